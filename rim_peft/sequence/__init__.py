@@ -1,0 +1,16 @@
+"""Where tokens lie and who attends to whom: pure torch, no model, no tokenizer."""
+
+from rim_peft.sequence.layout import IGNORE_INDEX, BlockTokens, Layout, Sample, build_layout, keep_readouts
+from rim_peft.sequence.masks import attention_masks, branching_mask, check_architecture
+
+__all__ = [
+    "IGNORE_INDEX",
+    "BlockTokens",
+    "Layout",
+    "Sample",
+    "attention_masks",
+    "branching_mask",
+    "build_layout",
+    "check_architecture",
+    "keep_readouts",
+]

@@ -1,0 +1,214 @@
+"""Where prompt, blocks and readouts lie in a row: token ids, segment, position, label.
+
+All readouts of a sample share one row, so that one forward pass trains them all::
+
+    x  m_1  readout_1  m_2  readout_2  ...  m_K  readout_K
+
+The *trunk*, ``x, m_1 … m_K``, is what exists at inference. A readout is a side branch: its tokens carry the
+positions they would have if they followed their block directly, and the mask (:mod:`rim_peft.sequence.masks`) hides
+them from everything but themselves.
+
+Source: arXiv 2605.30343; the row is described in ``docs/concepts.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""The label of a position that predicts nothing, as everywhere in transformers."""
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """The three token ids that blocks are made of, and how many memory tokens a block has.
+
+    >>> BlockTokens(begin=90, memory=91, end=92, block_size=2).ids(2)
+    [90, 91, 91, 92, 90, 91, 91, 92]
+    """
+
+    begin: int
+    memory: int
+    end: int
+    block_size: int
+
+    @property
+    def length(self) -> int:
+        """Tokens in one block, ``B = M + 2``."""
+        return self.block_size + 2
+
+    def ids(self, num_blocks: int) -> list[int]:
+        """Token ids of ``num_blocks`` blocks in a row, ``[<b>, <m> × M, </b>] × K``."""
+        return [self.begin, *[self.memory] * self.block_size, self.end] * num_blocks
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and what is to be read out after each of its blocks.
+
+    ``readouts[k - 1]`` directly follows block ``k``; an empty one leaves the block without a readout. The number of
+    readouts is the sample's number of blocks, so ``[[]] * K`` is a bare trunk.
+    """
+
+    prompt: Sequence[int]
+    readouts: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch of rows; every tensor is int64.
+
+    Attributes:
+        input_ids: (B, S) token ids.
+        attention_mask: (B, S) 1 for a token, 0 for padding.
+        position_ids: (B, S) trunk tokens count trunk tokens alone; token ``j`` of readout ``k`` has ``n + k·B + j``.
+        segment_ids: (B, S) 0 for the trunk and for padding, ``k`` for the tokens of readout ``k``.
+        shift_labels: (B, S) the token that this position is to predict, ``IGNORE_INDEX`` for none. A block's end
+            predicts its readout's first token; the last token of a readout predicts nothing.
+        block_ends: (B, K) index in the row of each block's last token, -1 where a sample has fewer blocks.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    segment_ids: Tensor
+    shift_labels: Tensor
+    block_ends: Tensor
+
+    @property
+    def label_blocks(self) -> Tensor:
+        """(B, S) the number ``k`` of the readout that ``shift_labels`` belongs to, 0 where there is no label."""
+        following = torch.zeros_like(self.segment_ids)
+        following[:, :-1] = self.segment_ids[:, 1:]
+        return torch.where(self.shift_labels == IGNORE_INDEX, 0, following)
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """The tensors by name, as data loaders and devices want them; ``Layout(**batch)`` is the way back."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def build_layout(samples: Sequence[Sample], blocks: BlockTokens, *, pad_id: int, padding_side: str = "right") -> Layout:
+    """Lay every sample out as one row of interleaved blocks and readouts, and pad the rows to one length.
+
+    A prompt of two tokens, one block with ``M = 1``, and a readout of two tokens:
+
+    >>> blocks = BlockTokens(begin=90, memory=91, end=92, block_size=1)
+    >>> layout = build_layout([Sample(prompt=[5, 6], readouts=[[7, 8], [9]])], blocks, pad_id=0)
+    >>> layout.input_ids.tolist()
+    [[5, 6, 90, 91, 92, 7, 8, 90, 91, 92, 9]]
+    >>> layout.segment_ids.tolist()
+    [[0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 2]]
+    >>> layout.position_ids.tolist()
+    [[0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 8]]
+    >>> layout.shift_labels.tolist()
+    [[-100, -100, -100, -100, 7, 8, -100, -100, -100, 9, -100]]
+    >>> layout.block_ends.tolist()
+    [[4, 9]]
+
+    Args:
+        samples: at least one; their prompts, readouts and numbers of blocks may differ.
+        blocks: the ids of the block tokens.
+        pad_id: id of padding; its value is never read by a real token.
+        padding_side: ``"right"`` or ``"left"``.
+
+    Raises:
+        ValueError: no samples, an empty prompt, or another padding side.
+    """
+    if not samples:
+        raise ValueError("samples: at least one sample is needed, got none.")
+    if padding_side not in ("left", "right"):
+        raise ValueError(f"padding_side: must be 'left' or 'right', got {padding_side!r}.")
+    rows = [_lay_out(sample, blocks) for sample in samples]
+    length = max(len(row.tokens) for row in rows)
+    left = padding_side == "left"
+    starts = [length - len(row.tokens) if left else 0 for row in rows]
+    num_blocks = max(len(row.block_ends) for row in rows)
+    ends = torch.full((len(rows), num_blocks), -1)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        ends[i, : len(row.block_ends)] = torch.tensor(row.block_ends, dtype=torch.long) + start
+
+    def pad(columns: list[list[int]], value: int) -> Tensor:
+        padded = torch.full((len(columns), length), value)
+        for i, (column, start) in enumerate(zip(columns, starts, strict=True)):
+            padded[i, start : start + len(column)] = torch.tensor(column, dtype=torch.long)
+        return padded
+
+    return Layout(
+        input_ids=pad([row.tokens for row in rows], pad_id),
+        attention_mask=pad([[1] * len(row.tokens) for row in rows], 0),
+        position_ids=pad([row.positions for row in rows], 0),
+        segment_ids=pad([row.segments for row in rows], 0),
+        shift_labels=pad([row.labels for row in rows], IGNORE_INDEX),
+        block_ends=ends,
+    )
+
+
+def keep_readouts(layout: Layout, keep: Tensor) -> Layout:
+    """Take the tokens of unwanted readouts out of the rows, and close the gaps.
+
+    What is left is unchanged, since no kept token attends to a dropped one and positions don't depend on them: a
+    readout whose loss weight has reached 0 need not be computed. Rows come back padded on the right.
+
+    Args:
+        layout: rows with K blocks.
+        keep: (B, K) bool, whether readout ``k`` of a row stays.
+    """
+    wanted = torch.cat([keep.new_ones(len(keep), 1), keep.bool()], dim=1)  # segment 0, the trunk, always stays
+    stays = wanted.gather(1, layout.segment_ids) & layout.attention_mask.bool()
+    # A stable sort on "goes" moves what stays to the front in its order; the tail is cut at the longest row.
+    order = torch.argsort((~stays).long(), dim=1, stable=True)[:, : int(stays.sum(1).max())]
+    stays = stays.gather(1, order)
+    # A block's end whose readout is gone predicts nothing any more.
+    labels = torch.where(wanted.gather(1, layout.label_blocks), layout.shift_labels, IGNORE_INDEX)
+    new_index = torch.empty_like(layout.input_ids).fill_(-1)
+    new_index.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous())
+    ends = new_index.gather(1, layout.block_ends.clamp(min=0))
+
+    def pick(values: Tensor, fill: int) -> Tensor:
+        return values.gather(1, order).masked_fill(~stays, fill)
+
+    return Layout(
+        input_ids=layout.input_ids.gather(1, order),
+        attention_mask=pick(layout.attention_mask, 0),
+        position_ids=pick(layout.position_ids, 0),
+        segment_ids=pick(layout.segment_ids, 0),
+        shift_labels=pick(labels, IGNORE_INDEX),
+        block_ends=torch.where(layout.block_ends < 0, -1, ends),
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sample's row before padding, as lists."""
+
+    tokens: list[int]
+    positions: list[int]
+    segments: list[int]
+    labels: list[int]
+    block_ends: list[int]
+
+
+def _lay_out(sample: Sample, blocks: BlockTokens) -> _Row:
+    if not len(sample.prompt):
+        raise ValueError("prompt: a sample needs at least one prompt token, got an empty prompt.")
+    row = _Row(list(sample.prompt), list(range(len(sample.prompt))), [0] * len(sample.prompt), [], [])
+    row.labels.extend([IGNORE_INDEX] * len(sample.prompt))
+    trunk_length = len(sample.prompt)
+    for number, readout in enumerate(sample.readouts, start=1):
+        row.tokens.extend(blocks.ids(1))
+        row.positions.extend(range(trunk_length, trunk_length + blocks.length))
+        row.segments.extend([0] * blocks.length)
+        row.labels.extend([IGNORE_INDEX] * blocks.length)
+        row.block_ends.append(len(row.tokens) - 1)
+        trunk_length += blocks.length
+        if len(readout):
+            row.tokens.extend(readout)
+            row.positions.extend(range(trunk_length, trunk_length + len(readout)))
+            row.segments.extend([number] * len(readout))
+            # Shifted: the block's end predicts the first token, the last token predicts nothing.
+            row.labels[-1:] = [*readout, IGNORE_INDEX]
+    return row

@@ -1,0 +1,170 @@
+"""Who attends to whom, from segment ids: one predicate, as dense masks and as a flex-attention block mask.
+
+Query ``q`` may attend to key ``i`` when ``i <= q`` and ``segment[i] in (0, segment[q])``: blocks never see readouts,
+readouts never see each other.
+
+Source: "All readouts in one forward pass" of ``docs/concepts.md``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rim_peft.sequence.layout import Layout
+
+MaskFunction = Callable[[Tensor, Any, Tensor, Tensor], Tensor]
+"""``f(batch, head, query index, key index) -> bool``, the form flex attention takes."""
+
+AttentionMasks = Any
+"""What goes into a model as ``attention_mask``: a tensor, a ``BlockMask``, or a dict of either by layer type."""
+
+SUPPORTED_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
+_WINDOWED = "sliding_attention"
+_LAYER_TYPES = ("full_attention", _WINDOWED)
+
+
+def branching_mask(layout: Layout, *, window: int | None = None) -> MaskFunction:
+    """Return the predicate "query may attend to key" of a batch of rows.
+
+    Row ``i``, column ``j`` is x where token ``i`` attends to token ``j``; the row is a prompt of one token, then a
+    block (``M = 1``) with a readout of two tokens, then a block with a readout of one:
+
+    >>> from rim_peft.sequence.layout import BlockTokens, Sample, build_layout
+    >>> blocks = BlockTokens(begin=90, memory=91, end=92, block_size=1)
+    >>> layout = build_layout([Sample([5], [[7, 8], [9]])], blocks, pad_id=0)
+    >>> for query in _evaluate(branching_mask(layout), layout)[0]:
+    ...     print("".join("x" if attends else "." for attends in query))
+    x.........
+    xx........
+    xxx.......
+    xxxx......
+    xxxxx.....
+    xxxxxx....
+    xxxx..x...
+    xxxx..xx..
+    xxxx..xxx.
+    xxxx..xxxx
+
+    Args:
+        layout: the rows.
+        window: a key must be less than this many *positions* before the query (sliding-window layers); None for all.
+
+    Returns:
+        A function for :func:`torch.nn.attention.flex_attention.create_block_mask`. Every query sees itself, padding
+        too, so that no row of the attention is empty.
+    """
+    is_token = layout.attention_mask.bool()
+    segment, position = layout.segment_ids, layout.position_ids
+
+    def attends(batch: Tensor, head: Any, query: Tensor, key: Tensor) -> Tensor:
+        segment_of_key = segment[batch, key]
+        allowed = (segment_of_key == 0) | (segment_of_key == segment[batch, query])
+        allowed = allowed & (key <= query) & is_token[batch, key]
+        if window is not None:
+            allowed = allowed & (position[batch, query] - position[batch, key] < window)
+        return allowed | (query == key)
+
+    return attends
+
+
+def attention_masks(config: Any, layout: Layout, *, dtype: torch.dtype) -> AttentionMasks:
+    """Build the masks that a model with this config takes as its ``attention_mask``.
+
+    Args:
+        config: the base model's config; its text part, attention implementation, layer types and window are read.
+        layout: the rows.
+        dtype: floating type of the dense mask, the one the model computes in.
+
+    Returns:
+        An additive (B, 1, S, S) tensor, 0 where a query attends and the dtype's smallest number elsewhere, for eager
+        and sdpa; a ``BlockMask`` for flex attention; a dict of them by layer type where layers differ (Gemma 2 and 3).
+
+    Raises:
+        ValueError: for what :func:`check_config` refuses.
+    """
+    check_config(config)
+    config = config.get_text_config()
+    build = _block_sparse if config._attn_implementation == "flex_attention" else _dense
+    window = getattr(config, "sliding_window", None)
+    layer_types = _layer_types(config)
+    if layer_types == set(_LAYER_TYPES):
+        return {kind: build(layout, window if kind == _WINDOWED else None, dtype) for kind in _LAYER_TYPES}
+    return build(layout, window if layer_types == {_WINDOWED} else None, dtype)
+
+
+def check_architecture(model: nn.Module) -> None:
+    """Refuse a base model that cannot run branching rows, with the reason.
+
+    Raises:
+        ValueError: the attention implementation takes no 4D mask, a layer is recurrent or attends by index, or the
+            model takes no ``position_ids``.
+    """
+    config: Any = model.config
+    check_config(config)
+    parameters = inspect.signature(model.forward).parameters
+    if "position_ids" not in parameters:
+        raise ValueError(
+            f"model: readouts need positions of their own, but {type(model).__name__} takes no `position_ids` "
+            "(ALiBi, relative or recurrent models). Use a base with rotary or learned positions."
+        )
+
+
+def check_config(config: Any) -> None:
+    """Refuse a config whose model cannot express a branching mask; see :func:`check_architecture`."""
+    name = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"model: {name!r} is an encoder-decoder model; blocks need a decoder-only causal model.")
+    config = config.get_text_config()
+    if (implementation := config._attn_implementation) not in SUPPORTED_IMPLEMENTATIONS:
+        raise ValueError(
+            f"attn_implementation: training readouts needs a mask per query, which {implementation!r} cannot express "
+            f"(it takes a padding mask alone). Load the base with one of {', '.join(SUPPORTED_IMPLEMENTATIONS)}."
+        )
+    if unknown := _layer_types(config) - set(_LAYER_TYPES):
+        raise ValueError(
+            f"model: {name!r} has layers of type {', '.join(sorted(unknown))}, which cannot hide readouts from each "
+            "other (recurrent state, or attention by index). Use a base with full or sliding attention in every layer."
+        )
+    if getattr(config, "alibi", False):
+        raise ValueError(f"model: {name!r} is configured with ALiBi, which ignores `position_ids`; set alibi=False.")
+
+
+def _layer_types(config: Any) -> set[str]:
+    """The kinds of attention among the layers, under transformers' names."""
+    # Hybrid and older models name their layers in fields of their own.
+    for field in ("layer_types", "layers_block_type", "attention_layers"):
+        if kinds := getattr(config, field, None):
+            return {"full_attention" if kind in ("attention", "global") else kind for kind in kinds}
+    recurrent = ("ssm_cfg", "state_size", "mamba_d_state", "attention_chunk_size", "linear_attn_config")
+    if found := [field for field in recurrent if getattr(config, field, None) is not None]:
+        return {f"unknown ({found[0]} is set)"}
+    return {_WINDOWED} if getattr(config, "sliding_window", None) is not None else {"full_attention"}
+
+
+def _evaluate(attends: MaskFunction, layout: Layout) -> Tensor:
+    """(B, S, S) bool: the predicate at every pair."""
+    batch, length = layout.input_ids.shape
+    index = torch.arange(length, device=layout.input_ids.device)
+    rows = torch.arange(batch, device=layout.input_ids.device)
+    return attends(rows[:, None, None], None, index[None, :, None], index[None, None, :])
+
+
+def _dense(layout: Layout, window: int | None, dtype: torch.dtype) -> Tensor:
+    attends = _evaluate(branching_mask(layout, window=window), layout)
+    # Not a bool mask: eager attention adds what it is given. Not -inf: a kernel may subtract two of them.
+    mask = torch.zeros(attends.shape, dtype=dtype, device=attends.device)
+    return mask.masked_fill(~attends, torch.finfo(dtype).min)[:, None]
+
+
+def _block_sparse(layout: Layout, window: int | None, dtype: torch.dtype) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    batch, length = layout.input_ids.shape
+    device = str(layout.input_ids.device)
+    # Block masks hold no numbers, so `dtype` does not matter here.
+    return create_block_mask(branching_mask(layout, window=window), batch, None, length, length, device=device)

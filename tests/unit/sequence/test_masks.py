@@ -1,0 +1,143 @@
+"""Masks against matrices drawn by hand, and the configs that are refused."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import BloomConfig, BloomForCausalLM, FalconConfig, JambaConfig, LlamaConfig, MambaConfig, T5Config
+
+from rim_peft.sequence import BlockTokens, Sample, attention_masks, build_layout, check_architecture
+
+BLOCKS = BlockTokens(begin=90, memory=91, end=92, block_size=1)
+LAYOUT = build_layout([Sample([5, 6], [[7], [8]]), Sample([5], [[7]])], BLOCKS, pad_id=0)
+FULL = """
+x.........
+xx........
+xxx.......
+xxxx......
+xxxxx.....
+xxxxxx....
+xxxxx.x...
+xxxxx.xx..
+xxxxx.xxx.
+xxxxx.xxxx
+"""
+# A window of 3 positions. The readouts sit at positions 5 and 8, block 2 at 5 to 7: the first row of block 2 reaches
+# back to position 3, which lies four indices before it.
+WINDOW_3 = """
+x.........
+xx........
+xxx.......
+.xxx......
+..xxx.....
+...xxx....
+...xx.x...
+....x.xx..
+......xxx.
+.......xxx
+"""
+PADDED = """
+x.........
+xx........
+xxx.......
+xxxx......
+xxxxx.....
+xxxx.x....
+xxxx..x...
+xxxx...x..
+xxxx....x.
+xxxx.....x
+"""
+
+
+def _config(**fields: Any) -> Any:
+    config = SimpleNamespace(model_type="test", is_encoder_decoder=False, _attn_implementation="sdpa", **fields)
+    config.get_text_config = lambda: config
+    return config
+
+
+def _drawn(picture: str) -> torch.Tensor:
+    return torch.tensor([[mark == "x" for mark in line] for line in picture.split()])
+
+
+def _additive(allowed: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def test_full_attention_by_hand() -> None:
+    mask = attention_masks(_config(), LAYOUT, dtype=torch.float32)
+    torch.testing.assert_close(mask[0, 0], _additive(_drawn(FULL)))
+
+
+def test_padded_queries_see_themselves_and_nobody_sees_padding() -> None:
+    mask = attention_masks(_config(), LAYOUT, dtype=torch.bfloat16)
+    # The second row is [5, b, m, e, 7] and five paddings; padding reads the trunk, which does no harm, and itself.
+    torch.testing.assert_close(mask[1, 0], _additive(_drawn(PADDED), torch.bfloat16))
+
+
+def test_windows_count_positions() -> None:
+    mask = attention_masks(_config(sliding_window=3), LAYOUT, dtype=torch.float32)
+    torch.testing.assert_close(mask[0, 0], _additive(_drawn(WINDOW_3)))
+
+
+def test_layers_that_differ_get_a_mask_each() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    masks = attention_masks(_config(sliding_window=3, layer_types=kinds), LAYOUT, dtype=torch.float32)
+    assert set(masks) == set(kinds)
+    torch.testing.assert_close(masks["full_attention"][0, 0], _additive(_drawn(FULL)))
+    torch.testing.assert_close(masks["sliding_attention"][0, 0], _additive(_drawn(WINDOW_3)))
+
+
+def test_a_window_that_no_layer_uses_does_not_count() -> None:
+    config = _config(sliding_window=3, layer_types=["full_attention"] * 2)
+    mask = attention_masks(config, LAYOUT, dtype=torch.float32)
+    torch.testing.assert_close(mask[0, 0], _additive(_drawn(FULL)))
+
+
+def test_flex_attention_gets_the_same_predicate() -> None:
+    config = _config()
+    config._attn_implementation = "flex_attention"
+    mask = attention_masks(config, LAYOUT, dtype=torch.float32)
+    index = torch.arange(10)
+    evaluated = mask.mask_mod(torch.tensor(0), torch.tensor(0), index[:, None], index[None, :])
+    torch.testing.assert_close(evaluated, _drawn(FULL))
+
+
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3", "paged|sdpa"])
+def test_implementations_with_a_padding_mask_alone_are_refused(implementation: str) -> None:
+    config = _config()
+    config._attn_implementation = implementation
+    with pytest.raises(ValueError, match=r"attn_implementation: .*cannot express.*eager, sdpa, flex_attention"):
+        attention_masks(config, LAYOUT, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (T5Config(), "encoder-decoder"),
+        (MambaConfig(), "cannot hide readouts"),
+        (JambaConfig(), "cannot hide readouts"),
+        (FalconConfig(alibi=True), "ALiBi"),
+    ],
+)
+def test_architectures_that_cannot_branch_are_refused(config: Any, reason: str) -> None:
+    config._attn_implementation = "eager"
+    with pytest.raises(ValueError, match=reason):
+        attention_masks(config, LAYOUT, dtype=torch.float32)
+
+
+def test_models_without_position_ids_are_refused() -> None:
+    model = BloomForCausalLM(BloomConfig(vocab_size=16, hidden_size=8, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="BloomForCausalLM takes no `position_ids`"):
+        check_architecture(model)
+
+
+def test_a_model_that_can_branch_passes() -> None:
+    class Model(nn.Module):
+        config = LlamaConfig(attn_implementation="eager")
+
+        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> None: ...
+
+    check_architecture(Model())
