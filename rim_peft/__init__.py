@@ -1,0 +1,35 @@
+"""Reasoning in Memory (RiM) as a PEFT tuner. Importing the package registers the PEFT type ``RIM``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rim_peft.tuner import RiMConfig, RiMModel
+from rim_peft.version import __version__
+
+if TYPE_CHECKING:
+    from rim_peft.training import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
+
+_TRAINING = ("GroundingConfig", "GroundingTrainer", "RefinementConfig", "RefinementTrainer")
+"""Names whose module is imported on first use, since it brings TRL in."""
+
+__all__ = [
+    "GroundingConfig",
+    "GroundingTrainer",
+    "RefinementConfig",
+    "RefinementTrainer",
+    "RiMConfig",
+    "RiMModel",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _TRAINING:
+        return getattr(import_module("rim_peft.training"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

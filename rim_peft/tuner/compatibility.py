@@ -1,0 +1,76 @@
+"""Which bases and which targets a RiM adapter can be attached to; checked before the base is changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
+from torch import nn
+from transformers import PreTrainedModel
+
+from rim_peft.tuner.config import RiMConfig
+
+
+def check_base(model: nn.Module) -> None:
+    """Refuse models that cannot continue a prompt after blocks.
+
+    Raises:
+        ValueError: if the model is not a decoder-only language model of transformers.
+    """
+    if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
+        raise ValueError(
+            f"model: must be a transformers causal language model, got {type(model).__name__}. Load the base with "
+            "AutoModelForCausalLM."
+        )
+
+
+def check_vocabulary(config: RiMConfig, num_embeddings: int) -> None:
+    """Refuse a configuration made for another vocabulary than the base's (V) rows.
+
+    Raises:
+        ValueError: if ``first_memory_id`` or a token id of ``init_memory`` does not fit.
+    """
+    if config.first_memory_id not in (None, num_embeddings):
+        raise ValueError(
+            f"first_memory_id: must be the number of rows of the base's embedding, {num_embeddings}, got "
+            f"{config.first_memory_id}: the adapter was made for another base, or this one's vocabulary was resized. "
+            "Load the adapter's own base without resizing it; for a new adapter make a new RiMConfig."
+        )
+    if not isinstance(config.init_memory, str) and max(config.init_memory) >= num_embeddings:
+        raise ValueError(
+            f"init_memory: token ids must be below the vocabulary's size {num_embeddings}, got {config.init_memory!r}. "
+            "Take the ids from this base's tokenizer."
+        )
+
+
+def check_targets(config: RiMConfig, model: Any, embedding: str) -> None:
+    """Refuse targets that RiM needs as they are, and those that match nothing.
+
+    Raises:
+        ValueError: if ``modules_to_save`` or ``target_modules`` hold the input embedding, which is named
+            ``embedding``, or the latter the output head, or no layer at all.
+    """
+    for name in config.modules_to_save or []:
+        if f".{embedding}.".endswith(f".{name}."):
+            raise ValueError(_not_on_embedding("modules_to_save", name))
+    targets = config.target_modules
+    if config.r == 0 or targets == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return
+    matched = [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
+    if embedding in matched:
+        raise ValueError(_not_on_embedding("target_modules", targets))
+    if any(model.get_submodule(name) is model.get_output_embeddings() for name in matched):
+        raise ValueError(
+            f"target_modules: must not hold the output head, got {targets!r}: TRL computes the trainers' loss from the "
+            "head's own weights. Leave it out, or use 'all-linear'."
+        )
+    if not matched and not config.target_parameters:
+        raise ValueError(
+            f"target_modules: must name layers of the base, got {targets!r}, which matches none. Use 'all-linear', or "
+            "r=0 to train the memory rows alone."
+        )
+
+
+def _not_on_embedding(field: str, value: object) -> str:
+    return f"{field}: must not hold the input embedding, got {value!r}: RiM looks its memory up there. Leave it out."

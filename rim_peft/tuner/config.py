@@ -1,0 +1,168 @@
+"""RiMConfig: LoRA's options plus the memory blocks'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import LoraConfig, PeftModel, TaskType
+
+from rim_peft.sequence.layout import BlockTokens
+from rim_peft.tuner.registration import RIM
+
+INIT_MEMORY = ("vocabulary", "random")
+"""Named ways to start the memory rows; a list of token ids is the third."""
+
+NUM_ROWS = 3
+"""Memory rows of an adapter: those of ``<b>``, ``<m>`` and ``</b>``."""
+
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+_REFUSED_OPTIONS = {
+    "layer_replication": "changes the base, which RiM keeps as it is",
+    "megatron_config": "RiM reads its memory through transformers' input embedding, which Megatron does not have",
+    "trainable_token_indices": "wraps the input embedding, where RiM looks its memory up",
+    "alora_invocation_tokens": "switches LoRA on by token, while a RiM adapter works on the whole prompt",
+    "arrow_config": "mixes several adapters, while memory rows belong to one",
+    "kasa_config": "changes the base's weights, so that the disabled adapter would not equal the base",
+    "monteclora_config": "needs a loss term that RiM's trainers do not add",
+}
+
+
+@dataclass
+class RiMConfig(LoraConfig):
+    """Configuration of a RiM adapter: the memory blocks' options on top of LoRA's.
+
+    ``r=0`` trains the memory rows alone. LoRA's other options (``lora_dropout``, ``use_rslora``, ``rank_pattern``,
+    ...) keep their meaning and defaults.
+
+    Raises:
+        ValueError: for an option out of its range; names the field, the rule, the value and the remedy.
+
+    Source: arXiv 2605.30343 for the defaults of ``num_blocks``, ``block_size`` and ``r``.
+    """
+
+    num_blocks: int = field(
+        default=8, metadata={"help": "Blocks appended to a prompt, K. A generate call can override it."}
+    )
+    block_size: int = field(default=2, metadata={"help": "Memory tokens in a block between its begin and end, M."})
+    init_memory: str | list[int] = field(
+        default="vocabulary",
+        metadata={
+            "help": "What the memory rows start from: 'vocabulary' (mean and spread of the vocabulary's rows), "
+            "'random' (normal, at the base's initializer_range), or a list of token ids whose rows are copied in turn "
+            "to <b>, <m> and </b>, with a little noise."
+        },
+    )
+    first_memory_id: int | None = field(
+        default=None,
+        metadata={
+            "help": "Id of <b>; <m> and </b> follow. It is the number of rows of the base's embedding, filled in when "
+            "the adapter is attached; the ids exist in the adapter alone, not in tokenizer or head."
+        },
+    )
+    r: int = field(default=128, metadata={"help": "LoRA rank; 0 trains the memory rows alone."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha; updates are scaled by lora_alpha / r."})
+    target_modules: list[str] | str | None = field(
+        default="all-linear",
+        metadata={"help": "Layers that get LoRA, as in LoraConfig; never the input embedding or the output head."},
+    )
+    task_type: TaskType | None = field(
+        default=TaskType.CAUSAL_LM, metadata={"help": "Always CAUSAL_LM: RiM extends causal language models."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check every option and set the adapter's type."""
+        self._check_blocks()
+        self._check_init_memory()
+        self._check_lora()
+        super().__post_init__()
+        self.peft_type = RIM
+
+    @property
+    def block_tokens(self) -> BlockTokens:
+        """The ids that blocks are made of.
+
+        Raises:
+            ValueError: if the configuration was not attached to a base yet.
+        """
+        first = self.first_memory_id
+        if first is None:
+            raise ValueError(
+                "first_memory_id: must be known before blocks can be built, got None. Attach the configuration to a "
+                "base first (get_peft_model, PeftModel.from_pretrained)."
+            )
+        return BlockTokens(begin=first, memory=first + 1, end=first + 2, block_size=self.block_size)
+
+    def _check_blocks(self) -> None:
+        _check_integer("num_blocks", self.num_blocks, minimum=0)
+        _check_integer("block_size", self.block_size, minimum=1)
+        _check_integer("r", self.r, minimum=0)
+        if self.first_memory_id is not None:
+            _check_integer("first_memory_id", self.first_memory_id, minimum=1)
+
+    def _check_init_memory(self) -> None:
+        value = self.init_memory
+        if isinstance(value, str):
+            valid = value in INIT_MEMORY
+        else:
+            valid = isinstance(value, Sequence) and len(value) > 0 and all(_is_token_id(item) for item in value)
+        if not valid:
+            raise ValueError(
+                f"init_memory: must be {' or '.join(map(repr, INIT_MEMORY))} or a list of token ids, got {value!r}. "
+                "Take ids from the base's tokenizer."
+            )
+        if not isinstance(value, str):
+            self.init_memory = list(value)
+
+    def _check_lora(self) -> None:
+        _check_integer("lora_alpha", self.lora_alpha, minimum=1)
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout: must be in [0, 1), got {self.lora_dropout!r}.")
+        if self.task_type != "CAUSAL_LM":
+            raise ValueError(f"task_type: must be 'CAUSAL_LM', got {self.task_type!r}. Leave it out.")
+        if self.bias != "none":
+            raise ValueError(
+                f"bias: must be 'none', got {self.bias!r}: trained biases belong to the base, so that the disabled "
+                "adapter would not equal it. Leave it out."
+            )
+        if str(self.init_lora_weights).startswith(_BASE_CHANGING_INITS):
+            raise ValueError(
+                f"init_lora_weights: must leave the base's weights as they are, got {self.init_lora_weights!r}. Use "
+                "True, 'gaussian', 'orthogonal', 'eva' or 'mica'."
+            )
+        if self.r == 0 and (self.rank_pattern or self.target_parameters):
+            raise ValueError(
+                "r: must be at least 1 with rank_pattern or target_parameters, got 0, which trains the memory rows "
+                "alone. Set r, or leave those out."
+            )
+        for name, reason in _REFUSED_OPTIONS.items():
+            value: Any = getattr(self, name, None)
+            if value:
+                raise ValueError(f"{name}: is not supported by RiM, got {value!r}: it {reason}. Leave it out.")
+
+
+def active_config(model: Any) -> RiMConfig:
+    """Return the config of a model's active adapter.
+
+    Raises:
+        ValueError: the model has no RIM adapter that is active.
+    """
+    config = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None
+    if not isinstance(config, RiMConfig):
+        got = type(model if config is None else config).__name__
+        raise ValueError(
+            f"model: must be a model whose active adapter is RIM, got {got}. Wrap the base with "
+            "get_peft_model(base, RiMConfig(...)), load an adapter with PeftModel.from_pretrained, or call set_adapter."
+        )
+    return config
+
+
+def _check_integer(name: str, value: object, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name}: must be an integer of at least {minimum}, got {value!r}.")
+
+
+def _is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

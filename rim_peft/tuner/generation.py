@@ -1,0 +1,149 @@
+"""``generate`` with memory blocks after the prompt: what a call asks for, and what cannot be done.
+
+How the blocks get into the model is in :mod:`rim_peft.tuner.insertion`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
+
+from rim_peft.tuner.insertion import PER_TOKEN_INPUTS, BlockInsertion
+from rim_peft.tuner.layer import MemoryEmbedding
+
+_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
+
+
+class BlockGenerator:
+    """Stands in for ``generate`` of a base that a RiM adapter is attached to; ``model`` is the base."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        num_blocks: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call the base's ``generate`` with blocks after the prompt.
+
+        Takes and returns what the base's ``generate`` does: sequences are prompt and answer, lengths count both and
+        no memory. ``scores`` and ``logits`` are one per answer token; ``hidden_states``, ``attentions`` and
+        ``past_key_values`` come as the model gives them, with memory. Prompts that already end in memory ids keep
+        them and get no more. With the adapter disabled, or without blocks, this is the base's ``generate``.
+
+        Args:
+            inputs: (B, S) prompts, padded on the left; ``input_ids`` is the same.
+            generation_config: as for the base.
+            num_blocks: blocks for this call; the adapter's ``num_blocks`` by default.
+            kwargs: as for the base.
+
+        Raises:
+            ValueError: for right padding, ``inputs_embeds``, a cache from an earlier call, decoding other than
+                greedy, sampling and beam search, and memory ids elsewhere than at the end of the prompts.
+        """
+        plain_generate = type(self.model).generate
+        kwargs["generation_config"] = generation_config
+        memory = self.model.get_input_embeddings()
+        adapter_name = memory.current_adapter if isinstance(memory, MemoryEmbedding) else None
+        if adapter_name is None:
+            return plain_generate(self.model, inputs, **kwargs)
+        config = self.model.peft_config[adapter_name]
+        count = config.num_blocks if num_blocks is None else _checked(num_blocks)
+        prompts = kwargs.pop("input_ids", None) if inputs is None else inputs
+        held = _trailing_memory(prompts, memory.first_memory_id)
+        block_ids = held or config.block_tokens.ids(count)
+        if not block_ids:
+            return plain_generate(self.model, prompts, **kwargs)
+        _check_call(self.model, prompts, kwargs)
+        if held:
+            prompts, kwargs = _without_last(len(held), prompts, kwargs)
+        insertion = BlockInsertion(self.model, prompt_length=prompts.shape[1], block_ids=block_ids)
+        with insertion.active():
+            output = plain_generate(self.model, prompts, **kwargs)
+        return insertion.put_back(output) if held else output
+
+
+def _checked(num_blocks: int) -> int:
+    if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 0:
+        raise ValueError(
+            f"num_blocks: must be an integer of at least 0, got {num_blocks!r}. Leave it out for the adapter's own."
+        )
+    return num_blocks
+
+
+def _trailing_memory(prompts: Tensor | None, first_memory_id: int) -> list[int]:
+    """The memory ids that all prompts end in, [] if they hold none.
+
+    Raises:
+        ValueError: if prompts hold other memory ids.
+    """
+    if prompts is None or not bool((is_memory := prompts >= first_memory_id).any()):
+        return []
+    count = int(is_memory[0].sum())
+    ids = prompts[0, prompts.shape[1] - count :]
+    if bool(is_memory[:, :-count].any()) or not torch.equal(prompts[:, -count:], ids.expand(len(prompts), -1)):
+        raise ValueError(
+            f"input_ids: memory ids (from {first_memory_id} on) must be the same blocks at the end of every prompt, "
+            "got them elsewhere. Leave them out: generate appends the blocks."
+        )
+    return [int(token) for token in ids]
+
+
+def _without_last(count: int, prompts: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    cut = {name: kwargs[name][..., :-count] for name in PER_TOKEN_INPUTS if kwargs.get(name) is not None}
+    return prompts[:, :-count], {**kwargs, **cut}
+
+
+def _check_call(model: Any, prompts: Tensor | None, kwargs: dict[str, Any]) -> None:
+    """Raise for calls of ``generate`` whose loop blocks cannot be put into."""
+    has_embeddings = kwargs.get("inputs_embeds") is not None
+    if prompts is None or has_embeddings:
+        raise ValueError(
+            "input_ids: must be given, since blocks are appended as token ids, got "
+            f"{'inputs_embeds' if has_embeddings else 'no prompt'}. Pass token ids alone, or num_blocks=0."
+        )
+    cache = kwargs.get("past_key_values")
+    if cache is not None and (length := int(cache.get_seq_length())) > 0:
+        raise ValueError(
+            f"past_key_values: must be empty, got {length} tokens: blocks follow each prompt anew, so a cache that "
+            "holds an earlier call's blocks does not fit. Pass the whole conversation without a cache."
+        )
+    config = _effective_config(model, kwargs)
+    mode = config.get_generation_mode(kwargs.get("assistant_model"))
+    refused = {
+        "custom_generate": kwargs.get("custom_generate"),
+        "cache_implementation": "paged" if config.cache_implementation == "paged" else None,
+        "token_healing": config.token_healing,
+        "decoding": None if mode in _MODES else mode.value,
+    }
+    for name, value in refused.items():
+        if value:
+            raise ValueError(
+                f"{name}: RiM generates by greedy search, sampling and beam search with their usual caches, got "
+                f"{value!r}. Leave it out, or set num_blocks=0."
+            )
+
+
+def _effective_config(model: Any, kwargs: dict[str, Any]) -> GenerationConfig:
+    """The settings that a call of ``generate`` runs under: the model's, the given configuration's, the arguments'."""
+    config: GenerationConfig = copy.deepcopy(model.generation_config)
+    given = kwargs.get("generation_config")
+    for settings in ({} if given is None else given.to_dict(), kwargs):
+        for name, value in settings.items():
+            if value is not None and hasattr(config, name):
+                setattr(config, name, value)
+    return config

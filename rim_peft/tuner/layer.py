@@ -1,0 +1,138 @@
+"""The memory rows, looked up by virtual token ids in a layer around the base's input embedding."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from rim_peft.tuner.config import NUM_ROWS, RiMConfig
+
+_ROWS_PER_CHUNK = 8192
+_TOKEN_NOISE = 0.1
+"""Noise on rows copied from tokens, in units of the vocabulary's spread: enough to tell equal rows apart."""
+
+
+class MemoryEmbedding(nn.Module, BaseTunerLayer):
+    """The base's input embedding plus, for each adapter, three memory rows with the ids ``V``, ``V + 1``, ``V + 2``.
+
+    The rows are (3, H), float32 whatever the base's type, and in the units of the base's embedding matrix: looking
+    one up gives exactly what the base would give if the row stood in its matrix, scaling (Gemma) and type included.
+    The matrix itself, and a head tied to it, stay as they are, so the model can never emit a memory token.
+    """
+
+    adapter_layer_names = ("lora_rim_memory",)
+    other_param_names = ()
+
+    def __init__(self, base_layer: nn.Module, first_memory_id: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.first_memory_id = first_memory_id
+        self.lora_rim_memory = nn.ModuleDict({})
+        self.merged_adapters: list[str] = []
+
+    def add_adapter(self, adapter_name: str, config: RiMConfig, *, initializer_range: float) -> None:
+        """Give an adapter its rows, started as ``config.init_memory`` says from torch's random numbers."""
+        weight = self.weight
+        rows = nn.Embedding(NUM_ROWS, weight.shape[1], dtype=torch.float32)
+        self.lora_rim_memory[adapter_name] = rows
+        if not (rows.weight.is_meta or weight.is_meta):  # else the values are loaded later
+            with torch.no_grad():
+                rows.weight.copy_(_initial_rows(weight.detach(), config.init_memory, initializer_range))
+        if not weight.is_meta and not rows.weight.is_meta:
+            rows.to(weight.device)
+        self.set_adapter(self.active_adapters)
+
+    def rows(self, adapter_name: str) -> nn.Parameter:
+        """The memory rows of an adapter, (3, H) float32, in the units of the base's embedding matrix."""
+        weight = self.lora_rim_memory[adapter_name].weight
+        if not isinstance(weight, nn.Parameter):
+            raise TypeError(
+                f"memory rows of adapter {adapter_name!r}: must be a parameter, got {type(weight).__name__}."
+            )
+        return weight
+
+    @property
+    def current_adapter(self) -> str | None:
+        """The adapter whose rows are looked up, None if there is none or adapters are disabled."""
+        if self.disable_adapters:
+            return None
+        return next((name for name in self.active_adapters if name in self.lora_rim_memory), None)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Embed (B, S) token ids, virtual ones included, to (B, S, H) in the base embedding's type.
+
+        Raises:
+            ValueError: if there are virtual ids but no adapter to look them up in.
+        """
+        adapter_name = self.current_adapter
+        if adapter_name is None:
+            self._refuse_virtual_ids(input_ids)
+            return self.base_layer(input_ids)
+        is_memory = input_ids >= self.first_memory_id
+        embedded = self.base_layer(input_ids.masked_fill(is_memory, 0))
+        rows = self.lora_rim_memory[adapter_name]((input_ids - self.first_memory_id).clamp(min=0))
+        rows = rows.to(embedded.dtype)
+        scale = self._get_embed_scale()
+        if scale is not None:
+            rows = rows * scale.to(device=rows.device, dtype=rows.dtype)
+        return torch.where(is_memory.unsqueeze(-1), rows.to(embedded.device), embedded)
+
+    def _refuse_virtual_ids(self, input_ids: Tensor) -> None:
+        if torch.compiler.is_compiling() or input_ids.is_meta:
+            return
+        if bool((input_ids >= self.first_memory_id).any()):
+            raise ValueError(
+                f"input_ids: memory ids (from {self.first_memory_id} on) need an enabled RiM adapter, got some with "
+                "the adapter disabled or deleted. Leave the blocks out, or enable the adapter."
+            )
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make one adapter the active one.
+
+        Raises:
+            ValueError: for several adapters at once, since memory rows cannot be combined.
+        """
+        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+            raise ValueError(f"adapter_names: RiM has one active adapter at a time, got {adapter_names!r}. Name one.")
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Note that adapters are merged: rows have no weight to be merged into, and are still looked up."""
+        self.merged_adapters.extend(check_adapters_to_merge(self, adapter_names))
+
+    def unmerge(self) -> None:
+        """Undo ``merge``."""
+        if not self.merged:
+            warnings.warn("Already unmerged, nothing to do.", stacklevel=2)
+        self.merged_adapters.clear()
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move the rows, without PEFT's cast to the base's type: they stay float32."""
+        if adapter_name in self.lora_rim_memory and not self.rows(adapter_name).is_meta:
+            self.lora_rim_memory[adapter_name].to(device if device is not None else self.weight.device)
+
+    def __repr__(self) -> str:
+        return "rim." + super().__repr__()
+
+
+def _initial_rows(vocabulary: Tensor, init_memory: str | list[int], initializer_range: float) -> Tensor:
+    """Three starting rows, (3, H) float32, from the (V, H) embedding matrix and torch's random numbers."""
+    noise = torch.randn(NUM_ROWS, vocabulary.shape[1]).to(vocabulary.device)
+    if init_memory == "random":
+        return initializer_range * noise
+    mean, spread = _mean_and_spread(vocabulary)
+    if init_memory == "vocabulary":
+        return mean + spread * noise
+    token_ids = [int(init_memory[row % len(init_memory)]) for row in range(NUM_ROWS)]
+    return vocabulary[token_ids].float() + _TOKEN_NOISE * spread * noise
+
+
+def _mean_and_spread(vocabulary: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per dimension, both (H) float32, without a float32 copy of the (V, H) matrix."""
+    chunks = vocabulary.split(_ROWS_PER_CHUNK)
+    mean = torch.stack([chunk.float().sum(0) for chunk in chunks]).sum(0) / len(vocabulary)
+    squares = torch.stack([(chunk.float() - mean).square().sum(0) for chunk in chunks]).sum(0)
+    return mean, (squares / len(vocabulary)).sqrt()

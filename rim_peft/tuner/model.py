@@ -1,0 +1,176 @@
+"""RiMModel: LoRA plus memory rows on a causal language model, and a ``generate`` that appends the blocks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from torch import Tensor, nn
+
+from rim_peft.tuner.compatibility import check_base, check_targets, check_vocabulary
+from rim_peft.tuner.config import NUM_ROWS, RiMConfig
+from rim_peft.tuner.generation import BlockGenerator
+from rim_peft.tuner.layer import MemoryEmbedding
+from rim_peft.tuner.registration import PREFIX
+
+
+class RiMModel(LoraModel):
+    """The tuner behind ``get_peft_model(base, RiMConfig(...))``.
+
+    The base's input embedding is wrapped in a :class:`MemoryEmbedding`, LoRA goes on ``target_modules``, and the
+    base's ``generate`` is replaced by a :class:`BlockGenerator`, so that blocks are appended also where the base is
+    used on its own (transformers' adapter loading, pipelines).
+    """
+
+    prefix = PREFIX
+    tuner_layer_cls: Any = BaseTunerLayer
+    model: Any
+
+    @property
+    def memory(self) -> MemoryEmbedding:
+        """The layer that holds every adapter's memory rows."""
+        layer = self.model.get_input_embeddings()
+        if not isinstance(layer, MemoryEmbedding):
+            raise TypeError(f"input embedding: must be RiM's, got {type(layer).__name__}: the adapter was unloaded.")
+        return layer
+
+    def generate(self, *args: Any, num_blocks: int | None = None, **kwargs: Any) -> Any:
+        """Generate after prompt and memory blocks; see :meth:`BlockGenerator.__call__`."""
+        return self.model.generate(*args, num_blocks=num_blocks, **kwargs)
+
+    def set_dropout(self, p: float, adapter_name: str | None = None) -> None:
+        """Change the dropout before LoRA, for one adapter or for the active one, also from or to 0.
+
+        Raises:
+            ValueError: if ``p`` is not in [0, 1), or there is no such adapter.
+        """
+        if not 0 <= p < 1:
+            raise ValueError(f"p: must be in [0, 1), got {p!r}.")
+        configs: dict[str, Any] = self.peft_config
+        for name in self.active_adapters if adapter_name is None else [adapter_name]:
+            if name not in configs:
+                raise ValueError(f"adapter_name: must be one of {list(configs)}, got {name!r}.")
+            configs[name].lora_dropout = p
+            for module in self.model.modules():
+                if isinstance(module, LoraLayer) and name in module.lora_dropout:
+                    dropout = nn.Dropout(p) if p > 0 else nn.Identity()
+                    module.lora_dropout[name] = dropout.train(module.lora_dropout.training)
+
+    # What PEFT calls to attach and load an adapter.
+
+    def _post_injection_hook(self, model: nn.Module, config: RiMConfig, adapter_name: str) -> None:
+        vars(model)["generate"] = BlockGenerator(model)
+
+    def _check_new_adapter_config(self, config: RiMConfig) -> None:
+        super()._check_new_adapter_config(config)
+        check_base(self.model)
+        num_embeddings = _matrix(self.model).shape[0]
+        check_vocabulary(config, num_embeddings)
+        config.first_memory_id = num_embeddings
+
+    def _prepare_adapter_config(self, peft_config: RiMConfig, model_config: dict[str, Any]) -> RiMConfig:
+        peft_config = super()._prepare_adapter_config(peft_config, model_config)
+        check_targets(peft_config, self.model, self._embedding_name())
+        return peft_config
+
+    def _check_target_module_exists(self, peft_config: RiMConfig, key: str) -> Any:
+        """Target the input embedding always, and what LoRA targets unless ``r=0``."""
+        if key == self._embedding_name():
+            return True
+        return peft_config.r > 0 and check_target_module_exists(peft_config, key)
+
+    def _create_and_replace(
+        self,
+        lora_config: RiMConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        if current_key != self._embedding_name():
+            super()._create_and_replace(
+                lora_config, adapter_name, target, target_name, parent, current_key=current_key, **kwargs
+            )
+            return
+        if not isinstance(target, MemoryEmbedding):
+            target = MemoryEmbedding(target, _matrix(self.model).shape[0])
+            setattr(parent, target_name, target)
+        initializer_range = getattr(self.model.config.get_text_config(), "initializer_range", None) or 0.02
+        target.add_adapter(adapter_name, lora_config, initializer_range=initializer_range)
+
+    def _embedding_name(self) -> str:
+        embedding = self.model.get_input_embeddings()
+        return next(name for name, module in self.model.named_modules() if module is embedding)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: RiMConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Check the memory rows of a file before PEFT loads it; PEFT itself lets missing ones pass with a warning."""
+        expected = (NUM_ROWS, _matrix(model).shape[1])
+        shapes = [tuple(value.shape) for key, value in state_dict.items() if ".lora_rim_memory." in key]
+        if shapes != [expected]:
+            found = shapes[0] if shapes else "none"
+            raise ValueError(
+                f"memory rows: must be {expected} for this base, got {found} in the adapter's file: the adapter was "
+                "made for another base, or this is not its file. Load it onto its own base."
+            )
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+    # What merging means, and what is refused.
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        vars(self.model).pop("generate", None)
+        if merge:
+            warnings.warn(
+                "Merging folds LoRA into the base and leaves the memory rows out: the plain model that comes back has "
+                "no ids for them and generates without memory blocks. Keep the adapter to generate with blocks.",
+                stacklevel=3,
+            )
+        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+
+    def _get_tied_target_modules(self, model: nn.Module) -> list[str]:
+        """None: the input embedding is wrapped, but its matrix, which a head may be tied to, is not changed."""
+        return []
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "adapter_names: RiM does not mix adapters within a batch, since they may differ in their blocks, got "
+                f"{kwargs['adapter_names']!r}. Call set_adapter and run one batch for each adapter."
+            )
+        with super()._enable_peft_forward_hooks(*args, **kwargs):
+            yield
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: continuous batching makes its inputs itself, without blocks."""
+        raise ValueError(
+            "generate_batch: continuous batching cannot append memory blocks. Call generate with a padded batch."
+        )
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: the memory ids start where the base's vocabulary ends."""
+        raise ValueError(
+            "resize_token_embeddings: the vocabulary must keep its size once a RiM adapter is attached, since the "
+            "memory ids start at its end. Resize the base first and attach a new adapter."
+        )
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: LoRA weights can be combined, memory rows of different adapters cannot."""
+        raise ValueError(
+            "add_weighted_adapter: RiM adapters cannot be combined, since their memory rows have no common meaning. "
+            "Train one adapter on both tasks instead."
+        )
+
+
+def _matrix(model: Any) -> Tensor:
+    """The base's embedding matrix, (V, H), with or without an adapter."""
+    weight: Tensor = model.get_input_embeddings().weight
+    return weight

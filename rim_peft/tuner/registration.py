@@ -1,0 +1,60 @@
+"""RiM's entry in PEFT's tables: the only file that touches PEFT's internals.
+
+PEFT looks its methods up by a member of the enum ``PeftType``, which is closed. A plain string is not enough (PEFT
+and transformers read ``.value``), so a real member is added, which compares, hashes, pickles and serialises like the
+others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+from peft import PeftConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+
+NAME = "RIM"
+
+PREFIX = "lora_"
+"""Prefix of the adapter's parameter names: LoRA's own, since transformers' adapter loading renames keys by it."""
+
+
+def _add_member() -> PeftType:
+    """Add ``RIM`` to ``PeftType``, or return the member that is already there."""
+    if NAME in PeftType.__members__:
+        return PeftType[NAME]
+    enum: Any = PeftType
+    member: Any = str.__new__(PeftType, NAME)
+    member._name_ = NAME
+    member._value_ = NAME
+    member.__objclass__ = enum
+    member._sort_order_ = len(enum.__members__)
+    enum._member_map_[NAME] = member
+    enum._value2member_map_[NAME] = member
+    enum._member_names_.append(NAME)
+    if hasattr(enum, "_hashable_values_"):  # Python 3.13 looks values up here
+        enum._hashable_values_.append(NAME)
+    type.__setattr__(enum, NAME, member)
+    return PeftType[NAME]
+
+
+RIM: PeftType = _add_member()
+"""RiM's member of ``PeftType``."""
+
+
+def register(config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
+    """Enter RiM's classes in PEFT's tables; doing it again is harmless.
+
+    Raises:
+        ImportError: if the installed PEFT has a method named RIM of its own.
+    """
+    registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(RIM)
+    if registered is not None and registered.__module__.partition(".")[0] != config_cls.__module__.partition(".")[0]:
+        raise ImportError(
+            f"PEFT {peft.__version__} has a method named {NAME} of its own ({registered.__module__}), which this "
+            "package would replace: update rim-peft, or install a PEFT without it."
+        )
+    PEFT_TYPE_TO_CONFIG_MAPPING[RIM] = config_cls
+    PEFT_TYPE_TO_TUNER_MAPPING[RIM] = model_cls
+    PEFT_TYPE_TO_PREFIX_MAPPING[RIM] = PREFIX

@@ -1,0 +1,141 @@
+"""Tiny random models and a tokenizer, built in code: on the CPU, in float32, offline, the same in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from rim_peft import RiMConfig
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>")
+PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
+VOCAB_SIZE = len(SPECIAL_TOKENS) + 256  # one token for each byte
+
+ARCHITECTURES = ("llama", "gpt2", "qwen2", "qwen3", "gemma3", "mistral")
+"""Tied heads: gpt2, qwen2, gemma3. Sliding windows: gemma3 (every other layer), mistral (all)."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+# A wide initialisation makes the answers of random models vary from token to token.
+_SHARED: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "pad_token_id": PAD_ID,
+    "bos_token_id": BOS_ID,
+    "eos_token_id": EOS_ID,
+    "initializer_range": 0.3,
+}
+_DECODER: dict[str, Any] = {
+    **_SHARED,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+_GEMMA: dict[str, Any] = {
+    "head_dim": 8,
+    "sliding_window": 6,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 8,
+    "initializer_range": 0.1,
+}
+_BUILDERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {**_DECODER, "tie_word_embeddings": False}),
+    "llama_tied": (LlamaForCausalLM, LlamaConfig, {**_DECODER, "tie_word_embeddings": True}),
+    "gpt2": (GPT2LMHeadModel, GPT2Config, {**_SHARED, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {**_DECODER, "tie_word_embeddings": True}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {**_DECODER, "head_dim": 8, "tie_word_embeddings": False}),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {**_DECODER, **_GEMMA}),
+    "mistral": (MistralForCausalLM, MistralConfig, {**_DECODER, "sliding_window": 6, "tie_word_embeddings": False}),
+}
+
+# PEFT and transformers type a model's attributes as "Tensor or Module", which says nothing: Any.
+MakeBase = Callable[..., Any]
+MakeRim = Callable[..., Any]
+
+
+def build_base(architecture: str = "llama", *, seed: int = 0, **overrides: Any) -> Any:
+    """A tiny random model in evaluation mode; ``overrides`` go to its config."""
+    model_cls, config_cls, settings = _BUILDERS[architecture]
+    torch.manual_seed(seed)
+    return model_cls(config_cls(**{**settings, **overrides})).eval()
+
+
+def build_rim(architecture: str = "llama", *, base: Any = None, fresh: bool = False, **options: Any) -> Any:
+    """A RiM model in evaluation mode, by default with two blocks, rank 4 and LoRA weights that do something."""
+    base = build_base(architecture) if base is None else base
+    torch.manual_seed(1)
+    model: Any = get_peft_model(base, RiMConfig(**{"num_blocks": 2, "r": 4, **options}))
+    if not fresh:
+        randomize_lora(model)
+    return model.eval()
+
+
+def randomize_lora(model: nn.Module) -> None:
+    """Fill every LoRA B, which starts at zero, as if the adapter had been trained."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(0, 0.1)
+
+
+def build_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with padding on the left and a chat template: any text, back and forth."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **{
+            "pad_token": "<pad>",
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "padding_side": "left",
+            "chat_template": CHAT_TEMPLATE,
+            "clean_up_tokenization_spaces": False,
+            **options,
+        },
+    )
+
+
+@pytest.fixture
+def make_base() -> MakeBase:
+    return build_base
+
+
+@pytest.fixture
+def make_rim() -> MakeRim:
+    return build_rim
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()

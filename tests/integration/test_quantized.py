@@ -1,0 +1,98 @@
+"""bitsandbytes bases, which run on the CPU: rows and LoRA train in float32 on frozen 4- and 8-bit weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from tests.conftest import VOCAB_SIZE, MakeBase, MakeRim
+
+WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}  # nf4 needs 64 or more
+PROMPT = torch.tensor([[20, 30, 40, 50]])
+MEMORY = torch.tensor([[20, 30, VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 1, VOCAB_SIZE + 2, 60, 70]])
+LABELS = torch.tensor([[-100, -100, -100, -100, -100, -100, 60, 70]])
+QUANTIZATION = {
+    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32),
+    "int8": BitsAndBytesConfig(load_in_8bit=True),
+}
+
+
+@pytest.fixture
+def base_dir(make_base: MakeBase, tmp_path: Path) -> str:
+    folder = str(tmp_path / "base")
+    make_base("llama", **WIDE).save_pretrained(folder)
+    return folder
+
+
+def load(base_dir: str, how: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(base_dir, quantization_config=QUANTIZATION[how], dtype=torch.float32)
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+def test_training_saving_and_generating_on_a_quantized_base(
+    make_rim: MakeRim, base_dir: str, tmp_path: Path, how: str
+) -> None:
+    base = prepare_model_for_kbit_training(load(base_dir, how))
+    model = make_rim(base=base, fresh=True).train()
+    rows = model.base_model.memory.rows("default")
+    start = rows.detach().clone()
+    vocabulary = base.get_input_embeddings().weight.float()
+    assert rows.dtype == torch.float32
+    assert ((start.mean(0) - vocabulary.mean(0)).abs() / vocabulary.std(0)).max() < 3
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(5):
+        loss = model(input_ids=MEMORY, labels=LABELS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    assert not torch.equal(rows, start)
+
+    adapter_dir = str(tmp_path / "adapter")
+    model.eval().save_pretrained(adapter_dir)
+    expected = model.generate(PROMPT, max_new_tokens=4)
+    routes: tuple[Any, ...] = (
+        PeftModel.from_pretrained(load(base_dir, how), adapter_dir),
+        AutoPeftModelForCausalLM.from_pretrained(
+            adapter_dir, quantization_config=QUANTIZATION[how], dtype=torch.float32
+        ),
+        AutoModelForCausalLM.from_pretrained(adapter_dir, quantization_config=QUANTIZATION[how], dtype=torch.float32),
+    )
+    for loaded in routes:
+        loaded.eval()
+        torch.testing.assert_close(loaded.get_input_embeddings().rows("default"), rows, atol=0, rtol=0)
+        torch.testing.assert_close(loaded.generate(PROMPT, max_new_tokens=4), expected)
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+def test_a_disabled_adapter_equals_the_quantized_base(make_rim: MakeRim, base_dir: str, how: str) -> None:
+    with torch.no_grad():
+        expected = load(base_dir, how).eval()(input_ids=PROMPT).logits
+        model = make_rim(base=load(base_dir, how))
+        assert not torch.allclose(model(input_ids=PROMPT).logits, expected)
+        with model.disable_adapter():
+            torch.testing.assert_close(model(input_ids=PROMPT).logits, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+def test_merging_into_a_quantized_base(make_rim: MakeRim, base_dir: str, how: str) -> None:
+    merged = make_rim(base=load(base_dir, how)).merge_and_unload()
+    assert merged.get_input_embeddings().weight.shape == (VOCAB_SIZE, 64)
+    assert merged.generate(PROMPT, max_new_tokens=2).shape[1] <= 6
+
+
+def test_bfloat16_base_trains_rows_in_float32(make_rim: MakeRim, make_base: MakeBase) -> None:
+    model = make_rim(base=make_base().to(torch.bfloat16), fresh=True).train()
+    model(input_ids=MEMORY, labels=LABELS).loss.backward()
+    rows = model.base_model.memory.rows("default")
+    assert rows.dtype == torch.float32
+    assert rows.grad is not None
+    assert rows.grad.dtype == torch.float32
+    assert bool((rows.grad.abs().sum(1) > 0).all())

@@ -1,0 +1,61 @@
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+from rim_peft import RiMConfig, RiMModel
+from rim_peft.tuner.registration import RIM, _add_member, register
+
+
+def test_rim_is_a_member_like_any_other() -> None:
+    assert isinstance(RIM, PeftType)
+    assert RIM == "RIM"
+    assert RIM.name == RIM.value == "RIM"
+    assert PeftType("RIM") is PeftType["RIM"] is RIM
+    assert PeftType.__members__["RIM"] is RIM
+    assert getattr(PeftType, "RIM") is RIM  # noqa: B009 - mypy does not know the attribute
+    assert list(PeftType).count(RIM) == 1
+    assert RIM in PeftType
+    assert "RIM" in list(PeftType)
+    assert hash(RIM) == hash(PeftType("RIM"))
+    assert {RIM: 1}["RIM"] == 1
+    assert RIM != PeftType.LORA
+
+
+def test_rim_survives_copy_pickle_and_json() -> None:
+    assert copy.deepcopy(RIM) is RIM
+    assert pickle.loads(pickle.dumps(RIM)) is RIM  # noqa: S301
+    assert json.loads(json.dumps({"peft_type": RIM})) == {"peft_type": "RIM"}
+
+
+def test_registering_twice_changes_nothing() -> None:
+    before = list(PeftType)
+    assert _add_member() is RIM
+    register(RiMConfig, RiMModel)
+    assert list(PeftType) == before
+    assert PEFT_TYPE_TO_CONFIG_MAPPING[RIM] is RiMConfig
+    assert PEFT_TYPE_TO_TUNER_MAPPING[RIM] is RiMModel
+
+
+def test_a_rim_of_pefts_own_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PeftsOwn(RiMConfig):
+        pass
+
+    PeftsOwn.__module__ = "peft.tuners.rim.config"
+    monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, RIM, PeftsOwn)
+    with pytest.raises(ImportError, match="has a method named RIM of its own"):
+        register(RiMConfig, RiMModel)
+
+
+def test_importing_the_package_registers_and_leaves_trl_out() -> None:
+    code = (
+        "import sys, rim_peft, peft; assert peft.PeftType('RIM') == 'RIM'; assert 'trl' not in sys.modules; "
+        "print(rim_peft.__version__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip()
