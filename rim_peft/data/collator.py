@@ -1,0 +1,60 @@
+"""Tokenised examples → one batch of interleaved rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rim_peft.sequence import BlockTokens, Sample, build_layout
+
+TokenizedRow = Mapping[str, Any]
+"""``prompt_ids`` (list of int), ``step_ids`` (list of lists of int) and ``answer_ids`` (list of int)."""
+
+
+def grounding_readouts(row: TokenizedRow, *, num_blocks: int = 0) -> list[list[int]]:
+    """List stage 1's readouts: after block ``t`` the next step ``r_{t+1}``, after block ``T`` the answer.
+
+    >>> row = {"prompt_ids": [1], "step_ids": [[2], [3]], "answer_ids": [4]}
+    >>> grounding_readouts(row)
+    [[3], [4]]
+    >>> grounding_readouts(row, num_blocks=4)
+    [[3], [4], [4], [4]]
+
+    Args:
+        row: a tokenised example with ``T`` steps, at least one.
+        num_blocks: with more blocks than steps, the trailing ones read out the answer too.
+    """
+    readouts = [*row["step_ids"][1:], row["answer_ids"]]
+    return readouts + [row["answer_ids"]] * (num_blocks - len(readouts))
+
+
+def refinement_readouts(row: TokenizedRow, *, num_blocks: int) -> list[list[int]]:
+    """List stage 2's readouts: the answer after each of ``num_blocks`` blocks."""
+    return [row["answer_ids"]] * num_blocks
+
+
+@dataclass(frozen=True)
+class ReadoutCollator:
+    """Lay tokenised rows out as one right-padded batch.
+
+    The batch is a :class:`rim_peft.sequence.Layout` as a dict, plus ``num_steps`` (B,), each sample's ``T``.
+
+    Attributes:
+        blocks: the adapter's block tokens.
+        pad_id: id of padding.
+        readouts: which readouts a row gets, one for each block.
+    """
+
+    blocks: BlockTokens
+    pad_id: int
+    readouts: Callable[[TokenizedRow], list[list[int]]]
+
+    def __call__(self, rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
+        """Collate ``rows`` into tensors."""
+        samples = [Sample(row["prompt_ids"], self.readouts(row)) for row in rows]
+        layout = build_layout(samples, self.blocks, pad_id=self.pad_id)
+        return {**layout.to_dict(), "num_steps": torch.tensor([len(row["step_ids"]) for row in rows])}

@@ -1,0 +1,38 @@
+"""Stage 1, explicit grounding: each block's readout is the next reasoning step."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rim_peft.data.collator import TokenizedRow, grounding_readouts
+from rim_peft.training.grounding_config import GroundingConfig
+from rim_peft.training.readout_trainer import ReadoutTrainer
+from rim_peft.training.schedules import grounding_weights
+
+
+class GroundingTrainer(ReadoutTrainer):
+    """Trains ``L1 = - sum_t lambda_t(s) · log p(r_{t+1} | x, m_<=t)``, where ``r_{T+1}`` is the answer.
+
+    Rows must have steps. See :class:`ReadoutTrainer` for the arguments.
+
+    Source: arXiv 2605.30343.
+    """
+
+    config_class = GroundingConfig
+    needs_steps = True
+    args: GroundingConfig
+
+    @property
+    def min_blocks(self) -> int:
+        """The adapter's blocks with trailing blocks; else a row has one block for each of its steps."""
+        return self._rim_config.num_blocks if self.args.trailing_blocks else 0
+
+    def readouts(self, row: TokenizedRow) -> list[list[int]]:
+        """Return the steps from the second on, then the answer once or, with trailing blocks, to the last block."""
+        return grounding_readouts(row, num_blocks=self.min_blocks)
+
+    def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
+        """Return ``lambda_t(s)``."""
+        return grounding_weights(
+            num_steps, num_blocks, progress=progress, schedule=self.args.schedule, hold=self.args.hold
+        )

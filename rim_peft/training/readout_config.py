@@ -1,0 +1,81 @@
+"""What both stages can be told, on top of TRL's ``SFTConfig``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import SFTConfig
+
+from rim_peft.data.examples import Templates
+
+# TRL's own ways of filling rows and choosing labels, which would fight with the interleaved layout.
+_REFUSED: dict[str, Any] = {
+    "packing": False,
+    "eval_packing": None,
+    "padding_free": False,
+    "assistant_only_loss": False,
+    "completion_only_loss": None,
+    "loss_type": "nll",
+    "label_smoothing_factor": 0.0,
+    "use_liger_kernel": False,
+    "chat_template_path": None,
+}
+
+
+@dataclass
+class ReadoutConfig(SFTConfig):
+    """Options that both stages share; those of TRL's ``SFTConfig`` and ``TrainingArguments`` come with it.
+
+    ``max_length`` is the longest row in tokens, readouts included; a longer one is a bad row, never cut. ``bf16`` is
+    on where the machine has an accelerator that computes in it, unless it is set.
+    """
+
+    prompt_template: str = field(
+        default=Templates.prompt,
+        metadata={"help": "Text before the blocks; {question} is filled in. Chat questions use the chat template."},
+    )
+    step_template: str = field(
+        default=Templates.step, metadata={"help": "Text of a step's readout; {step} is filled in, EOS is added."}
+    )
+    answer_template: str = field(
+        default=Templates.answer, metadata={"help": "Text of an answer's readout; {answer} is filled in, EOS is added."}
+    )
+    on_bad_rows: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with rows that are malformed, empty, too long, or lack the steps that the stage needs: "
+            "'error' lists them and stops, 'drop' leaves them out and logs how many.",
+            "choices": ["error", "drop"],
+        },
+    )
+    dropout: float | None = field(
+        default=None, metadata={"help": "LoRA dropout during this stage, in [0, 1); the adapter's own if not set."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ValueError: an option of TRL that the interleaved rows exclude, or one out of range.
+        """
+        if self.bf16 is None and not self.fp16:
+            # TRL asks for bf16 whatever the machine, and stops on a CPU.
+            self.bf16 = is_torch_bf16_gpu_available()
+        super().__post_init__()
+        for name, needed in _REFUSED.items():
+            if (value := getattr(self, name)) != needed:
+                raise ValueError(
+                    f"{name}: must stay {needed!r}, got {value!r}: readouts lie in rows of their own layout. Remove it."
+                )
+        if self.on_bad_rows not in ("error", "drop"):
+            raise ValueError(f"on_bad_rows: must be 'error' or 'drop', got {self.on_bad_rows!r}.")
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout: must lie in [0, 1), got {self.dropout}.")
+        self.templates  # noqa: B018 - a bad template is refused here, not after the model has been loaded
+
+    @property
+    def templates(self) -> Templates:
+        """The three templates together."""
+        return Templates(prompt=self.prompt_template, step=self.step_template, answer=self.answer_template)

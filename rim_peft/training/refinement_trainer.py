@@ -1,0 +1,32 @@
+"""Stage 2, implicit refinement: every block's readout is the answer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rim_peft.data.collator import TokenizedRow, refinement_readouts
+from rim_peft.training.readout_trainer import ReadoutTrainer
+from rim_peft.training.refinement_config import RefinementConfig
+from rim_peft.training.schedules import refinement_weights
+
+
+class RefinementTrainer(ReadoutTrainer):
+    """Trains ``L2 = - sum_k alpha_k · log p(y | x, m_<=k)``, ``alpha_k = 2k / (K (K + 1))``.
+
+    Steps are not needed. See :class:`ReadoutTrainer` for the arguments.
+
+    Source: arXiv 2605.30343.
+    """
+
+    config_class = RefinementConfig
+    needs_steps = False
+    args: RefinementConfig
+
+    def readouts(self, row: TokenizedRow) -> list[list[int]]:
+        """Return the answer for every block."""
+        return refinement_readouts(row, num_blocks=self.min_blocks)
+
+    def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
+        """Return ``alpha_k``, the same for every sample and step."""
+        weights = refinement_weights(self.min_blocks).to(num_blocks.device)
+        return weights.expand(len(num_blocks), -1)

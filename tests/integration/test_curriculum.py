@@ -1,0 +1,208 @@
+"""Both stages in a row: what carries over, which weights are kept, and that a stopped run ends as an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rim_peft import GroundingConfig, RefinementConfig
+from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_curriculum
+from tests.conftest import build_rim, build_tokenizer
+
+ROWS = [
+    {"question": f"{a}+{b}+1", "steps": [str(a), str(a + b), str(a + b + 1)], "answer": str(a + b + 1)}
+    for a in range(5)
+    for b in range(4)
+]
+
+
+def train(
+    folder: Path,
+    *,
+    resume: bool = False,
+    validate: Callable[[PeftModel], dict[str, float]] | None = None,
+    **stages: Any,
+) -> tuple[PeftModel, CurriculumResult]:
+    """Run both stages, eight steps each, with dropout and shuffling, so that random state matters."""
+    model = build_rim(num_blocks=3, fresh=True, lora_dropout=0.1)
+    common: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 8,
+        "save_steps": 3,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "seed": 3,
+        "disable_tqdm": True,
+    }
+    if validate is not None:
+        common.update(eval_strategy="steps", eval_steps=2)
+    grounding = GroundingConfig(output_dir=str(folder / "grounding"), **common)
+    refinement = RefinementConfig(output_dir=str(folder / "refinement"), dropout=0.2, **common)
+    result = run_curriculum(
+        model,
+        build_tokenizer(),
+        train_dataset=Dataset.from_list(ROWS),
+        eval_dataset=Dataset.from_list(ROWS[:3]),
+        output_dir=folder,
+        validate=validate,
+        resume=resume,
+        **{"grounding": grounding, "refinement": refinement, **stages},
+    )
+    return model, result
+
+
+def _weights(model: PeftModel) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=0, rtol=0, msg=name)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    model, _ = train(tmp_path_factory.mktemp("unbroken"))
+    return _weights(model)
+
+
+class _SignalAtStep:
+    """Sends this process a signal when a stage's trainer reaches a step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stage: str, step: int, number: int) -> None:
+        from rim_peft.training.readout_trainer import ReadoutTrainer
+
+        original = ReadoutTrainer.training_step
+
+        def training_step(trainer: ReadoutTrainer, *args: Any, **kwargs: Any) -> Tensor:
+            if type(trainer).__name__.lower().startswith(stage) and trainer.state.global_step == step:
+                monkeypatch.setattr(ReadoutTrainer, "training_step", original)
+                os.kill(os.getpid(), number)
+            return original(trainer, *args, **kwargs)
+
+        monkeypatch.setattr(ReadoutTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "number"),
+    [("grounding", 4, signal.SIGTERM), ("grounding", 7, signal.SIGINT), ("refinement", 0, signal.SIGINT)],
+)
+def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(
+    stage: str, step: int, number: int, unbroken: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    _SignalAtStep(monkeypatch, stage, step, number)
+    with pytest.raises(Interrupted, match=f"stopped by {signal.Signals(number).name}") as stopped:
+        train(tmp_path)
+    assert stopped.value.signal_number == number
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    model, _ = train(tmp_path, resume=True)
+    _assert_equal(_weights(model), unbroken)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(unbroken: dict[str, Tensor], tmp_path: Path) -> None:
+    """SIGKILL leaves no time for anything: what is on disk must do, a half-written checkpoint included."""
+    script = (
+        "import sys; from pathlib import Path; from tests.integration.test_curriculum import train; "
+        "train(Path(sys.argv[1]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / "grounding" / "checkpoint-3" / "trainer_state.json"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert checkpoint.exists()
+    half = tmp_path / "grounding" / "checkpoint-7"
+    half.mkdir(exist_ok=True)
+    (half / "trainer_state.json").write_text('{"global_step": 7')
+    model, _ = train(tmp_path, resume=True)
+    _assert_equal(_weights(model), unbroken)
+
+
+def test_resuming_a_finished_run_changes_nothing(unbroken: dict[str, Tensor], tmp_path: Path) -> None:
+    _, first = train(tmp_path)
+    model, second = train(tmp_path, resume=True)
+    _assert_equal(_weights(model), unbroken)
+    assert second.history == first.history
+
+
+def test_refinement_starts_from_grounding_with_a_fresh_schedule(tmp_path: Path) -> None:
+    _, result = train(tmp_path)
+    rates = [line["learning_rate"] for line in result.history["refinement"] if "learning_rate" in line]
+    assert rates[0] == max(rates)
+    after_stage_1 = load_file(tmp_path / "grounding" / "final.safetensors")
+    after_stage_2 = load_file(tmp_path / "refinement" / "final.safetensors")
+    assert after_stage_1.keys() == after_stage_2.keys()
+    # Stage 2 alone moves the weights from where stage 1 left them: by about 8 steps of 1e-2 at most.
+    moved = max(float((after_stage_1[name] - after_stage_2[name]).abs().max()) for name in after_stage_1)
+    assert 0 < moved < 0.1
+
+
+def test_either_stage_runs_alone(tmp_path: Path) -> None:
+    _, only_grounding = train(tmp_path / "a", refinement=None)
+    assert list(only_grounding.history) == ["grounding"]
+    _, only_refinement = train(tmp_path / "b", grounding=None)
+    assert list(only_refinement.history) == ["refinement"]
+
+
+def test_the_best_weights_are_kept(tmp_path: Path) -> None:
+    """Scores by call: the third one is the best, so the weights seen at that call must come back."""
+    seen: list[dict[str, Tensor]] = []
+    scores = iter([0.1, 0.2, 0.9, 0.3, 0.3, 0.3, 0.3, 0.3])
+
+    def validate(model: PeftModel) -> dict[str, float]:
+        assert not model.training
+        seen.append(_weights(model))
+        return {"accuracy": next(scores)}
+
+    model, result = train(tmp_path, validate=validate)
+    assert result.best == {"stage": "grounding", "step": 6, "accuracy": 0.9}
+    _assert_equal(_weights(model), seen[2])
+    assert len(seen) == 8  # steps 2, 4, 6, 8 of each stage, the ends among them
+
+
+def test_the_end_of_a_stage_competes_too(tmp_path: Path) -> None:
+    scores = iter([0.1, 0.2, 0.3, 0.4, 0.5])
+
+    def validate(model: PeftModel) -> dict[str, float]:
+        return {"accuracy": next(scores)}
+
+    options: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 3, "max_steps": 8, "report_to": "none"}
+    grounding = GroundingConfig(output_dir=str(tmp_path / "grounding"), gradient_checkpointing=False, **options)
+    _, result = train(tmp_path, validate=validate, grounding=grounding, refinement=None)
+    assert result.best == {"stage": "grounding", "step": 8, "accuracy": 0.3}
+    history = json.loads((tmp_path / "grounding" / "history.json").read_text())
+    assert [line["eval_accuracy"] for line in history if "eval_accuracy" in line] == [0.1, 0.2, 0.3]
+
+
+def test_a_stopped_run_with_validation_keeps_the_same_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def validate(model: PeftModel) -> dict[str, float]:
+        total = sum(float(p.double().abs().sum()) for p in model.parameters() if p.requires_grad)
+        return {"accuracy": (total * 1000) % 1}  # an arbitrary function of the weights
+
+    expected_model, expected = train(tmp_path / "unbroken", validate=validate)
+    _SignalAtStep(monkeypatch, "refinement", 5, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "stopped", validate=validate)
+    model, result = train(tmp_path / "stopped", validate=validate, resume=True)
+    assert result.best == expected.best
+    _assert_equal(_weights(model), _weights(expected_model))

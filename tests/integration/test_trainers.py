@@ -1,0 +1,333 @@
+"""Both trainers: the loss they take gradients of is the method's, however it is batched, and what they refuse."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast
+
+from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
+from rim_peft.data.collator import TokenizedRow
+from rim_peft.training.readout_trainer import ReadoutTrainer
+from tests.conftest import ARCHITECTURES, build_base, build_rim
+
+ROWS = [
+    {"question": "2+3", "steps": ["2", "2+3=5"], "answer": "5"},
+    {"question": "1+1+7", "steps": ["1", "1+1=2", "2+7=9"], "answer": "9"},
+    {"question": "4", "steps": ["4"], "answer": "4"},
+    {"question": "6-5+3", "steps": ["6", "6-5=1", "1+3=4"], "answer": "4"},
+]
+STAGES: list[Any] = [(GroundingTrainer, GroundingConfig), (RefinementTrainer, RefinementConfig)]
+every_stage = pytest.mark.parametrize(("trainer_class", "config_class"), STAGES, ids=["grounding", "refinement"])
+MakeTrainer = Callable[..., ReadoutTrainer]
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrainer:
+    def make(trainer_class: Any, model: Any, *, rows: Any = None, peft_config: Any = None, **options: Any) -> Any:
+        defaults = {
+            "output_dir": str(tmp_path / "out"),
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "learning_rate": 1e-2,
+        }
+        return trainer_class(
+            model,
+            trainer_class.config_class(**{**defaults, **options}),
+            train_dataset=Dataset.from_list(ROWS if rows is None else rows),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+
+    return make
+
+
+def _train_mode(model: PeftModel) -> None:
+    """Training mode without the base's own dropout, which would differ between the two ways."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def _batch(trainer: ReadoutTrainer) -> dict[str, Tensor]:
+    return trainer.data_collator(list(trainer.train_dataset))
+
+
+def _separate_loss(model: PeftModel, rows: list[TokenizedRow], readouts: Any, weights: Any) -> Tensor:
+    """The method's formula, one sequence ``x, m_<=k, readout_k`` at a time."""
+    blocks = model.peft_config["default"].block_tokens
+    total = torch.zeros(())
+    for row in rows:
+        for k, (readout, weight) in enumerate(zip(readouts(row), weights(row), strict=True), start=1):
+            trunk = [*row["prompt_ids"], *blocks.ids(k)]
+            logits = model(input_ids=torch.tensor([[*trunk, *readout]])).logits[0]
+            log_probs = logits[len(trunk) - 1 : -1].log_softmax(-1)
+            total = total - weight * log_probs[range(len(readout)), list(readout)].sum()
+    return total / len(rows)
+
+
+def _gradients(model: PeftModel, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _assert_same_loss_and_gradients(model: PeftModel, ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    expected, found = _gradients(model, theirs), _gradients(model, ours)
+    assert found.keys() == expected.keys()
+    assert any("lora_rim_memory" in name for name in found)
+    for name, gradient in expected.items():  # sums run in another order: 1e-5 of each tensor's largest gradient
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(found[name], gradient, atol=1e-5 * scale, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_grounding_loss_is_the_formula(architecture: str, make_trainer: MakeTrainer) -> None:
+    model = build_rim(architecture, num_blocks=2)
+    trainer = make_trainer(GroundingTrainer, model, trailing_blocks=False)
+    trainer.state.global_step, trainer.state.max_steps = 1, 4
+    _train_mode(model)
+
+    def weights(row: TokenizedRow) -> list[float]:
+        length = len(row["step_ids"])
+        return [max(0.0, 1 - 1 / (4 * t / length)) for t in range(1, length + 1)]
+
+    ours = trainer.compute_loss(trainer.model, _batch(trainer))
+    theirs = _separate_loss(
+        model, list(trainer.train_dataset), lambda row: [*row["step_ids"][1:], row["answer_ids"]], weights
+    )
+    _assert_same_loss_and_gradients(model, ours, theirs)
+
+
+def test_trailing_blocks_share_the_answer(make_trainer: MakeTrainer) -> None:
+    model = build_rim(num_blocks=3)
+    trainer = make_trainer(GroundingTrainer, model, trailing_blocks=True, schedule="uniform")
+    _train_mode(model)
+
+    def readouts(row: TokenizedRow) -> list[list[int]]:
+        return [*row["step_ids"][1:], *[row["answer_ids"]] * (4 - len(row["step_ids"]))]
+
+    def weights(row: TokenizedRow) -> list[float]:
+        trailing = 4 - len(row["step_ids"])
+        return [1.0] * (len(row["step_ids"]) - 1) + [1 / trailing] * trailing
+
+    ours = trainer.compute_loss(trainer.model, _batch(trainer))
+    _assert_same_loss_and_gradients(model, ours, _separate_loss(model, list(trainer.train_dataset), readouts, weights))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_refinement_loss_is_the_formula(architecture: str, make_trainer: MakeTrainer) -> None:
+    model = build_rim(architecture, num_blocks=3)
+    trainer = make_trainer(RefinementTrainer, model)
+    _train_mode(model)
+    ours = trainer.compute_loss(trainer.model, _batch(trainer))
+    theirs = _separate_loss(
+        model, list(trainer.train_dataset), lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
+    )
+    _assert_same_loss_and_gradients(model, ours, theirs)
+
+
+def _trained(model: PeftModel) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@every_stage
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["accumulation", "checkpointing"],
+)
+def test_equivalent_settings_train_alike(
+    trainer_class: Any, config_class: Any, options: dict[str, Any], make_trainer: MakeTrainer
+) -> None:
+    models = []
+    for chosen in ({}, options):
+        model = build_rim(num_blocks=3)
+        # Plain SGD: Adam would blow rounding differences of tiny gradients up to whole steps.
+        make_trainer(trainer_class, model, optim="sgd", max_steps=3, **chosen).train()
+        models.append(_trained(model))
+    before = _trained(build_rim(num_blocks=3))
+    moved = max(float((models[0][name] - before[name]).abs().max()) for name in before)
+    assert moved > 1e-3
+    for name in before:
+        torch.testing.assert_close(models[0][name], models[1][name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@every_stage
+def test_training_lowers_the_loss_and_logs_it_by_block(
+    trainer_class: Any, config_class: Any, make_trainer: MakeTrainer
+) -> None:
+    model = build_rim(num_blocks=3, fresh=True)
+    trainer = make_trainer(trainer_class, model, max_steps=30, logging_steps=1, **_uniform(trainer_class))
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    for block in (1, 2, 3):
+        for name in ("loss", "token_accuracy", "weight"):
+            assert f"block_{block}/{name}" in lines[0]
+    # Rows have 10 to 24 tokens; the count must be that of real ones.
+    assert lines[0]["num_tokens"] == int(_batch(trainer)["attention_mask"].sum())
+
+
+def _uniform(trainer_class: Any) -> dict[str, str]:
+    return {"schedule": "uniform"} if trainer_class is GroundingTrainer else {}
+
+
+def test_readouts_whose_weight_is_zero_leave_the_row(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=3), max_steps=20, logging_steps=1)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    tokens = [lines[0]["num_tokens"]] + [
+        after["num_tokens"] - before["num_tokens"] for before, after in itertools.pairwise(lines)
+    ]
+    assert tokens[-1] < tokens[0]
+    assert lines[-1]["block_1/weight"] < 0.1 * lines[0]["block_1/weight"]
+
+
+@every_stage
+def test_the_base_stays_as_it_is(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
+    model = build_rim(num_blocks=3)
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    make_trainer(trainer_class, model).train()
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            torch.testing.assert_close(parameter, frozen[name], atol=0, rtol=0, msg=name)
+
+
+@every_stage
+def test_bf16_trains_the_memory_in_fp32(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
+    model = build_rim(base=build_base().to(torch.bfloat16), num_blocks=3)
+    before = _trained(model)
+    make_trainer(trainer_class, model, bf16=True, use_cpu=True, gradient_checkpointing=True).train()
+    rows = model.base_model.memory.rows("default")
+    assert rows.dtype == torch.float32
+    assert (rows - before[next(name for name in before if "rim_memory" in name)]).abs().max() > 1e-3
+
+
+def test_a_quantised_base_keeps_the_adapters_types_and_values(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    build_base(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "base")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    trainer = make_trainer(
+        GroundingTrainer,
+        str(tmp_path / "base"),
+        peft_config=RiMConfig(num_blocks=3, r=4),
+        model_init_kwargs={"quantization_config": quantization},
+        gradient_checkpointing=True,
+        bf16=True,
+        use_cpu=True,
+    )
+    model = trainer.model
+    before = _trained(model)
+    assert {tensor.dtype for tensor in before.values()} == {torch.float32}
+    trainer.train()
+    after = _trained(model)
+    name = next(name for name in before if "rim_memory" in name)
+    assert after[name].dtype == torch.float32
+    assert (after[name] - before[name]).abs().max() > 1e-3
+
+
+def test_evaluation_weighs_as_the_first_step_and_adds_scores(make_trainer: MakeTrainer) -> None:
+    model = build_rim(num_blocks=3)
+    trainer = make_trainer(GroundingTrainer, model, eval_strategy="no")
+    trainer._validate = lambda model: {"accuracy": 0.25}
+    dataset = trainer._prepare_dataset(Dataset.from_list(ROWS), trainer.processing_class, trainer.args, False, None, "")
+    trainer.state.max_steps = 4
+    losses = []
+    for step in (0, 3):
+        trainer.state.global_step = step
+        metrics = trainer.evaluate(dataset)
+        losses.append(metrics["eval_loss"])
+        assert metrics["eval_accuracy"] == 0.25
+    assert losses[0] == losses[1]
+
+
+def test_dropout_of_a_stage_is_set(make_trainer: MakeTrainer) -> None:
+    model = build_rim(lora_dropout=0.0)
+    make_trainer(RefinementTrainer, model, dropout=0.3)
+    dropouts = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert 0.3 in dropouts
+
+
+def test_models_without_a_rim_adapter_are_refused(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match="active adapter is RIM, got LlamaForCausalLM"):
+        make_trainer(GroundingTrainer, build_base())
+    with pytest.raises(ValueError, match="active adapter is RIM, got LoraConfig"):
+        make_trainer(GroundingTrainer, get_peft_model(build_base(), LoraConfig(target_modules="all-linear")))
+    with pytest.raises(ValueError, match="training needs at least one block, got 0"):
+        make_trainer(RefinementTrainer, build_rim(num_blocks=0))
+    with pytest.raises(ValueError, match="peft_config: the model has an adapter already"):
+        make_trainer(RefinementTrainer, build_rim(), peft_config=RiMConfig())
+
+
+def test_bad_rows_are_named_before_training(make_trainer: MakeTrainer) -> None:
+    rows = [*ROWS, {"question": "8+1", "steps": [], "answer": "9"}]
+    with pytest.raises(ValueError, match=r"row 4: steps: there are none"):
+        make_trainer(GroundingTrainer, build_rim(), rows=rows)
+    trainer = make_trainer(GroundingTrainer, build_rim(), rows=rows, on_bad_rows="drop")
+    assert len(trainer.train_dataset) == len(ROWS)
+    assert len(make_trainer(RefinementTrainer, build_rim(), rows=rows).train_dataset) == len(rows)
+
+
+def test_rows_beyond_the_models_positions_are_named(make_trainer: MakeTrainer) -> None:
+    rows = [{**ROWS[0], "question": "1+" * 255}]
+    with pytest.raises(ValueError, match=r"row 0: too long: readouts reach \d+ positions, the model has 512"):
+        make_trainer(RefinementTrainer, build_rim(), rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"packing": True}, "packing: must stay False"),
+        ({"loss_type": "dft"}, "loss_type: must stay 'nll'"),
+        ({"completion_only_loss": True}, "completion_only_loss: must stay None"),
+        ({"on_bad_rows": "skip"}, "on_bad_rows: must be 'error' or 'drop'"),
+        ({"dropout": 1.0}, r"dropout: must lie in \[0, 1\)"),
+        ({"answer_template": "#### "}, r"answer template: must hold \{answer\}"),
+    ],
+)
+@every_stage
+def test_options_out_of_range_are_named(
+    trainer_class: Any, config_class: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_class(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "cosine"}, "schedule: must be one of relative"),
+        ({"hold": 1.0}, r"hold: must lie in \[0, 1\)"),
+        ({"hold": 0.5, "schedule": "linear"}, "hold: only 'relative' falls"),
+    ],
+)
+def test_grounding_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GroundingConfig(**options)
+
+
+def test_arguments_that_do_not_fit_are_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    dataset = Dataset.from_list(ROWS)
+    with pytest.raises(TypeError, match="GroundingTrainer takes a GroundingConfig, got RefinementConfig"):
+        GroundingTrainer(build_rim(), RefinementConfig(), train_dataset=dataset)
+    with pytest.raises(ValueError, match="data_collator: cannot be given"):
+        GroundingTrainer(build_rim(), GroundingConfig(), train_dataset=dataset, data_collator=lambda x: x)
+    model = build_rim()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="flash_attention_2"):
+        make_trainer(GroundingTrainer, model)
