@@ -1,0 +1,163 @@
+"""Accuracy of an adapter's answers on held-out examples, by block and by chain length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from peft import PeftModel
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from rim_peft.data.examples import Example, Templates
+from rim_peft.data.tasks import Task
+from rim_peft.inference import answer_questions, read_blocks
+from rim_peft.tuner.config import active_config
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share of right answers.
+
+    Attributes:
+        num_correct: right answers.
+        num_rows: answers that were judged.
+    """
+
+    num_correct: int
+    num_rows: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share, 0 to 1."""
+        return self.num_correct / self.num_rows
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the share, ``sqrt(p (1 - p) / n)``."""
+        return math.sqrt(self.accuracy * (1.0 - self.accuracy) / self.num_rows)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return counts, accuracy and standard error, rounded to 6 digits."""
+        rounded = {"accuracy": round(self.accuracy, 6), "standard_error": round(self.standard_error, 6)}
+        return {**asdict(self), **rounded}
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """How many answers were right, under which rule.
+
+    Attributes:
+        answer_rule: name of the rule by which an answer was read and compared.
+        num_blocks: blocks after each prompt.
+        final: score of the answers after the last block.
+        by_length: the same by number of reasoning steps; rows without steps have none.
+        by_block: for every block the score of its readout, overall (``"all"``) and by number of steps; empty unless
+            asked for.
+        predictions: the answers after the last block, in the rows' order.
+    """
+
+    answer_rule: str
+    num_blocks: int
+    final: Score
+    by_length: dict[int, Score]
+    by_block: list[dict[int | str, Score]]
+    predictions: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the predictions, as JSON takes it."""
+        return {
+            "answer_rule": self.answer_rule,
+            "num_blocks": self.num_blocks,
+            **self.final.to_dict(),
+            "by_length": {str(length): score.to_dict() for length, score in self.by_length.items()},
+            "by_block": [{str(key): score.to_dict() for key, score in block.items()} for block in self.by_block],
+        }
+
+
+def evaluate_accuracy(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    task: Task,
+    *,
+    templates: Templates | None = None,
+    num_blocks: int | None = None,
+    by_block: bool = False,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> AccuracyReport:
+    """Judge a model's greedy answers after the last block, or with ``by_block`` after every block.
+
+    Args:
+        model: a model with an active RIM adapter.
+        tokenizer: the base's tokenizer.
+        examples: held-out examples, at least one.
+        task: reads and compares answers.
+        templates: how prompts are written; the ones that the adapter was trained with.
+        num_blocks: blocks after each prompt; the adapter's own if not given.
+        by_block: judge the readout of every block too.
+        max_new_tokens: tokens of an answer at most.
+        batch_size: questions at a time.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    if not examples:
+        raise ValueError("examples: there are none to evaluate on. Check the split and the limit.")
+    count = active_config(model).num_blocks if num_blocks is None else num_blocks
+    bar = tqdm(total=len(examples), desc="Evaluating", unit="row", disable=not progress)
+    readouts: list[list[str]] = []  # for each example its readouts as text, the final one last
+    for start in range(0, len(examples), batch_size):
+        questions = [example.question for example in examples[start : start + batch_size]]
+        if by_block:
+            blocks = read_blocks(
+                model, tokenizer, questions, templates=templates, num_blocks=count, max_new_tokens=max_new_tokens
+            )
+            readouts.extend([readout.text for readout in row] for row in blocks)
+        else:
+            answers = answer_questions(
+                model,
+                tokenizer,
+                questions,
+                templates=templates,
+                num_blocks=count,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+            )
+            readouts.extend([text] for text in answers)
+        bar.update(len(questions))
+    bar.close()
+    right = [
+        [task.is_correct(text, example.answer) for text in row] for row, example in zip(readouts, examples, strict=True)
+    ]
+    lengths = [len(example.steps) if example.steps else None for example in examples]
+    final = [row[-1] for row in right]
+    return AccuracyReport(
+        answer_rule=task.answer_rule,
+        num_blocks=count,
+        final=_score(final),
+        by_length=_score_by_length(final, lengths),
+        by_block=[_score_block([row[k] for row in right], lengths) for k in range(count)] if by_block else [],
+        predictions=[row[-1] for row in readouts],
+    )
+
+
+def _score(right: Sequence[bool]) -> Score:
+    return Score(num_correct=sum(right), num_rows=len(right))
+
+
+def _score_by_length(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int, Score]:
+    present = sorted({length for length in lengths if length is not None})
+    return {n: _score([ok for ok, length in zip(right, lengths, strict=True) if length == n]) for n in present}
+
+
+def _score_block(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int | str, Score]:
+    scores: dict[int | str, Score] = {"all": _score(right)}
+    for length, score in _score_by_length(right, lengths).items():
+        scores[length] = score
+    return scores

@@ -1,0 +1,106 @@
+"""Scores against counts made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from rim_peft.data.examples import Example
+from rim_peft.data.tasks import get_task
+from rim_peft.evaluation import accuracy as module
+from rim_peft.evaluation import evaluate_accuracy
+from rim_peft.evaluation.accuracy import Score
+from rim_peft.inference import Readout, read_blocks
+from tests.conftest import build_rim
+
+EXAMPLES = [
+    Example("a", answer="1", steps=("0",)),
+    Example("b", answer="2", steps=("0", "1")),
+    Example("c", answer="3", steps=("0", "1")),
+    Example("d", answer="4", steps=None),
+]
+
+
+@dataclass
+class _Said:
+    """What a model would say: for each question the readouts of its blocks."""
+
+    texts = {"a": ["0", "1"], "b": ["2", "#### 2"], "c": ["3", "so 33"], "d": ["none", "4.0"]}  # noqa: RUF012
+
+    def answers(self, model: Any, tokenizer: Any, questions: Sequence[str], **options: Any) -> Iterator[str]:
+        return (self.texts[question][-1] for question in questions)
+
+    def blocks(self, model: Any, tokenizer: Any, questions: Sequence[str], **options: Any) -> list[list[Readout]]:
+        return [
+            [Readout(k, text, [], [], torch.empty(0)) for k, text in enumerate(self.texts[question], start=1)]
+            for question in questions
+        ]
+
+
+@pytest.fixture
+def _said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _Said()
+    monkeypatch.setattr(module, "answer_questions", said.answers)
+    monkeypatch.setattr(module, "read_blocks", said.blocks)
+
+
+@pytest.mark.usefixtures("_said")
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_final_answers_are_counted_by_length(batch_size: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    report = evaluate_accuracy(build_rim(), tokenizer, EXAMPLES, get_task("gsm8k"), num_blocks=2, batch_size=batch_size)
+    assert report.final == Score(num_correct=3, num_rows=4)
+    assert report.by_length == {1: Score(1, 1), 2: Score(1, 2)}
+    assert report.by_block == []
+    assert report.predictions == ["1", "#### 2", "so 33", "4.0"]
+
+
+@pytest.mark.usefixtures("_said")
+def test_every_block_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
+    report = evaluate_accuracy(build_rim(), tokenizer, EXAMPLES, get_task("gsm8k"), num_blocks=2, by_block=True)
+    assert report.by_block == [
+        {"all": Score(2, 4), 1: Score(0, 1), 2: Score(2, 2)},
+        {"all": Score(3, 4), 1: Score(1, 1), 2: Score(1, 2)},
+    ]
+    assert report.to_dict() == {
+        "answer_rule": "last-number-float",
+        "num_blocks": 2,
+        "num_correct": 3,
+        "num_rows": 4,
+        "accuracy": 0.75,
+        "standard_error": 0.216506,  # sqrt(0.75 * 0.25 / 4)
+        "by_length": {
+            "1": {"num_correct": 1, "num_rows": 1, "accuracy": 1.0, "standard_error": 0.0},
+            "2": {"num_correct": 1, "num_rows": 2, "accuracy": 0.5, "standard_error": 0.353553},
+        },
+        "by_block": [
+            {
+                "all": {"num_correct": 2, "num_rows": 4, "accuracy": 0.5, "standard_error": 0.25},
+                "1": {"num_correct": 0, "num_rows": 1, "accuracy": 0.0, "standard_error": 0.0},
+                "2": {"num_correct": 2, "num_rows": 2, "accuracy": 1.0, "standard_error": 0.0},
+            },
+            {
+                "all": {"num_correct": 3, "num_rows": 4, "accuracy": 0.75, "standard_error": 0.216506},
+                "1": {"num_correct": 1, "num_rows": 1, "accuracy": 1.0, "standard_error": 0.0},
+                "2": {"num_correct": 1, "num_rows": 2, "accuracy": 0.5, "standard_error": 0.353553},
+            },
+        ],
+    }
+
+
+def test_a_real_model_is_judged_by_its_own_readouts(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_rim(num_blocks=2)
+    said = [row[-1].text for row in read_blocks(model, tokenizer, ["a", "b"], max_new_tokens=4)]
+    examples = [Example("a", answer="5"), Example("b", answer="6")]
+    report = evaluate_accuracy(model, tokenizer, examples, get_task("gsm8k"), max_new_tokens=4)
+    assert report.predictions == said
+    assert report.num_blocks == 2
+
+
+def test_no_examples_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="examples: there are none"):
+        evaluate_accuracy(build_rim(), tokenizer, [], get_task("gsm8k"))
