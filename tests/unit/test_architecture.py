@@ -1,0 +1,66 @@
+"""Imports point down: the layers of docs/architecture.md, checked on the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rim_peft
+
+PACKAGE = Path(rim_peft.__file__).parent
+LAYERS = [
+    {"version", "sequence"},
+    {"tuner", "data"},
+    {"training", "inference"},
+    {"evaluation"},
+    {"recipe"},
+    {"run"},
+    {"demo"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def _room(parts: tuple[str, ...]) -> str:
+    return parts[0].removesuffix(".py")
+
+
+def _imported_rooms(source: str) -> set[str]:
+    """Every room that a file imports from, deferred imports and those for types included."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return {name.split(".")[1] for name in names if name.startswith("rim_peft.")}
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    room = _room(path.relative_to(PACKAGE).parts)
+    assert room in LEVEL, f"{room} stands in no layer: add it to docs/architecture.md and here"
+    for other in _imported_rooms(path.read_text(encoding="utf-8")) - {room}:
+        assert LEVEL[other] < LEVEL[room], f"{room} imports {other}, which does not lie below it"
+
+
+def test_the_sequence_layer_knows_torch_alone() -> None:
+    for path in (PACKAGE / "sequence").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = []
+            if isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            for module in modules:
+                top = module.split(".")[0]
+                assert top not in {"transformers", "peft", "trl", "datasets", "accelerate"}, f"{path.name}: {module}"
+
+
+def test_the_picture_in_the_docs_names_every_room() -> None:
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for room in LEVEL:
+        assert room in text, f"docs/architecture.md does not mention {room}"
