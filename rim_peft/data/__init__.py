@@ -1,0 +1,5 @@
+"""Examples: their form, their tasks, and how they become token ids."""
+
+from rim_peft.data.examples import BadRowsError, Example, RowError, Templates
+
+__all__ = ["BadRowsError", "Example", "RowError", "Templates"]

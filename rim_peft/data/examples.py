@@ -1,0 +1,184 @@
+"""What a training example is, which rows are accepted as one, and how it becomes text."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+Question: TypeAlias = str | Sequence[Mapping[str, str]]
+"""A text, or chat messages with ``role`` and ``content``."""
+
+ROLES = ("system", "user", "assistant")
+
+ROW_ERROR = "row_error"
+"""Column in which a loaded row says why it could not be read; None in a good row."""
+
+SHOWN_ROWS = 10
+"""How many bad rows an error lists or a log shows one by one."""
+
+
+class RowError(ValueError):
+    """What is wrong with one row: names the field, the rule and what was found."""
+
+
+class BadRowsError(ValueError):
+    """Rows that cannot be trained on; ``rows`` holds each one's index and reason."""
+
+    def __init__(self, rows: Sequence[tuple[int, str]]) -> None:
+        self.rows = list(rows)
+        count = "1 bad row" if len(self.rows) == 1 else f"{len(self.rows)} bad rows"
+        remedy = "Correct the data, or leave such rows out with on_bad_rows='drop' if others remain."
+        super().__init__("\n".join([f"dataset: {count}.", *list_rows(self.rows), remedy]))
+
+    def __reduce__(self) -> tuple[type[BadRowsError], tuple[list[tuple[int, str]]]]:
+        """Carry the rows, not the message, from one process to another."""
+        return type(self), (self.rows,)
+
+
+def list_rows(rows: Sequence[tuple[int, str]]) -> list[str]:
+    """Return a line for each of the first rows, given as index and reason, and one that counts the others."""
+    lines = [f"  row {index}: {reason}" for index, reason in rows[:SHOWN_ROWS]]
+    return [*lines, f"  and {len(rows) - SHOWN_ROWS} more"] if len(rows) > SHOWN_ROWS else lines
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question, the explicit reasoning steps from it to the answer, and the answer.
+
+    >>> Example("What is 2 * 3 + 1?", answer="7", steps=("2*3=6", "6+1=7")).steps
+    ('2*3=6', '6+1=7')
+
+    Attributes:
+        question: a text, or chat messages with ``role`` and ``content``, of which the user's is the last.
+        answer: the final answer.
+        steps: the reasoning steps in order; None if there are none, which is enough for stage 2.
+
+    Raises:
+        RowError: a text is missing, empty or of another type; or messages are not a chat that awaits a reply.
+    """
+
+    question: Question
+    answer: str
+    steps: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_question(self.question)
+        _check_text("answer", self.answer)
+        for index, step in enumerate(self.steps or ()):
+            _check_text(f"steps[{index}]", step)
+
+
+def read_example(row: Mapping[str, Any]) -> Example:
+    """Read a row with the fields ``question``, ``answer`` and, where there are any, ``steps``.
+
+    >>> read_example({"question": "1 + 1?", "steps": [], "answer": "2", "id": 7})
+    Example(question='1 + 1?', answer='2', steps=None)
+
+    Raises:
+        RowError: a field is missing, empty or of another type.
+    """
+    if (problem := row.get(ROW_ERROR)) is not None:
+        raise RowError(problem)
+    steps = row.get("steps")
+    if steps is not None and (isinstance(steps, str) or not isinstance(steps, Sequence)):
+        raise RowError(f"steps: must be a list of texts, got {_show(steps)}")
+    question = require_field(row, "question")
+    if isinstance(question, Sequence) and not isinstance(question, str):
+        _check_messages(question)
+        # A table's columns give every message the keys of all messages; only these two belong to the chat.
+        question = [{"role": message["role"], "content": message["content"]} for message in question]
+    return Example(question, answer=require_field(row, "answer"), steps=tuple(steps) if steps else None)
+
+
+def require_field(row: Mapping[str, Any], name: str) -> Any:
+    """Return a row's field.
+
+    Raises:
+        RowError: there is none; names the fields that there are.
+    """
+    if name not in row:
+        there = ", ".join(str(key) for key in row if key != ROW_ERROR)
+        raise RowError(f"{name}: the row has no such field, only {there or 'none at all'}")
+    return row[name]
+
+
+def check_question(question: object) -> None:
+    """Check that a question is a text or a chat that awaits a reply.
+
+    Raises:
+        RowError: it is empty, of another type, or has a message that is no message.
+    """
+    if isinstance(question, str):
+        _check_text("question", question)
+    else:
+        _check_messages(question)
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise RowError(f"{name}: must be a text, got {_show(text)}")
+    if not text.strip():
+        raise RowError(f"{name}: is empty")
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, Sequence):
+        raise RowError(f"question: must be a text or a list of chat messages, got {_show(messages)}")
+    if not messages:
+        raise RowError("question: is empty")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise RowError(f"question[{index}]: must be a message with role and content, got {_show(message)}")
+        if message["role"] not in ROLES:
+            raise RowError(f"question[{index}].role: must be one of {', '.join(ROLES)}, got {_show(message['role'])}")
+        _check_text(f"question[{index}].content", message["content"])
+    if messages[-1]["role"] != "user":
+        raise RowError(f"question: the last message must be the user's, got one of {messages[-1]['role']}")
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+@dataclass(frozen=True)
+class Templates:
+    """How the parts of an example are written; each template holds its part's name in braces.
+
+    A question of chat messages is written by the tokenizer's chat template, and ``prompt`` is not used for it.
+
+    >>> Templates(answer="The answer is {answer}.").answer.format(answer="7")
+    'The answer is 7.'
+
+    Attributes:
+        prompt: the text before the blocks.
+        step: the readout of a reasoning step; EOS is added.
+        answer: the readout of the answer; EOS is added.
+
+    Raises:
+        ValueError: a template does not hold its placeholder exactly once, or holds another one.
+    """
+
+    prompt: str = "{question}\n"
+    step: str = "{step}"
+    answer: str = "{answer}"
+
+    def __post_init__(self) -> None:
+        for field, placeholder in zip(fields(self), ("question", "step", "answer"), strict=True):
+            _check_template(field.name, getattr(self, field.name), placeholder)
+
+
+def _check_template(name: str, template: object, placeholder: str) -> None:
+    rule = f"must hold {{{placeholder}}} once and no other placeholder, got {template!r}"
+    remedy = "Write a literal brace twice."
+    if not isinstance(template, str):
+        raise ValueError(f"{name} template: {rule}. Give a text.")
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{name} template: {rule} ({error}). {remedy}") from None
+    found = [(part, spec, conversion) for _, part, spec, conversion in parts if part is not None]
+    if found != [(placeholder, "", None)]:
+        raise ValueError(f"{name} template: {rule}. {remedy}")

@@ -1,0 +1,181 @@
+"""Where rows come from: local JSON, JSONL, Parquet and text files, folders of them, and the Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from datasets.io.parquet import ParquetDatasetReader
+from datasets.io.text import TextDatasetReader
+
+from rim_peft.data.caching import source_hash
+
+Rows: TypeAlias = Dataset | IterableDataset
+
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+"""Each split's names in files and on the Hub."""
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
+
+JSON_COLUMN = "json"
+"""The only column of rows from JSON files: a row's JSON text."""
+
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def find_splits(path: str, *, prefix: str = "", streaming: bool = False) -> dict[str, Callable[[], Rows]]:
+    """Find the splits of a source; each is opened by a call.
+
+    Rows of JSON files come as one column ``json`` with a row's text, so that a row that breaks the others' form is
+    still only one bad row; rows of text files as one column ``text`` with a line. The others have their own columns.
+
+    Args:
+        path: a file, a folder with files named after splits, or a Hub id as ``owner/name`` or ``owner/name:config``.
+        prefix: word that may stand before the split in file names, as in ``prosqa_train.json``.
+        streaming: read rows when they are asked for.
+
+    Returns:
+        What opens a split, by its name: ``train``, ``validation``, ``test``, or the name that the source uses. A file
+        that is not named after a split counts as ``train``.
+
+    Raises:
+        FileNotFoundError: nothing is there; says what was looked for and what there is.
+        ValueError: a file cannot be read as what its suffix says.
+        ConnectionError: the Hub cannot be reached.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return {split: partial(_open, files, streaming) for split, files in _folder_files(local, prefix).items()}
+    if local.is_file():
+        _check_suffix(local)
+        return {_split_of(local, prefix) or "train": partial(_open, [local], streaming)}
+    hub = _HUB_ID.fullmatch(path)
+    if hub is None or path.startswith(".") or local.suffix in SUFFIXES:
+        raise FileNotFoundError(_absent(local))
+    return _open_hub(path, hub["id"], hub["config"], streaming)
+
+
+def split_name(name: str) -> str:
+    """Return a split's own name for any of its names.
+
+    >>> split_name("dev"), split_name("train_socratic")
+    ('validation', 'train_socratic')
+    """
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), name)
+
+
+def _split_of(file: Path, prefix: str) -> str | None:
+    """Return the split that a file is named after, as ``prosqa_valid.json`` or ``test-00000-of-00001.parquet``."""
+    stem = _SHARD.sub("", file.stem).removeprefix(f"{prefix}_")
+    split = split_name(stem)
+    return split if split in SPLIT_NAMES else None
+
+
+def _folder_files(folder: Path, prefix: str) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        split = _split_of(file, prefix)
+        if split and file.is_file() and file.suffix in SUFFIXES:
+            found.setdefault(split, []).append(file)
+    if not found:
+        raise FileNotFoundError(
+            f"path: the folder {folder} must hold files named after splits, such as train.jsonl, valid.json or "
+            f"test.parquet. It holds {_listing(folder)}. Rename a file, or give its path."
+        )
+    for split, files in found.items():
+        if len(files) > 1 and not all(_SHARD.search(file.stem) for file in files):
+            names = ", ".join(file.name for file in files)
+            raise ValueError(f"path: {folder} holds several files for the split {split!r}: {names}. Keep one of them.")
+    return found
+
+
+def _check_suffix(file: Path) -> None:
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"path: must end in one of {', '.join(SUFFIXES)}, got {file}. Rename or convert the file.")
+
+
+def _absent(path: Path) -> str:
+    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
+    return (
+        f"path: no file or folder {path}. The folder {folder} holds {_listing(folder)}. Give a file, a folder with "
+        "files named after splits (train.jsonl, valid.json, test.parquet), or a Hub id as owner/name."
+    )
+
+
+def _listing(folder: Path, most: int = 12) -> str:
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
+
+
+def _open(files: Sequence[Path], streaming: bool) -> Rows:
+    """Open files of one kind as one split, by the readers behind ``load_dataset``, which itself would call the Hub."""
+    paths = [str(file.absolute()) for file in files]
+    names = ", ".join(str(file) for file in files)
+    suffix = files[0].suffix
+    if not any(file.stat().st_size for file in files):
+        raise ValueError(f"path: {names} must hold rows, got an empty file.")
+    try:
+        if suffix == ".parquet":
+            rows = ParquetDatasetReader(paths, streaming=streaming).read()
+        else:
+            sample_by = "document" if suffix == ".json" else "line"
+            rows = TextDatasetReader(paths, streaming=streaming, sample_by=sample_by).read()
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(f"path: {names} cannot be read as {suffix[1:]}: {error.__cause__ or error}.") from error
+    if suffix == ".json":
+        kwargs = {"name": names, "source": source_hash(__name__)}
+        return rows.map(_split_document, batched=True, batch_size=1, remove_columns=["text"], fn_kwargs=kwargs)
+    return rows.rename_column("text", JSON_COLUMN) if suffix == ".jsonl" else rows
+
+
+def _split_document(batch: Mapping[str, list[str]], name: str, source: str) -> dict[str, list[str]]:
+    """Turn the text of a JSON file into one JSON text a row: a list, ``{"data": [...]}``, or lines after all."""
+    (document,) = batch["text"]
+    document = document.removeprefix("\ufeff")
+    try:
+        value = json.loads(document)
+    except json.JSONDecodeError as error:
+        lines = [line for line in document.split("\n") if line.strip()]
+        if len(lines) > 1 and _is_json(lines[0]):
+            return {JSON_COLUMN: lines}
+        raise ValueError(f"path: {name} is not valid JSON: {error}.") from None
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    rows = value if isinstance(value, list) else [value]
+    return {JSON_COLUMN: [json.dumps(row, ensure_ascii=False) for row in rows]}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _open_hub(path: str, hub_id: str, config: str | None, streaming: bool) -> dict[str, Callable[[], Rows]]:
+    try:
+        splits = load_dataset(hub_id, config, streaming=streaming)
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
+        raise kind(
+            f"path: {path} is no local file or folder, and cannot be read from the Hub: {error}. Give a local folder "
+            "with files named after splits (train.jsonl, valid.json, test.parquet), or a Hub id as owner/name or "
+            "owner/name:config."
+        ) from error
+    return {split_name(str(name)): partial(_same, rows) for name, rows in splits.items()}
+
+
+def _same(rows: Rows) -> Rows:
+    return rows

@@ -1,0 +1,61 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from rim_peft.data.tasks.task import Task
+
+__all__ = ["TASKS", "Task", "get_task"]
+
+TASKS = {
+    "gsm8k": "rim_peft.data.tasks.gsm8k:GSM8K",
+    "potions": "rim_peft.data.tasks.potions:Potions",
+    "prosqa": "rim_peft.data.tasks.prosqa:ProsQA",
+}
+"""The tasks that come along. Each is imported when it is asked for."""
+
+
+def get_task(name: str, /, **options: Any) -> Task:
+    """Return a task by its name, or one of your own as ``"package.module:ClassName"``.
+
+    >>> get_task("gsm8k", steps="sentences").steps
+    'sentences'
+
+    Raises:
+        ValueError: there is no such task or option, or a value is not allowed.
+    """
+    task = _task_class(name)
+    known = [field.name for field in fields(task)]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            there = ", ".join(known) or "none"
+            raise ValueError(f"{option}: no option of task {name!r}{_suggest(option, known)} Its options: {there}.")
+    return task(**{option: tuple(value) if isinstance(value, list) else value for option, value in options.items()})
+
+
+def _task_class(name: str) -> type[Task]:
+    module_name, colon, class_name = TASKS.get(name, name).partition(":")
+    if not colon:
+        raise ValueError(
+            f"task: no task {name!r}{_suggest(name, list(TASKS))} Choose one of {', '.join(TASKS)}, or name a class of "
+            "your own as package.module:ClassName."
+        )
+    try:
+        task: Any = getattr(import_module(module_name), class_name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        remedy = "Install its package, or put its folder on PYTHONPATH."
+        raise ValueError(f"task: {name!r} cannot be imported: {error}. {remedy}") from error
+    is_task = isinstance(task, type) and issubclass(task, Task) and is_dataclass(task)
+    if not is_task:
+        rule = "must be a dataclass that extends rim_peft.data.tasks.task.Task"
+        raise ValueError(f"task: {name!r} {rule}, got {task!r}. Make it one.")
+    return task
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else "."

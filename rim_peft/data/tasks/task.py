@@ -1,0 +1,190 @@
+"""What a task is: where its rows come from, how they are read, and how its answers are compared."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from datasets import Dataset, Features, IterableDataset, Value
+
+from rim_peft.data.caching import source_hash
+from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
+from rim_peft.data.files import JSON_COLUMN, Rows, find_splits, split_name
+from rim_peft.data.holdout import is_held_out
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_SHARE = 1 / 15
+"""Share of the training questions that serves as validation where a source has no such split."""
+
+
+class Task:
+    """Base of all tasks. A task is a frozen dataclass, whose fields are its options, with a name and an answer rule.
+
+    A task of your own overrides what differs: :meth:`read_row` for rows of another form than ``question``, ``steps``,
+    ``answer``, and :meth:`read_answer` and :meth:`is_correct` for answers that are not compared as texts.
+
+    Attributes:
+        name: the task's name.
+        source: the path that is read where none is given.
+        answer_rule: name of the rule by which answers are compared, for result tables.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str | None] = None
+    answer_rule: str = "exact-text"
+
+    def __post_init__(self) -> None:
+        for field, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, field) not in get_args(hint):
+                choices = ", ".join(repr(choice) for choice in get_args(hint))
+                raise ValueError(
+                    f"{field}: must be one of {choices} in task {self.name!r}, got {getattr(self, field)!r}."
+                )
+
+    def load(self, split: str, *, path: str | None = None, streaming: bool = False) -> Rows:
+        """Return a split's rows, each with ``question``, ``steps`` (None if there are none) and ``answer``.
+
+        A row that cannot be read keeps its place and says why in the column ``row_error``; whoever trains or evaluates
+        on it meets the reason there. A source without ``validation`` gives a fifteenth of its training questions to it,
+        chosen by a hash of the question, so that the two never share one. Test rows never serve as anything else.
+
+        Args:
+            split: ``train``, ``validation``, ``test``, or a split of the source's own.
+            path: a file, folder or Hub id as in :func:`~rim_peft.data.files.find_splits`; the task's source if None.
+            streaming: read rows when they are asked for.
+
+        Raises:
+            FileNotFoundError: there is no such path or split; says what there is.
+            ValueError: a file is damaged or empty, or the task has no source of its own and no path is given.
+            ConnectionError: the Hub cannot be reached.
+        """
+        path = path if path is not None else self.source
+        if path is None:
+            raise ValueError(f"path: task {self.name!r} has no source of its own. Give a file, a folder or a Hub id.")
+        splits = find_splits(str(path), prefix=self.name, streaming=streaming)
+        split = split_name(split)
+        is_carved = split in ("train", "validation") and "train" in splits and "validation" not in splits
+        if split not in splits and not is_carved:
+            raise FileNotFoundError(
+                f"split: {path} has no split {split!r} for task {self.name!r}, only {', '.join(sorted(splits))}. "
+                "Choose one of them, or add the file; a file not named after a split counts as train."
+            )
+        if not is_carved:
+            return self._read(splits[split]())
+        logger.info("%s has no validation split: 1 in 15 training questions, by hash, serves as one.", path)
+        return self._read(splits["train"]()).filter(
+            _is_in_split, fn_kwargs={"split": split, "source": source_hash(__name__, is_held_out.__module__)}
+        )
+
+    def read_row(self, row: Mapping[str, Any]) -> Example:
+        """Read a row of the task's source.
+
+        Raises:
+            RowError: a field is missing or cannot be read.
+        """
+        return read_example(row)
+
+    def read_answer(self, text: str) -> str | None:
+        """Return the answer that a generated text gives, or None if it gives none.
+
+        Here: the text without white space around it and a final full stop.
+        """
+        return text.strip().removesuffix(".").rstrip() or None
+
+    def is_correct(self, text: str, gold: str) -> bool:
+        """Tell whether a generated text gives the answer ``gold``."""
+        return self.read_answer(text) is not None and self.read_answer(text) == self.read_answer(gold)
+
+    def _read(self, rows: Rows) -> Rows:
+        text = Value("string")
+        is_chat = _has_chats(rows, self)
+        question = [{"role": text, "content": text}] if is_chat else text
+        source = source_hash(__name__, Example.__module__, type(self).__module__)
+        kwargs: dict[str, Any] = {} if isinstance(rows, IterableDataset) else {"desc": "Reading rows"}
+        read = rows.map(
+            _read_batch,
+            batched=True,
+            remove_columns=rows.column_names or list(next(iter(rows), {})),
+            features=Features({"question": question, "steps": [text], "answer": text, ROW_ERROR: text}),
+            fn_kwargs={"task": self, "is_chat": is_chat, "source": source},
+            **kwargs,
+        )
+        if isinstance(read, Dataset) and len(read) == 0:
+            raise ValueError(f"path: must hold rows for task {self.name!r}, got none. Look at the file.")
+        return read
+
+
+class GeneratedTask(Task):
+    """Base of tasks whose rows are made, not read."""
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield a split's rows, each with ``question``, ``steps`` and ``answer``."""
+        raise NotImplementedError
+
+    def load(self, split: str, *, path: str | None = None, streaming: bool = False) -> Rows:
+        """Return a split's rows.
+
+        Raises:
+            ValueError: a path is given, or there is no such split.
+        """
+        if path is not None:
+            raise ValueError(f"path: task {self.name!r} makes its rows, got {path!r}. Leave it out.")
+        rows = Dataset.from_list(list(self.rows(split_name(split))))
+        return rows.to_iterable_dataset() if streaming else rows
+
+
+def _read_batch(batch: Mapping[str, Sequence[Any]], task: Task, is_chat: bool, source: str) -> dict[str, list[Any]]:
+    """Read a batch of a source's rows; blank lines are no rows. For ``source`` see :func:`source_hash`."""
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    read = [_read_or_explain(row, task, is_chat=is_chat) for row in rows if not _is_blank(row)]
+    return {name: [row[name] for row in read] for name in ("question", "steps", "answer", ROW_ERROR)}
+
+
+def _read_or_explain(row: Mapping[str, Any], task: Task, *, is_chat: bool) -> dict[str, Any]:
+    try:
+        example = task.read_row(_parse(row))
+        if isinstance(example.question, str) == is_chat:
+            # A column has one type.
+            raise RowError(f"question: must be {'chat messages' if is_chat else 'a text'} as in the first row")
+    except RowError as error:
+        return {"question": None, "steps": None, "answer": None, ROW_ERROR: str(error)}
+    steps = list(example.steps) if example.steps else None
+    return {"question": example.question, "steps": steps, "answer": example.answer, ROW_ERROR: None}
+
+
+def _parse(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parse the row of a JSON file; others are returned as they are."""
+    if set(row) != {JSON_COLUMN}:
+        return row
+    text = row[JSON_COLUMN].removeprefix("\ufeff")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowError(f"not valid JSON: {error}, in {text[:60]!r}") from None
+    if not isinstance(value, dict):
+        raise RowError(f"must be a JSON object with fields, got {text[:60]!r}")
+    return value
+
+
+def _is_blank(row: Mapping[str, Any]) -> bool:
+    return len(row) == 1 and all(isinstance(value, str) and not value.strip() for value in row.values())
+
+
+def _has_chats(rows: Rows, task: Task, *, look_at: int = 100) -> bool:
+    """Tell whether the questions are chat messages: whether that of the first row is that can be read."""
+    for row in islice(rows, look_at):
+        try:
+            return not isinstance(task.read_row(_parse(row)).question, str)
+        except RowError:
+            continue
+    return False
+
+
+def _is_in_split(row: Mapping[str, Any], split: str, source: str) -> bool:
+    question = row["question"]
+    is_validation = question is not None and is_held_out(question, VALIDATION_SHARE, salt="validation")
+    return is_validation == (split == "validation")

@@ -1,0 +1,176 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from rim_peft.data import files
+from rim_peft.data.files import Rows, find_splits
+from tests.unit.data.conftest import WriteRows
+
+ROWS: list[dict[str, Any]] = [
+    {"question": "1 + 1?", "steps": ["1+1=2"], "answer": "2"},
+    {"question": "ü?", "steps": None, "answer": "18"},
+]
+LINES = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+
+
+def open_splits(path: str, **options: Any) -> dict[str, Rows]:
+    """Open every split that is found."""
+    return {name: open_split() for name, open_split in find_splits(path, **options).items()}
+
+
+def write_json(path: Path, form: str) -> None:
+    """Write the rows in one of the forms that JSON files have."""
+    text = {
+        "list": json.dumps(ROWS),
+        "list, many lines": json.dumps(ROWS, indent=2),
+        "data": json.dumps({"version": 1, "data": ROWS}),
+        "data, many lines": json.dumps({"data": ROWS}, indent=2),
+        "lines": "\n".join(LINES) + "\n\n",
+        "byte order mark": "\ufeff" + json.dumps(ROWS),
+    }[form]
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", ["list", "list, many lines", "data", "data, many lines", "lines", "byte order mark"])
+def test_json_in_every_form_gives_a_json_text_a_row(tmp_path: Path, form: str, streaming: bool) -> None:
+    write_json(tmp_path / "train.json", form)
+    (rows,) = open_splits(str(tmp_path / "train.json"), streaming=streaming).values()
+    assert [list(row) for row in rows] == [["json"], ["json"]]
+    assert [json.loads(row["json"]) for row in rows] == ROWS
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_json_lines_stay_lines(write_rows: WriteRows, streaming: bool) -> None:
+    path = write_rows("train.jsonl", ROWS)
+    assert list(open_splits(str(path), streaming=streaming)["train"]) == [{"json": line} for line in LINES]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_gives_a_line_a_row(tmp_path: Path, streaming: bool) -> None:
+    (tmp_path / "test.txt").write_text("a||b\nc||d\n")
+    assert list(open_splits(str(tmp_path), streaming=streaming)["test"]) == [{"text": "a||b"}, {"text": "c||d"}]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_has_its_own_columns(tmp_path: Path, streaming: bool) -> None:
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "dev.parquet")
+    assert list(open_splits(str(tmp_path), streaming=streaming)["validation"]) == ROWS
+
+
+def test_streaming_gives_a_stream(write_rows: WriteRows) -> None:
+    path = write_rows("train.jsonl", ROWS)
+    assert isinstance(open_splits(str(path), streaming=True)["train"], IterableDataset)
+    assert isinstance(open_splits(str(path))["train"], Dataset)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("validation.jsonl", "validation"),
+        ("valid.jsonl", "validation"),
+        ("val.jsonl", "validation"),
+        ("dev.jsonl", "validation"),
+        ("test.jsonl", "test"),
+        ("prosqa_valid.jsonl", "validation"),
+        ("test-00000-of-00001.jsonl", "test"),
+    ],
+)
+def test_files_are_named_after_splits(write_rows: WriteRows, name: str, split: str) -> None:
+    path = write_rows(name, ROWS)
+    assert list(open_splits(str(path), prefix="prosqa")) == [split]
+    assert list(open_splits(str(path.parent), prefix="prosqa")) == [split]
+
+
+def test_a_file_of_another_name_counts_as_train_alone(write_rows: WriteRows) -> None:
+    assert list(open_splits(str(write_rows("mine.jsonl", ROWS)))) == ["train"]
+
+
+def test_a_folders_other_files_are_left_alone(write_rows: WriteRows) -> None:
+    for name in ("train.jsonl", "train_socratic.jsonl", "test.jsonl", "notes.md", "other_test.jsonl"):
+        write_rows(name, ROWS)
+    assert sorted(open_splits(str(write_rows("README.md", []).parent), prefix="gsm8k")) == ["test", "train"]
+
+
+def test_the_parts_of_a_split_are_one(write_rows: WriteRows) -> None:
+    write_rows("train-00000-of-00002.jsonl", ROWS[:1])
+    path = write_rows("train-00001-of-00002.jsonl", ROWS[1:])
+    assert open_splits(str(path.parent))["train"]["json"][:] == LINES
+
+
+def test_a_changed_file_is_read_anew(write_rows: WriteRows) -> None:
+    assert len(open_splits(str(write_rows("train.jsonl", ROWS)))["train"]) == 2
+    assert len(open_splits(str(write_rows("train.jsonl", ROWS * 2)))["train"]) == 4
+
+
+def test_names_what_was_looked_for_and_what_is_there(write_rows: WriteRows) -> None:
+    folder = write_rows("rows.csv", ROWS).parent
+    with pytest.raises(FileNotFoundError, match=r"path: no file or folder .*absent.jsonl.* holds rows\.csv\. Give a"):
+        open_splits(str(folder / "absent.jsonl"))
+    with pytest.raises(FileNotFoundError, match=r"such as train\.jsonl, .* It holds rows\.csv\."):
+        open_splits(str(folder))
+    with pytest.raises(
+        ValueError, match=r"path: must end in one of \.jsonl, \.json, \.parquet, \.txt, got .*rows\.csv"
+    ):
+        open_splits(str(folder / "rows.csv"))
+
+
+def test_refuses_two_files_for_a_split(write_rows: WriteRows) -> None:
+    write_rows("valid.jsonl", ROWS)
+    folder = write_rows("dev.jsonl", ROWS).parent
+    with pytest.raises(ValueError, match=r"several files for the split 'validation': dev\.jsonl, valid\.jsonl"):
+        open_splits(str(folder))
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.parquet"])
+def test_names_a_damaged_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('[{"question": ')
+    with pytest.raises(ValueError, match=rf"path: .*{name}"):
+        open_splits(str(tmp_path))
+
+
+def test_a_damaged_file_does_not_keep_from_the_others(write_rows: WriteRows, tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_text("")
+    folder = write_rows("test.jsonl", ROWS).parent
+    assert len(find_splits(str(folder))["test"]()) == 2
+
+
+def test_reads_hub_ids_with_and_without_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, str | None]] = []
+
+    def load(path: str, config: str | None, **_: Any) -> DatasetDict:
+        calls.append((path, config))
+        return DatasetDict({"train": Dataset.from_list(ROWS), "valid": Dataset.from_list(ROWS[:1])})
+
+    monkeypatch.setattr(files, "load_dataset", load)
+    splits = open_splits("openai/gsm8k:main")
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 2, "validation": 1}
+    open_splits("whynlp/gsm8k-aug")
+    assert calls == [("openai/gsm8k", "main"), ("whynlp/gsm8k-aug", None)]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ConnectionError("Couldn't reach it"), ConnectionError),
+        (ValueError("Config name is missing"), FileNotFoundError),
+    ],
+)
+def test_a_failing_hub_is_one_error(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception]) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(files, "load_dataset", load)
+    with pytest.raises(kind, match=rf"path: some/rows is no local file .* from the Hub: {error}\. Give a local folder"):
+        open_splits("some/rows")
+
+
+@pytest.mark.parametrize("path", ["../some/rows", "some/rows.jsonl", "a/b/c", "rows", "./rows"])
+def test_a_local_path_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(files, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
+    with pytest.raises(FileNotFoundError, match="path: no file or folder"):
+        open_splits(path)

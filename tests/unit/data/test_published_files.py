@@ -1,0 +1,81 @@
+"""The authors' files, read whole: counts as published, and as counted by other means."""
+
+from collections import Counter
+
+import pytest
+
+from rim_peft.data.examples import BadRowsError
+from rim_peft.data.holdout import hold_out
+from rim_peft.data.preparation import prepare_dataset
+from rim_peft.data.tasks import get_task
+from tests.conftest import build_tokenizer
+from tests.unit.data.conftest import DATA_DIR
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "split", "num_rows"),
+    [
+        ("gsm8k", "gsm8k", "test", 1319),
+        ("gsm8k", "gsm8k_aug", "validation", 500),
+        ("gsm8k", "gsm8k_aug", "test", 1319),
+        ("prosqa", "prosqa", "validation", 300),
+        ("prosqa", "prosqa", "test", 500),
+    ],
+)
+def test_every_row_can_be_read(task: str, folder: str, split: str, num_rows: int) -> None:
+    rows = get_task(task).load(split, path=str(DATA_DIR / folder))
+    assert len(rows) == num_rows
+    assert set(rows["row_error"]) == {None}
+    assert all(get_task(task).is_correct(answer, answer) for answer in rows["answer"])
+
+
+def test_gsm8k_has_the_equations_that_were_counted() -> None:
+    train, validation = (
+        get_task("gsm8k").load(split, path=str(DATA_DIR / "gsm8k")) for split in ("train", "validation")
+    )
+    assert (len(train), len(validation)) == (6948, 525)
+    assert set(train["question"]).isdisjoint(validation["question"])
+    lengths = Counter(len(steps or ()) for rows in (train, validation) for steps in rows["steps"])
+    assert lengths == {0: 95, 1: 404, 2: 2175, 3: 2137, 4: 1424, 5: 785, 6: 287, 7: 123, 8: 40, 9: 3}
+
+
+def test_gsm8k_has_sentences_for_every_row() -> None:
+    rows = get_task("gsm8k", steps="sentences").load("train", path=str(DATA_DIR / "gsm8k"))
+    assert all(rows["steps"])
+    assert not any("<<" in step or ">>" in step for steps in rows["steps"] for step in steps)
+
+
+def test_the_two_forms_of_the_test_set_have_the_same_answers() -> None:
+    official, augmented = (get_task("gsm8k").load("test", path=str(DATA_DIR / name)) for name in ("gsm8k", "gsm8k_aug"))
+    assert official["answer"][:] == augmented["answer"][:]
+    last = [(steps or ["="])[-1].rsplit("=")[-1] for steps in augmented["steps"]]
+    assert sum(result == answer for result, answer in zip(last, augmented["answer"], strict=True)) == 1173
+    lengths = Counter(len(steps or ()) for steps in augmented["steps"])
+    assert lengths == {0: 18, 1: 65, 2: 357, 3: 364, 4: 290, 5: 138, 6: 57, 7: 21, 8: 9}
+
+
+def test_prosqa_has_the_steps_that_were_counted() -> None:
+    rows = get_task("prosqa").load("test", path=str(DATA_DIR / "prosqa"))
+    assert Counter(len(steps) for steps in rows["steps"]) == {3: 202, 4: 217, 5: 69, 6: 12}
+
+
+def test_prosqa_trains_on_a_part_of_its_validation_file() -> None:
+    rows = get_task("prosqa").load("validation", path=str(DATA_DIR / "prosqa"))
+    train, held_out = hold_out(rows, 50)
+    assert (len(train), len(held_out)) == (250, 50)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_equations_are_bad_in_stage_1_alone(streaming: bool) -> None:
+    rows = get_task("gsm8k").load("train", path=str(DATA_DIR / "gsm8k"), streaming=streaming)
+    with pytest.raises(BadRowsError, match="row 28: steps: there are none"):
+        list(prepare_dataset(rows, build_tokenizer(), needs_steps=True, num_blocks=0, block_length=4))
+
+
+def test_rows_without_equations_can_be_dropped_or_kept() -> None:
+    rows = get_task("gsm8k").load("train", path=str(DATA_DIR / "gsm8k"))
+    grounding = prepare_dataset(
+        rows, build_tokenizer(), needs_steps=True, num_blocks=0, block_length=4, on_bad_rows="drop"
+    )
+    refinement = prepare_dataset(rows, build_tokenizer(), needs_steps=False, num_blocks=8, block_length=4)
+    assert (len(grounding), len(refinement)) == (6858, 6948)

@@ -1,0 +1,91 @@
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from rim_peft.data.examples import Example, RowError, Templates
+from rim_peft.data.tokenization import tokenize_example, tokenize_prompts
+from tests.conftest import BOS_ID, EOS_ID, build_tokenizer
+from tests.unit.data.conftest import build_wrapping_tokenizer
+
+EXAMPLE = Example("1 + 1?", answer="2", steps=("1+1=2", "ü"))
+CHAT = Example([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}], answer="2")
+
+
+def test_every_readout_ends_with_eos_and_reads_as_its_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = tokenize_example(EXAMPLE, tokenizer)
+    assert tokenizer.decode(row["prompt_ids"]) == "1 + 1?\n"
+    assert [tokenizer.decode(step) for step in row["step_ids"]] == ["1+1=2<eos>", "ü<eos>"]
+    assert tokenizer.decode(row["answer_ids"]) == "2<eos>"
+    assert all(readout.count(EOS_ID) == 1 for readout in [*row["step_ids"], row["answer_ids"]])
+
+
+def test_templates_are_filled_in(tokenizer: PreTrainedTokenizerFast) -> None:
+    templates = Templates(prompt="Q: {question} A:", step="<<{step}>>", answer="The answer is {answer}.")
+    row = tokenize_example(Example("{x}?", answer="{y}", steps=("{z}",)), tokenizer, templates)
+    assert tokenizer.decode(row["prompt_ids"]) == "Q: {x}? A:"
+    assert tokenizer.decode(row["step_ids"][0]) == "<<{z}>><eos>"
+    assert tokenizer.decode(row["answer_ids"]) == "The answer is {y}.<eos>"
+
+
+def test_an_example_without_steps_has_none(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert tokenize_example(CHAT, tokenizer)["step_ids"] == []
+
+
+@pytest.mark.parametrize(
+    ("template", "begin"), [("<bos> $A", [BOS_ID]), ("<bos> $A <eos>", [BOS_ID]), ("$A <eos>", []), ("$A", [])]
+)
+def test_a_prompt_begins_as_the_tokenizer_begins_texts_and_stays_open(template: str, begin: list[int]) -> None:
+    tokenizer = build_wrapping_tokenizer(template)
+    row = tokenize_example(EXAMPLE, tokenizer)
+    text = build_tokenizer()("1 + 1?\n")["input_ids"]
+    assert row["prompt_ids"] == begin + text
+    assert row["answer_ids"] == [*build_tokenizer()("2")["input_ids"], EOS_ID]
+
+
+def test_a_bos_that_is_eos_is_kept() -> None:
+    tokenizer = build_wrapping_tokenizer("<eos> $A")
+    tokenizer.bos_token = tokenizer.eos_token
+    assert tokenize_example(EXAMPLE, tokenizer)["prompt_ids"][0] == EOS_ID
+
+
+def test_a_template_that_ends_with_eos_gets_no_second_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = tokenize_example(EXAMPLE, tokenizer, Templates(answer="{answer}<eos>"))
+    assert tokenizer.decode(row["answer_ids"]) == "2<eos>"
+
+
+def test_a_chat_is_rendered_once_by_the_tokenizers_template() -> None:
+    tokenizer = build_wrapping_tokenizer("<bos> $A")
+    prompt = tokenize_example(CHAT, tokenizer, Templates(prompt="unused {question}"))["prompt_ids"]
+    assert tokenizer.decode(prompt) == "<|system|>Be brief.<eos><|user|>1 + 1?<eos><|assistant|>"
+
+
+def test_prompts_alone_are_those_of_examples() -> None:
+    tokenizer = build_wrapping_tokenizer("<bos> $A")
+    templates = Templates(prompt="Q: {question}")
+    prompts = tokenize_prompts([CHAT.question, EXAMPLE.question], tokenizer, templates)
+    assert prompts == [tokenize_example(item, tokenizer, templates)["prompt_ids"] for item in (CHAT, EXAMPLE)]
+
+
+def test_an_empty_question_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(RowError, match="question: is empty"):
+        tokenize_prompts(["fine", " "], tokenizer)
+
+
+def test_a_tokenizer_without_eos_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"tokenizer: must have an EOS token.*Set tokenizer.eos_token"):
+        tokenize_example(EXAMPLE, build_tokenizer(eos_token=None))
+
+
+def test_a_chat_needs_a_chat_template() -> None:
+    with pytest.raises(ValueError, match=r"tokenizer: must have a chat template.*give questions as texts"):
+        tokenize_example(CHAT, build_tokenizer(chat_template=None))
+
+
+def test_a_refusal_of_the_chat_template_is_a_bad_row() -> None:
+    tokenizer = build_tokenizer(chat_template="{{ raise_exception('no system role') }}")
+    with pytest.raises(RowError, match="the chat template refuses the messages: no system role"):
+        tokenize_example(CHAT, tokenizer)
+
+
+def test_eos_inside_a_readout_is_a_bad_row(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(RowError, match="holds the EOS token '<eos>' before its end"):
+        tokenize_example(Example("q", answer="2<eos>3"), tokenizer)
