@@ -1,0 +1,32 @@
+"""What is written where: results to stdout, everything else to stderr, and of the libraries only what matters."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' notices from hiding ours; their errors and our log lines go to stderr."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when a process forks
+    warnings.simplefilter("ignore")
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.ERROR)
+    logging.getLogger("rim_peft").setLevel(logging.INFO)
+
+
+def quiet_model_loading() -> None:
+    """Leave out transformers' bars for reading a model's files; those of training stay."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def results_only() -> Iterator[None]:
+    """While entered, send what is printed to stderr, such as the Trainer's log lines."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

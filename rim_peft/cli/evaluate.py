@@ -1,0 +1,80 @@
+"""``rim-peft evaluate``: an adapter's accuracy on a task."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "adapter", metavar="ADAPTER", help="output folder of a training, or an adapter's folder or Hub id"
+    )
+    parser.add_argument(
+        "--task", help="gsm8k, prosqa, potions or package.module:ClassName (default: that of the training)"
+    )
+    parser.add_argument("--split", default="test", help="split to judge (default: %(default)s)")
+    parser.add_argument(
+        "--data", metavar="PATH", help="file, folder or Hub id of the rows (default: as in the training)"
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="judge the first N rows")
+    parser.add_argument("--blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)")
+    parser.add_argument("--by-block", action="store_true", help="judge the readout of every block too")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="questions at a time (default: the recipe's)")
+    parser.add_argument(
+        "--on-bad-rows",
+        choices=["error", "drop"],
+        default="error",
+        help="stop at rows that cannot be read, or leave them out (default: %(default)s)",
+    )
+    parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print the result."""
+    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.run import evaluate, load_run
+
+    quiet_model_loading()
+    with results_only():
+        result = evaluate(
+            load_run(args.adapter, base=args.base),
+            args.task,
+            split=args.split,
+            path=args.data,
+            limit=args.limit,
+            num_blocks=args.blocks,
+            by_block=args.by_block,
+            batch_size=args.batch_size,
+            on_bad_rows=args.on_bad_rows,
+            progress=True,
+        )
+    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else _table(result))
+    return 0
+
+
+def positive(text: str) -> int:
+    """Read a number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['task']} {result['split']}, {result['num_blocks']} blocks, answer rule {result['answer_rule']}",
+        f"{'':12} accuracy  std. err.   rows",
+        _line("last block", result),
+    ]
+    lines.extend(_line(f"  {length} steps", score) for length, score in result["by_length"].items())
+    for number, block in enumerate(result["by_block"], start=1):
+        lines.append(_line(f"block {number}", block["all"]))
+    return "\n".join(lines)
+
+
+def _line(label: str, score: dict[str, Any]) -> str:
+    return f"{label:12} {score['accuracy']:8.3f}  {score['standard_error']:9.3f}  {score['num_rows']:5}"

@@ -1,0 +1,107 @@
+"""``rim-peft``: picks the command, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType, ModuleType
+from typing import Any
+
+from rim_peft.cli.console import quiet_libraries
+from rim_peft.recipe import RecipeError
+from rim_peft.version import __version__
+
+COMMANDS = {
+    "train": "train an adapter as a recipe says",
+    "evaluate": "measure an adapter's accuracy on a task",
+    "generate": "answer questions with an adapter",
+    "validate": "check recipes without running them",
+    "demo": "train, evaluate and show the built-in example",
+}
+"""Name and summary. Each stands in the module of its name, with ``add_arguments(parser)`` and ``run(args) -> int``, and
+``more_help() -> str`` if ``--help`` has more to say."""
+
+EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong usage, 130 or 143 interrupted by SIGINT or SIGTERM"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] not in COMMANDS:
+        parser = _command_list()
+        parser.parse_args(arguments)  # which prints help or version, or says what is wrong
+        parser.error("the command must come first")
+    # Intermixed, since a question or overrides may stand behind an option.
+    args = _command_parser(arguments[0]).parse_intermixed_args(arguments[1:])
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        quiet_libraries()
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("rim-peft: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read the output has left; Python would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if args.traceback:
+            raise
+        print(_describe(error), file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _command_list() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rim-peft", description="Train and use language models that reason in memory blocks.", epilog=EXIT_CODES
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        commands.add_parser(name, help=summary)
+    return parser
+
+
+def _command_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a command, whose module alone is imported."""
+    summary = COMMANDS[name]
+    module = import_module(f"rim_peft.cli.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"rim-peft {name}", description=f"{summary[0].upper()}{summary[1:]}.", add_help=False
+    )
+    module.add_arguments(parser)
+    parser.add_argument("-h", "--help", action=_Help, module=module, help="show this message and exit")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser.set_defaults(run=module.run)
+    return parser
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, RecipeError):
+        return str(error)  # each of its lines says where it belongs
+    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    return f"rim-peft: error: {kind}{error}"
+
+
+class _Help(argparse.Action):
+    """``--help``, with a command's ``more_help()`` where it has one, which is made only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, module: ModuleType, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, **kwargs)
+        self._module = module
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> None:
+        parser.print_help()
+        if hasattr(self._module, "more_help"):
+            print(f"\n{self._module.more_help()}")
+        parser.exit()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    print("rim-peft: terminated", file=sys.stderr)
+    raise SystemExit(128 + number)

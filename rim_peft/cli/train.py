@@ -1,0 +1,56 @@
+"""``rim-peft train``: a recipe → an adapter in its folder."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+
+def more_help() -> str:
+    """Return what ``--help`` says besides the arguments: the keys of a recipe."""
+    from rim_peft.recipe.options import options_text
+
+    return (
+        "keys of a recipe, with their defaults:\n"
+        f"{options_text()}\n\n"
+        "adapter also takes LoRA's options (PEFT's LoraConfig), grounding and refinement those of TRL's SFTConfig. On\n"
+        "the command line, null removes a value or a stage. Paths are relative to the working directory."
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML)")
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="replace a value of the recipe, such as data.path=FOLDER"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and print where the adapter lies and how good it is."""
+    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.recipe import load_recipe
+    from rim_peft.run import train
+    from rim_peft.training.curriculum import Interrupted
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    command = ["rim-peft", "train", args.recipe, *args.overrides]
+    quiet_model_loading()
+    try:
+        with results_only():
+            trained = train(recipe, command=command)
+    except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
+        again = shlex.join([*(part for part in command if part != "resume=true"), "resume=true"])
+        print(f"rim-peft: stopped; go on with: {again}", file=sys.stderr)
+        if isinstance(stop, Interrupted):
+            return 128 + stop.signal_number
+        raise
+    print(f"adapter: {recipe.output_dir}")
+    validation = trained.metrics["validation"]
+    if validation is not None:
+        print(
+            f"accuracy after the last block: {validation['accuracy']:.3f} ± {validation['standard_error']:.3f} "
+            f"({validation['num_rows']} validation rows, answer rule {validation['answer_rule']})"
+        )
+    return 0

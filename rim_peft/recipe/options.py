@@ -1,0 +1,100 @@
+"""The options of a recipe as text, for ``--help`` and for the tables of ``docs/recipes.md``.
+
+``python -m rim_peft.recipe.options docs/recipes.md`` brings the tables of that file up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from rim_peft.recipe.conversion import describe
+from rim_peft.recipe.keys import OWN_SECTIONS, STAGES, section_class
+from rim_peft.recipe.sections import Recipe
+from rim_peft.recipe.snapshot import own_fields
+
+SECTIONS = ("", *OWN_SECTIONS, "adapter", *STAGES)
+"""The top level and the sections."""
+
+_TABLE = re.compile(r"(?<=<!-- options: )(\w*) ?-->\n.*?(?=<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key: its full name, which values it takes, its default as YAML, and its help."""
+
+    key: str
+    values: str
+    default: str
+    help: str
+
+
+def list_options(section: str) -> list[Option]:
+    """List the options of a section, or of the top level ("")."""
+    owner = section_class(section) if section else Recipe
+    inside = own_fields(section) if section else [field for field in fields(Recipe) if field.name not in SECTIONS]
+    hints = get_type_hints(owner)
+    prefix = f"{section}." if section else ""
+    return [
+        Option(f"{prefix}{field.name}", _values(field, hints[field.name]), _default(field), _help(field))
+        for field in inside
+    ]
+
+
+def options_text(width: int = 100) -> str:
+    """Return all options for a terminal."""
+    lines = []
+    for option in (option for section in SECTIONS for option in list_options(section)):
+        lines.append(f"  {option.key} ({option.default})")
+        lines.extend(textwrap.wrap(option.help, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
+
+def options_table(section: str) -> str:
+    """Return a section's options as a Markdown table."""
+    lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
+    for option in list_options(section):
+        cells = (f"`{option.key}`", option.values, f"`{option.default}`", option.help)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def update_tables(text: str) -> str:
+    """Return a Markdown text with the table after each ``<!-- options: SECTION -->`` written anew."""
+    return _TABLE.sub(lambda match: f"{match[1]} -->\n{options_table(match[1].replace('top', ''))}\n", text)
+
+
+def _values(field: Field[Any], hint: Any) -> str:
+    choices = field.metadata.get("choices")
+    return describe(Literal[tuple(choices)] if choices else hint)
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default is MISSING and field.default_factory is MISSING:
+        return "must be given"
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    return json.dumps(value)
+
+
+def _help(field: Field[Any]) -> str:
+    if "help" in field.metadata:
+        return field.metadata["help"]
+    (stage,) = (stage for stage in fields(section_class(STAGES[0])) if stage.name == field.name)
+    return stage.metadata["help"]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the tables of the given files anew."""
+    for name in arguments:
+        path = Path(name)
+        path.write_text(update_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,113 @@
+"""All that is wrong with a recipe, collected before any of it is reported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from rim_peft.recipe.conversion import WrongTypeError, allows_none, convert
+
+COMMAND_LINE = "command line"
+
+
+class RecipeError(ValueError):
+    """A recipe cannot be run; one line for each problem, ``file: key: what is wrong``."""
+
+
+@dataclass
+class Problems:
+    """Problems by key, in the order in which they were found.
+
+    Attributes:
+        source: the recipe's file.
+        all_keys: the full names of all sections' keys, to suggest one from.
+        overridden: keys that were given on the command line, to say so.
+    """
+
+    source: str
+    all_keys: Callable[[], Iterable[str]]
+    overridden: frozenset[str] = frozenset()
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, key: str, message: str) -> None:
+        """Note what is wrong with a key."""
+        from_command_line = any(f"{key}.".startswith(f"{given}.") for given in self.overridden)
+        self.lines.append(f"{COMMAND_LINE if from_command_line else self.source}: {key}: {message}")
+
+    def raise_any(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            RecipeError: something was.
+        """
+        if self.lines:
+            raise RecipeError("\n".join(dict.fromkeys(self.lines)))
+
+    def check_keys(self, section: str, given: Iterable[Any], known: Iterable[str]) -> None:
+        """Note the keys that a section does not have, with the nearest one that it has, or that another one has."""
+        names = list(known)
+        for name in given:
+            if name in names:
+                continue
+            close = get_close_matches(str(name), names, n=1)
+            if not close:
+                elsewhere = {key.rpartition(".")[2]: key for key in reversed(list(self.all_keys()))}
+                close = [elsewhere[match] for match in get_close_matches(str(name), elsewhere, n=1)]
+            self.add(join(section, name), f"unknown key, did you mean {close[0]}?" if close else "unknown key.")
+
+    def convert(self, section: str, hints: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values that have their field's type, and note the others.
+
+        A null where the field cannot be None stands for the field's default.
+        """
+        converted = {}
+        for name, value in values.items():
+            if name not in hints or (value is None and not allows_none(hints[name])):
+                continue
+            try:
+                converted[name] = convert(value, hints[name])
+            except WrongTypeError as error:
+                self.add(join(section, name), str(error))
+        return converted
+
+    def build(self, section: str, make: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+        """Return ``make(**values)``, or None after noting all that it complains about.
+
+        A constructor stops at the first bad value, so it is called again without that value until it is content.
+        """
+        values, complaints = dict(values), 0
+        while True:
+            try:
+                made = make(**values)
+                return None if complaints else made
+            except Exception as error:
+                complaints += 1
+                culprit = _culprit(make, values, str(error))
+                message = str(error).removeprefix(f"{culprit}: ")
+                self.add(section if culprit is None else join(section, culprit), " ".join(message.split()))
+                if culprit not in values or len(values) == 1:
+                    return None
+                del values[culprit]
+
+
+def join(section: str, name: object) -> str:
+    """Return a key's full name."""
+    return f"{section}.{name}" if section else str(name)
+
+
+def _culprit(make: Callable[..., Any], values: Mapping[str, Any], message: str) -> str | None:
+    """Return the field that an error is about: the one it begins with, else the one without which it is not raised."""
+    named = re.match(r"(\w+): ", message)
+    if named is not None:
+        return named[1]
+    for name in values:
+        try:
+            make(**{other: value for other, value in values.items() if other != name})
+        except Exception as error:
+            if str(error) == message:
+                continue
+        return name
+    return None

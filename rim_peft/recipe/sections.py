@@ -1,0 +1,206 @@
+"""What a recipe holds, as frozen dataclasses; an option's help stands beside its default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rim_peft.data.examples import Templates
+from rim_peft.tuner import RiMConfig
+
+if TYPE_CHECKING:
+    from rim_peft.data.tasks.task import Task
+    from rim_peft.training import GroundingConfig, RefinementConfig
+
+AS_IN_STAGE: dict[str, str] = {}
+"""Metadata of options that both stages share: their help stands in the stages' own class."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Section ``model``: the frozen base."""
+
+    name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the base."})
+    config: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of name_or_path: model_type and the fields of its configuration. A base with random "
+            "weights is built from it by the seed, and a tokenizer of at most vocab_size tokens from the training "
+            "rows; both go to output_dir/base."
+        },
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the base on the Hub."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the tokenizer, if it is not the base's own."}
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Type that the base's weights are loaded in; 'auto' is that of its files."}
+    )
+    quantization: Literal["nf4", "int8"] | None = field(
+        default=None, metadata={"help": "Load the base in 4 or 8 bits by bitsandbytes (QLoRA)."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention of the base: 'sdpa' or 'eager'; transformers' choice if not set."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the base."})
+
+    def __post_init__(self) -> None:
+        """Check that the base is given in one way.
+
+        Raises:
+            ValueError: both or none of ``name_or_path`` and ``config``, or a configuration without its type.
+        """
+        if (self.name_or_path is None) == (self.config is None):
+            given = "neither" if self.config is None else "both"
+            raise ValueError(f"name_or_path: either it or config must be given, got {given}.")
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise ValueError(f"config: must hold model_type, such as 'llama', got {sorted(map(str, self.config))}.")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Section ``data``: the rows and how they are written."""
+
+    task: str = field(metadata={"help": "gsm8k, prosqa, potions, or a class of your own as package.module:ClassName."})
+    options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the task."})
+    path: str | None = field(
+        default=None,
+        metadata={
+            "help": "File, folder or Hub id (owner/name or owner/name:config) to read; the task's own if not set."
+        },
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(
+        default="validation",
+        metadata={
+            "help": "Split whose first rows choose the best adapter; null holds them out of train_split, by a hash of "
+            "the question. Where a source has no validation split, a fifteenth of its training questions is one."
+        },
+    )
+    validation_rows: int = field(
+        default=500, metadata={"help": "Rows to validate on; 0 keeps the last weights without validation."}
+    )
+    train_rows: int | None = field(default=None, metadata={"help": "Train on the first so many rows; null: on all."})
+    prompt_template: str = field(default=Templates.prompt, metadata=AS_IN_STAGE)
+    step_template: str = field(default=Templates.step, metadata=AS_IN_STAGE)
+    answer_template: str = field(default=Templates.answer, metadata=AS_IN_STAGE)
+    on_bad_rows: Literal["error", "drop"] = field(default="error", metadata=AS_IN_STAGE)
+    max_length: int | None = field(
+        default=1024,
+        metadata={
+            "help": "Longest row in tokens, prompt, blocks and all readouts; a longer one is a bad row. null: no limit."
+        },
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read training rows while training, not before."})
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: one is out of range, or two exclude each other.
+        """
+        for name, least in (("validation_rows", 0), ("train_rows", 1), ("max_length", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: must be at least {least}, got {value}.")
+        for name in ("prompt", "step", "answer"):
+            try:
+                Templates(**{name: getattr(self, f"{name}_template")})
+            except ValueError as error:
+                raise ValueError(f"{name}_template: {str(error).partition(': ')[2]}") from None
+        if self.validation_rows and self.validation_split == self.train_split:
+            raise ValueError(
+                f"validation_split: must differ from train_split, got {self.train_split!r} twice. null holds "
+                "validation rows out of train_split."
+            )
+        if self.streaming and self.validation_rows and self.validation_split is None:
+            raise ValueError(
+                "validation_split: must be given with streaming, since rows of a stream cannot be held out, got null."
+            )
+
+    @property
+    def templates(self) -> Templates:
+        """The three templates together."""
+        return Templates(prompt=self.prompt_template, step=self.step_template, answer=self.answer_template)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Section ``evaluation``: how answers are generated, in validation and by ``rim-peft evaluate``."""
+
+    batch_size: int = field(default=16, metadata={"help": "Questions at a time."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Tokens of an answer at most."})
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: one is below 1.
+        """
+        for name in ("batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run as data. ``adapter``, ``grounding`` and ``refinement`` hold the given fields of their classes.
+
+    Raises:
+        ValueError: both stages are left out.
+    """
+
+    output_dir: str = field(metadata={"help": "Folder to write to; must be new or empty unless resume is set."})
+    model: ModelOptions = field(metadata={"help": "The base."})
+    data: DataOptions = field(metadata={"help": "The rows."})
+    seed: int = field(default=0, metadata={"help": "Seed of new weights, of the order of rows and of dropout."})
+    resume: bool = field(default=False, metadata={"help": "Go on with the run that was interrupted in output_dir."})
+    adapter: dict[str, Any] = field(default_factory=dict, metadata={"help": "The adapter."})
+    grounding: dict[str, Any] | None = field(default_factory=dict, metadata={"help": "Stage 1; null leaves it out."})
+    refinement: dict[str, Any] | None = field(default_factory=dict, metadata={"help": "Stage 2; null leaves it out."})
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions, metadata={"help": "How answers are made."})
+
+    def __post_init__(self) -> None:
+        """Check that there is something to train."""
+        if self.grounding is None and self.refinement is None:
+            raise ValueError("refinement: must not be null where grounding is null too. Keep a stage.")
+
+    def rim_config(self) -> RiMConfig:
+        """Return a new configuration of the adapter."""
+        return RiMConfig(**self.adapter)
+
+    def task(self) -> Task:
+        """Return the task with its options."""
+        from rim_peft.data.tasks import get_task
+
+        return get_task(self.data.task, **self.data.options)
+
+    def grounding_config(self) -> GroundingConfig | None:
+        """Return the options of stage 1 for this machine, None if it is left out."""
+        from rim_peft.training import GroundingConfig
+
+        values = self.grounding
+        return None if values is None else GroundingConfig(**self._stage_values("grounding", values))
+
+    def refinement_config(self) -> RefinementConfig | None:
+        """Return the options of stage 2 for this machine, None if it is left out."""
+        from rim_peft.training import RefinementConfig
+
+        return (
+            None if self.refinement is None else RefinementConfig(**self._stage_values("refinement", self.refinement))
+        )
+
+    def _stage_values(self, stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        data = self.data
+        return {
+            **values,
+            "output_dir": str(Path(self.output_dir) / stage),
+            "seed": self.seed,
+            "prompt_template": data.prompt_template,
+            "step_template": data.step_template,
+            "answer_template": data.answer_template,
+            "on_bad_rows": data.on_bad_rows,
+            "max_length": data.max_length,
+        }

@@ -1,0 +1,111 @@
+"""Recipe files as YAML: JSON's idea of numbers and truth, keys once, and ``key=value`` on the command line.
+
+Plain YAML reads ``1e-4`` as a text, ``no`` as false and ``010`` as eight. Here a scalar is a number, ``true``,
+``false`` or ``null`` exactly where YAML 1.2 says so, in files and on the command line; everything else is a text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+_SCALARS = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader with the scalars above; ``repeated`` collects the keys that a mapping has twice."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - filled below
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated: list[tuple[int, str]] = []
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                self.repeated.append((key_node.start_mark.line + 1, str(key)))
+            keys.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that :class:`_Loader` would read as something else."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - filled below
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _name, _pattern, _first in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
+def read_yaml(text: str) -> Any:
+    """Read a YAML document.
+
+    >>> read_yaml("{learning_rate: 1e-4, eval_strategy: no, resume: true}")
+    {'learning_rate': 0.0001, 'eval_strategy': 'no', 'resume': True}
+
+    Raises:
+        ValueError: it is not YAML, or a mapping has a key twice; one line for each, with its line number.
+    """
+    loader = _Loader(text)
+    try:
+        value = loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"line {line}: not valid YAML: {error.problem or error}.") from None
+    except (yaml.YAMLError, TypeError) as error:  # unprintable characters; keys that are lists
+        raise ValueError(f"not valid YAML: {error}") from None
+    finally:
+        loader.dispose()
+    if loader.repeated:
+        raise ValueError("\n".join(f"line {line}: {key}: is given twice, keep one." for line, key in loader.repeated))
+    return value
+
+
+def write_yaml(values: Mapping[str, Any]) -> str:
+    """Write a document that :func:`read_yaml` reads back.
+
+    >>> print(write_yaml({"seed": 0, "prompt": "1e-4", "path": None}), end="")
+    seed: 0
+    prompt: '1e-4'
+    path: null
+    """
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_override(text: str) -> tuple[str, Any]:
+    """Read ``section.key=value``; the value is YAML.
+
+    >>> read_override("grounding.learning_rate=1e-4"), read_override("refinement=null")
+    (('grounding.learning_rate', 0.0001), ('refinement', None))
+
+    Raises:
+        ValueError: there is no ``=``, or the value is not YAML.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ValueError(f"{text}: must read key=value, for instance data.path=folder or grounding.learning_rate=1e-4.")
+    try:
+        return key.strip(), read_yaml(value)
+    except ValueError as error:
+        raise ValueError(f"{key.strip()}: {error} Put the value in quotes: {key.strip()}='\"...\"'.") from None

@@ -1,0 +1,7 @@
+"""Whole runs: train what a recipe says, load what was trained, evaluate it."""
+
+from rim_peft.run.loading import Run, load_run
+from rim_peft.run.scoring import evaluate
+from rim_peft.run.training import train
+
+__all__ = ["Run", "evaluate", "load_run", "train"]

@@ -1,0 +1,153 @@
+"""The frozen base of a run: loaded by its name, or built from a configuration with random weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+from rim_peft.data.examples import ROW_ERROR, Templates
+from rim_peft.recipe import ModelOptions
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+
+
+def load_base(source: str, options: ModelOptions) -> PreTrainedModel:
+    """Load a base from a folder or the Hub, quantised if the options say so.
+
+    Raises:
+        OSError: there is no such model.
+        ImportError: bitsandbytes is needed and not installed.
+    """
+    quantization = _quantization(options)
+    return AutoModelForCausalLM.from_pretrained(
+        source,
+        revision=_revision(source, options),
+        dtype=options.dtype,
+        attn_implementation=options.attn_implementation,
+        quantization_config=quantization,
+        # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
+        device_map={"": torch.cuda.current_device()} if quantization and torch.cuda.is_available() else None,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def to_device(model: PeftModel, options: ModelOptions) -> PeftModel:
+    """Move a model to the GPU, if there is one; quantised weights are there already."""
+    if options.quantization is None and torch.cuda.is_available():
+        model.to("cuda")
+    return model
+
+
+def load_tokenizer(source: str, options: ModelOptions) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; EOS serves as padding where it has none, so that the vocabulary stays as it is.
+
+    Raises:
+        ValueError: it has no EOS token, which closes every readout.
+        OSError: there is no such tokenizer.
+    """
+    revision = _revision(source, options)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=options.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer: must have an EOS token, which closes every readout, {source} has none. Set one.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def build_base(
+    config: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, templates: Templates, seed: int, folder: Path
+) -> None:
+    """Write a base with random weights, and a tokenizer made from training rows, to a folder, at once.
+
+    Args:
+        config: ``model_type`` and the fields of its configuration.
+        rows: training rows with question, steps and answer.
+        templates: how rows are written.
+        seed: seed of the weights.
+        folder: where to write to; it appears when it is complete.
+    """
+    settings = dict(config)
+    model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    tokenizer = _build_tokenizer(_texts(rows, templates), vocab_size=model_config.get_text_config().vocab_size)
+    model_config.eos_token_id = tokenizer.eos_token_id
+    model_config.pad_token_id = tokenizer.pad_token_id
+    model_config.bos_token_id = None
+    set_seed(seed)
+    model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
+
+
+def _build_tokenizer(texts: Iterator[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE: any text can be written in it, and back.
+
+    Raises:
+        ValueError: the vocabulary has no room for the 256 bytes and two special tokens.
+    """
+    special = [EOS, PAD]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    least = len(special) + len(alphabet)
+    if vocab_size < least:
+        raise ValueError(f"model.config.vocab_size: must be at least {least}, one for each byte, got {vocab_size}.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def _texts(rows: Iterable[Mapping[str, Any]], templates: Templates) -> Iterator[str]:
+    """Yield the texts of the rows that could be read."""
+    for row in rows:
+        if row.get(ROW_ERROR) is not None:
+            continue
+        question = row["question"]
+        if isinstance(question, str):
+            yield templates.prompt.format(question=question)
+        else:
+            yield from (message["content"] for message in question)
+        yield from (templates.step.format(step=step) for step in row.get("steps") or ())
+        yield templates.answer.format(answer=row["answer"])
+
+
+def _quantization(options: ModelOptions) -> BitsAndBytesConfig | None:
+    if options.quantization is None:
+        return None
+    if options.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if has_bf16 else torch.float32,
+    )
+
+
+def _revision(source: str, options: ModelOptions) -> str | None:
+    """Return the options' revision where it is about this source, not about another one's tokenizer or a folder."""
+    return options.revision if source == options.name_or_path else None

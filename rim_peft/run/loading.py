@@ -1,0 +1,108 @@
+"""Adapter folders → a model that answers, without naming the base again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from rim_peft.data.examples import Templates
+from rim_peft.recipe import ModelOptions, Recipe, load_recipe
+from rim_peft.run.base import load_base, load_tokenizer, to_device
+from rim_peft.tuner import RiMConfig
+
+BASE_FOLDER = "base"
+RECIPE_FILE = "recipe.yaml"
+ADAPTER_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained adapter on its base, with all that is needed to ask it.
+
+    Attributes:
+        model: the base with the adapter.
+        tokenizer: the base's tokenizer.
+        recipe: how it was trained; None for an adapter that was saved by hand.
+        metrics: the numbers of the training that just ended; empty for a run that was loaded.
+    """
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def templates(self) -> Templates:
+        """How prompts are written: as in training, else the defaults."""
+        return self.recipe.data.templates if self.recipe is not None else Templates()
+
+
+def load_run(source: str | Path, *, base: str | None = None) -> Run:
+    """Load an output folder, or an adapter's folder or Hub id, for evaluation and generation.
+
+    The base is the folder's own if it has one, so that the folder may be moved, else the one that the adapter names.
+
+    Args:
+        source: folder or Hub id.
+        base: folder or Hub id of the base, if it is not where the adapter says.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: the adapter is of another kind.
+        OSError: adapter or base cannot be found; the message says which.
+    """
+    is_local = Path(source).exists()
+    folder = Path(source) if is_local else _download(str(source))
+    config = _read_config(folder)
+    recipe = load_recipe(folder / RECIPE_FILE, check=False) if (folder / RECIPE_FILE).exists() else None
+    options = recipe.model if recipe is not None else ModelOptions(name_or_path=config.base_model_name_or_path)
+    if not is_local and options.trust_remote_code:
+        raise ValueError(
+            f"{source}: its base runs code of its own. Download the adapter and give its folder, if you trust it."
+        )
+    found = base or _base_source(folder, config)
+    try:
+        model = load_base(found, options)
+    except OSError as error:
+        raise OSError(
+            f"the base {found!r} of {source} cannot be loaded: {error} Name the base if it was moved."
+        ) from error
+    has_tokenizer = (folder / "tokenizer_config.json").exists()
+    tokenizer = load_tokenizer(str(folder) if has_tokenizer else options.tokenizer or found, options)
+    adapted = to_device(PeftModel.from_pretrained(model, str(folder)), options)
+    return Run(adapted.eval(), tokenizer, recipe)
+
+
+def _download(name: str) -> Path:
+    """Fetch an adapter from the Hub, without a run's checkpoints."""
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["grounding/*", "refinement/*", "best.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{name}: is no folder, and cannot be read from the Hub: {error}") from error
+
+
+def _read_config(folder: Path) -> RiMConfig:
+    if not (folder / ADAPTER_FILE).exists():
+        remedy = "Give the folder of an adapter."
+        if (folder / RECIPE_FILE).exists():
+            remedy = (
+                f"Its training has not ended: rim-peft train {folder / RECIPE_FILE} output_dir={folder} resume=true."
+            )
+        raise FileNotFoundError(f"{folder}: must hold an adapter ({ADAPTER_FILE}), and does not. {remedy}")
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, RiMConfig):
+        raise ValueError(f"{folder}: must hold a RIM adapter, got one of type {config.peft_type}. Use PEFT for it.")
+    return config
+
+
+def _base_source(folder: Path, config: RiMConfig) -> str:
+    if (folder / BASE_FOLDER).is_dir():
+        return str(folder / BASE_FOLDER)
+    if not config.base_model_name_or_path:
+        raise ValueError(f"{folder}: the adapter does not name its base. Name the base.")
+    return config.base_model_name_or_path

@@ -1,0 +1,101 @@
+"""The rows of a run: which are trained on, which are validated on, and a fingerprint of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from rim_peft.data.examples import Example, RowError, read_example
+from rim_peft.data.holdout import hold_out
+from rim_peft.data.preparation import SHOWN_ROWS, BadRowsError
+from rim_peft.data.tasks.task import Task
+from rim_peft.recipe import DataOptions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """Rows to train on and, unless validation is off, rows to validate on."""
+
+    train: Dataset | IterableDataset
+    validation: Dataset | None
+
+
+def load_rows(options: DataOptions, task: Task) -> RunRows:
+    """Load what a recipe's section ``data`` says; no question is in both parts where one was held out of the other.
+
+    Raises:
+        ValueError: there are too few rows to hold ``validation_rows`` out.
+        FileNotFoundError: there is no such path or split.
+    """
+    train = task.load(options.train_split, path=options.path, streaming=options.streaming)
+    validation = None
+    if options.validation_rows and options.validation_split is not None:
+        validation = task.load(options.validation_split, path=options.path)
+        validation = validation.select(range(min(options.validation_rows, len(validation))))
+    elif options.validation_rows:
+        train, validation = _hold_out(train, options)
+    if options.train_rows is not None:
+        is_stream = isinstance(train, IterableDataset)
+        size = options.train_rows
+        train = train.take(size) if is_stream else train.select(range(min(size, len(train))))
+    return RunRows(train, validation)
+
+
+def read_examples(rows: Iterable[Mapping[str, Any]], *, on_bad_rows: str, limit: int | None = None) -> list[Example]:
+    """Return rows as examples.
+
+    Args:
+        rows: rows with question, steps and answer.
+        on_bad_rows: ``"error"`` lists the rows that are none and stops, ``"drop"`` leaves them out and logs them.
+        limit: how many rows to read at most.
+
+    Raises:
+        BadRowsError: there are bad rows and they are not dropped.
+    """
+    examples: list[Example] = []
+    bad: list[tuple[int, str]] = []
+    for index, row in enumerate(rows):
+        if limit is not None and index >= limit:
+            break
+        try:
+            examples.append(read_example(row))
+        except RowError as error:
+            bad.append((index, str(error)))
+    if bad and on_bad_rows == "error":
+        raise BadRowsError(bad)
+    for index, reason in bad[:SHOWN_ROWS]:
+        logger.warning("dropped row %d: %s", index, reason)
+    if bad:
+        logger.warning("dropped %d of %d rows.", len(bad), len(bad) + len(examples))
+    return examples
+
+
+def fingerprint(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how many rows there are and a SHA-256 of their contents in order, whatever file they came from.
+
+    >>> fingerprint([{"answer": "7", "question": "1 + 6?"}])["num_rows"]
+    1
+    """
+    digest, count = hashlib.sha256(), 0
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        count += 1
+    return {"num_rows": count, "sha256": digest.hexdigest()}
+
+
+def _hold_out(train: Dataset, options: DataOptions) -> tuple[Dataset, Dataset]:
+    try:
+        return hold_out(train, options.validation_rows)
+    except ValueError as error:
+        raise ValueError(
+            f"data.validation_rows: must leave rows to train on in split {options.train_split!r} with {len(train)} "
+            f"rows, got {options.validation_rows}. Give a smaller number. ({error})"
+        ) from error

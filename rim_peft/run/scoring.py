@@ -1,0 +1,73 @@
+"""Accuracy of a run on a task's split, as one JSON document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rim_peft.data.tasks import get_task
+from rim_peft.data.tasks.task import Task
+from rim_peft.evaluation import evaluate_accuracy
+from rim_peft.recipe import EvaluationOptions
+from rim_peft.run.loading import Run
+from rim_peft.run.rows import fingerprint, read_examples
+
+
+def evaluate(
+    run: Run,
+    task_name: str | None = None,
+    *,
+    split: str = "test",
+    path: str | None = None,
+    limit: int | None = None,
+    num_blocks: int | None = None,
+    by_block: bool = False,
+    batch_size: int | None = None,
+    on_bad_rows: str = "error",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Judge a run's answers; the same call gives the same document, to the last digit.
+
+    Args:
+        run: the adapter on its base.
+        task_name: as in a recipe's ``data.task``; the one it was trained on if not given.
+        split: split of the task.
+        path: file, folder or Hub id of the rows; those of the training if not given and the task is the same.
+        limit: judge the first so many rows.
+        num_blocks: blocks after each prompt; the adapter's own if not given.
+        by_block: judge every block's readout too.
+        batch_size: questions at a time; the recipe's if not given.
+        on_bad_rows: ``"error"`` or ``"drop"``.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: there is no task, no row, or there are bad ones.
+    """
+    task = _task(run, task_name)
+    data = run.recipe.data if run.recipe is not None and task.name == run.recipe.data.task else None
+    options = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
+    rows = task.load(split, path=path if path is not None or data is None else data.path)
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    report = evaluate_accuracy(
+        run.model,
+        run.tokenizer,
+        read_examples(rows, on_bad_rows=on_bad_rows),
+        task,
+        templates=run.templates,
+        num_blocks=num_blocks,
+        by_block=by_block,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=batch_size or options.batch_size,
+        progress=progress,
+    )
+    return {"task": task.name, "split": split, "data_sha256": fingerprint(rows)["sha256"], **report.to_dict()}
+
+
+def _task(run: Run, name: str | None) -> Task:
+    """Return a task, with the options of the training if it is the task of the training."""
+    recipe = run.recipe
+    if recipe is not None and name in (None, recipe.data.task):
+        return recipe.task()
+    if name is None:
+        raise ValueError("task: must be given, since the adapter does not say what it was trained on.")
+    return get_task(name)

@@ -1,0 +1,203 @@
+"""Recipe → trained adapter in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from rim_peft.data.tasks.task import Task
+from rim_peft.evaluation import AccuracyReport, evaluate_accuracy
+from rim_peft.recipe import Recipe, RecipeError
+from rim_peft.recipe.snapshot import differing_keys, resolve
+from rim_peft.recipe.syntax import read_yaml, write_yaml
+from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
+from rim_peft.run.card import render_card
+from rim_peft.run.loading import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, Run
+from rim_peft.run.record import describe_hardware, describe_versions, write_files, write_text
+from rim_peft.run.rows import RunRows, fingerprint, load_rows, read_examples
+from rim_peft.training.curriculum import CurriculumResult, run_curriculum
+
+_STAGE_FIGURES = ("step", "epoch", "train_loss", "train_runtime", "eval_loss", "eval_accuracy")
+
+
+def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
+    """Train what a recipe says and write everything to its ``output_dir``.
+
+    The folder holds the adapter, the tokenizer, ``recipe.yaml`` as run, ``run.json`` (metrics, versions, data,
+    hardware), a model card, each stage's checkpoints, and the base if it was built from a configuration.
+
+    Args:
+        recipe: what to train.
+        command: the command line, for the record.
+
+    Raises:
+        RecipeError: the folder holds another run, or this one and ``resume`` is not set.
+        Interrupted: a signal stopped the training; it can be resumed.
+    """
+    started = time.time()
+    folder = Path(recipe.output_dir)
+    resumed = _check_folder(folder, recipe)
+    stages = recipe.grounding_config(), recipe.refinement_config()  # what this machine refuses is said before the work
+    task = recipe.task()
+    rows = load_rows(recipe.data, task)
+    _write_start(folder, recipe)
+    model, tokenizer = _attach(folder, recipe, rows)
+    validate = _Validation.make(recipe, rows, task, tokenizer)
+    result = run_curriculum(
+        model,
+        tokenizer,
+        train_dataset=rows.train,
+        eval_dataset=rows.validation,
+        output_dir=folder,
+        grounding=stages[0],
+        refinement=stages[1],
+        validate=validate,
+        resume=resumed,
+    )
+    model.eval()
+    config = recipe.rim_config()
+    report = validate.report(model, progress=True) if validate is not None else None
+    record: dict[str, Any] = {
+        "command": list(command),
+        "seed": recipe.seed,
+        "resumed": resumed,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "wall_seconds": round(time.time() - started, 1),
+        "metrics": _metrics(result, report),
+        "parameters": dict(zip(("trainable", "all"), model.get_nb_trainable_parameters(), strict=True)),
+        "base": recipe.model.name_or_path,
+        "blocks": {"num_blocks": config.num_blocks, "block_size": config.block_size},
+        "data": _describe_data(recipe, rows),
+        "versions": describe_versions(),
+        "hardware": describe_hardware(),
+    }
+    _write_end(folder, model, tokenizer, record)
+    return Run(model, tokenizer, recipe, record["metrics"])
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """Scores a model by its greedy answers after the last block on the rows held out."""
+
+    recipe: Recipe
+    examples: list[Any]
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def make(cls, recipe: Recipe, rows: RunRows, task: Task, tokenizer: PreTrainedTokenizerBase) -> _Validation | None:
+        if rows.validation is None:
+            return None
+        examples = read_examples(rows.validation, on_bad_rows=recipe.data.on_bad_rows)
+        if not examples:
+            raise ValueError("data.validation_rows: no row to validate on is left. Give more, or 0 for no validation.")
+        return cls(recipe, examples, task, tokenizer)
+
+    def __call__(self, model: PeftModel) -> dict[str, float]:
+        return {"accuracy": self.report(model).final.accuracy}
+
+    def report(self, model: PeftModel, *, progress: bool = False) -> AccuracyReport:
+        """Return the whole report."""
+        options = self.recipe.evaluation
+        return evaluate_accuracy(
+            model,
+            self.tokenizer,
+            self.examples,
+            self.task,
+            templates=self.recipe.data.templates,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            progress=progress,
+        )
+
+
+def _check_folder(folder: Path, recipe: Recipe) -> bool:
+    """Return whether there is a run to go on with.
+
+    Raises:
+        RecipeError: the folder is in use by something else than this run, or ``resume`` is not set.
+    """
+    entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if entries <= {RECIPE_FILE}:  # nothing, or a run that failed before it began
+        return False
+    if not recipe.resume:
+        raise RecipeError(
+            f"output_dir: must be new or empty, {folder} is not. Give another folder, or resume=true to go on with the "
+            "run in it."
+        )
+    started = folder / RECIPE_FILE
+    if not started.exists():
+        raise RecipeError(f"resume: {folder} holds no run to go on with (no {RECIPE_FILE}). Give the folder of a run.")
+    differing = differing_keys(read_yaml(started.read_text(encoding="utf-8")), resolve(recipe))
+    if differing:
+        raise RecipeError(
+            f"resume: the run in {folder} was started with other values of {', '.join(differing)}. Give the same ones "
+            f"({started} has them), or another output_dir."
+        )
+    return True
+
+
+def _write_start(folder: Path, recipe: Recipe) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / RECIPE_FILE, write_yaml(resolve(recipe)))
+
+
+def _attach(folder: Path, recipe: Recipe, rows: RunRows) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Return the base with a new adapter, and its tokenizer."""
+    options = recipe.model
+    source = options.name_or_path
+    if source is None:
+        base_folder = folder / BASE_FOLDER
+        if not base_folder.exists():
+            templates = recipe.data.templates
+            build_base(options.config or {}, rows.train, templates=templates, seed=recipe.seed, folder=base_folder)
+        source = str(base_folder)
+    elif Path(source).is_dir():
+        source = str(Path(source).resolve())  # the adapter names its base, and is used from other folders too
+    tokenizer = load_tokenizer(options.tokenizer or source, options)
+    base = load_base(source, options)
+    set_seed(recipe.seed)
+    return to_device(get_peft_model(base, recipe.rim_config()), options), tokenizer
+
+
+def _metrics(result: CurriculumResult, report: AccuracyReport | None) -> dict[str, Any]:
+    """Return the validation's report, where the best weights came from, and each stage's last figures."""
+    stages = {}
+    for stage, lines in result.history.items():
+        latest = {name: value for line in lines for name, value in line.items()}
+        stages[stage] = {name: latest[name] for name in _STAGE_FIGURES if name in latest}
+    return {"validation": report.to_dict() if report is not None else None, "best": result.best, "stages": stages}
+
+
+def _describe_data(recipe: Recipe, rows: RunRows) -> dict[str, Any]:
+    data = recipe.data
+    # A stream is read while training; reading it once more for a fingerprint could take as long again.
+    train = {"streamed": True} if data.streaming else fingerprint(rows.train)
+    validation = fingerprint(rows.validation) if rows.validation is not None else None
+    return {
+        "task": data.task,
+        "path": data.path,
+        "prompt_template": data.prompt_template,
+        "train": train,
+        "validation": validation,
+    }
+
+
+def _write_end(folder: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> None:
+    """Write what makes the folder an adapter's."""
+
+    def save(partial: Path) -> None:
+        tokenizer.save_pretrained(partial)
+        # The vocabulary never changes, and PEFT would ask the Hub whether it did.
+        model.save_pretrained(str(partial), save_embedding_layers=False)
+        (partial / "run.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(render_card(folder, record), encoding="utf-8")
+
+    write_files(folder, save, last=ADAPTER_FILE)

@@ -1,0 +1,116 @@
+"""Commands, help, exit codes and errors."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from rim_peft.cli import validate
+from rim_peft.cli.main import COMMANDS, main
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+
+def run_main(*arguments: str) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("--help") == 0
+    out = capsys.readouterr().out
+    for name, summary in COMMANDS.items():
+        assert name in out
+        assert summary in out
+    assert "exit codes: 0 done, 1 failed, 2 wrong usage" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert run_main(name, "--help") == 0
+    out = capsys.readouterr().out
+    assert f"usage: rim-peft {name}" in out
+    assert "--traceback" in out
+
+
+def test_the_help_of_train_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("train", "-h") == 0
+    out = capsys.readouterr().out
+    for key in ("data.path (null)", "output_dir (must be given)", "adapter.num_blocks (8)", 'grounding.schedule ("rel'):
+        assert f"  {key}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["--json", "evaluate", "x"], "unrecognized arguments: --json"),
+        (["train"], "required: RECIPE"),
+        (["validate"], "required: RECIPE"),
+        (["evaluate", "x", "--limit", "0"], "must be at least 1, got 0"),
+        (["evaluate", "x", "--limit", "many"], "argument --limit"),
+        (["generate", "x", "--block", "-1"], "argument --block"),
+    ],
+)
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert run_main(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("--version") == 0
+    assert capsys.readouterr().out.startswith("rim-peft ")
+
+
+def test_an_error_is_one_line_and_a_flag_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("train", "missing.yaml") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "rim-peft: error: [Errno 2] No such file or directory: 'missing.yaml'\n"
+    with pytest.raises(FileNotFoundError):
+        main(["train", "missing.yaml", "--traceback"])
+
+
+def test_all_problems_of_a_recipe_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(RECIPES / "gsm8k" / "tiny.yaml")
+    assert run_main("train", recipe, "adapter.num_blcks=2", "sead=1") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "command line: adapter.num_blcks: unknown key, did you mean num_blocks?",
+        "command line: sead: unknown key, did you mean seed?",
+    ]
+
+
+def test_validate_reports_on_every_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("output_dir: x\nmodel: {name_or_path: x}\ndata: {task: gsm8k}\nadapter: {r: -1, num_blcks: 2}\n")
+    good = str(RECIPES / "prosqa" / "tiny.yaml")
+    assert run_main("validate", str(bad), good, str(tmp_path / "none.yaml")) == 1
+    captured = capsys.readouterr()
+    assert captured.out == f"{good}: ok\n"
+    assert captured.err.splitlines() == [
+        f"{bad}: adapter.num_blcks: unknown key, did you mean num_blocks?",
+        f"{bad}: adapter.r: must be an integer of at least 0, got -1.",
+        f"{tmp_path / 'none.yaml'}: No such file or directory",
+    ]
+    assert run_main("validate", good) == 0
+
+
+def test_interruption_has_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(args: object) -> int:
+        raise KeyboardInterrupt
+
+    def terminate(args: object) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(validate, "run", interrupt)
+    assert run_main("validate", "x") == 130
+    assert "interrupted" in capsys.readouterr().err
+    monkeypatch.setattr(validate, "run", terminate)
+    assert run_main("validate", "x") == 143
+    assert signal.getsignal(signal.SIGTERM) is before

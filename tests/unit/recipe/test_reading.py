@@ -1,0 +1,223 @@
+"""Recipes: from YAML to checked dataclasses, and everything that is wrong with one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rim_peft.recipe import Recipe, RecipeError, load_recipe
+from rim_peft.recipe.syntax import read_yaml, write_yaml
+
+RECIPES = sorted((Path(__file__).parents[3] / "recipes").rglob("*.yaml"))
+SMALL = """
+output_dir: out
+model: {name_or_path: some/base}
+data: {task: gsm8k}
+"""
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_recipe(text: str) -> Path:
+        path = tmp_path / "x.yaml"
+        path.write_text(text)
+        return path
+
+    return write_recipe
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    """The lines of the error, without the file's name."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+
+
+def with_values(**sections: Any) -> str:
+    return write_yaml({**read_yaml(SMALL), **sections})
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_recipe_of_the_repository_is_good(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.grounding_config() is not None
+    assert recipe.refinement_config() is not None
+    assert recipe.rim_config().num_blocks == 8
+    text = path.read_text(encoding="utf-8")
+    for heading in ("# Purpose: ", "# Command: rim-peft train ", "# Hardware: ", "# Expected: "):
+        assert heading in text.partition("output_dir:")[0]
+    assert f"recipes/{path.parent.name}/{path.name}" in text
+
+
+def test_there_are_recipes() -> None:
+    assert [f"{path.parent.name}/{path.name}" for path in RECIPES] == [
+        "gsm8k/gpt2.yaml",
+        "gsm8k/llama-3.2-1b.yaml",
+        "gsm8k/tiny.yaml",
+        "prosqa/tiny.yaml",
+    ]
+
+
+def test_what_is_not_given_has_its_default(write: Write) -> None:
+    recipe = load_recipe(write(SMALL))
+    assert recipe.seed == 0
+    assert recipe.data.validation_split == "validation"
+    grounding, refinement = recipe.grounding_config(), recipe.refinement_config()
+    assert grounding is not None
+    assert refinement is not None
+    assert grounding.output_dir == str(Path("out/grounding"))
+    assert grounding.schedule == "relative"
+    assert refinement.max_length == 1024
+    assert recipe.task().name == "gsm8k"
+
+
+def test_shared_options_reach_the_stages(write: Write) -> None:
+    text = with_values(seed=7, data={"task": "prosqa", "step_template": "<{step}>", "max_length": None})
+    config = load_recipe(write(text), ["data.on_bad_rows=drop"]).grounding_config()
+    assert config is not None
+    assert (config.seed, config.step_template, config.max_length, config.on_bad_rows) == (7, "<{step}>", None, "drop")
+
+
+def test_overrides_win_and_null_removes(write: Write) -> None:
+    text = with_values(grounding={"learning_rate": 1.0, "max_steps": 3}, refinement={"max_steps": 2})
+    overrides = ["grounding.learning_rate=1e-4", "grounding.max_steps=null", "refinement=null", "data.max_length=null"]
+    recipe = load_recipe(write(text), [*overrides, "adapter.r=8"])
+    assert recipe.grounding == {"learning_rate": 1e-4}
+    assert recipe.refinement is None
+    assert recipe.refinement_config() is None
+    assert recipe.data.max_length is None
+    assert recipe.adapter == {"r": 8}
+
+
+def test_an_override_of_the_base_displaces_the_files_other_way(write: Write) -> None:
+    path = write(with_values(model={"config": {"model_type": "gpt2"}}))
+    assert load_recipe(path, ["model.name_or_path=gpt2"]).model.config is None
+    assert problems(path, "model.name_or_path=gpt2", "model.config={model_type: llama}") == [
+        "command line: model.name_or_path: either it or config must be given, got both."
+    ]
+
+
+def test_all_problems_come_at_once(write: Write) -> None:
+    text = """
+sed: 1
+model: {config: {model_type: llama, hiden_size: 3}, dtype: fp8}
+adapter: {r: -1, num_blcks: 2, revision: main, num_blocks: true, lora_dropout: 2}
+data: {task: gsm8k, prompt_template: x, answer_template: "{a}", options: {steps: foo, stepz: 1}, max_length: 0}
+grounding: {learning_rate: "1e-4", schedule: foo, hold: 2, seed: 3, lr_scheduler_type: foo, eval_strategy: no}
+refinement: {num_blcks: 2, packing: true, fp16: 3}
+"""
+    found = problems(write(text), "grounding.lerning_rate=3", "data.max_lengths=4", "seed")
+    expected = [
+        "command line: seed: must read key=value",
+        "sed: unknown key, did you mean seed?",
+        "output_dir: must be given",
+        "model.config.hiden_size: unknown key, did you mean hidden_size?",
+        "model.dtype: must be 'auto', 'float32', 'bfloat16' or 'float16', got 'fp8'.",
+        "adapter.num_blcks: unknown key, did you mean num_blocks?",
+        "adapter.num_blocks: must be an integer, got True.",
+        "adapter.r: must be an integer of at least 0, got -1.",
+        "adapter.lora_dropout: must be in [0, 1), got 2.0.",
+        "adapter.revision: is set as model.revision.",
+        "data.prompt_template: must hold {question} once",
+        "data.answer_template: must hold {answer} once",
+        "data.options.stepz: unknown key, did you mean steps?",
+        "data.options.steps: must be 'equations' or 'sentences', got 'foo'.",
+        "data.max_length: must be at least 1, got 0.",
+        "command line: data.max_lengths: unknown key, did you mean max_length?",
+        "grounding.learning_rate: must be a number, got '1e-4'.",
+        "grounding.schedule: must be one of relative, linear, uniform, got 'foo'.",
+        "grounding.hold: must lie in [0, 1), got 2.0.",
+        "grounding.seed: is set as seed.",
+        "grounding.lr_scheduler_type: foo is not a valid SchedulerType",
+        "command line: grounding.lerning_rate: unknown key, did you mean learning_rate?",
+        "refinement.num_blcks: unknown key, did you mean adapter.num_blocks?",
+        "refinement.packing: must stay False, got True",
+        "refinement.fp16: must be true or false, got 3.",
+    ]
+    for line in expected:
+        assert any(line in got for got in found), line
+    assert len(found) == len(expected)
+
+
+def test_lines_name_file_and_key(write: Write) -> None:
+    path = write(with_values(adapter={"num_blcks": 2}))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value) == f"{path}: adapter.num_blcks: unknown key, did you mean num_blocks?"
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({"model": {}}, "model.name_or_path: either it or config must be given, got neither."),
+        ({"model": None}, "model.name_or_path: either it or config must be given, got neither."),
+        ({"model": {"config": {"hidden_size": 8}}}, "model.config: must hold model_type, such as 'llama'"),
+        ({"model": {"config": {"model_type": "lama"}}}, "model.config.model_type: Unrecognized model identifier: lama"),
+        ({"model": "gpt2"}, "model: must be a section with keys, got 'gpt2'."),
+        ({"data": {}}, "data.task: must be given."),
+        ({"data": {"task": "gsm9k"}}, "data.task: no task 'gsm9k', did you mean 'gsm8k'?"),
+        (
+            {"data": {"task": "gsm8k", "train_split": "validation"}},
+            "data.validation_split: must differ from train_split",
+        ),
+        ({"data": {"task": "gsm8k", "validation_rows": -1}}, "data.validation_rows: must be at least 0, got -1."),
+        ({"evaluation": {"batch_size": 0}}, "evaluation.batch_size: must be at least 1, got 0."),
+        ({"grounding": None, "refinement": None}, "refinement: must not be null where grounding is null too."),
+        ({"grounding": 3}, "grounding: must be a mapping or null, got 3."),
+        ({"resume": 1}, "resume: must be true or false, got 1."),
+        ({"adapter": {"peft_type": "LORA"}}, "adapter.peft_type: is set by the adapter itself, remove it."),
+        ({"grounding": {"max_length": 3}}, "grounding.max_length: is set as data.max_length."),
+        ({"refinement": {"output_dir": "x"}}, "refinement.output_dir: is set as output_dir."),
+        (
+            {"refinement": {"load_best_model_at_end": True}},
+            "refinement.load_best_model_at_end: --load_best_model_at_end",
+        ),
+    ],
+)
+def test_single_problems(write: Write, sections: dict[str, Any], line: str) -> None:
+    (found,) = problems(write(with_values(**sections)))
+    assert found.startswith(line)
+
+
+def test_a_stream_needs_steps_and_a_validation_split(write: Write) -> None:
+    data = {"task": "gsm8k", "streaming": True, "validation_split": None}
+    assert problems(write(with_values(data=data, refinement={"max_steps": 5}))) == [
+        "grounding.max_steps: must be given with data.streaming, since a stream has no length.",
+        "data.validation_split: must be given with streaming, since rows of a stream cannot be held out, got null.",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "just text\n"])
+def test_a_recipe_is_a_mapping(write: Write, text: str) -> None:
+    assert problems(write(text)) == ["must hold keys with values, such as 'output_dir: outputs/run'."]
+
+
+def test_an_override_cannot_go_into_a_value(write: Write) -> None:
+    assert problems(write(SMALL), "output_dir.more=1") == [
+        "command line: output_dir.more: output_dir is a value, not a section."
+    ]
+
+
+def test_repeated_keys_name_the_file(write: Write) -> None:
+    assert problems(write(f"{SMALL}output_dir: b\n")) == ["line 5: output_dir: is given twice, keep one."]
+
+
+def test_hardware_is_not_the_recipes_matter(write: Write) -> None:
+    recipe = load_recipe(write(with_values(grounding={"bf16": True, "tf32": True})))
+    assert recipe.grounding == {"bf16": True, "tf32": True}
+
+
+def test_without_checks_other_packages_options_pass(write: Write) -> None:
+    path = write(with_values(grounding={"option_of_another_release": 1}))
+    recipe = load_recipe(path, check=False)
+    assert isinstance(recipe, Recipe)
+    assert recipe.grounding == {"option_of_another_release": 1}
+
+
+def test_a_configuration_is_new_each_time(write: Write) -> None:
+    recipe = load_recipe(write(SMALL))
+    assert recipe.rim_config() is not recipe.rim_config()

@@ -1,0 +1,57 @@
+"""The recipe as run."""
+
+from pathlib import Path
+
+from rim_peft.recipe import load_recipe
+from rim_peft.recipe.snapshot import differing_keys, resolve
+from rim_peft.recipe.syntax import write_yaml
+
+TEXT = """
+output_dir: out
+resume: true
+model: {config: {model_type: gpt2}}
+data: {task: gsm8k}
+adapter: {use_rslora: true, num_blocks: 4}
+grounding: null
+refinement: {learning_rate: 1e-4}
+"""
+
+
+def test_own_options_are_spelled_out_and_can_be_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(TEXT)
+    recipe = load_recipe(path)
+    resolved = resolve(recipe)
+    assert resolved["adapter"] == {
+        "num_blocks": 4,
+        "block_size": 2,
+        "init_memory": "vocabulary",
+        "r": 128,
+        "lora_alpha": 32,
+        "target_modules": "all-linear",
+        "use_rslora": True,
+    }
+    assert resolved["grounding"] is None
+    assert resolved["refinement"] == {"dropout": None, "learning_rate": 1e-4}
+    assert resolved["data"]["max_length"] == 1024
+    assert resolved["resume"] is False
+    path.write_text(write_yaml(resolved))
+    assert resolve(load_recipe(path)) == resolved
+    assert differing_keys(resolved, resolve(load_recipe(path))) == []
+
+
+def test_differences_are_named_by_key() -> None:
+    first = {"seed": 0, "output_dir": "a", "data": {"path": "a", "options": {}}, "grounding": None}
+    second = {
+        "seed": 1,
+        "output_dir": "b",
+        "data": {"path": "a", "options": {"steps": "x"}},
+        "grounding": {"hold": 0.5},
+    }
+    assert differing_keys(first, second) == [
+        "seed",
+        "data.options",
+        "grounding",
+        "data.options.steps",
+        "grounding.hold",
+    ]

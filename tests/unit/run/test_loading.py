@@ -1,0 +1,101 @@
+"""Adapters of all origins."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedTokenizerFast
+
+from rim_peft.data.examples import Templates
+from rim_peft.inference import answer_questions
+from rim_peft.run import Run, evaluate, load_run
+from tests.conftest import build_base, build_rim, build_tokenizer
+
+
+def answers(run: Run) -> list[str]:
+    return list(answer_questions(run.model, run.tokenizer, ["a?", "bc?"], max_new_tokens=5))
+
+
+@pytest.fixture
+def saved(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Path, PeftModel]:
+    """A folder with ``base`` (and its tokenizer) beside ``adapter``, as save_pretrained leaves them."""
+    build_base().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = build_rim()
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    return tmp_path, model
+
+
+def test_an_adapter_saved_by_hand(saved: tuple[Path, PeftModel]) -> None:
+    folder, model = saved
+    run = load_run(folder / "adapter")
+    assert run.recipe is None
+    assert run.templates == Templates()
+    assert not run.model.training
+    assert answers(run) == answers(Run(model, build_tokenizer()))
+
+
+def test_a_base_that_was_moved_is_named(saved: tuple[Path, PeftModel]) -> None:
+    folder, _ = saved
+    expected = answers(load_run(folder / "adapter"))
+    shutil.move(folder / "base", folder / "moved")
+    with pytest.raises(OSError, match=r"the base '.*base' of .*adapter cannot be loaded.*Name the base"):
+        load_run(folder / "adapter")
+    assert answers(load_run(folder / "adapter", base=str(folder / "moved"))) == expected
+
+
+def test_a_base_in_the_folder_goes_with_it(saved: tuple[Path, PeftModel]) -> None:
+    folder, _ = saved
+    expected = answers(load_run(folder / "adapter"))
+    shutil.move(folder / "base", folder / "adapter" / "base")
+    shutil.move(folder / "adapter", folder / "elsewhere")
+    assert answers(load_run(folder / "elsewhere")) == expected
+
+
+def test_an_adapter_from_the_hub(saved: tuple[Path, PeftModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = saved
+    asked: list[Any] = []
+
+    def download(name: str, ignore_patterns: list[str]) -> str:
+        asked.append((name, ignore_patterns))
+        return str(folder / "adapter")
+
+    monkeypatch.setattr("rim_peft.run.loading.snapshot_download", download)
+    assert answers(load_run("owner/adapter")) == answers(load_run(folder / "adapter"))
+    assert asked[0][0] == "owner/adapter"
+    assert "grounding/*" in asked[0][1]
+    recipe = "output_dir: x\nmodel: {name_or_path: x, trust_remote_code: true}\ndata: {task: gsm8k}\n"
+    (folder / "adapter" / "recipe.yaml").write_text(recipe)
+    with pytest.raises(ValueError, match="owner/adapter: its base runs code of its own"):
+        load_run("owner/adapter")
+
+
+def test_folders_without_an_adapter(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"must hold an adapter .* Give the folder of an adapter"):
+        load_run(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"training has not ended: rim-peft train .* resume=true"):
+        load_run(tmp_path)
+
+
+def test_adapters_of_another_kind(tmp_path: Path) -> None:
+    get_peft_model(build_base(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match="must hold a RIM adapter, got one of type"):
+        load_run(tmp_path)
+
+
+def test_evaluation_without_a_recipe(saved: tuple[Path, PeftModel]) -> None:
+    folder, _ = saved
+    (folder / "test.json").write_text('[{"question": "a?", "steps": ["x", "y"], "answer": "b"}]')
+    run = load_run(folder / "adapter")
+    with pytest.raises(ValueError, match="task: must be given"):
+        evaluate(run)
+    result = evaluate(run, "prosqa", path=str(folder), num_blocks=1, by_block=True)
+    assert (result["task"], result["split"], result["num_rows"], result["num_blocks"]) == ("prosqa", "test", 1, 1)
+    assert result["by_length"].keys() == {"2"}
+    assert len(result["by_block"]) == 1
+    assert torch.get_default_dtype() == torch.float32

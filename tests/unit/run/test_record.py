@@ -1,0 +1,37 @@
+"""Files that are whole or absent."""
+
+from pathlib import Path
+
+import pytest
+
+from rim_peft.run.record import describe_hardware, describe_versions, write_files, write_text
+
+
+def test_a_text_replaces_the_old_one_at_once(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    write_text(tmp_path / "a", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    def save(folder: Path) -> None:
+        (folder / "weights").write_text("w")
+        (folder / "config").write_text("c")
+
+    def fail(folder: Path) -> None:
+        (folder / "config").write_text("half")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        write_files(tmp_path, fail, last="config")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".partial-of-a-killed-run").mkdir()
+    write_files(tmp_path, save, last="config")
+    write_files(tmp_path, save, last="config")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "weights"]
+
+
+def test_what_the_run_was_made_with() -> None:
+    assert {"python", "rim-peft", "torch", "transformers", "peft", "trl"} <= set(describe_versions())
+    assert describe_hardware()["cpu_cores"] >= 1
