@@ -51,6 +51,7 @@ def prepare_dataset(
     max_length: int | None = None,
     max_positions: int | None = None,
     on_bad_rows: str = "error",
+    num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
     """Tokenise rows with ``question``, ``answer`` and ``steps`` into ``prompt_ids``, ``step_ids`` and ``answer_ids``.
 
@@ -66,6 +67,7 @@ def prepare_dataset(
         max_length: longest row in tokens: prompt, blocks and all readouts; no limit where None.
         max_positions: positions that the model has; no limit where None.
         on_bad_rows: ``"error"`` lists the bad rows and stops, ``"drop"`` leaves them out and logs how many.
+        num_proc: processes that tokenise a table; one where None. A stream is tokenised where it is read.
 
     Raises:
         BadRowsError: rows are malformed, empty, too long, or without the steps that the stage needs (with ``"drop"``:
@@ -82,7 +84,7 @@ def prepare_dataset(
     limits = _Limits(needs_steps, num_blocks, block_length, max_length, max_positions)
     if isinstance(dataset, IterableDataset):
         return _prepare_stream(dataset, encoder, limits, drop=on_bad_rows == "drop")
-    return _prepare_table(dataset, encoder, limits, drop=on_bad_rows == "drop")
+    return _prepare_table(dataset, encoder, limits, drop=on_bad_rows == "drop", num_proc=num_proc)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _rows_of(batch: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
-def _prepare_table(dataset: Dataset, encoder: Encoder, limits: _Limits, *, drop: bool) -> Dataset:
+def _prepare_table(dataset: Dataset, encoder: Encoder, limits: _Limits, *, drop: bool, num_proc: int | None) -> Dataset:
     if len(dataset) == 0:
         raise ValueError("dataset: must have rows, got none. Look at its path and split.")
     source = source_hash(__name__, Encoder.__module__, Example.__module__)
@@ -162,6 +164,7 @@ def _prepare_table(dataset: Dataset, encoder: Encoder, limits: _Limits, *, drop:
         remove_columns=dataset.column_names,
         features=Features({**_TYPES, ROW_ERROR: Value("string")}),
         fn_kwargs={"encoder": encoder, "limits": limits, "source": source},
+        num_proc=num_proc,
         desc="Tokenizing",
     )
     errors = tokenized[ROW_ERROR]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
-from rim_peft.sequence import Layout, Sample, attention_masks, build_layout, check_architecture
+from rim_peft.sequence import BlockTokens, Layout, Sample, attention_masks, build_layout, check_architecture
 from rim_peft.tuner.config import active_config
 
 
@@ -56,13 +56,19 @@ def answer_questions(
         num_blocks: blocks after each prompt; the adapter's own if not given.
         max_new_tokens: tokens of an answer at most, EOS included.
         batch_size: questions answered at a time; it does not change the answers.
+
+    Raises:
+        ValueError: the model has no active RIM adapter, a number is out of range, or a question leaves no room for its
+            answer in the base's positions.
     """
+    blocks, count = _check_call(model, num_blocks, max_new_tokens=max_new_tokens, batch_size=batch_size)
     prompts = tokenize_prompts(questions, tokenizer, templates)
+    _check_room(model, prompts, memory=count * blocks.length, max_new_tokens=max_new_tokens)
     model.eval()
     for start in range(0, len(prompts), batch_size):
         rows = build_layout(
             [Sample(prompt, []) for prompt in prompts[start : start + batch_size]],
-            active_config(model).block_tokens,
+            blocks,
             pad_id=_pad_id(tokenizer),
             padding_side="left",
         )
@@ -70,9 +76,9 @@ def answer_questions(
         output = model.generate(
             input_ids=input_ids,
             attention_mask=rows.attention_mask.to(model.device),
-            num_blocks=num_blocks,
+            num_blocks=count,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
+            **_PLAIN_GREEDY,
             pad_token_id=_pad_id(tokenizer),
             eos_token_id=tokenizer.eos_token_id,
         )
@@ -106,14 +112,16 @@ def read_blocks(
         For each question its readouts, block 1 first.
 
     Raises:
-        ValueError: the base cannot run branching rows, or there are no blocks.
+        ValueError: the model has no active RIM adapter, the base cannot run branching rows, a number is out of range,
+            or a question leaves no room for its answer in the base's positions.
     """
-    check_architecture(model.get_base_model())
-    count = active_config(model).num_blocks if num_blocks is None else num_blocks
+    blocks, count = _check_call(model, num_blocks, max_new_tokens=max_new_tokens)
     if count < 1:
-        raise ValueError(f"num_blocks: reading blocks out needs at least one, got {count}.")
+        raise ValueError(f"num_blocks: reading blocks out needs at least one, got {count}. Leave it out.")
+    check_architecture(model.get_base_model())
     model.eval()
     prompts = tokenize_prompts(questions, tokenizer, templates)
+    _check_room(model, prompts, memory=count * blocks.length, max_new_tokens=max_new_tokens)
     tokens: list[list[list[int]]] = [[[] for _ in range(count)] for _ in prompts]
     log_probs: list[list[list[float]]] = [[[] for _ in range(count)] for _ in prompts]
     hidden = torch.empty(0)
@@ -127,7 +135,7 @@ def read_blocks(
         if not growing:
             break
         samples = [Sample(prompt, readouts) for prompt, readouts in zip(prompts, tokens, strict=True)]
-        layout = build_layout(samples, active_config(model).block_tokens, pad_id=_pad_id(tokenizer))
+        layout = build_layout(samples, blocks, pad_id=_pad_id(tokenizer))
         scores, states = _forward(model, layout, tokens, growing, with_states=step == 0)
         if step == 0:
             hidden = states
@@ -148,6 +156,39 @@ def read_blocks(
         ]
         for row in range(len(prompts))
     ]
+
+
+# Greedy search and nothing else, whatever generation settings the base came with: what `read_blocks` does too.
+_PLAIN_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+}
+
+
+def _check_call(model: PeftModel, num_blocks: int | None, **counts: int) -> tuple[BlockTokens, int]:
+    """Return the adapter's block tokens and the number of blocks to use."""
+    config = active_config(model)
+    count = config.num_blocks if num_blocks is None else num_blocks
+    for name, value, least in (("num_blocks", count, 0), *((name, value, 1) for name, value in counts.items())):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: must be an integer of at least {least}, got {value!r}.")
+    return config.block_tokens, count
+
+
+def _check_room(model: PeftModel, prompts: Sequence[Sequence[int]], *, memory: int, max_new_tokens: int) -> None:
+    """Refuse prompts whose blocks and answer do not fit into the base's positions."""
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for index, prompt in enumerate(prompts):
+        if room is not None and len(prompt) + memory + max_new_tokens > room:
+            raise ValueError(
+                f"questions[{index}]: prompt ({len(prompt)} tokens), blocks ({memory}) and answer "
+                f"({max_new_tokens}) must fit into the base's {room} positions. Leave the question out, or lower "
+                "max_new_tokens or num_blocks."
+            )
 
 
 @torch.no_grad()

@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rim_peft.training.grounding_config import GroundingConfig
 from rim_peft.training.grounding_trainer import GroundingTrainer
+from rim_peft.training.interruption import Interrupted, SignalWatch, StopOnSignal
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer, Validate
 from rim_peft.training.refinement_config import RefinementConfig
 from rim_peft.training.refinement_trainer import RefinementTrainer
+from rim_peft.training.weights import SCORE, BestWeights, last_checkpoint, load_weights, save_weights, write_text
+from rim_peft.tuner.config import active_config
 
-SCORE = "accuracy"
-"""The name among ``validate``'s scores by which the best adapter is chosen; larger is better."""
-
-
-class Interrupted(Exception):  # noqa: N818 - a stop that was asked for, not an error
-    """The run was stopped by a signal, after writing a checkpoint to resume from.
-
-    Attributes:
-        signal_number: the signal, such as ``signal.SIGTERM``.
-    """
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number = signal_number
+__all__ = ["CurriculumResult", "Interrupted", "run_curriculum"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +56,7 @@ def run_curriculum(
     With ``validate``, the adapter's weights at every evaluation and at the end of each stage compete, and the model
     is left with the best ones (the latest among equals). SIGINT and SIGTERM stop the run after the current step, with
     a checkpoint; with ``resume`` it goes on from the last complete checkpoint and ends with the same weights as if it
-    had not been stopped (exactly so on a CPU in fp32).
+    had not been stopped (exactly so on a CPU in fp32). A stream of rows is read over and over, as one long pass.
 
     Args:
         model: the base with its RIM adapter; changed in place.
@@ -86,24 +72,33 @@ def run_curriculum(
 
     Raises:
         Interrupted: a signal asked the run to stop.
+        ValueError: there is another run's work in the folders and ``resume`` is not set; checkpoints would lack what
+            resuming needs; or ``validate`` returns no ``accuracy``.
     """
     stages: list[tuple[type[ReadoutTrainer], ReadoutConfig]] = []
     if grounding is not None:
         stages.append((GroundingTrainer, grounding))
     if refinement is not None:
         stages.append((RefinementTrainer, refinement))
-    best = _BestWeights(Path(output_dir) / "best.safetensors")
+    best = BestWeights(Path(output_dir) / "best.safetensors")
+    _check_folders([best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)], resume=resume)
+    _check_checkpoints([args for _, args in stages])
+    if isinstance(train_dataset, IterableDataset):
+        train_dataset = train_dataset.repeat(None)  # the Trainer finds its place again within one pass alone
+    tuner: Any = model.base_model
+    own_dropout = active_config(model).lora_dropout
     history: dict[str, list[dict[str, float]]] = {}
-    with _SignalWatch() as signals:
+    with SignalWatch() as signals:
         for trainer_class, args in stages:
             stage = trainer_class.__name__.removesuffix("Trainer").lower()
             folder = Path(str(args.output_dir))
             finished = folder / "final.safetensors"
             if resume and finished.exists():
-                _load_weights(model, finished)
+                load_weights(model, finished)
                 history[stage] = json.loads((folder / "history.json").read_text())
                 continue
             set_seed(args.seed)
+            tuner.set_dropout(own_dropout)  # not what the stage before had set
             trainer = trainer_class(
                 model,
                 args,
@@ -111,99 +106,61 @@ def run_curriculum(
                 eval_dataset=eval_dataset if args.eval_strategy != "no" else None,
                 processing_class=tokenizer,
                 validate=validate,
-                callbacks=[_StopOnSignal(signals), _KeepBest(best, stage)],
+                callbacks=[StopOnSignal(signals), *([_KeepBest(best, stage)] if validate is not None else [])],
             )
-            trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if resume else None)
+            trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
             if signals.received is not None:
                 raise Interrupted(signals.received)
             if validate is not None:
                 _compete_at_end(trainer, best, stage, validate)
             history[stage] = trainer.state.log_history
-            # The history first: the weights' file marks the stage as finished.
-            _write_text(folder / "history.json", json.dumps(history[stage]))
-            _save_weights(model, finished, {})
+            if trainer.is_world_process_zero():
+                # The history first: the weights' file marks the stage as finished.
+                write_text(folder / "history.json", json.dumps(history[stage]))
+                save_weights(model, finished, {})
+            trainer.accelerator.wait_for_everyone()
+    tuner.set_dropout(own_dropout)
     if validate is not None and best.path.exists():
-        _load_weights(model, best.path)
+        load_weights(model, best.path)
         return CurriculumResult(history, best.read())
     return CurriculumResult(history)
 
 
-class _SignalWatch:
-    """While entered, remembers the first SIGINT or SIGTERM; the second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _SignalWatch:
-        # Python delivers signals to the main thread alone; elsewhere the caller has them in hand.
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {
-                number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
-            }
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+def _check_folders(folders: Sequence[Path], *, resume: bool) -> None:
+    """Refuse folders that hold another run's work, which would be taken for this one's."""
+    patterns = ("*.safetensors", f"{PREFIX_CHECKPOINT_DIR}-*")
+    found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
+    if found and not resume:
+        raise ValueError(
+            f"output_dir: must hold no other run's work, got {found[0]}. Give another folder, or resume=True to go on."
+        )
 
 
-class _StopOnSignal(TrainerCallback):
-    """Ends training after the current step, with a checkpoint, once a signal has come."""
-
-    def __init__(self, signals: _SignalWatch) -> None:
-        self._signals = signals
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._signals.received is not None:
-            control.should_save = True
-            control.should_training_stop = True
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.on_step_end(args, state, control)
-
-
-class _BestWeights:
-    """The best adapter so far and its score, in one file that is replaced at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> dict[str, Any]:
-        """Return stage, step and score of the weights in the file."""
-        with safe_open(self.path, framework="pt") as file:
-            return json.loads(file.metadata()["best"])
-
-    def offer(self, model: PeftModel, score: float, *, stage: str, step: int) -> None:
-        """Keep the model's adapter if it is at least as good as the one in the file."""
-        if not self.path.exists() or score >= self.read()[SCORE]:
-            _save_weights(model, self.path, {"best": json.dumps({"stage": stage, "step": step, SCORE: score})})
+def _check_checkpoints(stages: Sequence[ReadoutConfig]) -> None:
+    if any(args.save_only_model for args in stages):
+        raise ValueError(
+            "save_only_model: must be False, since a run resumes from the optimiser's state too. Remove it."
+        )
 
 
 class _KeepBest(TrainerCallback):
     """Offers the weights at every evaluation."""
 
-    def __init__(self, best: _BestWeights, stage: str) -> None:
+    def __init__(self, best: BestWeights, stage: str) -> None:
         self._best = best
         self._stage = stage
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         score = kwargs["metrics"].get(f"eval_{SCORE}")
-        if score is not None and state.is_world_process_zero:
+        if score is None:
+            raise ValueError(
+                f"validate: must return a score named {SCORE!r}, by which the best adapter is chosen, got none. Add it."
+            )
+        if state.is_world_process_zero:
             self._best.offer(kwargs["model"], score, stage=self._stage, step=state.global_step)
 
 
-def _compete_at_end(trainer: ReadoutTrainer, best: _BestWeights, stage: str, validate: Validate) -> None:
+def _compete_at_end(trainer: ReadoutTrainer, best: BestWeights, stage: str, validate: Validate) -> None:
     """Offer a stage's last weights, and log their scores, unless its last step has been evaluated already."""
     step = trainer.state.global_step
     logged = [line for line in trainer.state.log_history if f"eval_{SCORE}" in line]
@@ -211,44 +168,8 @@ def _compete_at_end(trainer: ReadoutTrainer, best: _BestWeights, stage: str, val
         return
     trainer.model.eval()
     scores = validate(trainer.model)
-    trainer.log({f"eval_{name}": value for name, value in scores.items()})
-    if trainer.is_world_process_zero():
-        best.offer(trainer.model, scores[SCORE], stage=stage, step=step)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """Return the latest checkpoint that was written to its end, None if there is none."""
-    checkpoints = sorted(
-        Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1])
+    metrics = {f"eval_{name}": value for name, value in scores.items()}
+    trainer.log(metrics)
+    _KeepBest(best, stage).on_evaluate(
+        trainer.args, trainer.state, trainer.control, metrics=metrics, model=trainer.model
     )
-    for checkpoint in reversed(checkpoints):
-        try:
-            # The Trainer writes this file last, so a checkpoint cut off by a kill lacks it or holds half of it.
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return str(checkpoint)
-    return None
-
-
-def _save_weights(model: PeftModel, path: Path, metadata: dict[str, str]) -> None:
-    """Write the active adapter's tensors to one file, at once."""
-    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={"format": "pt", **metadata})
-    temporary.replace(path)
-
-
-def _load_weights(model: PeftModel, path: Path) -> None:
-    """Read what :func:`_save_weights` wrote into the active adapter."""
-    set_peft_model_state_dict(model, load_file(path), adapter_name=model.active_adapter)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

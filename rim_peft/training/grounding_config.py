@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.training.readout_config import ReadoutConfig, check_share
 from rim_peft.training.schedules import SCHEDULES
 
 
@@ -41,7 +41,6 @@ class GroundingConfig(ReadoutConfig):
         super().__post_init__()
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule: must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}.")
-        if not 0.0 <= self.hold < 1.0:
-            raise ValueError(f"hold: must lie in [0, 1), got {self.hold}.")
+        check_share("hold", self.hold)
         if self.hold and self.schedule != "relative":
             raise ValueError(f"hold: only 'relative' falls, so hold must be 0 with schedule={self.schedule!r}.")

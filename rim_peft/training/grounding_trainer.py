@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 from rim_peft.data.collator import TokenizedRow, grounding_readouts
@@ -27,9 +30,9 @@ class GroundingTrainer(ReadoutTrainer):
         """The adapter's blocks with trailing blocks; else a row has one block for each of its steps."""
         return self._rim_config.num_blocks if self.args.trailing_blocks else 0
 
-    def readouts(self, row: TokenizedRow) -> list[list[int]]:
-        """Return the steps from the second on, then the answer once or, with trailing blocks, to the last block."""
-        return grounding_readouts(row, num_blocks=self.min_blocks)
+    def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
+        """Steps from the second on, then the answer once or, with trailing blocks, to the last block."""
+        return partial(grounding_readouts, num_blocks=self.min_blocks)
 
     def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
         """Return ``lambda_t(s)``."""

@@ -21,7 +21,22 @@ _REFUSED: dict[str, Any] = {
     "label_smoothing_factor": 0.0,
     "use_liger_kernel": False,
     "chat_template_path": None,
+    "dataset_kwargs": None,
+    "pad_to_multiple_of": None,
+    "activation_offloading": False,
+    # A mixture of experts is trained on the readouts alone: TRL's balancing loss cannot read a mask for each query.
+    "router_aux_loss_coef": 0.0,
 }
+
+
+def check_share(name: str, value: object) -> None:
+    """Check an option that is a share.
+
+    Raises:
+        ValueError: it is no number in [0, 1).
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name}: must be a number in [0, 1), got {value!r}.")
 
 
 @dataclass
@@ -63,16 +78,23 @@ class ReadoutConfig(SFTConfig):
         if self.bf16 is None and not self.fp16:
             # TRL asks for bf16 whatever the machine, and stops on a CPU.
             self.bf16 = is_torch_bf16_gpu_available()
+        if self.router_aux_loss_coef is None:
+            self.router_aux_loss_coef = 0.0
         super().__post_init__()
         for name, needed in _REFUSED.items():
             if (value := getattr(self, name)) != needed:
                 raise ValueError(
                     f"{name}: must stay {needed!r}, got {value!r}: readouts lie in rows of their own layout. Remove it."
                 )
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"train_sampling_strategy: must be 'random' or 'sequential', got {self.train_sampling_strategy!r}: "
+                "rows get their length when they are laid out."
+            )
         if self.on_bad_rows not in ("error", "drop"):
             raise ValueError(f"on_bad_rows: must be 'error' or 'drop', got {self.on_bad_rows!r}.")
-        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout: must lie in [0, 1), got {self.dropout}.")
+        if self.dropout is not None:
+            check_share("dropout", self.dropout)
         self.templates  # noqa: B018 - a bad template is refused here, not after the model has been loaded
 
     @property

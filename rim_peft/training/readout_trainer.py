@@ -3,25 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+)
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from rim_peft.data.collator import ReadoutCollator, TokenizedRow
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.sequence import Layout, attention_masks, check_architecture, keep_readouts
+from rim_peft.training.attachment import attach, check_adapter
 from rim_peft.training.losses import block_sums, readout_loss, token_weights
+from rim_peft.training.progress import ReadoutProgress
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.tuner.config import RiMConfig, active_config
 
 Validate = Callable[[PeftModel], dict[str, float]]
 """Scores of a model in evaluation mode by name, for instance ``{"accuracy": 0.5}``."""
+
+
+_REFUSED_ARGUMENTS = {
+    "data_collator": "Remove it.",
+    "formatting_func": "Use prompt_template, step_template and answer_template.",
+    "compute_loss_func": "Remove it.",
+    "compute_metrics": "Use validate.",
+    "preprocess_logits_for_metrics": "Use validate.",
+}
+
+
+_CARD = """---
+library_name: peft
+pipeline_tag: text-generation
+tags: [peft, rim, latent-reasoning, trl]
+---
+
+# {name}
+
+An adapter trained by `rim_peft.{stage}`.
+
+```python
+import rim_peft  # registers RIM with PEFT
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "{name}").eval()
+```
+"""
 
 
 class ReadoutTrainer(SFTTrainer):
@@ -45,7 +82,8 @@ class ReadoutTrainer(SFTTrainer):
     config_class: type[ReadoutConfig]
     needs_steps: bool
     _signature_columns: Any
-    _tag_names = ["trl", "rim"]  # noqa: RUF012 - TRL's own class attribute
+    _tag_names = ["trl", "peft", "rim", "latent-reasoning"]  # noqa: RUF012 - TRL's own class attribute
+    _name = "RiM"
 
     def __init__(
         self,
@@ -65,18 +103,13 @@ class ReadoutTrainer(SFTTrainer):
                 f"args: {type(self).__name__} takes a {self.config_class.__name__}, got {type(args).__name__}. "
                 "Give the stage's own config."
             )
-        for name in ("data_collator", "formatting_func", "compute_loss_func"):
+        for name, remedy in _REFUSED_ARGUMENTS.items():
             if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"{name}: cannot be given, since readouts have rows and a loss of their own. Remove it."
-                )
-        peft_model = _with_adapter(model, peft_config, args)
+                raise ValueError(f"{name}: cannot be given, since readouts have rows and a loss of their own. {remedy}")
+        quantization = kwargs.pop("quantization_config", None)
+        peft_model = attach(model, peft_config, args, quantization_config=quantization)
         self._rim_config = active_config(peft_model)
-        if self._rim_config.num_blocks < 1:
-            raise ValueError(
-                f"num_blocks: training needs at least one block, got {self._rim_config.num_blocks}. "
-                "Attach an adapter with RiMConfig(num_blocks=...)."
-            )
+        check_adapter(peft_model, self._rim_config)
         check_architecture(peft_model.get_base_model())
         self._max_positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
         self._validate = validate
@@ -96,15 +129,21 @@ class ReadoutTrainer(SFTTrainer):
             if name in adapter_weights:
                 parameter.data = adapter_weights[name].to(parameter.device)
         self.data_collator = ReadoutCollator(
-            self._rim_config.block_tokens, pad_id=self._tokenizer.pad_token_id, readouts=self.readouts
+            self._rim_config.block_tokens, pad_id=self._tokenizer.pad_token_id, readouts=self.readouts()
         )
         # The loss divides by the samples of the whole optimiser step itself (`_get_num_items_in_batch`).
         self.model_accepts_loss_kwargs = True
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(ReadoutProgress)
         if args.dropout is not None:
             peft_model.base_model.set_dropout(args.dropout)
 
-    def readouts(self, row: TokenizedRow) -> list[list[int]]:
-        """Return what is read out after each block of a tokenised row."""
+    def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
+        """Return the function from a tokenised row to what is read out after each of its blocks.
+
+        It must not hold the trainer, since data loader processes get it by pickle.
+        """
         raise NotImplementedError
 
     def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
@@ -131,8 +170,17 @@ class ReadoutTrainer(SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        """Tokenise a dataset, unless that has been done."""
+        """Tokenise a dataset, unless that has been done.
+
+        Raises:
+            ValueError: rows tokenised before lack the steps that this stage needs.
+        """
         if set(COLUMNS) <= set(dataset.column_names or ()):
+            if self.needs_steps and isinstance(dataset, Dataset) and not all(dataset["step_ids"]):
+                raise ValueError(
+                    f"{dataset_name} dataset: rows that are tokenised already must have steps for stage 1, some have "
+                    "none. Give rows with question, steps and answer."
+                )
             return dataset
         return prepare_dataset(
             dataset,
@@ -144,6 +192,7 @@ class ReadoutTrainer(SFTTrainer):
             max_length=args.max_length,
             max_positions=self._max_positions,
             on_bad_rows=args.on_bad_rows,
+            num_proc=args.dataset_num_proc,
         )
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -214,6 +263,26 @@ class ReadoutTrainer(SFTTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
 
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+        """Write a card that says how to load the adapter; TRL's own would load it without ``import rim_peft``."""
+        if self.is_world_process_zero():
+            folder = Path(str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            base = str(getattr(self.model.get_base_model().config, "_name_or_path", "") or "BASE")
+            text = _CARD.format(name=model_name or folder.name, stage=type(self).__name__, base=base)
+            (folder / "README.md").write_text(text, encoding="utf-8")
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: what a readout says is generated, not predicted token by token.
+
+        Raises:
+            ValueError: always; names what to use instead.
+        """
+        raise ValueError(
+            "predict: readouts have no logits that could be returned row by row. Use rim_peft.inference.read_blocks, "
+            "or evaluate for the loss."
+        )
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Add the scores of ``validate`` to the evaluation's metrics."""
         output = super().evaluation_loop(*args, **kwargs)
@@ -225,19 +294,3 @@ class ReadoutTrainer(SFTTrainer):
             metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
             output = output._replace(metrics=metrics)
         return output
-
-
-def _with_adapter(model: str | PreTrainedModel | PeftModel, peft_config: RiMConfig | None, args: ReadoutConfig) -> Any:
-    """Load the base where only its name is given, and attach the adapter where one is asked for."""
-    base: Any = model
-    if isinstance(model, str):
-        kwargs = {"trust_remote_code": args.trust_remote_code}
-        if isinstance(args.model_init_kwargs, dict):
-            kwargs.update(args.model_init_kwargs)
-        base = AutoModelForCausalLM.from_pretrained(model, **kwargs)
-    if peft_config is None:
-        return base
-    if isinstance(base, PeftModel):
-        raise ValueError("peft_config: the model has an adapter already. Give the base model, or no peft_config.")
-    set_seed(args.seed)
-    return get_peft_model(base, peft_config)

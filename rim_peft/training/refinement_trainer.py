@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 from rim_peft.data.collator import TokenizedRow, refinement_readouts
@@ -22,9 +25,9 @@ class RefinementTrainer(ReadoutTrainer):
     needs_steps = False
     args: RefinementConfig
 
-    def readouts(self, row: TokenizedRow) -> list[list[int]]:
-        """Return the answer for every block."""
-        return refinement_readouts(row, num_blocks=self.min_blocks)
+    def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
+        """Read the answer out after every block."""
+        return partial(refinement_readouts, num_blocks=self.min_blocks)
 
     def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
         """Return ``alpha_k``, the same for every sample and step."""

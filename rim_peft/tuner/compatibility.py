@@ -25,6 +25,17 @@ def check_base(model: nn.Module) -> None:
         )
 
 
+def keep_unpacked(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking nf4 weights at the first inference on some CPUs (those with AVX512-BF16).
+
+    Repacked weights answer faster, but give wrong gradients in a training step that follows and are merged as noise
+    (bitsandbytes 0.50.2 and PEFT 0.21.2, measured in ``tests/integration/test_quantized.py``).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def check_vocabulary(config: RiMConfig, num_embeddings: int) -> None:
     """Refuse a configuration made for another vocabulary than the base's (V) rows.
 

@@ -118,8 +118,11 @@ class RiMConfig(LoraConfig):
 
     def _check_lora(self) -> None:
         _check_integer("lora_alpha", self.lora_alpha, minimum=1)
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout: must be in [0, 1), got {self.lora_dropout!r}.")
+        dropout: Any = self.lora_dropout
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ValueError(f"lora_dropout: must be a number in [0, 1), got {dropout!r}.")
+        if self.r == 0 and self.use_dora:
+            raise ValueError("use_dora: must be False with r=0, which trains the memory rows alone, got True. Set r.")
         if self.task_type != "CAUSAL_LM":
             raise ValueError(f"task_type: must be 'CAUSAL_LM', got {self.task_type!r}. Leave it out.")
         if self.bias != "none":

@@ -72,8 +72,7 @@ class BlockGenerator:
         if held:
             prompts, kwargs = _without_last(len(held), prompts, kwargs)
         insertion = BlockInsertion(self.model, prompt_length=prompts.shape[1], block_ids=block_ids)
-        with insertion.active():
-            output = plain_generate(self.model, prompts, **kwargs)
+        output = plain_generate(insertion.attached_to(self.model), prompts, **kwargs)
         return insertion.put_back(output) if held else output
 
 

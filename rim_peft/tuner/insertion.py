@@ -13,8 +13,7 @@ and never meets a memory id, which lies outside the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Any
 
 import torch
@@ -23,8 +22,6 @@ from transformers import StaticCache
 
 PER_TOKEN_INPUTS = ("attention_mask", "position_ids", "token_type_ids")
 """Inputs beside the ids that have a value for each token."""
-
-_HOOK = "prepare_inputs_for_generation"
 
 
 class BlockInsertion:
@@ -37,23 +34,20 @@ class BlockInsertion:
                 f"input_ids: prompt ({prompt_length} tokens) and memory ({len(block_ids)}) must leave room for an "
                 f"answer in the base's {room} positions. Shorten the prompt or lower num_blocks."
             )
-        self.model = model
+        self.config = model.config
+        self.prepare_inputs = model.prepare_inputs_for_generation
         self.prompt_length = prompt_length
         self.ids = torch.tensor(block_ids)
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """For the time of a call, make the base's inputs of sequences with memory."""
-        attributes = vars(self.model)
-        outer = attributes.get(_HOOK)
-        self.prepare_inputs = getattr(self.model, _HOOK)
-        attributes[_HOOK] = self
-        try:
-            yield
-        finally:
-            del attributes[_HOOK]
-            if outer is not None:
-                attributes[_HOOK] = outer
+    def attached_to(self, model: Any) -> Any:
+        """Return the model with its inputs made of sequences with memory.
+
+        It is a shallow copy, which shares all modules and weights: other calls, in other threads too, go on with the
+        model as it is.
+        """
+        attached = copy.copy(model)
+        vars(attached)["prepare_inputs_for_generation"] = self
+        return attached
 
     def __call__(
         self,
@@ -119,7 +113,7 @@ class BlockInsertion:
         if not isinstance(cache, StaticCache) or int(cache.get_seq_length()) > 0:
             return cache
         return StaticCache(
-            config=self.model.config.get_text_config(decoder=True),
+            config=self.config.get_text_config(decoder=True),
             max_cache_len=cache.get_max_length() + len(self.ids),
             offloading=cache.offloading,
         )

@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
-from rim_peft.tuner.compatibility import check_base, check_targets, check_vocabulary
+from rim_peft.tuner.compatibility import check_base, check_targets, check_vocabulary, keep_unpacked
 from rim_peft.tuner.config import NUM_ROWS, RiMConfig
 from rim_peft.tuner.generation import BlockGenerator
 from rim_peft.tuner.layer import MemoryEmbedding
@@ -64,6 +64,7 @@ class RiMModel(LoraModel):
 
     def _post_injection_hook(self, model: nn.Module, config: RiMConfig, adapter_name: str) -> None:
         vars(model)["generate"] = BlockGenerator(model)
+        keep_unpacked(model)
 
     def _check_new_adapter_config(self, config: RiMConfig) -> None:
         super()._check_new_adapter_config(config)

@@ -22,6 +22,7 @@ from torch import Tensor
 from rim_peft import GroundingConfig, RefinementConfig
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_curriculum
 from tests.conftest import build_rim, build_tokenizer
+from tests.integration import two_processes
 
 ROWS = [
     {"question": f"{a}+{b}+1", "steps": [str(a), str(a + b), str(a + b + 1)], "answer": str(a + b + 1)}
@@ -34,6 +35,8 @@ def train(
     folder: Path,
     *,
     resume: bool = False,
+    streamed: bool = False,
+    dropouts: tuple[float | None, float | None] = (None, 0.2),
     validate: Callable[[PeftModel], dict[str, float]] | None = None,
     **stages: Any,
 ) -> tuple[PeftModel, CurriculumResult]:
@@ -52,12 +55,13 @@ def train(
     }
     if validate is not None:
         common.update(eval_strategy="steps", eval_steps=2)
-    grounding = GroundingConfig(output_dir=str(folder / "grounding"), **common)
-    refinement = RefinementConfig(output_dir=str(folder / "refinement"), dropout=0.2, **common)
+    grounding = GroundingConfig(output_dir=str(folder / "grounding"), dropout=dropouts[0], **common)
+    refinement = RefinementConfig(output_dir=str(folder / "refinement"), dropout=dropouts[1], **common)
+    rows = Dataset.from_list(ROWS)
     result = run_curriculum(
         model,
         build_tokenizer(),
-        train_dataset=Dataset.from_list(ROWS),
+        train_dataset=rows.to_iterable_dataset() if streamed else rows,
         eval_dataset=Dataset.from_list(ROWS[:3]),
         output_dir=folder,
         validate=validate,
@@ -115,6 +119,26 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     model, _ = train(tmp_path, resume=True)
     _assert_equal(_weights(model), unbroken)
+
+
+@pytest.mark.parametrize(
+    ("options", "stage", "step"),
+    [
+        ({"dropouts": (0.3, None)}, "refinement", 2),  # stage 2 has the adapter's own dropout, not stage 1's
+        ({"streamed": True}, "grounding", 6),  # twenty rows in batches of four: in the second pass
+    ],
+    ids=["dropout of stage 1 alone", "stream"],
+)
+def test_it_resumes_exactly_under(
+    options: dict[str, Any], stage: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = train(tmp_path / "unbroken", **options)
+    _SignalAtStep(monkeypatch, stage, step, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "stopped", **options)
+    model, _ = train(tmp_path / "stopped", resume=True, **options)
+    _assert_equal(_weights(model), _weights(expected))
+    assert model.peft_config["default"].lora_dropout == 0.1
 
 
 def test_a_killed_run_resumes_to_the_same_weights(unbroken: dict[str, Tensor], tmp_path: Path) -> None:
@@ -206,3 +230,35 @@ def test_a_stopped_run_with_validation_keeps_the_same_best(tmp_path: Path, monke
     model, result = train(tmp_path / "stopped", validate=validate, resume=True)
     assert result.best == expected.best
     _assert_equal(_weights(model), _weights(expected_model))
+
+
+def test_another_runs_work_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    train(tmp_path)
+    with pytest.raises(ValueError, match=r"output_dir: must hold no other run's work, got .*resume=True"):
+        train(tmp_path)
+
+
+def test_a_score_named_accuracy_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="validate: must return a score named 'accuracy'"):
+        train(tmp_path, validate=lambda model: {"f1": 0.5})
+
+
+def test_checkpoints_without_the_optimiser_are_refused(tmp_path: Path) -> None:
+    grounding = GroundingConfig(output_dir=str(tmp_path / "grounding"), save_only_model=True)
+    with pytest.raises(ValueError, match="save_only_model: must be False"):
+        train(tmp_path, grounding=grounding)
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Two gloo processes with half the batch each: the same weights on both, and on disk, as one process alone."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    module = ["-m", two_processes.__name__, str(tmp_path / "two")]
+    subprocess.run([sys.executable, *launcher, *module], check=True, timeout=300, cwd=Path(__file__).parents[2])
+    model = two_processes.train(tmp_path / "one", per_device_train_batch_size=4)
+    for rank in (0, 1):
+        found = load_file(tmp_path / "two" / f"rank{rank}.safetensors")
+        for name, tensor in _weights(model).items():  # gradients are averaged in another order
+            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    for stage in ("grounding", "refinement"):
+        saved = [load_file(tmp_path / folder / stage / "final.safetensors") for folder in ("one", "two")]
+        torch.testing.assert_close(saved[0], saved[1], atol=1e-5, rtol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
     pipeline,
 )
 
-from tests.conftest import ARCHITECTURES, EOS_ID, PAD_ID, VOCAB_SIZE, MakeBase, MakeRim
+from tests.conftest import ARCHITECTURES, EOS_ID, PAD_ID, VOCAB_SIZE, MakeBase, MakeRim, build_rim
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 NO_EOS: dict[str, Any] = {"eos_token_id": None, "pad_token_id": PAD_ID}
@@ -425,3 +426,18 @@ def test_rows_written_into_a_merged_base_give_the_same_answer(make_rim: MakeRim,
         torch.cat([prompt, torch.tensor([ids])], dim=1), max_new_tokens=6, suppress_tokens=never, **NO_EOS
     )
     torch.testing.assert_close(output[:, 3 + len(ids) :], expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_calls_from_several_threads_do_not_meet(architecture: str) -> None:
+    model = build_rim(architecture, num_blocks=4)
+    prompts = [torch.randint(6, 200, (1, length)) for length in (5, 9, 14, 7)]
+
+    def generate(prompt: torch.Tensor) -> torch.Tensor:
+        return model.generate(prompt, max_new_tokens=12, eos_token_id=None, do_sample=False)
+
+    expected = [generate(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(generate, prompts))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Templates
 from rim_peft.inference import answer_questions, read_blocks
-from tests.conftest import ARCHITECTURES, EOS_ID, build_base, build_rim
+from tests.conftest import ARCHITECTURES, build_base, build_rim
 
 QUESTIONS = ["2+3", "what is 17 times 4?", "x"]
 TEMPLATES = Templates(prompt="Q {question} A")
@@ -106,9 +106,34 @@ def test_chat_questions_are_rendered(tokenizer: PreTrainedTokenizerFast) -> None
     assert row[1].token_ids == _generate_alone(model, ids, 2, length=4)
 
 
+def test_settings_that_the_base_came_with_do_not_change_answers(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_rim(num_blocks=3)
+    expected = list(answer_questions(model, tokenizer, QUESTIONS, max_new_tokens=6))
+    model.get_base_model().generation_config.repetition_penalty = 1.7
+    model.get_base_model().generation_config.num_beams = 3
+    assert list(answer_questions(model, tokenizer, QUESTIONS, max_new_tokens=6)) == expected
+
+
+def test_questions_without_room_for_an_answer_are_named(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_rim(base=build_base("gpt2", n_positions=64), num_blocks=3)
+    questions = ["short", "x" * 50]
+    message = r"questions\[1\]: prompt \(51 tokens\), blocks \(12\) and answer \(5\) must fit into the base's 64"
+    with pytest.raises(ValueError, match=message):
+        read_blocks(model, tokenizer, questions, max_new_tokens=5)
+    with pytest.raises(ValueError, match=message):
+        list(answer_questions(model, tokenizer, questions, max_new_tokens=5))
+
+
 def test_bad_calls_are_named(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="num_blocks: reading blocks out needs at least one, got 0"):
         read_blocks(build_rim(), tokenizer, QUESTIONS, num_blocks=0)
     with pytest.raises(ValueError, match="active adapter is RIM, got LlamaForCausalLM"):
         list(answer_questions(build_base(), tokenizer, QUESTIONS))
-    assert tokenizer.eos_token_id == EOS_ID
+    with pytest.raises(ValueError, match="active adapter is RIM, got LlamaForCausalLM"):
+        read_blocks(build_base(), tokenizer, QUESTIONS)
+    with pytest.raises(ValueError, match="batch_size: must be an integer of at least 1, got 0"):
+        list(answer_questions(build_rim(), tokenizer, QUESTIONS, batch_size=0))
+    with pytest.raises(ValueError, match="num_blocks: must be an integer of at least 0, got '3'"):
+        read_blocks(build_rim(), tokenizer, QUESTIONS, num_blocks="3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_new_tokens: must be an integer of at least 1, got 0"):
+        read_blocks(build_rim(), tokenizer, QUESTIONS, max_new_tokens=0)

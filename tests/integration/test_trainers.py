@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.collator import TokenizedRow
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from tests.conftest import ARCHITECTURES, build_base, build_rim
+from tests.conftest import ARCHITECTURES, VOCAB_SIZE, build_base, build_rim
 
 ROWS = [
     {"question": "2+3", "steps": ["2", "2+3=5"], "answer": "5"},
@@ -32,7 +33,15 @@ MakeTrainer = Callable[..., ReadoutTrainer]
 
 @pytest.fixture
 def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrainer:
-    def make(trainer_class: Any, model: Any, *, rows: Any = None, peft_config: Any = None, **options: Any) -> Any:
+    def make(
+        trainer_class: Any,
+        model: Any,
+        *,
+        rows: Any = None,
+        peft_config: Any = None,
+        validate: Any = None,
+        **options: Any,
+    ) -> Any:
         defaults = {
             "output_dir": str(tmp_path / "out"),
             "max_steps": 4,
@@ -47,6 +56,7 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrai
             train_dataset=Dataset.from_list(ROWS if rows is None else rows),
             processing_class=tokenizer,
             peft_config=peft_config,
+            validate=validate,
         )
 
     return make
@@ -242,15 +252,12 @@ def test_a_quantised_base_keeps_the_adapters_types_and_values(make_trainer: Make
 
 
 def test_evaluation_weighs_as_the_first_step_and_adds_scores(make_trainer: MakeTrainer) -> None:
-    model = build_rim(num_blocks=3)
-    trainer = make_trainer(GroundingTrainer, model, eval_strategy="no")
-    trainer._validate = lambda model: {"accuracy": 0.25}
-    dataset = trainer._prepare_dataset(Dataset.from_list(ROWS), trainer.processing_class, trainer.args, False, None, "")
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=3), validate=lambda model: {"accuracy": 0.25})
     trainer.state.max_steps = 4
     losses = []
     for step in (0, 3):
         trainer.state.global_step = step
-        metrics = trainer.evaluate(dataset)
+        metrics = trainer.evaluate(Dataset.from_list(ROWS))
         losses.append(metrics["eval_loss"])
         assert metrics["eval_accuracy"] == 0.25
     assert losses[0] == losses[1]
@@ -296,7 +303,11 @@ def test_rows_beyond_the_models_positions_are_named(make_trainer: MakeTrainer) -
         ({"loss_type": "dft"}, "loss_type: must stay 'nll'"),
         ({"completion_only_loss": True}, "completion_only_loss: must stay None"),
         ({"on_bad_rows": "skip"}, "on_bad_rows: must be 'error' or 'drop'"),
-        ({"dropout": 1.0}, r"dropout: must lie in \[0, 1\)"),
+        ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef: must stay 0.0"),
+        ({"activation_offloading": True}, "activation_offloading: must stay False"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy: must be 'random' or 'sequential'"),
+        ({"dropout": "0.1"}, r"dropout: must be a number in \[0, 1\), got '0.1'"),
+        ({"dropout": 1.0}, r"dropout: must be a number in \[0, 1\)"),
         ({"answer_template": "#### "}, r"answer template: must hold \{answer\}"),
     ],
 )
@@ -312,7 +323,7 @@ def test_options_out_of_range_are_named(
     ("options", "message"),
     [
         ({"schedule": "cosine"}, "schedule: must be one of relative"),
-        ({"hold": 1.0}, r"hold: must lie in \[0, 1\)"),
+        ({"hold": 1.0}, r"hold: must be a number in \[0, 1\)"),
         ({"hold": 0.5, "schedule": "linear"}, "hold: only 'relative' falls"),
     ],
 )
@@ -331,3 +342,137 @@ def test_arguments_that_do_not_fit_are_refused(make_trainer: MakeTrainer, tmp_pa
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash_attention_2"):
         make_trainer(GroundingTrainer, model)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "phi3", "gemma2", "granite", "cohere", "olmo2"])
+def test_other_architectures_train_the_formula(model_type: str, make_trainer: MakeTrainer) -> None:
+    """A mixture of experts, logit scales and caps, fused projections."""
+    small = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0}
+    window = {"sliding_window": 6} if model_type in ("mixtral", "phi3", "gemma2") else {}
+    config = AutoConfig.for_model(model_type, **small, **heads, **window, bos_token_id=1, eos_token_id=2)
+    torch.manual_seed(0)
+    model = build_rim(base=AutoModelForCausalLM.from_config(config), num_blocks=3)
+    trainer = make_trainer(RefinementTrainer, model)
+    _train_mode(model)
+    ours = trainer.compute_loss(trainer.model, _batch(trainer))
+    theirs = _separate_loss(
+        model, list(trainer.train_dataset), lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+def test_more_steps_than_blocks_get_a_block_each(make_trainer: MakeTrainer) -> None:
+    model = build_rim(num_blocks=1)
+    trainer = make_trainer(GroundingTrainer, model, schedule="uniform")
+    _train_mode(model)
+    ours = trainer.compute_loss(trainer.model, _batch(trainer))
+    theirs = _separate_loss(
+        model,
+        list(trainer.train_dataset),
+        lambda row: [*row["step_ids"][1:], row["answer_ids"]],
+        lambda row: [1.0] * len(row["step_ids"]),
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+def test_the_active_adapter_is_trained(make_trainer: MakeTrainer) -> None:
+    model = build_rim(num_blocks=2)
+    model.add_adapter("second", RiMConfig(num_blocks=3, r=4))
+    model.set_adapter("second")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    make_trainer(GroundingTrainer, model).train()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert all(".second." in name for name in moved)
+
+
+def test_chats_streams_and_worker_processes_train(
+    make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [{**row, "question": [{"role": "user", "content": row["question"]}]} for row in ROWS]
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=2), rows=rows, dataloader_num_workers=1)
+    rendered = tokenizer.apply_chat_template(rows[0]["question"], add_generation_prompt=True, return_dict=False)
+    assert trainer.train_dataset[0]["prompt_ids"] == rendered
+    trainer.train()
+    stream = Dataset.from_list(ROWS).to_iterable_dataset()
+    streamed = RefinementTrainer(
+        build_rim(num_blocks=2),
+        RefinementConfig(trainer.args.output_dir, max_steps=2, report_to="none"),
+        train_dataset=stream,
+        processing_class=tokenizer,
+    )
+    assert streamed.train().global_step == 2
+
+
+def test_the_collator_travels_to_worker_processes(make_trainer: MakeTrainer) -> None:
+    for trainer_class in (GroundingTrainer, RefinementTrainer):
+        trainer = make_trainer(trainer_class, build_rim(num_blocks=3))
+        again = pickle.loads(pickle.dumps(trainer.data_collator))  # noqa: S301 - our own bytes
+        torch.testing.assert_close(again(list(trainer.train_dataset)), _batch(trainer))
+
+
+@every_stage
+def test_a_trainer_used_alone_resumes_exactly(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
+    options = {"max_steps": 6, "save_steps": 3, "per_device_train_batch_size": 2}
+    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
+    trainer = make_trainer(trainer_class, unbroken, **options)
+    trainer.train()
+    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
+    checkpoint = f"{trainer.args.output_dir}/checkpoint-3"
+    make_trainer(trainer_class, resumed, **options).train(resume_from_checkpoint=checkpoint)
+    for name, tensor in _trained(unbroken).items():
+        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_a_trainers_own_card_starts_with_the_import(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(GroundingTrainer, build_rim(), save_steps=2)
+    trainer.train()
+    card = (Path(trainer.args.output_dir) / "README.md").read_text()
+    code = card.split("```python\n")[1]
+    assert code.startswith("import rim_peft")
+    PeftModel.from_pretrained(build_base(), f"{trainer.args.output_dir}/checkpoint-2")
+
+
+def test_adapters_loaded_for_inference_are_not_trained_in_vain(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    build_rim().save_pretrained(tmp_path / "adapter")
+    frozen = PeftModel.from_pretrained(build_base(), tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"is loaded for inference, with its weights frozen.*is_trainable=True"):
+        make_trainer(GroundingTrainer, frozen)
+    trainable = PeftModel.from_pretrained(build_base(), tmp_path / "adapter", is_trainable=True)
+    before = _trained(trainable)
+    make_trainer(GroundingTrainer, trainable).train()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in _trained(trainable).items())
+
+
+def test_quantization_given_to_the_trainer_is_used(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    build_base(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "base")
+    config = GroundingConfig(str(tmp_path), max_steps=1, report_to="none", gradient_checkpointing=False)
+    data: dict[str, Any] = {"train_dataset": Dataset.from_list(ROWS), "processing_class": tokenizer}
+    trainer = GroundingTrainer(
+        str(tmp_path / "base"),
+        config,
+        peft_config=RiMConfig(r=4),
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        **data,
+    )
+    assert trainer.model.get_base_model().is_loaded_in_8bit
+    with pytest.raises(ValueError, match="quantization_config: must come with a model's id"):
+        GroundingTrainer(build_rim(), config, quantization_config=BitsAndBytesConfig(load_in_8bit=True), **data)
+
+
+def test_rows_tokenised_for_the_other_stage_are_checked(make_trainer: MakeTrainer) -> None:
+    rows = [{key: value for key, value in row.items() if key != "steps"} for row in ROWS]
+    refinement = make_trainer(RefinementTrainer, build_rim(), rows=rows)
+    with pytest.raises(ValueError, match="tokenised already must have steps for stage 1"):
+        make_trainer(GroundingTrainer, build_rim(), rows=list(refinement.train_dataset))
+
+
+def test_predictions_are_refused_with_what_to_use(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(GroundingTrainer, build_rim())
+    with pytest.raises(ValueError, match=r"Use rim_peft\.inference\.read_blocks"):
+        trainer.predict(Dataset.from_list(ROWS))
+    with pytest.raises(ValueError, match=r"compute_metrics: cannot be given.*Use validate"):
+        GroundingTrainer(
+            build_rim(), GroundingConfig(), train_dataset=Dataset.from_list(ROWS), compute_metrics=lambda x: {}
+        )

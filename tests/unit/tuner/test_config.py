@@ -33,7 +33,7 @@ def test_block_tokens_follow_the_vocabulary() -> None:
         ({"block_size": 0}, "block_size: must be an integer of at least 1, got 0"),
         ({"r": -4}, "r: must be an integer of at least 0, got -4"),
         ({"lora_alpha": 0}, "lora_alpha: must be an integer of at least 1, got 0"),
-        ({"lora_dropout": 1.0}, r"lora_dropout: must be in \[0, 1\), got 1.0"),
+        ({"lora_dropout": 1.0}, r"lora_dropout: must be a number in \[0, 1\), got 1.0"),
         ({"first_memory_id": 0}, "first_memory_id: must be an integer of at least 1, got 0"),
         ({"init_memory": "mean"}, "init_memory: must be 'vocabulary' or 'random' or a list of token ids"),
         ({"init_memory": []}, r"init_memory: .* got \[\]"),

@@ -18,20 +18,20 @@ class Base:
 def test_prompt_and_answer_are_translated() -> None:
     base = Base()
     insertion = BlockInsertion(base, prompt_length=3, block_ids=[90, 91, 92])
-    with insertion.active():
-        first = base.prepare_inputs_for_generation(
-            torch.tensor([[0, 5, 6], [7, 8, 9]]),
-            next_sequence_length=3,
-            is_first_iteration=True,
-            attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]),
-            position_ids=torch.tensor([[0, 0, 1], [0, 1, 2]]),
-        )
-        second = base.prepare_inputs_for_generation(
-            torch.tensor([[0, 5, 6, 11, 13], [7, 8, 9, 12, 14]]),
-            next_sequence_length=1,
-            attention_mask=torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
-            position_ids=torch.tensor([[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]),
-        )
+    attached = insertion.attached_to(base)
+    first = attached.prepare_inputs_for_generation(
+        torch.tensor([[0, 5, 6], [7, 8, 9]]),
+        next_sequence_length=3,
+        is_first_iteration=True,
+        attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]),
+        position_ids=torch.tensor([[0, 0, 1], [0, 1, 2]]),
+    )
+    second = attached.prepare_inputs_for_generation(
+        torch.tensor([[0, 5, 6, 11, 13], [7, 8, 9, 12, 14]]),
+        next_sequence_length=1,
+        attention_mask=torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
+        position_ids=torch.tensor([[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]),
+    )
     assert first["input_ids"].tolist() == [[0, 5, 6, 90, 91, 92], [7, 8, 9, 90, 91, 92]]
     assert first["attention_mask"].tolist() == [[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
     assert first["position_ids"].tolist() == [[0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]

@@ -1,0 +1,52 @@
+"""From what a trainer is given as its model to a base with an adapter that can be trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.tuner.config import RiMConfig
+
+
+def attach(
+    model: str | PreTrainedModel | PeftModel,
+    peft_config: RiMConfig | None,
+    args: ReadoutConfig,
+    *,
+    quantization_config: Any,
+) -> Any:
+    """Load the base where only its name is given, and attach the adapter where one is asked for."""
+    base: Any = model
+    if isinstance(model, str):
+        kwargs = {"trust_remote_code": args.trust_remote_code, "quantization_config": quantization_config}
+        if isinstance(args.model_init_kwargs, dict):
+            kwargs.update(args.model_init_kwargs)
+        base = AutoModelForCausalLM.from_pretrained(model, **kwargs)
+    elif quantization_config is not None:
+        raise ValueError(
+            "quantization_config: must come with a model's id or folder, got a loaded model. Load it quantised."
+        )
+    if peft_config is None:
+        return base
+    if isinstance(base, PeftModel) or getattr(base, "peft_config", None):
+        raise ValueError("peft_config: the model has an adapter already. Give the base model, or no peft_config.")
+    set_seed(args.seed)
+    return get_peft_model(base, peft_config)
+
+
+def check_adapter(model: PeftModel, config: RiMConfig) -> None:
+    """Refuse adapters that training would leave as they are."""
+    if config.num_blocks < 1:
+        raise ValueError(
+            f"num_blocks: training needs at least one block, got {config.num_blocks}. Attach an adapter with "
+            "RiMConfig(num_blocks=...)."
+        )
+    base_model: Any = model.base_model
+    if not base_model.memory.rows(model.active_adapter).requires_grad:
+        raise ValueError(
+            f"model: the adapter {model.active_adapter!r} is loaded for inference, with its weights frozen. Load it "
+            "with PeftModel.from_pretrained(base, folder, is_trainable=True)."
+        )

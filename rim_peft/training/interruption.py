@@ -1,0 +1,82 @@
+"""Stopping a training from outside: signals, and the checkpoint they leave."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):  # noqa: N818 - a stop that was asked for, not an error
+    """The run was stopped by a signal, after writing a checkpoint to resume from.
+
+    Attributes:
+        signal_number: the signal, such as ``signal.SIGTERM``.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+
+class SignalWatch:
+    """While entered, remembers the first SIGINT or SIGTERM; the second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> SignalWatch:
+        # Python delivers signals to the main thread alone; elsewhere the caller has them in hand.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {
+                number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+        logger.warning("%s: stopping after this step, with a checkpoint.", signal.Signals(number).name)
+
+    def agree(self) -> None:
+        """Let all processes know of a signal that one has received, so that they stop at the same step."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            received: list[int | None] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(received, self.received)
+            self.received = next((number for number in received if number is not None), None)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after the current step, with a checkpoint, once a signal has come."""
+
+    def __init__(self, signals: SignalWatch) -> None:
+        self._signals = signals
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop if a signal has come to any process."""
+        self._signals.agree()
+        if self._signals.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop after an evaluation too, which may have taken long."""
+        self.on_step_end(args, state, control)

@@ -1,0 +1,70 @@
+"""Adapter weights on disk while a curriculum runs. Files are replaced at once: a kill leaves the old or the new one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+SCORE = "accuracy"
+"""The name among ``validate``'s scores by which the best adapter is chosen; larger is better."""
+
+
+class BestWeights:
+    """The best adapter so far and its score, in one file that is replaced at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Any]:
+        """Return stage, step and score of the weights in the file."""
+        with safe_open(self.path, framework="pt") as file:
+            return json.loads(file.metadata()["best"])
+
+    def offer(self, model: PeftModel, score: float, *, stage: str, step: int) -> None:
+        """Keep the model's adapter if it is at least as good as the one in the file."""
+        if not self.path.exists() or score >= self.read()[SCORE]:
+            save_weights(model, self.path, {"best": json.dumps({"stage": stage, "step": step, SCORE: score})})
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the latest checkpoint that was written to its end, None if there is none."""
+    checkpoints = sorted(
+        Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1])
+    )
+    for checkpoint in reversed(checkpoints):
+        try:
+            # The Trainer writes this file last, so a checkpoint cut off by a kill lacks it or holds half of it.
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return str(checkpoint)
+    return None
+
+
+def save_weights(model: PeftModel, path: Path, metadata: dict[str, str]) -> None:
+    """Write the active adapter's tensors to one file, at once."""
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+    temporary.replace(path)
+
+
+def load_weights(model: PeftModel, path: Path) -> None:
+    """Read what :func:`save_weights` wrote into the active adapter."""
+    set_peft_model_state_dict(model, load_file(path), adapter_name=model.active_adapter)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
