@@ -31,9 +31,9 @@ def keep_unpacked(model: nn.Module) -> None:
     Repacked weights answer faster, but give wrong gradients in a training step that follows and are merged as noise
     (bitsandbytes 0.50.2 and PEFT 0.21.2, measured in ``tests/integration/test_quantized.py``).
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
 
 
 def check_vocabulary(config: RiMConfig, num_embeddings: int) -> None:

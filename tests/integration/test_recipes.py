@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from rim_peft.demo import RECIPE as DEMO
 from rim_peft.recipe import load_recipe
 from rim_peft.run import train
 from tests.conftest import build_base, build_tokenizer
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+RECIPES = [DEMO, *sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))]
 GSM8K: dict[str, Any] = {
     "question": "Tom has 3 bags of {n} nuts. How many?",
     "answer": "3*{n} = <<3*{n}={m}>>{m} nuts.\n#### {m}",
@@ -48,8 +49,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_two_steps_of_each_stage(path: Path, tiny_base: Path, tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows", load_recipe(path).data.task)
-    overrides = [f"model.name_or_path={tiny_base}", f"data.path={tmp_path / 'rows'}", f"output_dir={tmp_path / 'out'}"]
+    overrides = [f"model.name_or_path={tiny_base}", f"output_dir={tmp_path / 'out'}"]
+    if path == DEMO:
+        overrides.append("data.options.num_rows=16")  # its rows are generated
+    else:
+        write_rows(tmp_path / "rows", load_recipe(path).data.task)
+        overrides.append(f"data.path={tmp_path / 'rows'}")
     for stage in ("grounding", "refinement"):
         overrides += [f"{stage}.max_steps=2", f"{stage}.per_device_train_batch_size=2", f"{stage}.save_steps=2"]
     run = train(load_recipe(path, [*overrides, "data.validation_rows=4", "evaluation.max_new_tokens=4"]))

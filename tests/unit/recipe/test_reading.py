@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from rim_peft.demo import RECIPE as DEMO
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.recipe.syntax import read_yaml, write_yaml
 
-RECIPES = sorted((Path(__file__).parents[3] / "recipes").rglob("*.yaml"))
+RECIPES = [DEMO, *sorted((Path(__file__).parents[3] / "recipes").rglob("*.yaml"))]
 SMALL = """
 output_dir: out
 model: {name_or_path: some/base}
@@ -46,15 +47,16 @@ def test_every_recipe_of_the_repository_is_good(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.grounding_config() is not None
     assert recipe.refinement_config() is not None
-    assert recipe.rim_config().num_blocks == 8
+    assert recipe.rim_config().num_blocks == (4 if path == DEMO else 8)
     text = path.read_text(encoding="utf-8")
     for heading in ("# Purpose: ", "# Command: rim-peft train ", "# Hardware: ", "# Expected: "):
         assert heading in text.partition("output_dir:")[0]
-    assert f"recipes/{path.parent.name}/{path.name}" in text
+    assert path.relative_to(Path(__file__).parents[3]).as_posix() in text
 
 
 def test_there_are_recipes() -> None:
     assert [f"{path.parent.name}/{path.name}" for path in RECIPES] == [
+        "demo/recipe.yaml",
         "gsm8k/gpt2.yaml",
         "gsm8k/llama-3.2-1b.yaml",
         "gsm8k/tiny.yaml",
@@ -120,7 +122,7 @@ refinement: {num_blcks: 2, packing: true, fp16: 3}
         "adapter.num_blcks: unknown key, did you mean num_blocks?",
         "adapter.num_blocks: must be an integer, got True.",
         "adapter.r: must be an integer of at least 0, got -1.",
-        "adapter.lora_dropout: must be in [0, 1), got 2.0.",
+        "adapter.lora_dropout: must be a number in [0, 1), got 2.0.",
         "adapter.revision: is set as model.revision.",
         "data.prompt_template: must hold {question} once",
         "data.answer_template: must hold {answer} once",
@@ -130,7 +132,7 @@ refinement: {num_blcks: 2, packing: true, fp16: 3}
         "command line: data.max_lengths: unknown key, did you mean max_length?",
         "grounding.learning_rate: must be a number, got '1e-4'.",
         "grounding.schedule: must be one of relative, linear, uniform, got 'foo'.",
-        "grounding.hold: must lie in [0, 1), got 2.0.",
+        "grounding.hold: must be a number in [0, 1), got 2.0.",
         "grounding.seed: is set as seed.",
         "grounding.lr_scheduler_type: foo is not a valid SchedulerType",
         "command line: grounding.lerning_rate: unknown key, did you mean learning_rate?",

@@ -1,0 +1,66 @@
+"""``rim-peft demo``: the built-in example, from training to a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from rim_peft.cli.evaluate import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        default="outputs/demo",
+        help="where the adapter goes; a finished one is shown again, a stopped one goes on (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
+    parser.add_argument(
+        "--rows", type=positive, metavar="N", default=250, help="test questions for each number of steps (%(default)s)"
+    )
+    parser.add_argument(
+        "--baseline", action="store_true", help="train and judge the answer-only LoRA instead; prints JSON"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON document")
+    parser.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="replace a value of the demo's recipe (rim_peft/demo/recipe.yaml)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, judge and print."""
+    from pathlib import Path
+
+    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.demo import showcase
+
+    quiet_model_loading()
+    folder = Path(args.output)
+    if args.baseline:
+        with results_only():
+            accuracy = showcase.judge_answer_only(
+                seed=args.seed, num_rows=args.rows, folder=folder / "answer-only", overrides=args.overrides
+            )
+        print(json.dumps(accuracy, indent=2))
+        return 0
+    with results_only():
+        command = ["rim-peft", "demo", f"--seed={args.seed}", *args.overrides]
+        trained = showcase.train_or_load(folder, seed=args.seed, overrides=args.overrides, command=command)
+        judged = showcase.judge(trained, num_rows=args.rows)
+        times = showcase.time_answers(trained)
+    if args.json:
+        print(json.dumps({**judged, "latency": times}, indent=2))
+        return 0
+    print(showcase.render(judged, times, showcase.stored_figures(), num_rows=args.rows))
+    print(showcase.render_questions(trained))
+    print(f'\nThe adapter lies in {folder}. Ask it something: rim-peft generate {folder} "{_sample_question()}"')
+    return 0
+
+
+def _sample_question() -> str:
+    return "Tom boils Kim's brew. Kim salts Pam's brew. Pam's brew is red. What colour is Tom's brew?"

@@ -1,0 +1,180 @@
+"""The demo as a whole: train, judge on held-out rows beside the alternatives, and show what the blocks hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from rim_peft.data.examples import Example, read_example
+from rim_peft.data.tasks.potions import Potions
+from rim_peft.demo import BASE, FOLDER, RECIPE
+from rim_peft.demo.base import ANSWER, LENGTHS, THINK
+from rim_peft.demo.baseline import count_right, train_answer_only
+from rim_peft.demo.latency import measure_latency
+from rim_peft.evaluation import evaluate_accuracy
+from rim_peft.evaluation.accuracy import Score
+from rim_peft.inference import read_blocks
+from rim_peft.recipe import load_recipe
+from rim_peft.run import Run, load_run, train
+
+STORED = FOLDER / "results.json"
+"""Figures of runs that take too long to repeat in every demo, with the commands that made them."""
+
+
+def train_or_load(folder: Path, *, seed: int, overrides: list[str], command: list[str]) -> Run:
+    """Train the demo's recipe into a folder, go on where that was stopped, or load it if it is finished."""
+    if (folder / "adapter_config.json").exists():
+        return load_run(folder, base=str(BASE))
+    given = [f"model.name_or_path={BASE}", f"output_dir={folder}", f"seed={seed}", "resume=true", *overrides]
+    if not folder.exists() or not any(folder.iterdir()):
+        given.remove("resume=true")
+    return train(load_recipe(RECIPE, given), command=command)
+
+
+def judge(run: Run, *, num_rows: int, seed: int = 1) -> dict[str, Any]:
+    """Return accuracy by chain length on test rows: RiM by block, and the base thinking aloud and answering at once.
+
+    Args:
+        run: the trained adapter.
+        num_rows: test rows for each chain length.
+        seed: which of the test split's rows are drawn.
+    """
+    examples = draw_examples(num_rows, seed=seed)
+    report = evaluate_accuracy(
+        run.model,
+        run.tokenizer,
+        examples,
+        Potions(),
+        templates=run.templates,
+        by_block=True,
+        max_new_tokens=2,
+        batch_size=64,
+        progress=True,
+    )
+    with run.model.disable_adapter():
+        return {
+            "rim": {str(length): score.to_dict() for length, score in report.by_length.items()},
+            "rim_by_block": [
+                {str(length): score.to_dict() for length, score in block.items() if length != "all"}
+                for block in report.by_block
+            ],
+            "thinking": judge_plain(run.model, run.tokenizer, examples, ending=THINK),
+            "direct": judge_plain(run.model, run.tokenizer, examples, ending=ANSWER),
+        }
+
+
+def judge_plain(
+    model: Any, tokenizer: PreTrainedTokenizerBase, examples: list[Example], *, ending: str
+) -> dict[str, dict[str, float]]:
+    """Return accuracy by chain length of what a model writes after ``ending``, without blocks."""
+    scores = {}
+    for length in LENGTHS:
+        chosen = [example for example in examples if len(example.steps or ()) == length]
+        prompts = [f"{example.question} {ending}" for example in chosen]
+        gold = [example.answer for example in chosen]
+        right = count_right(model, tokenizer, prompts, gold, max_new_tokens=3 * length + 4)
+        scores[str(length)] = Score(right, len(chosen)).to_dict()
+    return scores
+
+
+def draw_examples(num_rows: int, *, seed: int = 1) -> list[Example]:
+    """Return ``num_rows`` examples of the test split for each chain length."""
+    return [
+        read_example(row)
+        for length in LENGTHS
+        for row in Potions(lengths=(length,), num_rows=num_rows, seed=seed).rows("test")
+    ]
+
+
+def judge_answer_only(*, seed: int, num_rows: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Train LoRA without blocks on as many samples, and return its accuracy by chain length."""
+    recipe = load_recipe(RECIPE, [f"output_dir={folder}", f"seed={seed}", f"model.name_or_path={BASE}", *overrides])
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    model = train_answer_only(recipe, tokenizer, base=str(BASE), folder=folder)
+    return judge_plain(model, tokenizer, draw_examples(num_rows), ending=ANSWER)
+
+
+def time_answers(run: Run, *, num_questions: int = 33) -> dict[str, dict[str, float]]:
+    """Return milliseconds to an answer of the base at once, of RiM, and of the base thinking aloud, one at a time."""
+    longest = max(LENGTHS)
+    rows = Potions(lengths=(longest,), num_rows=num_questions, seed=2).rows("test")
+    questions = [row["question"] for row in rows]
+    base = AutoModelForCausalLM.from_pretrained(BASE).eval()
+
+    def prompts(ending: str) -> list[torch.Tensor]:
+        return [run.tokenizer(f"{question} {ending}", return_tensors="pt")["input_ids"] for question in questions]
+
+    ways = {
+        "direct": (base.generate, prompts(ANSWER), 2),
+        "rim": (run.model.generate, prompts(ANSWER), 2),
+        "thinking": (base.generate, prompts(THINK), 3 * longest + 4),
+    }
+    run.model.merge_adapter()  # as an adapter is served: LoRA folded in, the memory rows in their place
+    try:
+        return {name: asdict(latency) for name, latency in measure_latency(ways).items()}
+    finally:
+        run.model.unmerge_adapter()
+
+
+def stored_figures() -> dict[str, Any]:
+    """Return the figures that came with the package."""
+    return json.loads(STORED.read_text(encoding="utf-8"))
+
+
+def render(judged: dict[str, Any], times: dict[str, Any], stored: dict[str, Any], *, num_rows: int) -> str:
+    """Return the demo's table as text."""
+    lines = [
+        f"Right answers by number of steps, on {num_rows} held-out questions each (± standard error; chance 0.20)",
+        _row("", [f"{length} step{'s' if length > 1 else ''}" for length in LENGTHS]),
+        _row("base, answering at once", _cells(judged["direct"])),
+        _row("base, writing its steps out", _cells(judged["thinking"])),
+        _row("answer-only LoRA (stored *)", _cells(stored["answer_only"]["accuracy"])),
+        _row("RiM, after the last block", _cells(judged["rim"])),
+        "",
+        "RiM's readout after each block",
+        *(
+            _row(f"  block {number}", _cells(block, with_error=False))
+            for number, block in enumerate(judged["rim_by_block"], start=1)
+        ),
+        "",
+        f"Milliseconds for a question of {max(LENGTHS)} steps, one at a time (median; LoRA merged)",
+        _row("", ["first token", "whole answer", "tokens"]),
+    ]
+    names = {"direct": "base, answering at once", "rim": "RiM", "thinking": "base, writing its steps out"}
+    for key, label in names.items():
+        value = times[key]
+        cells = [f"{value['first_token_ms']:.1f}", f"{value['answer_ms']:.1f}", f"{value['num_tokens']:.0f}"]
+        lines.append(_row(label, cells))
+    lines.append(f"* not trained now: {stored['answer_only']['command']} trains and judges it again")
+    return "\n".join(lines)
+
+
+def render_questions(run: Run, *, num_questions: int = 3) -> str:
+    """Return a few questions with the readout after each block."""
+    rows = list(Potions(lengths=(max(LENGTHS) - 1,), num_rows=num_questions, seed=3).rows("test"))
+    questions = [row["question"] for row in rows]
+    readouts = read_blocks(run.model, run.tokenizer, questions, templates=run.templates, max_new_tokens=2)
+    lines = []
+    for row, blocks in zip(rows, readouts, strict=True):
+        lines.append(f"\n{row['question']}")
+        lines.append(f"  true colours on the way: {' → '.join([*row['steps'], row['answer']])}")
+        lines.append(f"  read out after each block: {' | '.join(block.text for block in blocks)}")
+    return "\n".join(lines)
+
+
+def _row(label: str, cells: list[str]) -> str:
+    return f"{label:30}" + "".join(f"{cell:>14}" for cell in cells)
+
+
+def _cells(scores: dict[str, dict[str, float]], *, with_error: bool = True) -> list[str]:
+    cells = []
+    for length in LENGTHS:
+        score = scores[str(length)]
+        error = f" ± {score['standard_error']:.2f}" if with_error else ""
+        cells.append(f"{score['accuracy']:.2f}{error}")
+    return cells
