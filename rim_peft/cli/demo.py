@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from pathlib import Path
 
 from rim_peft.cli.evaluate import positive
 
@@ -34,22 +36,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, judge and print."""
-    from pathlib import Path
-
     from rim_peft.cli.console import quiet_model_loading, results_only
     from rim_peft.demo import showcase
+    from rim_peft.training.curriculum import Interrupted
 
     quiet_model_loading()
     folder = Path(args.output)
     if args.baseline:
         with results_only():
             accuracy = showcase.judge_answer_only(
-                seed=args.seed, num_rows=args.rows, folder=folder / "answer-only", overrides=args.overrides
+                seed=args.seed,
+                num_rows=args.rows,
+                folder=folder.with_name(f"{folder.name}-answer-only"),
+                overrides=args.overrides,
             )
         print(json.dumps(accuracy, indent=2))
         return 0
+    try:
+        return _show(args, folder)
+    except Interrupted as stop:
+        print("rim-peft: stopped; the same command goes on", file=sys.stderr)
+        return 128 + stop.signal_number
+
+
+def _show(args: argparse.Namespace, folder: Path) -> int:
+    from rim_peft.cli.console import results_only
+    from rim_peft.demo import showcase
+
     with results_only():
-        command = ["rim-peft", "demo", f"--seed={args.seed}", *args.overrides]
+        command = ["rim-peft", "demo", f"--output={folder}", f"--seed={args.seed}", *args.overrides]
         trained = showcase.train_or_load(folder, seed=args.seed, overrides=args.overrides, command=command)
         judged = showcase.judge(trained, num_rows=args.rows)
         times = showcase.time_answers(trained)

@@ -60,7 +60,7 @@ def count_right(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], gold: list[str], *, max_new_tokens: int
 ) -> int:
     """Count the right answers that a model without blocks writes after prompts, greedily."""
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return sum(map(is_correct, texts, gold))

@@ -19,8 +19,11 @@ from rim_peft.demo.latency import measure_latency
 from rim_peft.evaluation import evaluate_accuracy
 from rim_peft.evaluation.accuracy import Score
 from rim_peft.inference import read_blocks
-from rim_peft.recipe import load_recipe
+from rim_peft.recipe import Recipe, RecipeError, load_recipe
+from rim_peft.recipe.snapshot import differing_keys, resolve
+from rim_peft.recipe.syntax import read_yaml
 from rim_peft.run import Run, load_run, train
+from rim_peft.run.loading import ADAPTER_FILE, RECIPE_FILE
 
 STORED = FOLDER / "results.json"
 """Figures of runs that take too long to repeat in every demo, with the commands that made them."""
@@ -28,12 +31,22 @@ STORED = FOLDER / "results.json"
 
 def train_or_load(folder: Path, *, seed: int, overrides: list[str], command: list[str]) -> Run:
     """Train the demo's recipe into a folder, go on where that was stopped, or load it if it is finished."""
-    if (folder / "adapter_config.json").exists():
-        return load_run(folder, base=str(BASE))
-    given = [f"model.name_or_path={BASE}", f"output_dir={folder}", f"seed={seed}", "resume=true", *overrides]
-    if not folder.exists() or not any(folder.iterdir()):
-        given.remove("resume=true")
-    return train(load_recipe(RECIPE, given), command=command)
+    started = folder / RECIPE_FILE
+    recipe = demo_recipe(folder, seed=seed, overrides=[*overrides, f"resume={str(started.exists()).lower()}"])
+    if not (folder / ADAPTER_FILE).exists():
+        return train(recipe, command=command)
+    kept = read_yaml(started.read_text(encoding="utf-8")) if started.exists() else {}
+    if differing := differing_keys(kept, resolve(recipe)):
+        raise RecipeError(
+            f"output: {folder} holds a finished run with other values of {', '.join(differing)}. Give another folder."
+        )
+    return load_run(folder, base=str(BASE))
+
+
+def demo_recipe(folder: Path, *, seed: int, overrides: list[str]) -> Recipe:
+    """Return the demo's recipe for a folder. Paths are quoted, since overrides are YAML."""
+    given = [f"model.name_or_path={json.dumps(str(BASE))}", f"output_dir={json.dumps(str(folder))}", f"seed={seed}"]
+    return load_recipe(RECIPE, [*given, *overrides])
 
 
 def judge(run: Run, *, num_rows: int, seed: int = 1) -> dict[str, Any]:
@@ -87,13 +100,13 @@ def draw_examples(num_rows: int, *, seed: int = 1) -> list[Example]:
     return [
         read_example(row)
         for length in LENGTHS
-        for row in Potions(lengths=(length,), num_rows=num_rows, seed=seed).rows("test")
+        for row in Potions(lengths=(length,), num_held_out=num_rows, seed=seed).rows("test")
     ]
 
 
 def judge_answer_only(*, seed: int, num_rows: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
     """Train LoRA without blocks on as many samples, and return its accuracy by chain length."""
-    recipe = load_recipe(RECIPE, [f"output_dir={folder}", f"seed={seed}", f"model.name_or_path={BASE}", *overrides])
+    recipe = demo_recipe(folder, seed=seed, overrides=overrides)
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     model = train_answer_only(recipe, tokenizer, base=str(BASE), folder=folder)
     return judge_plain(model, tokenizer, draw_examples(num_rows), ending=ANSWER)
@@ -102,12 +115,15 @@ def judge_answer_only(*, seed: int, num_rows: int, folder: Path, overrides: list
 def time_answers(run: Run, *, num_questions: int = 33) -> dict[str, dict[str, float]]:
     """Return milliseconds to an answer of the base at once, of RiM, and of the base thinking aloud, one at a time."""
     longest = max(LENGTHS)
-    rows = Potions(lengths=(longest,), num_rows=num_questions, seed=2).rows("test")
+    rows = Potions(lengths=(longest,), num_held_out=num_questions, seed=2).rows("test")
     questions = [row["question"] for row in rows]
-    base = AutoModelForCausalLM.from_pretrained(BASE).eval()
+    device = run.model.device
+    base = AutoModelForCausalLM.from_pretrained(BASE).to(device).eval()
 
     def prompts(ending: str) -> list[torch.Tensor]:
-        return [run.tokenizer(f"{question} {ending}", return_tensors="pt")["input_ids"] for question in questions]
+        return [
+            run.tokenizer(f"{question} {ending}", return_tensors="pt")["input_ids"].to(device) for question in questions
+        ]
 
     ways = {
         "direct": (base.generate, prompts(ANSWER), 2),
@@ -156,7 +172,7 @@ def render(judged: dict[str, Any], times: dict[str, Any], stored: dict[str, Any]
 
 def render_questions(run: Run, *, num_questions: int = 3) -> str:
     """Return a few questions with the readout after each block."""
-    rows = list(Potions(lengths=(max(LENGTHS) - 1,), num_rows=num_questions, seed=3).rows("test"))
+    rows = list(Potions(lengths=(max(LENGTHS) - 1,), num_held_out=num_questions, seed=3).rows("test"))
     questions = [row["question"] for row in rows]
     readouts = read_blocks(run.model, run.tokenizer, questions, templates=run.templates, max_new_tokens=2)
     lines = []

@@ -16,7 +16,7 @@ _CARD = """---
 # {name}
 
 An adapter that lets its base reason in {num_blocks} memory blocks of {block_size} tokens each: the blocks follow the
-prompt, and the answer follows them after one forward pass. Made with [rim-peft](https://pypi.org/project/rim-peft/).
+prompt, and the answer follows them after one forward pass. Made with `rim-peft`.
 
 ## Use
 

@@ -43,7 +43,7 @@ def evaluate(
         ValueError: there is no task, no row, or there are bad ones.
     """
     task = _task(run, task_name)
-    data = run.recipe.data if run.recipe is not None and task.name == run.recipe.data.task else None
+    data = run.recipe.data if run.recipe is not None and task_name in (None, run.recipe.data.task) else None
     options = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
     rows = task.load(split, path=path if path is not None or data is None else data.path)
     if limit is not None:

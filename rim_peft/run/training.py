@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,7 +126,10 @@ def _check_folder(folder: Path, recipe: Recipe) -> bool:
         RecipeError: the folder is in use by something else than this run, or ``resume`` is not set.
     """
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if entries <= {RECIPE_FILE}:  # nothing, or a run that failed before it began
+    if RECIPE_FILE in entries and entries <= {RECIPE_FILE, BASE_FOLDER}:  # a run that failed before it began
+        shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
+        return False
+    if not entries:
         return False
     if not recipe.resume:
         raise RecipeError(
@@ -161,8 +165,13 @@ def _attach(folder: Path, recipe: Recipe, rows: RunRows) -> tuple[PeftModel, Pre
         source = str(base_folder)
     elif Path(source).is_dir():
         source = str(Path(source).resolve())  # the adapter names its base, and is used from other folders too
-    tokenizer = load_tokenizer(options.tokenizer or source, options)
-    base = load_base(source, options)
+    try:
+        tokenizer = load_tokenizer(options.tokenizer or source, options)
+        base = load_base(source, options)
+    except OSError as error:
+        raise OSError(
+            f"model.name_or_path: {source!r} is no folder in {Path.cwd()}, and cannot be loaded from the Hub: {error}"
+        ) from error
     set_seed(recipe.seed)
     return to_device(get_peft_model(base, recipe.rim_config()), options), tokenizer
 

