@@ -87,7 +87,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return _weights(model)
 
 
-class _SignalAtStep:
+class SignalAtStep:
     """Sends this process a signal when a stage's trainer reaches a step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, stage: str, step: int, number: int) -> None:
@@ -112,7 +112,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(
     stage: str, step: int, number: int, unbroken: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    _SignalAtStep(monkeypatch, stage, step, number)
+    SignalAtStep(monkeypatch, stage, step, number)
     with pytest.raises(Interrupted, match=f"stopped by {signal.Signals(number).name}") as stopped:
         train(tmp_path)
     assert stopped.value.signal_number == number
@@ -133,7 +133,7 @@ def test_it_resumes_exactly_under(
     options: dict[str, Any], stage: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, _ = train(tmp_path / "unbroken", **options)
-    _SignalAtStep(monkeypatch, stage, step, signal.SIGTERM)
+    SignalAtStep(monkeypatch, stage, step, signal.SIGTERM)
     with pytest.raises(Interrupted):
         train(tmp_path / "stopped", **options)
     model, _ = train(tmp_path / "stopped", resume=True, **options)
@@ -224,7 +224,7 @@ def test_a_stopped_run_with_validation_keeps_the_same_best(tmp_path: Path, monke
         return {"accuracy": (total * 1000) % 1}  # an arbitrary function of the weights
 
     expected_model, expected = train(tmp_path / "unbroken", validate=validate)
-    _SignalAtStep(monkeypatch, "refinement", 5, signal.SIGTERM)
+    SignalAtStep(monkeypatch, "refinement", 5, signal.SIGTERM)
     with pytest.raises(Interrupted):
         train(tmp_path / "stopped", validate=validate)
     model, result = train(tmp_path / "stopped", validate=validate, resume=True)

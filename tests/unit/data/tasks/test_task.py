@@ -211,7 +211,7 @@ def test_names_what_it_knows(name: str, options: dict[str, Any], message: str) -
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_generated_task_makes_its_rows(streaming: bool) -> None:
-    task = get_task("potions", lengths=[2], num_rows=3)
+    task = get_task("potions", lengths=[2], num_held_out=3)
     rows = list(task.load("valid", streaming=streaming))
     assert len(rows) == 3
     assert rows == list(task.load("validation"))
