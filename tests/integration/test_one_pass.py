@@ -6,6 +6,7 @@ of one, no mask. Everything the fast way does, in loss and in gradients, must ag
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -151,6 +152,18 @@ def test_a_readout_cannot_change_the_trunk_or_another_readout(name: str, attenti
         output = model(input_ids=layout.input_ids, attention_mask=mask, position_ids=layout.position_ids)
         logits.append(output.logits[layout.segment_ids != 1])
     torch.testing.assert_close(logits[0], logits[1], atol=0, rtol=0)
+
+
+# transformers compiles flex attention, which takes a C++ compiler: part of many machines, but not of Python.
+@pytest.mark.parametrize("name", ["llama", "gemma3"] if shutil.which("g++") or shutil.which("clang++") else [])
+def test_flex_attention_computes_the_same(name: str) -> None:
+    """Forward alone: flex attention has no backward on the CPU."""
+    layout = build_layout(SAMPLES, BLOCKS, pad_id=0)
+    with torch.no_grad():
+        ours, theirs = (
+            _one_pass_loss(_base(name, attention), layout, WEIGHTS) for attention in ("flex_attention", "eager")
+        )
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_the_proof_can_fail() -> None:
