@@ -44,8 +44,9 @@ Or in a shell: `rim-peft generate {name} {shell_question}`.
 
 ## Training
 
-Task `{task}`, {rows} rows, seed {seed}; {trainable:,} of {all:,} parameters trained in {seconds} s. `recipe.yaml` is
-the recipe as run and can be run again; `run.json` has metrics, versions, hardware and the fingerprint of the data.
+Task `{task}`, {rows} rows, seed {seed}; {trainable:,} of {all:,} parameters trained in {seconds} s{resumed}.
+`recipe.yaml` is the recipe as run and can be run again; `run.json` has metrics, versions, hardware and the fingerprint
+of the data.
 """
 
 _QUESTIONS = {
@@ -75,6 +76,7 @@ def render_card(folder: Path, record: Mapping[str, Any]) -> str:
         seed=record["seed"],
         **record["parameters"],
         seconds=record["wall_seconds"],
+        resumed=" after it was last resumed" if record["resumed"] else "",
     )
 
 

@@ -16,6 +16,7 @@ def record(**changes: Any) -> dict[str, Any]:
     return {
         "seed": 0,
         "wall_seconds": 12.5,
+        "resumed": False,
         "metrics": {"validation": VALIDATION},
         "parameters": {"trainable": 1234, "all": 56789},
         "base": "openai-community/gpt2",
