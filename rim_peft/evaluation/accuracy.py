@@ -110,28 +110,18 @@ def evaluate_accuracy(
     if not examples:
         raise ValueError("examples: there are none to evaluate on. Check the split and the limit.")
     count = active_config(model).num_blocks if num_blocks is None else num_blocks
-    bar = tqdm(total=len(examples), desc="Evaluating", unit="row", disable=not progress)
+    options: dict[str, Any] = {"templates": templates, "num_blocks": count, "max_new_tokens": max_new_tokens}
     readouts: list[list[str]] = []  # for each example its readouts as text, the final one last
-    for start in range(0, len(examples), batch_size):
-        questions = [example.question for example in examples[start : start + batch_size]]
-        if by_block:
-            blocks = read_blocks(
-                model, tokenizer, questions, templates=templates, num_blocks=count, max_new_tokens=max_new_tokens
-            )
-            readouts.extend([readout.text for readout in row] for row in blocks)
-        else:
-            answers = answer_questions(
-                model,
-                tokenizer,
-                questions,
-                templates=templates,
-                num_blocks=count,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            )
-            readouts.extend([text] for text in answers)
-        bar.update(len(questions))
-    bar.close()
+    with tqdm(total=len(examples), desc="Evaluating", unit="row", disable=not progress) as bar:
+        for start in range(0, len(examples), batch_size):
+            questions = [example.question for example in examples[start : start + batch_size]]
+            if by_block:
+                rows = read_blocks(model, tokenizer, questions, **options)
+                readouts.extend([readout.text for readout in row] for row in rows)
+            else:
+                answers = answer_questions(model, tokenizer, questions, batch_size=batch_size, **options)
+                readouts.extend([text] for text in answers)
+            bar.update(len(questions))
     right = [
         [task.is_correct(text, example.answer) for text in row] for row, example in zip(readouts, examples, strict=True)
     ]

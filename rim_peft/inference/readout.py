@@ -126,12 +126,7 @@ def read_blocks(
     log_probs: list[list[list[float]]] = [[[] for _ in range(count)] for _ in prompts]
     hidden = torch.empty(0)
     for step in range(max_new_tokens):
-        growing = [
-            (row, block)
-            for row, readouts in enumerate(tokens)
-            for block, readout in enumerate(readouts)
-            if readout[-1:] != [tokenizer.eos_token_id]
-        ]
+        growing = _unfinished(tokens, tokenizer.eos_token_id)
         if not growing:
             break
         samples = [Sample(prompt, readouts) for prompt, readouts in zip(prompts, tokens, strict=True)]
@@ -145,16 +140,20 @@ def read_blocks(
             log_probs[row][block].append(log_prob)
     return [
         [
-            Readout(
-                block=block + 1,
-                text=_text(tokenizer, tokens[row][block]),
-                token_ids=tokens[row][block],
-                token_log_probs=log_probs[row][block],
-                hidden_state=hidden[row, block],
-            )
-            for block in range(count)
+            Readout(k, _text(tokenizer, ids), ids, token_log_probs=scores, hidden_state=state)
+            for k, (ids, scores, state) in enumerate(zip(*parts, strict=True), start=1)
         ]
-        for row in range(len(prompts))
+        for parts in zip(tokens, log_probs, hidden, strict=True)
+    ]
+
+
+def _unfinished(tokens: list[list[list[int]]], end: int | None) -> list[tuple[int, int]]:
+    """List row and block, from 0, of the readouts that have not reached EOS."""
+    return [
+        (row, block)
+        for row, readouts in enumerate(tokens)
+        for block, readout in enumerate(readouts)
+        if readout[-1:] != [end]
     ]
 
 

@@ -75,11 +75,11 @@ def run_curriculum(
         ValueError: there is another run's work in the folders and ``resume`` is not set; checkpoints would lack what
             resuming needs; or ``validate`` returns no ``accuracy``.
     """
-    stages: list[tuple[type[ReadoutTrainer], ReadoutConfig]] = []
-    if grounding is not None:
-        stages.append((GroundingTrainer, grounding))
-    if refinement is not None:
-        stages.append((RefinementTrainer, refinement))
+    both: list[tuple[type[ReadoutTrainer], ReadoutConfig | None]] = [
+        (GroundingTrainer, grounding),
+        (RefinementTrainer, refinement),
+    ]
+    stages = [(trainer_class, args) for trainer_class, args in both if args is not None]
     best = BestWeights(Path(output_dir) / "best.safetensors")
     _check_folders([best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)], resume=resume)
     _check_checkpoints([args for _, args in stages])
@@ -114,16 +114,20 @@ def run_curriculum(
             if validate is not None:
                 _compete_at_end(trainer, best, stage, validate)
             history[stage] = trainer.state.log_history
-            if trainer.is_world_process_zero():
-                # The history first: the weights' file marks the stage as finished.
-                write_text(folder / "history.json", json.dumps(history[stage]))
-                save_weights(model, finished, {})
-            trainer.accelerator.wait_for_everyone()
+            _mark_finished(trainer, folder / "history.json", finished)
     tuner.set_dropout(own_dropout)
     if validate is not None and best.path.exists():
         load_weights(model, best.path)
         return CurriculumResult(history, best.read())
     return CurriculumResult(history)
+
+
+def _mark_finished(trainer: ReadoutTrainer, history: Path, weights: Path) -> None:
+    """Write what a finished stage leaves, the history first, since the weights mark the stage as finished."""
+    if trainer.is_world_process_zero():
+        write_text(history, json.dumps(trainer.state.log_history))
+        save_weights(trainer.model, weights, {})
+    trainer.accelerator.wait_for_everyone()
 
 
 def _check_folders(folders: Sequence[Path], *, resume: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ model = PeftModel.from_pretrained(base, "{name}").eval()
 """
 
 
-class ReadoutTrainer(SFTTrainer):
+class ReadoutTrainer(SFTTrainer, ABC):
     """Base of both stages' trainers; use :class:`GroundingTrainer` or :class:`RefinementTrainer`.
 
     Args:
@@ -139,13 +140,14 @@ class ReadoutTrainer(SFTTrainer):
         if args.dropout is not None:
             peft_model.base_model.set_dropout(args.dropout)
 
+    @abstractmethod
     def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
         """Return the function from a tokenised row to what is read out after each of its blocks.
 
         It must not hold the trainer, since data loader processes get it by pickle.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
         """Return the (B, K) loss weights of a batch's readouts.
 
@@ -154,7 +156,6 @@ class ReadoutTrainer(SFTTrainer):
             num_blocks: (B,) each sample's number of blocks.
             progress: share of the stage that is done, in [0, 1).
         """
-        raise NotImplementedError
 
     @property
     def min_blocks(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -118,12 +119,12 @@ class Task:
         return read
 
 
-class GeneratedTask(Task):
+class GeneratedTask(Task, ABC):
     """Base of tasks whose rows are made, not read."""
 
+    @abstractmethod
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         """Yield a split's rows, each with ``question``, ``steps`` and ``answer``."""
-        raise NotImplementedError
 
     def load(self, split: str, *, path: str | None = None, streaming: bool = False) -> Rows:
         """Return a split's rows.
