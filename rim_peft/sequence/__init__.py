@@ -1,11 +1,21 @@
 """Where tokens lie and who attends to whom: pure torch, no model, no tokenizer."""
 
-from rim_peft.sequence.layout import IGNORE_INDEX, BlockTokens, Layout, Sample, build_layout, keep_readouts
+from rim_peft.sequence.layout import (
+    IGNORE_INDEX,
+    BlockTokens,
+    Labels,
+    Layout,
+    Sample,
+    build_layout,
+    keep_readouts,
+    pack_rows,
+)
 from rim_peft.sequence.masks import attention_masks, branching_mask, check_architecture
 
 __all__ = [
     "IGNORE_INDEX",
     "BlockTokens",
+    "Labels",
     "Layout",
     "Sample",
     "attention_masks",
@@ -13,4 +23,5 @@ __all__ = [
     "build_layout",
     "check_architecture",
     "keep_readouts",
+    "pack_rows",
 ]

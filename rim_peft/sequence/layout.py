@@ -13,6 +13,7 @@ Source: arXiv 2605.30343; the row is described in ``docs/concepts.md``.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -60,35 +61,68 @@ class Sample:
 
 @dataclass(frozen=True)
 class Layout:
-    """A batch of rows; every tensor is int64.
+    """A batch of D samples in R rows, one sample to a row unless they are packed; every tensor is int64.
 
     Attributes:
-        input_ids: (B, S) token ids.
-        attention_mask: (B, S) 1 for a token, 0 for padding.
-        position_ids: (B, S) trunk tokens count trunk tokens alone; token ``j`` of readout ``k`` has ``n + k·B + j``.
-        segment_ids: (B, S) 0 for the trunk and for padding, ``k`` for the tokens of readout ``k``.
-        shift_labels: (B, S) the token that this position is to predict, ``IGNORE_INDEX`` for none. A block's end
+        input_ids: (R, S) token ids.
+        attention_mask: (R, S) 1 for a token, 0 for padding.
+        position_ids: (R, S) trunk tokens count their sample's trunk tokens alone; token ``j`` of readout ``k`` has
+            ``n + k·B + j``.
+        segment_ids: (R, S) 0 for the trunk and for padding, ``k`` for the tokens of readout ``k``.
+        document_ids: (R, S) number of the sample that a token belongs to, from 0; -1 for padding.
+        shift_labels: (R, S) the token that this position is to predict, ``IGNORE_INDEX`` for none. A block's end
             predicts its readout's first token; the last token of a readout predicts nothing.
-        block_ends: (B, K) index in the row of each block's last token, -1 where a sample has fewer blocks.
+        block_ends: (D, K) index of each block's last token among the R·S tokens, row after row; -1 where a sample has
+            fewer blocks.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     position_ids: Tensor
     segment_ids: Tensor
+    document_ids: Tensor
     shift_labels: Tensor
     block_ends: Tensor
 
-    @property
-    def label_blocks(self) -> Tensor:
-        """(B, S) the number ``k`` of the readout that ``shift_labels`` belongs to, 0 where there is no label."""
-        following = torch.zeros_like(self.segment_ids)
-        following[:, :-1] = self.segment_ids[:, 1:]
-        return torch.where(self.shift_labels == IGNORE_INDEX, 0, following)
+    def labels(self) -> Labels:
+        """List the positions that predict something, row after row."""
+        places = (self.shift_labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
+        # A position predicts the token behind it, whose segment says which readout that is.
+        return Labels(
+            places,
+            self.shift_labels.flatten()[places],
+            self.document_ids.flatten()[places],
+            self.segment_ids.flatten()[places + 1],
+        )
+
+    def to(self, device: torch.device | str) -> Layout:
+        """Copy to a device."""
+        return Layout(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.to_dict().items()})
 
     def to_dict(self) -> dict[str, Tensor]:
-        """The tensors by name, as data loaders and devices want them; ``Layout(**batch)`` is the way back."""
+        """The tensors by name, as data loaders want them; ``Layout(**batch)`` is the way back."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The N labels of a batch: a loss needs hidden states and logits at their places alone.
+
+    Attributes:
+        places: (N,) index of the predicting position among the R·S tokens, row after row.
+        token_ids: (N,) what it is to predict.
+        documents: (N,) the sample that it belongs to, from 0.
+        blocks: (N,) the number ``k`` of the readout that it belongs to, from 1.
+    """
+
+    places: Tensor
+    token_ids: Tensor
+    documents: Tensor
+    blocks: Tensor
+
+    def to(self, device: torch.device | str) -> Labels:
+        """Copy to a device."""
+        return Labels(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 def build_layout(samples: Sequence[Sample], blocks: BlockTokens, *, pad_id: int, padding_side: str = "right") -> Layout:
@@ -108,6 +142,8 @@ def build_layout(samples: Sequence[Sample], blocks: BlockTokens, *, pad_id: int,
     [[-100, -100, -100, -100, 7, 8, -100, -100, -100, 9, -100]]
     >>> layout.block_ends.tolist()
     [[4, 9]]
+    >>> layout.labels().places.tolist()
+    [4, 5, 9]
 
     Args:
         samples: at least one; their prompts, readouts and numbers of blocks may differ.
@@ -129,7 +165,7 @@ def build_layout(samples: Sequence[Sample], blocks: BlockTokens, *, pad_id: int,
     num_blocks = max(len(row.block_ends) for row in rows)
     ends = torch.full((len(rows), num_blocks), -1)
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        ends[i, : len(row.block_ends)] = torch.tensor(row.block_ends, dtype=torch.long) + start
+        ends[i, : len(row.block_ends)] = torch.tensor(row.block_ends, dtype=torch.long) + i * length + start
 
     def pad(columns: list[list[int]], value: int) -> Tensor:
         padded = torch.full((len(columns), length), value)
@@ -142,6 +178,7 @@ def build_layout(samples: Sequence[Sample], blocks: BlockTokens, *, pad_id: int,
         attention_mask=pad([[1] * len(row.tokens) for row in rows], 0),
         position_ids=pad([row.positions for row in rows], 0),
         segment_ids=pad([row.segments for row in rows], 0),
+        document_ids=pad([[number] * len(row.tokens) for number, row in enumerate(rows)], -1),
         shift_labels=pad([row.labels for row in rows], IGNORE_INDEX),
         block_ends=ends,
     )
@@ -154,30 +191,89 @@ def keep_readouts(layout: Layout, keep: Tensor) -> Layout:
     readout whose loss weight has reached 0 need not be computed. Rows come back padded on the right.
 
     Args:
-        layout: rows with K blocks.
-        keep: (B, K) bool, whether readout ``k`` of a row stays.
+        layout: rows of D samples with K blocks.
+        keep: (D, K) bool, whether readout ``k`` of a sample stays.
     """
     wanted = torch.cat([keep.new_ones(len(keep), 1), keep.bool()], dim=1)  # segment 0, the trunk, always stays
-    stays = wanted.gather(1, layout.segment_ids) & layout.attention_mask.bool()
-    # A stable sort on "goes" moves what stays to the front in its order; the tail is cut at the longest row.
-    order = torch.argsort((~stays).long(), dim=1, stable=True)[:, : int(stays.sum(1).max())]
-    stays = stays.gather(1, order)
-    # A block's end whose readout is gone predicts nothing any more.
-    labels = torch.where(wanted.gather(1, layout.label_blocks), layout.shift_labels, IGNORE_INDEX)
-    new_index = torch.empty_like(layout.input_ids).fill_(-1)
-    new_index.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous())
-    ends = new_index.gather(1, layout.block_ends.clamp(min=0))
+    stays = wanted[layout.document_ids, layout.segment_ids] & layout.attention_mask.bool()
+    length = int(stays.sum(1).max())
+    row, column = stays.nonzero(as_tuple=True)
+    target = row * length + stays.cumsum(1)[row, column] - 1
+    return _move(layout, stays, target, num_rows=len(stays), length=length)
 
-    def pick(values: Tensor, fill: int) -> Tensor:
-        return values.gather(1, order).masked_fill(~stays, fill)
 
+def pack_rows(layout: Layout, row_length: int, *, multiple_of: int = 1) -> Layout:
+    """Put the samples into as few rows of about equal length as hold them, several to a row.
+
+    Tokens, positions, segments and labels stay as they are: the mask keeps samples apart by ``document_ids``.
+
+    >>> blocks = BlockTokens(begin=90, memory=91, end=92, block_size=1)
+    >>> layout = build_layout([Sample([5], [[7]]), Sample([1, 2, 3], [[7]]), Sample([6], [[8]])], blocks, pad_id=0)
+    >>> pack_rows(layout, 10).document_ids.tolist()
+    [[1, 1, 1, 1, 1, 1, 1, -1, -1, -1], [0, 0, 0, 0, 0, 2, 2, 2, 2, 2]]
+
+    Args:
+        layout: rows of D samples, packed or not.
+        row_length: tokens in a row at most; a longer sample gets a row of its own, and is not cut.
+        multiple_of: rows are padded to a multiple of this, so that kernels that are compiled for a length can be used
+            again.
+    """
+    is_token = layout.attention_mask.bool()
+    documents = layout.document_ids[is_token]
+    sizes = torch.bincount(documents, minlength=len(layout.block_ends))
+    rows = _fill_rows(sizes.tolist(), row_length)
+    length = max(sum(int(sizes[document]) for document in row) for row in rows)
+    length = -(-length // multiple_of) * multiple_of
+    starts = torch.empty_like(sizes)
+    for number, row in enumerate(rows):
+        members = torch.tensor(row, device=sizes.device)
+        starts[members] = number * length + sizes[members].cumsum(0) - sizes[members]
+    # A sample's tokens lie side by side in their order; what counts is how far each lies behind the first.
+    order = torch.arange(len(documents), device=documents.device)
+    first = order.new_full((len(sizes),), len(order)).scatter_reduce(0, documents, order, "amin")
+    return _move(layout, is_token, starts[documents] + order - first[documents], num_rows=len(rows), length=length)
+
+
+def _fill_rows(sizes: list[int], row_length: int) -> list[list[int]]:
+    """Spread documents over as few rows of ``row_length`` as will do, the longest first, each to the emptiest row."""
+    row_length = max(row_length, *sizes)
+    by_size = sorted(range(len(sizes)), key=lambda document: (-sizes[document], document))
+    for num_rows in range(-(-sum(sizes) // row_length), len(sizes) + 1):
+        filled = [(0, row) for row in range(num_rows)]
+        rows: list[list[int]] = [[] for _ in range(num_rows)]
+        for document in by_size:
+            length, row = heapq.heappop(filled)
+            rows[row].append(document)
+            heapq.heappush(filled, (length + sizes[document], row))
+        if max(filled)[0] <= row_length:
+            return [sorted(row) for row in rows]
+    return [[document] for document in range(len(sizes))]
+
+
+def _move(layout: Layout, is_moved: Tensor, target: Tensor, *, num_rows: int, length: int) -> Layout:
+    """Make new rows of the (R, S) tokens that are moved: the i-th of them to place ``target[i]``; the rest is padding."""
+    source = is_moved.flatten().nonzero()[:, 0]
+
+    def place(values: Tensor, fill: int) -> Tensor:
+        placed = values.new_full((num_rows * length,), fill)
+        placed[target] = values.flatten()[source]
+        return placed.view(num_rows, length)
+
+    new_place = source.new_full((is_moved.numel(),), -1)
+    new_place[source] = target
+    # A block's end whose readout is gone predicts nothing any more: what is behind it has moved away from it.
+    labels = place(layout.shift_labels, IGNORE_INDEX)
+    segments = place(layout.segment_ids, 0)
+    following = torch.zeros_like(segments)
+    following[:, :-1] = segments[:, 1:]
     return Layout(
-        input_ids=layout.input_ids.gather(1, order),
-        attention_mask=pick(layout.attention_mask, 0),
-        position_ids=pick(layout.position_ids, 0),
-        segment_ids=pick(layout.segment_ids, 0),
-        shift_labels=pick(labels, IGNORE_INDEX),
-        block_ends=torch.where(layout.block_ends < 0, -1, ends),
+        input_ids=place(layout.input_ids, 0),
+        attention_mask=place(layout.attention_mask, 0),
+        position_ids=place(layout.position_ids, 0),
+        segment_ids=segments,
+        document_ids=place(layout.document_ids, -1),
+        shift_labels=labels.masked_fill(following == 0, IGNORE_INDEX),
+        block_ends=torch.where(layout.block_ends < 0, -1, new_place[layout.block_ends]),
     )
 
 

@@ -1,7 +1,7 @@
-"""Who attends to whom, from segment ids: one predicate, as dense masks and as a flex-attention block mask.
+"""Who attends to whom, from segment and document ids: one predicate, as dense masks and as a flex-attention block mask.
 
-Query ``q`` may attend to key ``i`` when ``i <= q`` and ``segment[i] in (0, segment[q])``: blocks never see readouts,
-readouts never see each other.
+Query ``q`` may attend to key ``i`` of its own document when ``i <= q`` and ``segment[i] in (0, segment[q])``: blocks
+never see readouts, readouts never see each other, and samples that share a row don't meet.
 
 Source: "All readouts in one forward pass" of ``docs/concepts.md``.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,16 +59,15 @@ def branching_mask(layout: Layout, *, window: int | None = None) -> MaskFunction
         A function for :func:`torch.nn.attention.flex_attention.create_block_mask`. Every query sees itself, padding
         too, so that no row of the attention is empty.
     """
-    is_token = layout.attention_mask.bool()
-    segment, position = layout.segment_ids, layout.position_ids
+    document, segment, position = layout.document_ids, layout.segment_ids, layout.position_ids
 
     def attends(batch: Tensor, head: Any, query: Tensor, key: Tensor) -> Tensor:
         segment_of_key = segment[batch, key]
         allowed = (segment_of_key == 0) | (segment_of_key == segment[batch, query])
-        allowed = allowed & (key <= query) & is_token[batch, key]
+        allowed = allowed & (document[batch, key] == document[batch, query]) & (key <= query)
         if window is not None:
             allowed = allowed & (position[batch, query] - position[batch, key] < window)
-        return allowed | (query == key)
+        return allowed
 
     return attends
 
@@ -81,20 +81,34 @@ def attention_masks(config: Any, layout: Layout, *, dtype: torch.dtype) -> Atten
         dtype: floating type of the dense mask, the one the model computes in.
 
     Returns:
-        An additive (B, 1, S, S) tensor, 0 where a query attends and the dtype's smallest number elsewhere, for eager
+        An additive (R, 1, S, S) tensor, 0 where a query attends and the dtype's smallest number elsewhere, for eager
         and sdpa; a ``BlockMask`` for flex attention; a dict of them by layer type where layers differ (Gemma 2 and 3).
 
     Raises:
         ValueError: for what :func:`check_config` refuses.
     """
     check_config(config)
+    is_flex = config.get_text_config()._attn_implementation == "flex_attention"
+    build = _block_sparse if is_flex else partial(_dense, dtype=dtype)
+    return by_layer_type(config, lambda window: build(layout, window))
+
+
+def by_layer_type(config: Any, build: Callable[[int | None], Any]) -> AttentionMasks:
+    """Build a mask for each kind of layer that a model has, in the form it takes.
+
+    Args:
+        config: the base model's config.
+        build: makes the mask of layers with a window of so many positions, or without one (None).
+
+    Returns:
+        What ``build`` makes, or a dict of that by layer type where layers differ.
+    """
     config = config.get_text_config()
-    build = _block_sparse if config._attn_implementation == "flex_attention" else _dense
     window = getattr(config, "sliding_window", None)
     layer_types = _layer_types(config)
     if layer_types == set(_LAYER_TYPES):
-        return {kind: build(layout, window if kind == _WINDOWED else None, dtype) for kind in _LAYER_TYPES}
-    return build(layout, window if layer_types == {_WINDOWED} else None, dtype)
+        return {kind: build(window if kind == _WINDOWED else None) for kind in _LAYER_TYPES}
+    return build(window if layer_types == {_WINDOWED} else None)
 
 
 def check_architecture(model: nn.Module) -> None:
@@ -147,24 +161,23 @@ def _layer_types(config: Any) -> set[str]:
 
 
 def _evaluate(attends: MaskFunction, layout: Layout) -> Tensor:
-    """(B, S, S) bool: the predicate at every pair."""
+    """(R, S, S) bool: the predicate at every pair."""
     batch, length = layout.input_ids.shape
     index = torch.arange(length, device=layout.input_ids.device)
     rows = torch.arange(batch, device=layout.input_ids.device)
     return attends(rows[:, None, None], None, index[None, :, None], index[None, None, :])
 
 
-def _dense(layout: Layout, window: int | None, dtype: torch.dtype) -> Tensor:
+def _dense(layout: Layout, window: int | None, *, dtype: torch.dtype) -> Tensor:
     attends = _evaluate(branching_mask(layout, window=window), layout)
     # Not a bool mask: eager attention adds what it is given. Not -inf: a kernel may subtract two of them.
     mask = torch.zeros(attends.shape, dtype=dtype, device=attends.device)
-    return mask.masked_fill(~attends, torch.finfo(dtype).min)[:, None]
+    return mask.masked_fill_(~attends, torch.finfo(dtype).min)[:, None]
 
 
-def _block_sparse(layout: Layout, window: int | None, dtype: torch.dtype) -> Any:
+def _block_sparse(layout: Layout, window: int | None) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     batch, length = layout.input_ids.shape
     device = str(layout.input_ids.device)
-    # Block masks hold no numbers, so `dtype` does not matter here.
     return create_block_mask(branching_mask(layout, window=window), batch, None, length, length, device=device)

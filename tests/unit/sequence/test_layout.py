@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rim_peft.sequence import IGNORE_INDEX as X
-from rim_peft.sequence import BlockTokens, Layout, Sample, build_layout, keep_readouts
+from rim_peft.sequence import BlockTokens, Layout, Sample, build_layout, keep_readouts, pack_rows
 
 BLOCKS = BlockTokens(begin=90, memory=91, end=92, block_size=2)
 # Two samples that differ in prompt length, number of blocks and readout lengths; the first's block 2 reads nothing out.
@@ -17,6 +17,7 @@ FIRST = {
     "attention_mask": [1] * 18,
     "position_ids": [0, 1, 2, 3, 4, 5, 6, 7, 8, 7, 8, 9, 10, 11, 12, 13, 14, 15],
     "segment_ids": [0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 3],
+    "document_ids": [0] * 18,
     "shift_labels": [X, X, X, X, X, X, 10, 11, X, X, X, X, X, X, X, X, 12, X],
 }
 SECOND = {
@@ -24,9 +25,17 @@ SECOND = {
     "attention_mask": [1] * 6,
     "position_ids": [0, 1, 2, 3, 4, 5],
     "segment_ids": [0, 0, 0, 0, 0, 1],
+    "document_ids": [1] * 6,
     "shift_labels": [X, X, X, X, 20, X],
 }
-PADDING = {"input_ids": 0, "attention_mask": 0, "position_ids": 0, "segment_ids": 0, "shift_labels": X}
+PADDING = {
+    "input_ids": 0,
+    "attention_mask": 0,
+    "position_ids": 0,
+    "segment_ids": 0,
+    "document_ids": -1,
+    "shift_labels": X,
+}
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
@@ -36,17 +45,60 @@ def test_rows_by_hand(padding_side: str) -> None:
         gap = [PADDING[name]] * (18 - 6)
         second = SECOND[name] + gap if padding_side == "right" else gap + SECOND[name]
         torch.testing.assert_close(getattr(layout, name), torch.tensor([first, second]), msg=name)
-    start = 0 if padding_side == "right" else 12
+    start = 18 if padding_side == "right" else 30
     torch.testing.assert_close(layout.block_ends, torch.tensor([[6, 12, 16], [start + 4, -1, -1]]))
 
 
-def test_label_blocks_name_the_readout_a_label_belongs_to() -> None:
-    layout = build_layout(SAMPLES, BLOCKS, pad_id=0)
-    expected = torch.zeros(2, 18, dtype=torch.long)
-    expected[0, 6] = expected[0, 7] = 1
-    expected[0, 16] = 3
-    expected[1, 4] = 1
-    torch.testing.assert_close(layout.label_blocks, expected)
+def test_labels_know_their_sample_and_readout() -> None:
+    labels = build_layout(SAMPLES, BLOCKS, pad_id=0).labels()
+    torch.testing.assert_close(labels.places, torch.tensor([6, 7, 16, 18 + 4]))
+    torch.testing.assert_close(labels.token_ids, torch.tensor([10, 11, 12, 20]))
+    torch.testing.assert_close(labels.documents, torch.tensor([0, 0, 0, 1]))
+    torch.testing.assert_close(labels.blocks, torch.tensor([1, 1, 3, 1]))
+
+
+def test_packed_rows_by_hand() -> None:
+    samples = [*SAMPLES, Sample(prompt=[5], readouts=[[]]), Sample(prompt=[6, 7], readouts=[[30, 31]])]
+    packed = pack_rows(build_layout(samples, BLOCKS, pad_id=0), 20, multiple_of=4)
+    # 18, 6, 5 and 8 tokens: the first alone, the others in their order, both rows padded to a multiple of four.
+    third = {"input_ids": [5, 90, 91, 91, 92], "position_ids": [0, 1, 2, 3, 4], "document_ids": [2] * 5}
+    third |= {"attention_mask": [1] * 5, "segment_ids": [0] * 5, "shift_labels": [X] * 5}
+    fourth = {"input_ids": [6, 7, 90, 91, 91, 92, 30, 31], "position_ids": [*range(8)], "document_ids": [3] * 8}
+    fourth |= {"attention_mask": [1] * 8, "segment_ids": [0] * 6 + [1] * 2, "shift_labels": [X] * 5 + [30, 31, X]}
+    for name, first in FIRST.items():
+        second = SECOND[name] + third[name] + fourth[name]
+        expected = [first + [PADDING[name]] * 2, second + [PADDING[name]]]
+        torch.testing.assert_close(getattr(packed, name), torch.tensor(expected), msg=name)
+    ends = [[6, 12, 16], [20 + 4, -1, -1], [20 + 10, -1, -1], [20 + 16, -1, -1]]
+    torch.testing.assert_close(packed.block_ends, torch.tensor(ends))
+
+
+def test_packing_keeps_every_token_once_and_rows_short() -> None:
+    random = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 40, (50,), generator=random).tolist()
+    layout = build_layout([Sample([1] * n, [[2] * (n % 5)] * (n % 4)) for n in lengths], BLOCKS, pad_id=0)
+    for row_length in (1, 64, 200, 10_000):
+        packed = pack_rows(layout, row_length)
+        longest = int(layout.attention_mask.sum(1).max())
+        assert packed.input_ids.shape[1] <= max(row_length, longest)
+        assert packed.attention_mask.sum() == layout.attention_mask.sum()
+        for document in range(50):
+            for name in FIRST:
+                values = getattr(packed, name)[packed.document_ids == document]
+                torch.testing.assert_close(values, getattr(layout, name)[layout.document_ids == document], msg=name)
+        labels, expected = packed.labels(), layout.labels()
+        order = torch.argsort(labels.documents, stable=True)
+        for name in ("token_ids", "documents", "blocks"):
+            torch.testing.assert_close(getattr(labels, name)[order], getattr(expected, name), msg=name)
+        ends = packed.block_ends[packed.block_ends >= 0]
+        assert (packed.input_ids.flatten()[ends] == BLOCKS.end).all()
+
+
+def test_packed_rows_have_little_padding() -> None:
+    layout = build_layout([Sample([1] * n, []) for n in range(20, 120)], BLOCKS, pad_id=0)
+    packed = pack_rows(layout, 512)
+    assert packed.attention_mask.float().mean() > 0.97
+    assert layout.attention_mask.float().mean() < 0.7
 
 
 def test_a_bare_trunk_is_prompt_and_blocks() -> None:
@@ -71,7 +123,7 @@ def test_dropping_readouts_equals_never_having_laid_them_out(padding_side: str) 
     ]
     pruned = keep_readouts(build_layout(samples, BLOCKS, pad_id=0, padding_side=padding_side), keep)
     expected = build_layout(kept, BLOCKS, pad_id=0)
-    for name in ("attention_mask", "position_ids", "segment_ids", "shift_labels", "block_ends", "label_blocks"):
+    for name in ("attention_mask", "position_ids", "segment_ids", "document_ids", "shift_labels", "block_ends"):
         torch.testing.assert_close(getattr(pruned, name), getattr(expected, name), msg=name)
     real = expected.attention_mask.bool()  # what stands under padding is never read
     torch.testing.assert_close(pruned.input_ids[real], expected.input_ids[real])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import BloomConfig, BloomForCausalLM, FalconConfig, JambaConfig, LlamaConfig, MambaConfig, T5Config
 
-from rim_peft.sequence import BlockTokens, Sample, attention_masks, build_layout, check_architecture
+from rim_peft.sequence import BlockTokens, Sample, attention_masks, build_layout, check_architecture, pack_rows
 
 BLOCKS = BlockTokens(begin=90, memory=91, end=92, block_size=1)
 LAYOUT = build_layout([Sample([5, 6], [[7], [8]]), Sample([5], [[7]])], BLOCKS, pad_id=0)
@@ -44,11 +44,11 @@ xx........
 xxx.......
 xxxx......
 xxxxx.....
-xxxx.x....
-xxxx..x...
-xxxx...x..
-xxxx....x.
-xxxx.....x
+.....x....
+.....xx...
+.....xxx..
+.....xxxx.
+.....xxxxx
 """
 
 
@@ -71,10 +71,20 @@ def test_full_attention_by_hand() -> None:
     torch.testing.assert_close(mask[0, 0], _additive(_drawn(FULL)))
 
 
-def test_padded_queries_see_themselves_and_nobody_sees_padding() -> None:
+def test_tokens_and_padding_do_not_see_each_other() -> None:
     mask = attention_masks(_config(), LAYOUT, dtype=torch.bfloat16)
-    # The second row is [5, b, m, e, 7] and five paddings; padding reads the trunk, which does no harm, and itself.
+    # The second row is [5, b, m, e, 7] and five paddings, which read each other, so that no row is empty.
     torch.testing.assert_close(mask[1, 0], _additive(_drawn(PADDED), torch.bfloat16))
+
+
+def test_samples_in_one_row_do_not_meet() -> None:
+    packed = pack_rows(LAYOUT, 15)
+    assert packed.input_ids.shape == (1, 15)
+    mask = attention_masks(_config(), packed, dtype=torch.float32)
+    expected = torch.zeros(15, 15, dtype=torch.bool)
+    expected[:10, :10] = _drawn(FULL)
+    expected[10:, 10:] = torch.ones(5, 5, dtype=torch.bool).tril()  # a prompt, a block, and a readout behind it
+    torch.testing.assert_close(mask[0, 0], _additive(expected))
 
 
 def test_windows_count_positions() -> None:
