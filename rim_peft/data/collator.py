@@ -37,9 +37,14 @@ def refinement_readouts(row: TokenizedRow, *, num_blocks: int) -> list[list[int]
     return [row["answer_ids"]] * num_blocks
 
 
+def count_tokens(row: TokenizedRow, readouts: Sequence[Sequence[int]], *, block_length: int) -> int:
+    """Count the tokens of a laid out row: prompt, a block for each readout, and the readouts."""
+    return len(row["prompt_ids"]) + sum(block_length + len(readout) for readout in readouts)
+
+
 @dataclass(frozen=True)
 class ReadoutCollator:
-    """Lay tokenised rows out as one right-padded batch.
+    """Lay tokenised rows out as one right-padded batch, a sample in each row.
 
     The batch is a :class:`rim_peft.sequence.Layout` as a dict, plus ``num_steps`` (B,), each sample's ``T``.
 
@@ -52,6 +57,10 @@ class ReadoutCollator:
     blocks: BlockTokens
     pad_id: int
     readouts: Callable[[TokenizedRow], list[list[int]]]
+
+    def count_tokens(self, row: TokenizedRow) -> int:
+        """Count the tokens that a row takes, with all its readouts."""
+        return count_tokens(row, self.readouts(row), block_length=self.blocks.length)
 
     def __call__(self, rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
         """Collate ``rows`` into tensors."""

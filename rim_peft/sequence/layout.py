@@ -97,7 +97,7 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """Copy to a device."""
-        return Layout(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.to_dict().items()})
+        return Layout(**{name: _send(tensor, device) for name, tensor in self.to_dict().items()})
 
     def to_dict(self) -> dict[str, Tensor]:
         """The tensors by name, as data loaders want them; ``Layout(**batch)`` is the way back."""
@@ -122,7 +122,13 @@ class Labels:
 
     def to(self, device: torch.device | str) -> Labels:
         """Copy to a device."""
-        return Labels(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        return Labels(*(_send(getattr(self, field.name), device) for field in fields(self)))
+
+
+def _send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    # A copy from pinned memory does not wait for what a GPU is still doing.
+    pinned = tensor.pin_memory() if torch.device(device).type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def build_layout(samples: Sequence[Sample], blocks: BlockTokens, *, pad_id: int, padding_side: str = "right") -> Layout:
@@ -202,7 +208,7 @@ def keep_readouts(layout: Layout, keep: Tensor) -> Layout:
     return _move(layout, stays, target, num_rows=len(stays), length=length)
 
 
-def pack_rows(layout: Layout, row_length: int, *, multiple_of: int = 1) -> Layout:
+def pack_rows(layout: Layout, row_length: int | None, *, multiple_of: int = 1) -> Layout:
     """Put the samples into as few rows of about equal length as hold them, several to a row.
 
     Tokens, positions, segments and labels stay as they are: the mask keeps samples apart by ``document_ids``.
@@ -214,7 +220,8 @@ def pack_rows(layout: Layout, row_length: int, *, multiple_of: int = 1) -> Layou
 
     Args:
         layout: rows of D samples, packed or not.
-        row_length: tokens in a row at most; a longer sample gets a row of its own, and is not cut.
+        row_length: tokens in a row at most; a longer sample gets a row of its own, and is not cut. None: one sample
+            to a row.
         multiple_of: rows are padded to a multiple of this, so that kernels that are compiled for a length can be used
             again.
     """
@@ -234,11 +241,14 @@ def pack_rows(layout: Layout, row_length: int, *, multiple_of: int = 1) -> Layou
     return _move(layout, is_token, starts[documents] + order - first[documents], num_rows=len(rows), length=length)
 
 
-def _fill_rows(sizes: list[int], row_length: int) -> list[list[int]]:
+def _fill_rows(sizes: list[int], row_length: int | None) -> list[list[int]]:
     """Spread documents over as few rows of ``row_length`` as will do, the longest first, each to the emptiest row."""
+    if row_length is None:
+        return [[document] for document in range(len(sizes))]
     row_length = max(row_length, *sizes)
     by_size = sorted(range(len(sizes)), key=lambda document: (-sizes[document], document))
-    for num_rows in range(-(-sum(sizes) // row_length), len(sizes) + 1):
+    num_rows = -(-sum(sizes) // row_length)
+    while True:  # ends where every document has a row of its own, if not before
         filled = [(0, row) for row in range(num_rows)]
         rows: list[list[int]] = [[] for _ in range(num_rows)]
         for document in by_size:
@@ -247,11 +257,11 @@ def _fill_rows(sizes: list[int], row_length: int) -> list[list[int]]:
             heapq.heappush(filled, (length + sizes[document], row))
         if max(filled)[0] <= row_length:
             return [sorted(row) for row in rows]
-    return [[document] for document in range(len(sizes))]
+        num_rows += 1
 
 
 def _move(layout: Layout, is_moved: Tensor, target: Tensor, *, num_rows: int, length: int) -> Layout:
-    """Make new rows of the (R, S) tokens that are moved: the i-th of them to place ``target[i]``; the rest is padding."""
+    """Make new rows of those of the (R, S) tokens that are moved, the i-th to place ``target[i]``; else padding."""
     source = is_moved.flatten().nonzero()[:, 0]
 
     def place(values: Tensor, fill: int) -> Tensor:

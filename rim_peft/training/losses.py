@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rim_peft.sequence import Labels
 
-def token_weights(block_weights: Tensor, label_blocks: Tensor) -> Tensor:
+
+def label_weights(block_weights: Tensor, labels: Labels) -> Tensor:
     """Give every label the weight of the readout it belongs to.
 
     Args:
-        block_weights: (B, K) weight of each readout.
-        label_blocks: (B, S) int64, the readout number of each label, 0 for none
-            (:attr:`rim_peft.sequence.Layout.label_blocks`).
+        block_weights: (D, K) weight of each sample's readouts.
+        labels: the batch's N labels.
 
     Returns:
-        (B, S) in the weights' dtype, 0 where there is no label.
+        (N,) in the weights' dtype.
     """
-    no_label = block_weights.new_zeros(len(block_weights), 1)
-    return torch.cat([no_label, block_weights], dim=1).gather(1, label_blocks)
+    return block_weights[labels.documents, labels.blocks - 1]
 
 
 def readout_loss(log_probs: Tensor, weights: Tensor, *, num_samples: int | Tensor) -> Tensor:
@@ -27,28 +27,26 @@ def readout_loss(log_probs: Tensor, weights: Tensor, *, num_samples: int | Tenso
     Both stages share it: ``L1`` with ``lambda_t(s)`` as weights, ``L2`` with ``alpha_k``.
 
     Args:
-        log_probs: (B, S) log-probability of each label, 0 where there is none.
-        weights: (B, S) weight of each label.
-        num_samples: samples of the whole optimiser step: B, or more with gradient accumulation.
+        log_probs: (N,) log-probability of each label.
+        weights: (N,) weight of each label.
+        num_samples: samples of the whole optimiser step: D, or more with gradient accumulation.
 
     Source: arXiv 2605.30343.
     """
     return -(weights * log_probs).sum() / num_samples
 
 
-def block_sums(log_probs: Tensor, is_top1: Tensor, label_blocks: Tensor, *, num_blocks: int) -> Tensor:
+def block_sums(log_probs: Tensor, is_top1: Tensor, blocks: Tensor, *, num_blocks: int) -> Tensor:
     """Sum a batch's negative log-likelihood, correct tokens and tokens by block.
 
     Args:
-        log_probs: (B, S) log-probability of each label.
-        is_top1: (B, S) whether the label was the most likely token.
-        label_blocks: (B, S) readout number of each label, 0 for none.
+        log_probs: (N,) log-probability of each label.
+        is_top1: (N,) whether the label was the most likely token.
+        blocks: (N,) the number of each label's readout, from 1.
         num_blocks: K.
 
     Returns:
         (3, K) float32: the sums, so that ``[0] / [2]`` is the loss per token and ``[1] / [2]`` the token accuracy.
     """
-    sums = log_probs.new_zeros(3, num_blocks + 1, dtype=torch.float32)
     values = torch.stack([-log_probs.detach().float(), is_top1.float(), torch.ones_like(log_probs.detach()).float()])
-    sums.scatter_add_(1, label_blocks.reshape(1, -1).expand(3, -1), values.flatten(1))
-    return sums[:, 1:]
+    return values.new_zeros(3, num_blocks).index_add_(1, blocks - 1, values)

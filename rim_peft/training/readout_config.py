@@ -22,7 +22,6 @@ _REFUSED: dict[str, Any] = {
     "use_liger_kernel": False,
     "chat_template_path": None,
     "dataset_kwargs": None,
-    "pad_to_multiple_of": None,
     "activation_offloading": False,
     # A mixture of experts is trained on the readouts alone: TRL's balancing loss cannot read a mask for each query.
     "router_aux_loss_coef": 0.0,
@@ -69,6 +68,29 @@ class ReadoutConfig(SFTConfig):
         default=None, metadata={"help": "LoRA dropout during this stage, in [0, 1); the adapter's own if not set."}
     )
 
+    pack_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pack a batch's samples into rows of at most so many tokens, several to a row, which leaves "
+            "nearly no padding; loss and gradients stay the same. null: one sample a row."
+        },
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens in a device's batch at most, in place of per_device_train_batch_size: long samples come "
+            "in smaller batches. At least twice the longest row; needs a table of rows, not a stream."
+        },
+    )
+
+    compile_layers: bool = field(
+        default=False,
+        metadata={
+            "help": "Compile the base's layers by torch.compile, once for all row lengths: a minute or two at the "
+            "start, faster steps on a GPU."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Check the options.
 
@@ -80,7 +102,16 @@ class ReadoutConfig(SFTConfig):
             self.bf16 = is_torch_bf16_gpu_available()
         if self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0
+        if self.torch_compile:  # said before the parent leaves word of it in the environment
+            raise ValueError(
+                "torch_compile: must stay False, got True: it compiles the model as a whole, which breaks at the "
+                "readouts' head. Use compile_layers."
+            )
         super().__post_init__()
+        if self.max_tokens_per_batch is not None:
+            # Batches of varying size cannot be filled up to one, and need not be (`TokenBatchSampler`).
+            accelerator_config: Any = self.accelerator_config
+            accelerator_config.even_batches = False
         for name, needed in _REFUSED.items():
             if (value := getattr(self, name)) != needed:
                 raise ValueError(
@@ -93,6 +124,10 @@ class ReadoutConfig(SFTConfig):
             )
         if self.on_bad_rows not in ("error", "drop"):
             raise ValueError(f"on_bad_rows: must be 'error' or 'drop', got {self.on_bad_rows!r}.")
+        for name in ("pack_length", "max_tokens_per_batch", "pad_to_multiple_of"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}: must be an integer of at least 1, got {value!r}.")
         if self.dropout is not None:
             check_share("dropout", self.dropout)
         self.templates  # noqa: B018 - a bad template is refused here, not after the model has been loaded

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,11 +20,16 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from rim_peft.data.batching import TokenBatchSampler
 from rim_peft.data.collator import ReadoutCollator, TokenizedRow
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
-from rim_peft.sequence import Layout, attention_masks, check_architecture, keep_readouts
+from rim_peft.sequence import Layout, attention_masks, check_architecture, keep_readouts, pack_rows
 from rim_peft.training.attachment import attach, check_adapter
-from rim_peft.training.losses import block_sums, readout_loss, token_weights
+from rim_peft.training.card import write_card
+from rim_peft.training.compilation import compile_layers
+from rim_peft.training.head import head_at
+from rim_peft.training.losses import label_weights, readout_loss
+from rim_peft.training.metrics import BlockMetrics
 from rim_peft.training.progress import ReadoutProgress
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.tuner.config import RiMConfig, active_config
@@ -39,27 +45,6 @@ _REFUSED_ARGUMENTS = {
     "compute_metrics": "Use validate.",
     "preprocess_logits_for_metrics": "Use validate.",
 }
-
-
-_CARD = """---
-library_name: peft
-pipeline_tag: text-generation
-tags: [peft, rim, latent-reasoning, trl]
----
-
-# {name}
-
-An adapter trained by `rim_peft.{stage}`.
-
-```python
-import rim_peft  # registers RIM with PEFT
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "{name}").eval()
-```
-"""
 
 
 class ReadoutTrainer(SFTTrainer, ABC):
@@ -80,6 +65,8 @@ class ReadoutTrainer(SFTTrainer, ABC):
     """
 
     model: Any  # the PeftModel; the parent declares more kinds
+    args: ReadoutConfig
+    data_collator: Any
     config_class: type[ReadoutConfig]
     needs_steps: bool
     _signature_columns: Any
@@ -114,6 +101,7 @@ class ReadoutTrainer(SFTTrainer, ABC):
         check_architecture(peft_model.get_base_model())
         self._max_positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
         self._validate = validate
+        self._block_metrics = {"train": BlockMetrics(), "eval": BlockMetrics()}
         self.args = args  # the rows are prepared inside the parent's constructor
         adapter_weights = {name: p.detach().clone() for name, p in peft_model.named_parameters() if p.requires_grad}
         super().__init__(
@@ -139,6 +127,8 @@ class ReadoutTrainer(SFTTrainer, ABC):
             self.add_callback(ReadoutProgress)
         if args.dropout is not None:
             peft_model.base_model.set_dropout(args.dropout)
+        if args.compile_layers:
+            compile_layers(peft_model.get_base_model())
 
     @abstractmethod
     def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
@@ -149,11 +139,11 @@ class ReadoutTrainer(SFTTrainer, ABC):
 
     @abstractmethod
     def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
-        """Return the (B, K) loss weights of a batch's readouts.
+        """Return the (D, K) loss weights of a batch's readouts.
 
         Args:
-            num_steps: (B,) each sample's number of reasoning steps.
-            num_blocks: (B,) each sample's number of blocks.
+            num_steps: (D,) each sample's number of reasoning steps.
+            num_blocks: (D,) each sample's number of blocks.
             progress: share of the stage that is done, in [0, 1).
         """
 
@@ -199,6 +189,39 @@ class ReadoutTrainer(SFTTrainer, ABC):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(COLUMNS)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of training batches, each of so many rows or, with ``max_tokens_per_batch``, of tokens."""
+        if self.args.max_tokens_per_batch is None:
+            return super().get_train_dataloader()
+        if not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                "max_tokens_per_batch: needs the rows' lengths, which a stream does not have. Give a Dataset, or use "
+                "per_device_train_batch_size."
+            )
+        order: Any = self._get_train_sampler()
+        batches = TokenBatchSampler(
+            order,
+            lengths=[self.data_collator.count_tokens(row) for row in self.train_dataset],
+            max_tokens=self.args.max_tokens_per_batch,
+            num_processes=self.accelerator.num_processes,
+        )
+        loader: DataLoader = DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return _on_host(self.accelerator.prepare(loader))
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        return _on_host(super()._get_dataloader(*args, **kwargs))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Leave a batch where it is: rows are arranged on the host, where their lengths are known, and then sent."""
+        return inputs
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Count the samples of an optimiser step, over its micro-batches and over processes."""
         count = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
@@ -218,40 +241,53 @@ class ReadoutTrainer(SFTTrainer, ABC):
         progress = self.state.global_step / max(1, self.state.max_steps) if is_training else 0.0
         num_blocks = (layout.block_ends >= 0).sum(dim=1)
         weights = self.block_weights(inputs["num_steps"], num_blocks, progress=progress)
-        layout = keep_readouts(layout, weights > 0)
+        layout = self._arrange(layout, weights)
+        num_samples = len(weights) if num_items_in_batch is None else num_items_in_batch
+        num_tokens = int(layout.attention_mask.sum())
+        labels = layout.labels()
+        device = self.args.device
+        layout, labels, weights = layout.to(device), labels.to(device), weights.to(device)
         base = self.accelerator.unwrap_model(model).get_base_model()
-        outputs = model(
-            input_ids=layout.input_ids,
-            attention_mask=attention_masks(base.config, layout, dtype=base.get_output_embeddings().weight.dtype),
-            position_ids=layout.position_ids,
-            shift_labels=layout.shift_labels,
-            fused_lm_head=True,
-        )
-        num_samples = len(layout.input_ids) if num_items_in_batch is None else num_items_in_batch
-        label_blocks = layout.label_blocks
-        loss = readout_loss(outputs.log_probs, token_weights(weights, label_blocks), num_samples=num_samples)
+        with head_at(base, labels.places):
+            outputs = model(
+                input_ids=layout.input_ids,
+                attention_mask=attention_masks(base.config, layout, dtype=base.get_output_embeddings().weight.dtype),
+                position_ids=layout.position_ids,
+                shift_labels=labels.token_ids[None],
+                fused_lm_head=True,
+            )
+        log_probs, is_top1 = outputs.log_probs[0], outputs.is_top1[0]
+        loss = readout_loss(log_probs, label_weights(weights, labels), num_samples=num_samples)
         if num_items_in_batch is not None:
             # The count is that of all processes, whose gradients are averaged.
             loss = loss * self.accelerator.num_processes
-        sums = block_sums(outputs.log_probs, outputs.is_top1, label_blocks, num_blocks=weights.shape[1])
-        self._record(sums, weights, layout)
+        metrics = self._block_metrics["train" if is_training else "eval"]
+        metrics.add(log_probs, is_top1, labels, weights, num_tokens=num_tokens)
         return (loss, outputs) if return_outputs else loss
 
-    def _record(self, sums: Tensor, weights: Tensor, layout: Layout) -> None:
-        """Add a batch's loss per token, token accuracy and mean weight of each block to the next log line."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        counts = torch.cat([weights.sum(0)[None], weights.new_full((1, weights.shape[1]), len(weights))])
-        # Processes may hold batches with different numbers of blocks.
-        table = self.accelerator.pad_across_processes(torch.cat([sums, counts.float()]), dim=1)
-        table = self.accelerator.reduce(table, reduction="sum")
-        for block, (loss, correct, tokens, weight, samples) in enumerate(table.T.tolist(), start=1):
-            if tokens:
-                metrics[f"block_{block}/loss"].append(loss / tokens)
-                metrics[f"block_{block}/token_accuracy"].append(correct / tokens)
-            metrics[f"block_{block}/weight"].append(weight / samples)
-        if self.model.training:
-            self._total_train_tokens += int(self.accelerator.reduce(layout.attention_mask.sum(), reduction="sum"))
-        metrics["num_tokens"] = [self._total_train_tokens]
+    def _arrange(self, layout: Layout, weights: Tensor) -> Layout:
+        """Take readouts that weigh nothing out of the rows, and pack what is left if that is asked for.
+
+        Args:
+            layout: rows as the collator makes them.
+            weights: (D, K) loss weights of the samples' readouts.
+        """
+        layout = keep_readouts(layout, weights > 0)
+        multiple = int(self.args.pad_to_multiple_of or 1)
+        if self.args.pack_length is None and multiple == 1:
+            return layout
+        return pack_rows(layout, self.args.pack_length, multiple_of=multiple)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with each block's loss per token, token accuracy and mean weight since the last line."""
+        mode = "train" if self.model.training else "eval"
+        by_block, num_tokens = self._block_metrics[mode].read(self.accelerator)
+        if by_block:
+            self._total_train_tokens += num_tokens if mode == "train" else 0
+            # The parent logs the mean of each list.
+            self._metrics[mode].update({name: [value] for name, value in by_block.items()})
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        super().log(logs, start_time)
 
     def prediction_step(
         self,
@@ -262,16 +298,13 @@ class ReadoutTrainer(SFTTrainer, ABC):
     ) -> tuple[Tensor, None, None]:
         """Return the loss alone: readouts have no logits that a metric could line up with labels."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+            return self.compute_loss(model, inputs), None, None
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write a card that says how to load the adapter; TRL's own would load it without ``import rim_peft``."""
         if self.is_world_process_zero():
-            folder = Path(str(self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
             base = str(getattr(self.model.get_base_model().config, "_name_or_path", "") or "BASE")
-            text = _CARD.format(name=model_name or folder.name, stage=type(self).__name__, base=base)
-            (folder / "README.md").write_text(text, encoding="utf-8")
+            write_card(Path(str(self.args.output_dir)), name=model_name, stage=type(self).__name__, base=base)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: what a readout says is generated, not predicted token by token.
@@ -295,3 +328,9 @@ class ReadoutTrainer(SFTTrainer, ABC):
             metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
             output = output._replace(metrics=metrics)
         return output
+
+
+def _on_host(loader: DataLoader) -> DataLoader:
+    """Keep accelerate from sending batches to the device."""
+    vars(loader)["device"] = None
+    return loader

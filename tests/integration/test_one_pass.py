@@ -24,8 +24,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from rim_peft.sequence import BlockTokens, Layout, Sample, attention_masks, build_layout
-from rim_peft.training.losses import readout_loss, token_weights
+from rim_peft.sequence import BlockTokens, Layout, Sample, attention_masks, build_layout, keep_readouts, pack_rows
+from rim_peft.training.losses import label_weights, readout_loss
 
 VOCABULARY = 48
 BLOCKS = BlockTokens(begin=45, memory=46, end=47, block_size=2)
@@ -93,15 +93,15 @@ def _one_pass_loss(model: PreTrainedModel, layout: Layout, weights: Tensor) -> T
         attention_mask=attention_masks(model.config, layout, dtype=torch.float32),
         position_ids=layout.position_ids,
     ).logits
-    labels = layout.shift_labels
-    log_probs = logits.log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
-    log_probs = log_probs.masked_fill(labels < 0, 0.0)
-    return readout_loss(log_probs, token_weights(weights, layout.label_blocks), num_samples=len(labels))
+    labels = layout.labels()
+    log_probs = logits.flatten(0, 1)[labels.places].log_softmax(-1)
+    log_probs = log_probs.gather(1, labels.token_ids[:, None])[:, 0]
+    return readout_loss(log_probs, label_weights(weights, labels), num_samples=len(weights))
 
 
-def _separate_loss(model: PreTrainedModel) -> Tensor:
+def _separate_loss(model: PreTrainedModel, all_weights: Tensor) -> Tensor:
     total = torch.zeros(())
-    for sample, weights in zip(SAMPLES, WEIGHTS, strict=True):
+    for sample, weights in zip(SAMPLES, all_weights, strict=True):
         for k, readout in enumerate(sample.readouts, start=1):
             trunk = [*sample.prompt, *BLOCKS.ids(k)]
             logits = model(input_ids=torch.tensor([[*trunk, *readout]])).logits[0]
@@ -114,13 +114,16 @@ def _separate_loss(model: PreTrainedModel) -> Tensor:
 @every_attention
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 def test_loss_and_gradients_equal_separate_sequences(name: str, attention: str, padding_side: str) -> None:
-    model = _base(name, attention)
     layout = build_layout(SAMPLES, BLOCKS, pad_id=0, padding_side=padding_side)
-    theirs = _separate_loss(model)
-    ours = _one_pass_loss(model, layout, WEIGHTS)
+    _assert_equals_separate(_base(name, attention), layout, WEIGHTS)
+
+
+def _assert_equals_separate(model: PreTrainedModel, layout: Layout, weights: Tensor) -> None:
+    theirs = _separate_loss(model, weights)
+    ours = _one_pass_loss(model, layout, weights)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    expected = _gradients(model, _separate_loss(model))
-    found = _gradients(model, _one_pass_loss(model, layout, WEIGHTS))
+    expected = _gradients(model, _separate_loss(model, weights))
+    found = _gradients(model, _one_pass_loss(model, layout, weights))
     assert found.keys() == expected.keys()
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for key, gradient in expected.items():  # 1e-5 of the largest gradient: sums run in another order
@@ -138,6 +141,26 @@ def test_a_padded_batch_equals_its_rows_alone(name: str, attention: str, padding
         for sample, weights in zip(SAMPLES, WEIGHTS, strict=True)
     ]
     torch.testing.assert_close(batch, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
+
+
+@every_base
+@every_attention
+def test_packed_rows_give_the_same_loss_and_gradients(name: str, attention: str) -> None:
+    model = _base(name, attention)
+    packed = pack_rows(build_layout(SAMPLES, BLOCKS, pad_id=0), 80, multiple_of=8)
+    assert packed.input_ids.shape == (1, 72)
+    _assert_equals_separate(model, packed, WEIGHTS)
+
+
+@every_base
+def test_rows_without_the_readouts_that_weigh_nothing_give_the_same_loss_and_gradients(name: str) -> None:
+    model = _base(name, "sdpa")
+    weights = WEIGHTS * torch.tensor([0.0, 1.0, 1.0, 1.0])
+    full = build_layout(SAMPLES, BLOCKS, pad_id=0)
+    annealed = keep_readouts(full, weights > 0)
+    assert annealed.attention_mask.sum() < full.attention_mask.sum()
+    for layout in (annealed, pack_rows(annealed, 40)):
+        _assert_equals_separate(model, layout, weights)
 
 
 @every_base

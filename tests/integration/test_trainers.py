@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.collator import TokenizedRow
+from rim_peft.training.compilation import compile_layers
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from tests.conftest import ARCHITECTURES, VOCAB_SIZE, build_base, build_rim
 
@@ -159,8 +160,12 @@ def _trained(model: PeftModel) -> dict[str, Tensor]:
     [
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
         {"gradient_checkpointing": True},
+        {"pack_length": 64},
+        {"pack_length": 64, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"pad_to_multiple_of": 16},
+        {"max_tokens_per_batch": 1000},
     ],
-    ids=["accumulation", "checkpointing"],
+    ids=["accumulation", "checkpointing", "packing", "packing-accumulation", "multiple", "tokens"],
 )
 def test_equivalent_settings_train_alike(
     trainer_class: Any, config_class: Any, options: dict[str, Any], make_trainer: MakeTrainer
@@ -192,6 +197,96 @@ def test_training_lowers_the_loss_and_logs_it_by_block(
             assert f"block_{block}/{name}" in lines[0]
     # Rows have 10 to 24 tokens; the count must be that of real ones.
     assert lines[0]["num_tokens"] == int(_batch(trainer)["attention_mask"].sum())
+
+
+@every_stage
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_packed_batches_give_the_same_loss_and_gradients(
+    trainer_class: Any, config_class: Any, architecture: str, make_trainer: MakeTrainer
+) -> None:
+    model = build_rim(architecture, num_blocks=3)
+    results = []
+    for options in ({}, {"pack_length": 60, "pad_to_multiple_of": 8}):
+        trainer = make_trainer(trainer_class, model, **options)
+        _train_mode(model)
+        shapes: list[tuple[int, ...]] = []
+        embedding = model.base_model.memory
+        hook = embedding.register_forward_pre_hook(lambda _, args, shapes=shapes: shapes.append(args[0].shape))
+        loss = trainer.compute_loss(trainer.model, _batch(trainer))
+        hook.remove()
+        results.append((shapes[0], loss, _gradients(model, loss)))
+    (plain_shape, ours, _), (packed_shape, theirs, expected) = results
+    assert packed_shape[0] < plain_shape[0] == len(ROWS)
+    assert packed_shape[1] % 8 == 0
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    for name, gradient in expected.items():  # sums run in another order
+        torch.testing.assert_close(results[0][2][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_batches_by_tokens_hold_every_row_and_resume_exactly(make_trainer: MakeTrainer) -> None:
+    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 5)]
+    options = {"max_tokens_per_batch": 130, "max_steps": 9, "save_steps": 7, "pack_length": 64, "rows": rows}
+    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
+    trainer = make_trainer(GroundingTrainer, unbroken, **options)
+    batches = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+    assert all(int(batch.sum()) <= 130 for batch in batches)
+    assert sum(len(batch) for batch in batches) == len(rows)
+    assert len({len(batch) for batch in batches}) > 1
+    trainer.train()
+    assert trainer.state.epoch > 1  # so that the order of the second pass is met too
+    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
+    checkpoint = f"{trainer.args.output_dir}/checkpoint-7"
+    make_trainer(GroundingTrainer, resumed, **options).train(resume_from_checkpoint=checkpoint)
+    for name, tensor in _trained(unbroken).items():
+        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_batches_by_tokens_need_lengths(make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast) -> None:
+    trainer = make_trainer(RefinementTrainer, build_rim(), max_tokens_per_batch=20)
+    with pytest.raises(ValueError, match="max_tokens_per_batch: must be at least twice the longest row's"):
+        trainer.train()
+    streamed = RefinementTrainer(
+        build_rim(),
+        RefinementConfig(trainer.args.output_dir, max_steps=2, max_tokens_per_batch=500, report_to="none"),
+        train_dataset=Dataset.from_list(ROWS).to_iterable_dataset(),
+        processing_class=tokenizer,
+    )
+    with pytest.raises(ValueError, match="max_tokens_per_batch: needs the rows' lengths"):
+        streamed.train()
+
+
+def test_the_head_is_given_supervised_positions_alone(make_trainer: MakeTrainer) -> None:
+    model = build_rim(num_blocks=3)
+    trainer = make_trainer(RefinementTrainer, model)
+    batch = _batch(trainer)
+    _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert outputs.log_probs.shape == (1, int((batch["shift_labels"] >= 0).sum()))
+    # Outside a step the model is as it was.
+    assert model(input_ids=batch["input_ids"][:, :5]).logits.shape == (len(ROWS), 5, VOCAB_SIZE)
+
+
+def test_compiled_layers_train_alike_and_are_compiled_once(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_quickly(base: Any) -> None:  # the compiler behind the graph takes half a minute
+        compile_layers(base, backend="aot_eager")
+
+    monkeypatch.setattr("rim_peft.training.readout_trainer.compile_layers", compile_quickly)
+    rows = [{**row, "question": row["question"] + "+0" * n} for n, row in enumerate(ROWS * 3)]
+    shapes, models = set(), []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for chosen in ({}, {"compile_layers": True}):
+        model = build_rim(num_blocks=3)
+        model.base_model.memory.register_forward_pre_hook(lambda _, args: shapes.add(args[0].shape))
+        options = {"rows": rows, "optim": "sgd", "max_steps": 6, "per_device_train_batch_size": 2, **chosen}
+        make_trainer(GroundingTrainer, model, **options).train()
+        models.append(_trained(model))
+    assert len(shapes) > 4
+    # Two at most: a length that equals another size of the model is taken for a constant at first.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] in (1, 2)
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(models[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def _uniform(trainer_class: Any) -> dict[str, str]:
@@ -300,6 +395,10 @@ def test_rows_beyond_the_models_positions_are_named(make_trainer: MakeTrainer) -
     ("options", "message"),
     [
         ({"packing": True}, "packing: must stay False"),
+        ({"torch_compile": True}, r"torch_compile: must stay False.*Use compile_layers"),
+        ({"pack_length": 0}, "pack_length: must be an integer of at least 1, got 0"),
+        ({"max_tokens_per_batch": "512"}, "max_tokens_per_batch: must be an integer of at least 1, got '512'"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of: must be an integer of at least 1, got 0"),
         ({"loss_type": "dft"}, "loss_type: must stay 'nll'"),
         ({"completion_only_loss": True}, "completion_only_loss: must stay None"),
         ({"on_bad_rows": "skip"}, "on_bad_rows: must be 'error' or 'drop'"),

@@ -67,7 +67,7 @@ def test_packed_rows_by_hand() -> None:
     fourth |= {"attention_mask": [1] * 8, "segment_ids": [0] * 6 + [1] * 2, "shift_labels": [X] * 5 + [30, 31, X]}
     for name, first in FIRST.items():
         second = SECOND[name] + third[name] + fourth[name]
-        expected = [first + [PADDING[name]] * 2, second + [PADDING[name]]]
+        expected = [first + [PADDING[name]] * 2, [*second, PADDING[name]]]
         torch.testing.assert_close(getattr(packed, name), torch.tensor(expected), msg=name)
     ends = [[6, 12, 16], [20 + 4, -1, -1], [20 + 10, -1, -1], [20 + 16, -1, -1]]
     torch.testing.assert_close(packed.block_ends, torch.tensor(ends))
