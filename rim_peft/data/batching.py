@@ -5,8 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
-from torch.utils.data import Sampler
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+
+from rim_peft.data.collator import ReadoutCollator
+
+
+def load_by_tokens(
+    dataset: Any, order: Sampler[int], collator: ReadoutCollator, *, max_tokens: int, num_processes: int, **options: Any
+) -> DataLoader:
+    """Return a loader of batches of at most ``max_tokens`` tokens.
+
+    Args:
+        dataset: tokenised rows.
+        order: in which order they come.
+        collator: lays them out.
+        max_tokens: tokens of a batch at most.
+        num_processes: processes that share the batches out among them.
+        options: what ``DataLoader`` takes besides.
+
+    Raises:
+        ValueError: the rows are a stream, or ``max_tokens`` does not fit them (:class:`TokenBatchSampler`).
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            "max_tokens_per_batch: needs the rows' lengths, which a stream does not have. Give a Dataset, or use "
+            "per_device_train_batch_size."
+        )
+    lengths = [collator.count_tokens(row) for row in dataset]
+    batches = TokenBatchSampler(order, lengths=lengths, max_tokens=max_tokens, num_processes=num_processes)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collator, **options)
 
 
 class TokenBatchSampler(Sampler[list[int]]):

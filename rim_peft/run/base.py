@@ -84,7 +84,7 @@ def build_base(
     """
     settings = dict(config)
     model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    tokenizer = _build_tokenizer(_texts(rows, templates), vocab_size=model_config.get_text_config().vocab_size)
+    tokenizer = train_tokenizer(rows, templates, vocab_size=model_config.get_text_config().vocab_size)
     model_config.eos_token_id = tokenizer.eos_token_id
     model_config.pad_token_id = tokenizer.pad_token_id
     model_config.bos_token_id = None
@@ -97,8 +97,15 @@ def build_base(
     partial.rename(folder)
 
 
-def _build_tokenizer(texts: Iterator[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE: any text can be written in it, and back.
+def train_tokenizer(
+    rows: Iterable[Mapping[str, Any]], templates: Templates, *, vocab_size: int
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on rows: any text can be written in it, and back.
+
+    Args:
+        rows: training rows with question, steps and answer.
+        templates: how rows are written.
+        vocab_size: tokens at most.
 
     Raises:
         ValueError: the vocabulary has no room for the 256 bytes and two special tokens.
@@ -114,7 +121,7 @@ def _build_tokenizer(texts: Iterator[str], *, vocab_size: int) -> PreTrainedToke
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_texts(rows, templates), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
     )

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -20,7 +21,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from rim_peft.data.batching import TokenBatchSampler
+from rim_peft.data.batching import load_by_tokens
 from rim_peft.data.collator import ReadoutCollator, TokenizedRow
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.sequence import Layout, attention_masks, check_architecture, keep_readouts, pack_rows
@@ -193,22 +194,13 @@ class ReadoutTrainer(SFTTrainer, ABC):
         """Return the loader of training batches, each of so many rows or, with ``max_tokens_per_batch``, of tokens."""
         if self.args.max_tokens_per_batch is None:
             return super().get_train_dataloader()
-        if not isinstance(self.train_dataset, Dataset):
-            raise ValueError(
-                "max_tokens_per_batch: needs the rows' lengths, which a stream does not have. Give a Dataset, or use "
-                "per_device_train_batch_size."
-            )
         order: Any = self._get_train_sampler()
-        batches = TokenBatchSampler(
+        loader = load_by_tokens(
+            self.train_dataset,
             order,
-            lengths=[self.data_collator.count_tokens(row) for row in self.train_dataset],
+            self.data_collator,
             max_tokens=self.args.max_tokens_per_batch,
             num_processes=self.accelerator.num_processes,
-        )
-        loader: DataLoader = DataLoader(
-            self.train_dataset,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -236,26 +228,29 @@ class ReadoutTrainer(SFTTrainer, ABC):
     ) -> Any:
         """Return the stage's loss for a batch, in nats per sample; logs it by block."""
         is_training = self.model.training
-        layout = Layout(**{name: value for name, value in inputs.items() if name != "num_steps"})
         # Evaluation weighs as the stage's first step does, so that its loss can be compared over the run.
         progress = self.state.global_step / max(1, self.state.max_steps) if is_training else 0.0
-        num_blocks = (layout.block_ends >= 0).sum(dim=1)
-        weights = self.block_weights(inputs["num_steps"], num_blocks, progress=progress)
-        layout = self._arrange(layout, weights)
-        num_samples = len(weights) if num_items_in_batch is None else num_items_in_batch
-        num_tokens = int(layout.attention_mask.sum())
-        labels = layout.labels()
-        device = self.args.device
-        layout, labels, weights = layout.to(device), labels.to(device), weights.to(device)
         base = self.accelerator.unwrap_model(model).get_base_model()
-        with head_at(base, labels.places):
+        with record_function("rim_peft.rows"):
+            layout = Layout(**{name: value for name, value in inputs.items() if name != "num_steps"})
+            num_blocks = (layout.block_ends >= 0).sum(dim=1)
+            weights = self.block_weights(inputs["num_steps"], num_blocks, progress=progress)
+            layout = self._arrange(layout, weights)
+            num_tokens = int(layout.attention_mask.sum())
+            labels = layout.labels()
+            device = self.args.device
+            layout, labels, weights = layout.to(device), labels.to(device), weights.to(device)
+        with record_function("rim_peft.mask"):
+            mask = attention_masks(base.config, layout, dtype=base.get_output_embeddings().weight.dtype)
+        with head_at(base, labels.places), record_function("rim_peft.forward"):
             outputs = model(
                 input_ids=layout.input_ids,
-                attention_mask=attention_masks(base.config, layout, dtype=base.get_output_embeddings().weight.dtype),
+                attention_mask=mask,
                 position_ids=layout.position_ids,
                 shift_labels=labels.token_ids[None],
                 fused_lm_head=True,
             )
+        num_samples = len(weights) if num_items_in_batch is None else num_items_in_batch
         log_probs, is_top1 = outputs.log_probs[0], outputs.is_top1[0]
         loss = readout_loss(log_probs, label_weights(weights, labels), num_samples=num_samples)
         if num_items_in_batch is not None:
