@@ -43,7 +43,7 @@ class Settings:
     @property
     def rounds(self) -> int:
         """Rounds of a case, at the most."""
-        return self.choose(quick=2, cpu=9, cuda=20)
+        return self.choose(quick=2, cpu=7, cuda=20)
 
     def choose(self, *, quick: T, cpu: T, cuda: T) -> T:
         """Return what belongs to this run's size."""
@@ -58,7 +58,7 @@ class Settings:
             rounds=self.rounds,
             warm_up=self.choose(quick=0, cpu=1, cuda=3),
             device=self.device,
-            most_seconds=self.choose(quick=1.0, cpu=8.0, cuda=15.0),
+            most_seconds=self.choose(quick=1.0, cpu=6.0, cuda=15.0),
         )
 
     def tell(self, text: str) -> None:

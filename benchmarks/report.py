@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from itertools import groupby
 from typing import Any
 
 from benchmarks.measure import Spread, spread
@@ -129,8 +128,10 @@ def to_document(
 
 def to_table(rows: Iterable[Row]) -> str:
     """Return rows as text, grouped by what they compare."""
-    groups = groupby(rows, key=_group)
-    return "\n\n".join(_render(list(group)) for _, group in groups)
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_group(row), []).append(row)
+    return "\n\n".join(_render(group) for group in groups.values())
 
 
 def _group(row: Row) -> tuple[str, ...]:
