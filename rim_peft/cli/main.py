@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "answer questions with an adapter",
     "validate": "check recipes without running them",
     "demo": "train, evaluate and show the built-in example",
+    "bench": "run the benchmarks of a clone",
 }
 """Name and summary. Each stands in the module of its name, with ``add_arguments(parser)`` and ``run(args) -> int``, and
 ``more_help() -> str`` if ``--help`` has more to say."""

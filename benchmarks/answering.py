@@ -1,0 +1,134 @@
+"""Time to an answer: after blocks, directly, after pause tokens, after a chain of thought."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Way, ratio
+from benchmarks.models import attach_rim, build_base, lora_rank, random_prompts
+from benchmarks.registry import Settings, benchmark
+from benchmarks.report import Measured, Row, above, at_most
+
+NUM_BLOCKS = 8
+MEMORY_TOKENS = NUM_BLOCKS * 4
+STEP_TOKENS = 27
+"""Tokens of a chain of thought before the answer; the paper's factor between CoT and RiM."""
+
+ANSWER_TOKENS = 2
+
+
+@benchmark("first_token", "time to the answer's first token: RiM against answering directly and against CoT")
+def run_first_token(settings: Settings) -> Iterator[Row]:
+    """Time ``generate`` to one token; the same LoRA is active in every way."""
+    for name in settings.choose(quick=["tiny"], cpu=["small"], cuda=["gpt2-124m", "llama-3.2-1b", "llama-3.2-3b"]):
+        model = _answering(name, settings)
+        for batch in settings.choose(quick=[1], cpu=[1, 8, 32], cuda=[1, 8, 32]):
+            for prompt in settings.choose(quick=[16], cpu=[32, 128, 512], cuda=[32, 128, 512]):
+                settings.tell(f"{name}, batch={batch} n={prompt}")
+                prompts = random_prompts(model, batch=batch, length=prompt)
+                samples = settings.time(
+                    {
+                        "RiM": _generate(model, prompts, NUM_BLOCKS, tokens=1),
+                        "direct": _generate(model, prompts, 0, tokens=1),
+                        "CoT": _generate(model, prompts, 0, tokens=STEP_TOKENS + 1),
+                    }
+                )
+                case = {"base": name, "batch": batch, "n": prompt}
+                yield _against_direct(case, samples)
+                yield _against_cot("first_token", case, samples, tokens=1)
+
+
+@benchmark("full_answer", "time of a whole answer: RiM against CoT and against as many pause tokens")
+def run_full_answer(settings: Settings) -> Iterator[Row]:
+    """Time ``generate`` to the answer's end; pause tokens are ordinary ids behind the prompt, no insertion needed."""
+    prompt = settings.choose(quick=16, cpu=64, cuda=64)
+    for name in settings.choose(quick=["tiny"], cpu=["small"], cuda=["gpt2-124m", "llama-3.2-1b", "llama-3.2-3b"]):
+        model = _answering(name, settings)
+        for batch in settings.choose(quick=[1], cpu=[1, 8], cuda=[1, 8, 32]):
+            settings.tell(f"{name}, batch={batch} n={prompt}")
+            prompts = random_prompts(model, batch=batch, length=prompt)
+            paused = random_prompts(model, batch=batch, length=prompt + MEMORY_TOKENS)
+            samples = settings.time(
+                {
+                    "RiM": _generate(model, prompts, NUM_BLOCKS, tokens=ANSWER_TOKENS),
+                    "CoT": _generate(model, prompts, 0, tokens=STEP_TOKENS + ANSWER_TOKENS),
+                    "pause": _generate(model, paused, 0, tokens=ANSWER_TOKENS),
+                }
+            )
+            case = {"base": name, "batch": batch, "n": prompt, "answer": ANSWER_TOKENS}
+            yield _against_cot("full_answer", case, samples, tokens=ANSWER_TOKENS)
+            yield _row(
+                "full_answer",
+                case,
+                samples,
+                ("RiM", "pause"),
+                figure=ratio(samples["RiM"], samples["pause"]),
+                figure_name="RiM / pause",
+                bound=1.0,
+                bound_text="the same number of tokens in the same number of passes",
+                target=at_most(1.1),
+            )
+
+
+def _answering(name: str, settings: Settings) -> Any:
+    model = attach_rim(build_base(name, settings), rank=lora_rank(settings), num_blocks=NUM_BLOCKS)
+    return model.eval()
+
+
+def _generate(model: Any, prompts: torch.Tensor, num_blocks: int, *, tokens: int) -> Way:
+    mask = torch.ones_like(prompts)
+    return partial(
+        model.generate,
+        input_ids=prompts,
+        attention_mask=mask,
+        num_blocks=num_blocks,
+        max_new_tokens=tokens,
+        do_sample=False,
+    )
+
+
+def _against_direct(case: dict[str, Any], samples: dict[str, list[float]]) -> Row:
+    return _row(
+        "first_token",
+        case,
+        samples,
+        ("RiM", "direct"),
+        figure=ratio(samples["RiM"], samples["direct"]),
+        figure_name="RiM / direct",
+        bound=(case["n"] + MEMORY_TOKENS) / case["n"],
+        bound_text="prompt and memory tokens / prompt tokens, (n + K·B) / n with K·B = 32",
+        target=at_most(1.1),
+    )
+
+
+def _against_cot(benchmark: str, case: dict[str, Any], samples: dict[str, list[float]], *, tokens: int) -> Row:
+    # The promise is about one question at a time: a larger batch fills a pass of one token each.
+    has_target = benchmark == "full_answer" and case["batch"] == 1
+    return _row(
+        benchmark,
+        case,
+        samples,
+        ("RiM", "CoT"),
+        figure=ratio(samples["CoT"], samples["RiM"]),
+        figure_name="CoT / RiM",
+        bound=(STEP_TOKENS + tokens) / tokens,
+        bound_text=f"forward passes, ({STEP_TOKENS} + {tokens}) / {tokens}; CoT's are shorter, of one token each",
+        target=above(8.0, "at least 8 times faster") if has_target else None,
+    )
+
+
+def _row(
+    benchmark: str, case: dict[str, Any], samples: dict[str, list[float]], names: tuple[str, str], **fields: Any
+) -> Row:
+    ours, theirs = names
+    return Row(
+        benchmark=benchmark,
+        case=case,
+        ways=(Measured.milliseconds(ours, samples[ours]), Measured.milliseconds(theirs, samples[theirs])),
+        num_rounds=len(samples[ours]),
+        **fields,
+    )

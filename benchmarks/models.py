@@ -1,0 +1,102 @@
+"""Bases with random weights, built from a config, and adapters on them: speed doesn't depend on what weights say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig
+
+from benchmarks.registry import Settings
+from rim_peft import RiMConfig
+
+_NO_DROPOUT: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+# Without an end token, answers have the length that they are asked for.
+_ENDLESS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+_LLAMA_3 = {"vocab_size": 128256, "intermediate_size": 8192, "num_key_value_heads": 8, "tie_word_embeddings": True}
+
+
+def _llama(**sizes: Any) -> LlamaConfig:
+    return LlamaConfig(**{"max_position_embeddings": 4096, **_ENDLESS, **sizes})
+
+
+CONFIGS: dict[str, Any] = {
+    # nf4 needs layers of at least 64.
+    "tiny": lambda: _llama(
+        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    ),
+    # Matrices that keep two cores busy: below a width of about 256 the time goes into starting operations.
+    "small": lambda: _llama(
+        vocab_size=4096, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6
+    ),
+    "gpt2-124m": lambda: GPT2Config(**_NO_DROPOUT, **_ENDLESS),
+    "llama-3.2-1b": lambda: _llama(
+        **_LLAMA_3, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, head_dim=64
+    ),
+    "llama-3.2-3b": lambda: _llama(
+        **_LLAMA_3, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128
+    ),
+}
+"""Configs by the name of the base: two sizes for the CPU, and the shapes of the paper's three models."""
+
+WEIGHTS = ("fp32", "bf16", "nf4")
+"""The types that a frozen base can have."""
+
+
+def build_base(name: str, settings: Settings, *, weights: str | None = None) -> Any:
+    """Return a base with random weights on the run's device, in evaluation mode.
+
+    Args:
+        name: one of ``CONFIGS``.
+        settings: the run.
+        weights: one of ``WEIGHTS``; float32 on the CPU and bfloat16 on CUDA if not given.
+
+    Raises:
+        ImportError: ``weights`` is ``"nf4"`` and bitsandbytes is not installed.
+    """
+    is_cuda = settings.device == "cuda"
+    config = CONFIGS[name]()
+    # Beside nf4 weights: the type of what is not quantised, and of what is computed, as `rim-peft train` has it.
+    dtype = torch.bfloat16 if weights == "bf16" or (is_cuda and weights != "fp32") else torch.float32
+    torch.manual_seed(0)
+    with torch.device(settings.device):
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return (_quantized(base, dtype) if weights == "nf4" else base).eval()
+
+
+def _quantized(base: Any, dtype: torch.dtype) -> Any:
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return type(base).from_pretrained(
+        None,
+        config=base.config,
+        state_dict=base.state_dict(),
+        dtype=dtype,
+        quantization_config=quantization,
+        device_map={"": base.device},
+    )
+
+
+def lora_rank(settings: Settings) -> int:
+    """The paper's rank at real sizes, and one of the same share of the width for the CPU's."""
+    return settings.choose(quick=4, cpu=16, cuda=128)
+
+
+def attach_rim(base: Any, *, rank: int, num_blocks: int = 8) -> Any:
+    """Attach a RiM adapter of that rank to all linear layers; the paper's blocks of two memory tokens (B = 4)."""
+    return get_peft_model(base, RiMConfig(num_blocks=num_blocks, r=rank))
+
+
+def attach_lora(base: Any, *, rank: int) -> Any:
+    """Attach the same LoRA without memory."""
+    return get_peft_model(
+        base, LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
+    )
+
+
+def random_prompts(model: Any, *, batch: int, length: int) -> torch.Tensor:
+    """(B, S) random token ids of the base's own vocabulary, on the model's device."""
+    size = model.config.get_text_config().vocab_size
+    return torch.randint(3, size, (batch, length), generator=torch.Generator().manual_seed(0)).to(model.device)

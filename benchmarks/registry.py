@@ -1,0 +1,98 @@
+"""Which benchmarks there are, and what they are told.
+
+A benchmark is a generator of rows in one of the modules of ``MODULES``::
+
+    @benchmark("one_pass", "all readouts in one pass against one sequence for each")
+    def run(settings: Settings) -> Iterator[Row]:
+        for prompt in settings.choose(quick=(16,), cpu=(64, 128), cuda=(128, 512)):
+            settings.tell(f"n={prompt}")
+            ...
+            samples = settings.time({"one pass": ..., "separate": ...})
+            yield Row(...)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TypeVar
+
+from benchmarks.measure import Way, interleave
+from benchmarks.report import Row
+
+MODULES = ("one_pass", "embedding", "answering", "train_step", "memory", "scaling")
+"""Modules of this package that hold benchmarks, in the order in which they run."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is to be.
+
+    Attributes:
+        device: ``"cpu"``, with sizes for two cores, or ``"cuda"``, with real ones.
+        quick: the smallest sizes and two rounds: whether everything runs, not how fast.
+    """
+
+    device: str = "cpu"
+    quick: bool = False
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of a case, at the most."""
+        return self.choose(quick=2, cpu=7, cuda=20)
+
+    def choose(self, *, quick: T, cpu: T, cuda: T) -> T:
+        """Return what belongs to this run's size."""
+        if self.quick:
+            return quick
+        return cuda if self.device == "cuda" else cpu
+
+    def time(self, ways: dict[str, Way]) -> dict[str, list[float]]:
+        """Time ways in turn; see :func:`benchmarks.measure.interleave`."""
+        return interleave(
+            ways,
+            rounds=self.rounds,
+            warm_up=self.choose(quick=0, cpu=1, cuda=3),
+            device=self.device,
+            most_seconds=self.choose(quick=1.0, cpu=6.0, cuda=15.0),
+        )
+
+    def tell(self, text: str) -> None:
+        """Say on stderr what comes next."""
+        print(f"    {text}", file=sys.stderr, flush=True)
+
+
+Run = Callable[[Settings], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark: its name on the command line, one line about it, and the function that yields its rows."""
+
+    name: str
+    summary: str
+    run: Run
+
+
+_REGISTERED: dict[str, Benchmark] = {}
+
+
+def benchmark(name: str, summary: str) -> Callable[[Run], Run]:
+    """Register the decorated function as a benchmark."""
+
+    def register(run: Run) -> Run:
+        _REGISTERED[name] = Benchmark(name, summary, run)
+        return run
+
+    return register
+
+
+def all_benchmarks() -> dict[str, Benchmark]:
+    """Return every benchmark by its name."""
+    for module in MODULES:
+        import_module(f"benchmarks.{module}")
+    return dict(_REGISTERED)

@@ -1,0 +1,186 @@
+"""Training steps on a prepared batch, through the real trainers: what one step of a training is, and nothing around it.
+
+Rows are random token ids that count as tokenised already, so that no text and no real tokenizer is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from rim_peft.sequence import IGNORE_INDEX
+from rim_peft.training import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
+
+STAGES: dict[str, tuple[Any, Any]] = {
+    "stage 1": (GroundingTrainer, GroundingConfig),
+    "stage 2": (RefinementTrainer, RefinementConfig),
+}
+
+
+@dataclass(frozen=True)
+class RowSizes:
+    """Rows of one shape: all samples alike, so that no row is padded.
+
+    Attributes:
+        batch: samples.
+        prompt: tokens of a prompt, n.
+        readout: tokens of the answer, and of each step.
+        num_steps: reasoning steps of a sample, which stage 1 reads out.
+    """
+
+    batch: int
+    prompt: int
+    readout: int = 8
+    num_steps: int = 4
+
+    def tokens(self, num_blocks: int, block_length: int = 4) -> int:
+        """Tokens of the batch: each row is a prompt and K blocks with a readout each."""
+        return self.batch * (self.prompt + num_blocks * (block_length + self.readout))
+
+
+@dataclass
+class TrainingStep:
+    """A trainer that has begun its training, and one batch of its data loader.
+
+    Attributes:
+        trainer: the trainer, its optimiser made and its model prepared.
+        model: the model as the trainer's loop calls it.
+        batch: the batch, on the trainer's device.
+    """
+
+    trainer: Any
+    model: Any
+    batch: dict[str, Tensor]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of the batch."""
+        return int(self.batch["attention_mask"].sum())
+
+    @property
+    def labels(self) -> int:
+        """Tokens of the batch that are predicted."""
+        name = "shift_labels" if "shift_labels" in self.batch else "labels"
+        return int((self.batch[name] != IGNORE_INDEX).sum())
+
+    def loss(self) -> Tensor:
+        """Forward: the trainer's loss."""
+        with self.trainer.compute_loss_context_manager():
+            return self.trainer.compute_loss(self.model, dict(self.batch))
+
+    def forward_and_backward(self) -> None:
+        """Forward and backward of the loss, whose gradients are dropped."""
+        self.trainer.training_step(self.model, dict(self.batch))
+        self.model.zero_grad(set_to_none=True)
+
+    def __call__(self) -> None:
+        """A whole step: forward, backward, the optimiser's step."""
+        self.trainer.training_step(self.model, dict(self.batch))
+        self.trainer.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+
+    def held_tensors(self) -> Iterator[Tensor]:
+        """Yield what stays in memory between steps: weights, buffers, the optimiser's state and the batch."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        for state in self.trainer.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+        yield from self.batch.values()
+
+
+def readout_step(model: PeftModel, stage: str, sizes: RowSizes, *, checkpointing: bool = False) -> TrainingStep:
+    """Return a step of a stage on a model with a RiM adapter; stage 1 is at full weight of every readout."""
+    trainer_class, config_class = STAGES[stage]
+    rows = random_rows(model, sizes)
+    args = config_class(**_arguments(sizes, checkpointing=checkpointing, device=model.device.type))
+    return _begun(trainer_class(model, args, rows, processing_class=_tokenizer(), callbacks=[_StopAfterOneStep()]))
+
+
+def plain_step(model: PeftModel, *, batch: int, length: int, labels: int, checkpointing: bool = False) -> TrainingStep:
+    """Return a step of TRL's trainer on ordinary causal rows, the last ``labels`` tokens of which are learned."""
+    sizes = RowSizes(batch=batch, prompt=length)
+    prompts = random_rows(model, sizes)["prompt_ids"]
+    targets = [[IGNORE_INDEX] * (length - labels) + row[length - labels :] for row in prompts]
+    rows = Dataset.from_dict({"input_ids": prompts, "labels": targets})
+    args = SFTConfig(
+        **_arguments(sizes, checkpointing=checkpointing, device=model.device.type),
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    return _begun(
+        SFTTrainer(model, args, train_dataset=rows, processing_class=_tokenizer(), callbacks=[_StopAfterOneStep()])
+    )
+
+
+def random_rows(model: Any, sizes: RowSizes) -> Dataset:
+    """Return tokenised rows of random ids, all of one shape."""
+    size = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(3, size, (count,), generator=generator).tolist()
+
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [ids(sizes.prompt) for _ in range(sizes.batch)],
+            "step_ids": [[ids(sizes.readout) for _ in range(sizes.num_steps)] for _ in range(sizes.batch)],
+            "answer_ids": [ids(sizes.readout) for _ in range(sizes.batch)],
+        }
+    )
+
+
+class _StopAfterOneStep(TrainerCallback):
+    """Ends a training whose one step has made everything that a step needs."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = True
+
+
+def _begun(trainer: Any) -> TrainingStep:
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.optimizer.zero_grad()
+    batch = next(iter(trainer.get_train_dataloader()))
+    return TrainingStep(trainer, trainer.model_wrapped, trainer._prepare_inputs(batch))
+
+
+def _arguments(sizes: RowSizes, *, checkpointing: bool, device: str) -> dict[str, Any]:
+    return {
+        "output_dir": _folder().name,
+        "per_device_train_batch_size": sizes.batch,
+        "gradient_checkpointing": checkpointing,
+        # Many more than the one that is done, so that stage 1 stands at its beginning.
+        "max_steps": 1_000_000,
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "constant",
+        "bf16": device == "cuda",
+        "use_cpu": device == "cpu",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that trainers want and leave empty; it goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="rim-peft-benchmarks-")
+
+
+@functools.cache
+def _tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer that a trainer can ask for its padding; no text is read."""
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
