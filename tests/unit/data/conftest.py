@@ -23,12 +23,10 @@ WriteRows = Callable[[str, Iterable[Mapping[str, Any]]], Path]
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        datasets.disable_progress_bars()
-        yield
-        datasets.enable_progress_bars()
+def _no_progress_bars() -> Iterator[None]:
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
 
 
 @pytest.fixture
