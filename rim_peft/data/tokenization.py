@@ -125,7 +125,14 @@ class Encoder:
         if not texts:
             return []
         # `verbose` would warn of texts beyond the model's length; those are reported as bad rows.
-        return self.tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
 
     def _begin(self, text: str, bare: list[int]) -> list[int]:
         """Return what the tokenizer puts before a text; what some put behind it, EOS, would end the prompt."""

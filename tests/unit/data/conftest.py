@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tests.conftest import BOS_ID, EOS_ID, build_tokenizer
 
@@ -23,12 +23,31 @@ WriteRows = Callable[[str, Iterable[Mapping[str, Any]]], Path]
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        datasets.disable_progress_bars()
-        yield
-        datasets.enable_progress_bars()
+def _no_progress_bars() -> Iterator[None]:
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of the test's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All texts that have been given to a tokenizer."""
+    given: list[str] = []
+    call = PreTrainedTokenizerBase.__call__
+
+    def listen(self: PreTrainedTokenizerBase, text: Any, **options: Any) -> Any:
+        given.extend([text] if isinstance(text, str) else text)
+        return call(self, text, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", listen)
+    return given
 
 
 @pytest.fixture

@@ -115,6 +115,17 @@ def test_all_bad_rows_are_reported_at_once_with_their_questions() -> None:
     ]
 
 
+def test_any_number_of_bad_rows_is_reported_each_with_its_own_question() -> None:
+    rows = make_rows(*(str(index) for index in range(2500)))
+    for row in rows[1::2]:
+        row["steps"] = None
+    with pytest.raises(BadRowsError) as caught:
+        prepare(rows)
+    assert [index for index, _ in caught.value.rows] == list(range(1, 2500, 2))
+    assert all(reason.endswith(f"(question: '{index}')") for index, reason in caught.value.rows)
+    assert prepare(rows, on_bad_rows="drop") == prepare(rows[::2])
+
+
 def test_rows_that_could_not_be_loaded_keep_their_reason() -> None:
     bad = {"question": None, "steps": None, "answer": None, "row_error": "not valid JSON"}
     with pytest.raises(BadRowsError, match="row 1: not valid JSON"):
@@ -203,6 +214,18 @@ def test_the_same_call_has_the_same_fingerprint(tokenizer: PreTrainedTokenizerFa
 def test_refuses_what_is_no_split_with_rows(dataset: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prepare_dataset(dataset, build_tokenizer(), **LIMITS, **options)
+
+
+@pytest.mark.parametrize("format", ["numpy", "torch", "arrow"])
+def test_a_format_does_not_matter(format: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    dataset = Dataset.from_list([ROW, {**ROW, "answer": ""}]).with_format(format)
+    assert list(prepare_dataset(dataset, tokenizer, **LIMITS, on_bad_rows="drop")) == prepare([ROW])
+
+
+def test_refuses_a_transform(tokenizer: PreTrainedTokenizerFast) -> None:
+    dataset = Dataset.from_list([ROW]).with_transform(lambda batch: batch)
+    with pytest.raises(ValueError, match=r"dataset: must have no transform, got one.*Apply it with dataset\.map"):
+        prepare_dataset(dataset, tokenizer, **LIMITS)
 
 
 def test_needs_an_eos_token() -> None:

@@ -1,0 +1,93 @@
+"""A table's rows → token ids, worked out once and kept on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, Features, Value
+from pyarrow import ArrowInvalid
+
+from rim_peft.data.caching import digest_of, rows_hash, source_hash, tokenizer_hash
+from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
+from rim_peft.data.tokenization import Encoder, TokenizedExample, Written
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("prompt_ids", "step_ids", "answer_ids")
+
+_ID = Value("int32")
+TYPES = {"prompt_ids": [_ID], "step_ids": [[_ID]], "answer_ids": [_ID]}
+
+_NO_TOKENS: TokenizedExample = {"prompt_ids": [], "step_ids": [], "answer_ids": []}
+
+
+def tokenize_rows(rows: Sequence[Mapping[str, Any]], encoder: Encoder) -> list[TokenizedExample | RowError]:
+    """Return each row's token ids, or what is wrong with it in any stage."""
+    results: list[TokenizedExample | RowError] = []
+    written: dict[int, Written] = {}
+    for place, row in enumerate(rows):
+        try:
+            written[place] = encoder.write(read_example(row))
+            results.append(_NO_TOKENS)
+        except RowError as error:
+            results.append(error)
+    for place, tokenized in zip(written, encoder.encode(list(written.values())), strict=True):
+        try:
+            encoder.check(tokenized)
+            results[place] = tokenized
+        except RowError as error:
+            results[place] = error
+    return results
+
+
+def tokenize_table(dataset: Dataset, encoder: Encoder, *, num_proc: int | None) -> Dataset:
+    """Tokenise a table's rows, or take what is stored of the same rows, tokenizer, templates and code.
+
+    It is stored in a file of that content's hash in the cache folder of ``datasets``, unless caching is disabled there.
+
+    Returns:
+        As many rows, with token ids, and ``row_error`` where a row has none: what is wrong with it.
+    """
+    options: dict[str, Any] = {
+        "batched": True,
+        "remove_columns": dataset.column_names,
+        "features": Features({**TYPES, ROW_ERROR: Value("string")}),
+        "fn_kwargs": {"encoder": encoder},
+        "num_proc": num_proc,
+        "desc": "Tokenizing",
+    }
+    key = _content_hash(dataset, encoder) if datasets.is_caching_enabled() else None
+    if key is None:
+        return dataset.map(_tokenize_batch, load_from_cache_file=False, **options)
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "rim_peft" / f"{key}.arrow"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return dataset.map(_tokenize_batch, new_fingerprint=key, cache_file_name=str(file), **options)
+    except (OSError, ArrowInvalid) as error:
+        logger.warning("%s cannot be used (%s): the rows are tokenised in memory, and anew each time.", file, error)
+        return dataset.map(_tokenize_batch, new_fingerprint=key, keep_in_memory=True, **options)
+
+
+def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return a batch of columns as rows."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def _content_hash(dataset: Dataset, encoder: Encoder) -> str | None:
+    tokenizer = tokenizer_hash(encoder.tokenizer)
+    if tokenizer is None:
+        return None
+    source = source_hash(__name__, Encoder.__module__, Example.__module__)
+    return digest_of(*(part.encode() for part in (source, rows_hash(dataset), tokenizer, repr(encoder.templates))))
+
+
+def _tokenize_batch(batch: Mapping[str, Sequence[Any]], encoder: Encoder) -> dict[str, list[Any]]:
+    results = tokenize_rows(rows_of(batch), encoder)
+    rows = [_NO_TOKENS if isinstance(result, RowError) else result for result in results]
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in COLUMNS}  # type: ignore[literal-required]
+    columns[ROW_ERROR] = [str(result) if isinstance(result, RowError) else None for result in results]
+    return columns
