@@ -116,9 +116,11 @@ class BlockDecoder:
         """Decode a batch of prompts, token ids without blocks.
 
         Raises:
-            ValueError: a prompt leaves no room for its answer in the base's positions, there are no prompts, or more
-                than a compiled batch holds.
+            ValueError: there are no prompts, an empty one, one that leaves no room for its answer in the base's
+                positions, or more than a compiled batch holds.
         """
+        if not prompts or not all(len(prompt) for prompt in prompts):
+            raise ValueError(f"prompts: must be at least one, each of at least one token, got {prompts!r}.")
         self.check_room(prompts)
         if self.model.training:
             self.model.eval()

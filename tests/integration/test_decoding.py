@@ -211,6 +211,9 @@ def test_bad_calls_are_named() -> None:
     model = build_rim(base=build_base("gpt2", n_positions=24), num_blocks=2)
     with pytest.raises(ValueError, match=r"prompts\[2\]: prompt \(14 tokens\), blocks \(8\) and answer \(4\)"):
         _decoder(model)(PROMPTS)
+    for prompts in ([], [[5], []]):
+        with pytest.raises(ValueError, match="prompts: must be at least one, each of at least one token"):
+            _decoder(model)(prompts)
     with pytest.raises(ValueError, match="num_blocks: reading blocks out needs at least one, got 0"):
         _decoder(model, num_blocks=0, every_block=True)
     with pytest.raises(ValueError, match="batch_size: must be an integer of at least 1, got 0"):
