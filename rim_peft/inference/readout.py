@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
-from rim_peft.sequence import BlockTokens, Layout, Sample, attention_masks, build_layout, check_architecture
+from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number
+from rim_peft.sequence import Sample, build_layout
 from rim_peft.tuner.config import active_config
 
 
@@ -61,29 +61,19 @@ def answer_questions(
         ValueError: the model has no active RIM adapter, a number is out of range, or a question leaves no room for its
             answer in the base's positions.
     """
-    blocks, count = _check_call(model, num_blocks, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    decoder = _decoder(model, tokenizer, num_blocks=num_blocks, max_new_tokens=max_new_tokens)
+    check_number("batch_size", batch_size, least=1)
     prompts = tokenize_prompts(questions, tokenizer, templates)
-    _check_room(model, prompts, memory=count * blocks.length, max_new_tokens=max_new_tokens)
+    decoder.check_room(prompts, name="questions")
     model.eval()
     for start in range(0, len(prompts), batch_size):
-        rows = build_layout(
-            [Sample(prompt, []) for prompt in prompts[start : start + batch_size]],
-            blocks,
-            pad_id=_pad_id(tokenizer),
-            padding_side="left",
-        )
-        input_ids = rows.input_ids.to(model.device)
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=rows.attention_mask.to(model.device),
-            num_blocks=count,
-            max_new_tokens=max_new_tokens,
-            **_PLAIN_GREEDY,
-            pad_token_id=_pad_id(tokenizer),
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        for row in output[:, input_ids.shape[1] :].tolist():
-            yield _text(tokenizer, row)
+        batch = prompts[start : start + batch_size]
+        if can_decode(model):
+            answers = [answer for (answer,) in decoder(batch).token_ids]
+        else:
+            answers = _generate(model, tokenizer, batch, num_blocks=decoder.num_blocks, max_new_tokens=max_new_tokens)
+        for answer in answers:
+            yield _text(tokenizer, answer)
 
 
 def read_blocks(
@@ -97,8 +87,8 @@ def read_blocks(
 ) -> list[list[Readout]]:
     """Decode the readout of every block of every question, greedily and side by side.
 
-    All readouts grow by one token per forward pass over the training layout, so that each block sees exactly what it
-    sees in training and in ``generate(num_blocks=k)``.
+    All readouts grow by one token per forward pass from one cache of the trunk, and each sees exactly what it sees in
+    training and in ``generate(num_blocks=k)``; see :class:`BlockDecoder`.
 
     Args:
         model: a model with an active RIM adapter.
@@ -115,49 +105,27 @@ def read_blocks(
         ValueError: the model has no active RIM adapter, the base cannot run branching rows, a number is out of range,
             or a question leaves no room for its answer in the base's positions.
     """
-    blocks, count = _check_call(model, num_blocks, max_new_tokens=max_new_tokens)
-    if count < 1:
-        raise ValueError(f"num_blocks: reading blocks out needs at least one, got {count}. Leave it out.")
-    check_architecture(model.get_base_model())
-    model.eval()
+    decoder = _decoder(model, tokenizer, num_blocks=num_blocks, max_new_tokens=max_new_tokens, every_block=True)
     prompts = tokenize_prompts(questions, tokenizer, templates)
-    _check_room(model, prompts, memory=count * blocks.length, max_new_tokens=max_new_tokens)
-    tokens: list[list[list[int]]] = [[[] for _ in range(count)] for _ in prompts]
-    log_probs: list[list[list[float]]] = [[[] for _ in range(count)] for _ in prompts]
-    hidden = torch.empty(0)
-    for step in range(max_new_tokens):
-        growing = _unfinished(tokens, tokenizer.eos_token_id)
-        if not growing:
-            break
-        samples = [Sample(prompt, readouts) for prompt, readouts in zip(prompts, tokens, strict=True)]
-        layout = build_layout(samples, blocks, pad_id=_pad_id(tokenizer))
-        scores, states = _forward(model, layout, tokens, growing, with_states=step == 0)
-        if step == 0:
-            hidden = states
-        best = scores.max(dim=-1)
-        for (row, block), token, log_prob in zip(growing, best.indices.tolist(), best.values.tolist(), strict=True):
-            tokens[row][block].append(token)
-            log_probs[row][block].append(log_prob)
+    if not prompts:
+        return []
+    decoder.check_room(prompts, name="questions")
+    model.eval()
+    decoded = decoder(prompts)
     return [
         [
             Readout(k, _text(tokenizer, ids), ids, token_log_probs=scores, hidden_state=state)
             for k, (ids, scores, state) in enumerate(zip(*parts, strict=True), start=1)
         ]
-        for parts in zip(tokens, log_probs, hidden, strict=True)
+        for parts in zip(decoded.token_ids, decoded.log_probs, decoded.states, strict=True)
     ]
 
 
-def _unfinished(tokens: list[list[list[int]]], end: int | None) -> list[tuple[int, int]]:
-    """List row and block, from 0, of the readouts that have not reached EOS."""
-    return [
-        (row, block)
-        for row, readouts in enumerate(tokens)
-        for block, readout in enumerate(readouts)
-        if readout[-1:] != [end]
-    ]
+def _decoder(model: PeftModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> BlockDecoder:
+    return BlockDecoder(model, eos_id=tokenizer.eos_token_id, pad_id=_pad_id(tokenizer), **options)
 
 
-# Greedy search and nothing else, whatever generation settings the base came with: what `read_blocks` does too.
+# Greedy search and nothing else, whatever generation settings the base came with: what a decoder does too.
 _PLAIN_GREEDY: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
@@ -167,59 +135,29 @@ _PLAIN_GREEDY: dict[str, Any] = {
 }
 
 
-def _check_call(model: PeftModel, num_blocks: int | None, **counts: int) -> tuple[BlockTokens, int]:
-    """Return the adapter's block tokens and the number of blocks to use."""
-    config = active_config(model)
-    count = config.num_blocks if num_blocks is None else num_blocks
-    for name, value, least in (("num_blocks", count, 0), *((name, value, 1) for name, value in counts.items())):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: must be an integer of at least {least}, got {value!r}.")
-    return config.block_tokens, count
-
-
-def _check_room(model: PeftModel, prompts: Sequence[Sequence[int]], *, memory: int, max_new_tokens: int) -> None:
-    """Refuse prompts whose blocks and answer do not fit into the base's positions."""
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for index, prompt in enumerate(prompts):
-        if room is not None and len(prompt) + memory + max_new_tokens > room:
-            raise ValueError(
-                f"questions[{index}]: prompt ({len(prompt)} tokens), blocks ({memory}) and answer "
-                f"({max_new_tokens}) must fit into the base's {room} positions. Leave the question out, or lower "
-                "max_new_tokens or num_blocks."
-            )
-
-
-@torch.no_grad()
-def _forward(
+def _generate(
     model: PeftModel,
-    layout: Layout,
-    tokens: list[list[list[int]]],
-    growing: list[tuple[int, int]],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
     *,
-    with_states: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the next token's log-probabilities (N, V) of N growing readouts, and the blocks' states (B, K, H)."""
-    base: Any = model.get_base_model()
-    layout = Layout(**{name: tensor.to(model.device) for name, tensor in layout.to_dict().items()})
-    rows = torch.tensor([row for row, _ in growing], device=model.device)
-    # A readout lies directly behind its block's end, so its last token does as many places further.
-    last = torch.stack([layout.block_ends[row, block] + len(tokens[row][block]) for row, block in growing])
-    # Logits at these places alone; one set of places serves all rows.
-    places, column = last.unique(return_inverse=True)
-    output = model(
-        input_ids=layout.input_ids,
-        attention_mask=attention_masks(base.config, layout, dtype=base.get_output_embeddings().weight.dtype),
-        position_ids=layout.position_ids,
-        logits_to_keep=places,
-        output_hidden_states=with_states,
-        use_cache=False,
+    num_blocks: int,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Answer through ``generate``, which knows every kind of cache."""
+    samples = [Sample(prompt, []) for prompt in prompts]
+    blocks = active_config(model).block_tokens
+    rows = build_layout(samples, blocks, pad_id=_pad_id(tokenizer), padding_side="left").to(model.device)
+    output = model.generate(
+        input_ids=rows.input_ids,
+        attention_mask=rows.attention_mask,
+        num_blocks=num_blocks,
+        max_new_tokens=max_new_tokens,
+        **_PLAIN_GREEDY,
+        pad_token_id=_pad_id(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
     )
-    scores = output.logits[rows, column].float().log_softmax(dim=-1)
-    if not with_states:
-        return scores, torch.empty(0)
-    last_layer = output.hidden_states[-1]
-    ends = layout.block_ends[:, :, None].expand(-1, -1, last_layer.shape[-1])
-    return scores, last_layer.gather(1, ends).float().cpu()
+    answers: list[list[int]] = output[:, rows.input_ids.shape[1] :].tolist()
+    return answers
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:

@@ -131,7 +131,14 @@ def _send(tensor: Tensor, device: torch.device | str) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def build_layout(samples: Sequence[Sample], blocks: BlockTokens, *, pad_id: int, padding_side: str = "right") -> Layout:
+def build_layout(
+    samples: Sequence[Sample],
+    blocks: BlockTokens,
+    *,
+    pad_id: int,
+    padding_side: str = "right",
+    min_length: int = 0,
+) -> Layout:
     """Lay every sample out as one row of interleaved blocks and readouts, and pad the rows to one length.
 
     A prompt of two tokens, one block with ``M = 1``, and a readout of two tokens:
@@ -156,6 +163,7 @@ def build_layout(samples: Sequence[Sample], blocks: BlockTokens, *, pad_id: int,
         blocks: the ids of the block tokens.
         pad_id: id of padding; its value is never read by a real token.
         padding_side: ``"right"`` or ``"left"``.
+        min_length: rows are padded to at least this many tokens.
 
     Raises:
         ValueError: no samples, an empty prompt, or another padding side.
@@ -165,7 +173,7 @@ def build_layout(samples: Sequence[Sample], blocks: BlockTokens, *, pad_id: int,
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side: must be 'left' or 'right', got {padding_side!r}.")
     rows = [_lay_out(sample, blocks) for sample in samples]
-    length = max(len(row.tokens) for row in rows)
+    length = max(min_length, *(len(row.tokens) for row in rows))
     left = padding_side == "left"
     starts = [length - len(row.tokens) if left else 0 for row in rows]
     num_blocks = max(len(row.block_ends) for row in rows)

@@ -72,16 +72,33 @@ def branching_mask(layout: Layout, *, window: int | None = None) -> MaskFunction
     return attends
 
 
-def attention_masks(config: Any, layout: Layout, *, dtype: torch.dtype) -> AttentionMasks:
+def attention_masks(
+    config: Any, layout: Layout, *, dtype: torch.dtype, places: tuple[Tensor, Tensor] | None = None
+) -> AttentionMasks:
     """Build the masks that a model with this config takes as its ``attention_mask``.
+
+    Training computes all places of a row at once. Decoding computes some of them, on a cache whose columns hold places
+    in the order in which they were computed; who attends to whom stays the same. A prompt of one token and two blocks
+    (``M = 1``), then the first token of either readout:
+
+    >>> from rim_peft.sequence.layout import BlockTokens, Sample, build_layout
+    >>> blocks = BlockTokens(begin=90, memory=91, end=92, block_size=1)
+    >>> layout = build_layout([Sample([5], [[7], [8]])], blocks, pad_id=0)
+    >>> keys = torch.tensor([0, 1, 2, 3, 5, 6, 7, 4, 8])
+    >>> for query in _evaluate(branching_mask(layout), layout, (keys[-2:], keys))[0]:
+    ...     print("".join("x" if attends else "." for attends in query))
+    xxxx...x.
+    xxxxxxx.x
 
     Args:
         config: the base model's config; its text part, attention implementation, layer types and window are read.
         layout: the rows.
         dtype: floating type of the dense mask, the one the model computes in.
+        places: (Q,) places of a row that attend, and (C,) places that they may attend to, themselves among them; all
+            S and all S if not given.
 
     Returns:
-        An additive (R, 1, S, S) tensor, 0 where a query attends and the dtype's smallest number elsewhere, for eager
+        An additive (R, 1, Q, C) tensor, 0 where a query attends and the dtype's smallest number elsewhere, for eager
         and sdpa; a ``BlockMask`` for flex attention; a dict of them by layer type where layers differ (Gemma 2 and 3).
 
     Raises:
@@ -90,7 +107,7 @@ def attention_masks(config: Any, layout: Layout, *, dtype: torch.dtype) -> Atten
     check_config(config)
     is_flex = config.get_text_config()._attn_implementation == "flex_attention"
     build = _block_sparse if is_flex else partial(_dense, dtype=dtype)
-    return by_layer_type(config, lambda window: build(layout, window))
+    return by_layer_type(config, lambda window: build(layout, window, places))
 
 
 def by_layer_type(config: Any, build: Callable[[int | None], Any]) -> AttentionMasks:
@@ -130,15 +147,21 @@ def check_architecture(model: nn.Module) -> None:
 
 def check_config(config: Any) -> None:
     """Refuse a config whose model cannot express a branching mask; see :func:`check_architecture`."""
-    name = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"model: {name!r} is an encoder-decoder model; blocks need a decoder-only causal model.")
+    check_layers(config)
     config = config.get_text_config()
     if (implementation := config._attn_implementation) not in SUPPORTED_IMPLEMENTATIONS:
         raise ValueError(
             f"attn_implementation: training readouts needs a mask per query, which {implementation!r} cannot express "
             f"(it takes a padding mask alone). Load the base with one of {', '.join(SUPPORTED_IMPLEMENTATIONS)}."
         )
+
+
+def check_layers(config: Any) -> None:
+    """Refuse a config whose model has layers that see more than a mask allows; see :func:`check_architecture`."""
+    name = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"model: {name!r} is an encoder-decoder model; blocks need a decoder-only causal model.")
+    config = config.get_text_config()
     if unknown := _layer_types(config) - set(_LAYER_TYPES):
         raise ValueError(
             f"model: {name!r} has layers of type {', '.join(sorted(unknown))}, which cannot hide readouts from each "
@@ -160,24 +183,31 @@ def _layer_types(config: Any) -> set[str]:
     return {_WINDOWED} if getattr(config, "sliding_window", None) is not None else {"full_attention"}
 
 
-def _evaluate(attends: MaskFunction, layout: Layout) -> Tensor:
-    """(R, S, S) bool: the predicate at every pair."""
-    batch, length = layout.input_ids.shape
-    index = torch.arange(length, device=layout.input_ids.device)
-    rows = torch.arange(batch, device=layout.input_ids.device)
-    return attends(rows[:, None, None], None, index[None, :, None], index[None, None, :])
+def _evaluate(attends: MaskFunction, layout: Layout, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """(R, Q, C) bool: the predicate at every pair of places."""
+    rows, columns = (torch.arange(size, device=layout.input_ids.device) for size in layout.input_ids.shape)
+    queries, keys = (columns, columns) if places is None else places
+    return attends(rows[:, None, None], None, queries[None, :, None], keys[None, None, :])
 
 
-def _dense(layout: Layout, window: int | None, *, dtype: torch.dtype) -> Tensor:
-    attends = _evaluate(branching_mask(layout, window=window), layout)
+def _dense(layout: Layout, window: int | None, places: tuple[Tensor, Tensor] | None, *, dtype: torch.dtype) -> Tensor:
+    attends = _evaluate(branching_mask(layout, window=window), layout, places)
     # Not a bool mask: eager attention adds what it is given. Not -inf: a kernel may subtract two of them.
     mask = torch.zeros(attends.shape, dtype=dtype, device=attends.device)
     return mask.masked_fill_(~attends, torch.finfo(dtype).min)[:, None]
 
 
-def _block_sparse(layout: Layout, window: int | None) -> Any:
+def _block_sparse(layout: Layout, window: int | None, places: tuple[Tensor, Tensor] | None) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
+    attends = branching_mask(layout, window=window)
     batch, length = layout.input_ids.shape
     device = str(layout.input_ids.device)
-    return create_block_mask(branching_mask(layout, window=window), batch, None, length, length, device=device)
+    if places is None:
+        return create_block_mask(attends, batch, None, length, length, device=device)
+    queries, keys = places
+
+    def attends_at(batch: Tensor, head: Any, query: Tensor, key: Tensor) -> Tensor:
+        return attends(batch, head, queries[query], keys[key])
+
+    return create_block_mask(attends_at, batch, None, len(queries), len(keys), device=device)

@@ -92,6 +92,52 @@ def test_windows_count_positions() -> None:
     torch.testing.assert_close(mask[0, 0], _additive(_drawn(WINDOW_3)))
 
 
+# Decoding computes the trunk first, then the first token of both readouts (places 5 and 10), then the second (6 and
+# 11). A cache of fixed length has columns for all of them from the start.
+ORDER = [0, 1, 2, 3, 4, 7, 8, 9, 5, 10, 6, 11]
+ROOM = build_layout(
+    [Sample([5, 6], [[0, 0], [0, 0]]), Sample([5], [[0, 0], [0, 0]])], BLOCKS, pad_id=0, padding_side="left"
+)
+FIRST_TOKENS = """
+xxxxx...x...
+xxxxxxxx.x..
+"""
+SECOND_TOKENS = """
+xxxxx...x.x.
+xxxxxxxx.x.x
+"""
+# Positions 5 and 8, then 6 and 9.
+FIRST_TOKENS_WINDOW_3 = """
+...xx...x...
+......xx.x..
+"""
+SECOND_TOKENS_WINDOW_3 = """
+....x...x.x.
+.......x.x.x
+"""
+
+
+@pytest.mark.parametrize(
+    ("queries", "window", "picture"),
+    [
+        ([5, 10], None, FIRST_TOKENS),
+        ([6, 11], None, SECOND_TOKENS),
+        ([5, 10], 3, FIRST_TOKENS_WINDOW_3),
+        ([6, 11], 3, SECOND_TOKENS_WINDOW_3),
+    ],
+)
+@pytest.mark.parametrize("num_columns", [12, 10])
+def test_decoding_by_hand(queries: list[int], window: int | None, picture: str, num_columns: int) -> None:
+    keys = torch.tensor(ORDER[:num_columns] if queries == [5, 10] else ORDER)
+    config = _config(sliding_window=window)
+    mask = attention_masks(config, ROOM, dtype=torch.float32, places=(torch.tensor(queries), keys))
+    expected = _drawn(picture)[:, : len(keys)]
+    torch.testing.assert_close(mask[0, 0], _additive(expected))
+    padded = expected.clone()
+    padded[:, 0] = False  # the other row's prompt is one token shorter
+    torch.testing.assert_close(mask[1, 0], _additive(padded))
+
+
 def test_layers_that_differ_get_a_mask_each() -> None:
     kinds = ["sliding_attention", "full_attention"]
     masks = attention_masks(_config(sliding_window=3, layer_types=kinds), LAYOUT, dtype=torch.float32)

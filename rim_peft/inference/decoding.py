@@ -1,0 +1,195 @@
+"""Answers decoded side by side: one pass over the trunk, then one token of every answer per pass, from one cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from rim_peft.inference.passes import CompiledPasses, Passes
+from rim_peft.inference.rows import AnswerRows, lay_out_answers
+from rim_peft.sequence import check_architecture
+from rim_peft.sequence.masks import check_layers
+from rim_peft.tuner.config import active_config
+
+PROMPT_MULTIPLE = 64
+"""Compiled passes are made for prompts of a multiple of this many tokens, and used for shorter ones too."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What follows R blocks of B prompts.
+
+    Attributes:
+        token_ids: for each prompt and block the answer's tokens, EOS included if it was reached.
+        log_probs: the natural logarithm of each token's probability.
+        states: (B, R, H) float32, on the CPU: the last layer's state at the block's end, which the head reads.
+    """
+
+    token_ids: list[list[list[int]]]
+    log_probs: list[list[list[float]]]
+    states: Tensor
+
+
+def can_decode(model: PeftModel) -> bool:
+    """Whether answers after the last block can come from a decoder: others are left to ``generate``.
+
+    Recurrent layers keep states of their own, some attention goes by index in place of position, and with the adapter
+    disabled there are no blocks.
+    """
+    base: Any = model.get_base_model()
+    try:
+        check_layers(base.config)
+    except ValueError:
+        return False
+    parameters = inspect.signature(base.forward).parameters
+    takes_all = {"position_ids", "past_key_values", "logits_to_keep"} <= parameters.keys()
+    return takes_all and base.get_input_embeddings().current_adapter is not None
+
+
+class BlockDecoder:
+    """Decodes answers greedily from token ids: after the last block, or after every block side by side.
+
+    It appends the blocks of the adapter that is active when it is made. The answers after all blocks take as many
+    passes as one of them. Prompts whose answers are all done leave the batch once they are half of it.
+
+    ``compiled`` takes Python out of the passes. They are compiled, with CUDA graphs on a GPU, when prompts of up to 64
+    tokens first come, of up to 128, and so on, which takes a while; then they are used again. Each of these lengths
+    keeps a cache, and the decoder belongs to one thread. Merging the adapter compiles anew; for a model that was
+    changed otherwise (modules, types, attention implementation) make another decoder.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        *,
+        eos_id: int | None,
+        pad_id: int,
+        num_blocks: int | None = None,
+        every_block: bool = False,
+        max_new_tokens: int = 64,
+        compiled: bool = False,
+        batch_size: int = 1,
+    ) -> None:
+        """Set up for one kind of call.
+
+        Args:
+            model: a model with an active RIM adapter.
+            eos_id: the token that ends an answer, None for none.
+            pad_id: id to pad with; padding is masked.
+            num_blocks: blocks after each prompt; the adapter's own if not given.
+            every_block: decode an answer after every block, not after the last alone.
+            max_new_tokens: tokens of an answer at most, EOS included.
+            compiled: compile the passes.
+            batch_size: prompts in a compiled pass; a call with fewer is filled up. Not compiled, any number will do.
+
+        Raises:
+            ValueError: the model has no active RIM adapter, a number is out of range, or the base cannot run branching
+                rows, which ``every_block`` and ``compiled`` need.
+        """
+        config = active_config(model)
+        self.num_blocks = config.num_blocks if num_blocks is None else num_blocks
+        check_number("num_blocks", self.num_blocks, least=0)
+        check_number("max_new_tokens", max_new_tokens, least=1)
+        check_number("batch_size", batch_size, least=1)
+        if every_block and self.num_blocks < 1:
+            raise ValueError(f"num_blocks: reading blocks out needs at least one, got {num_blocks}. Leave it out.")
+        base: Any = model.get_base_model()
+        if every_block or compiled:
+            check_architecture(base)
+        self.model = model
+        self.blocks = config.block_tokens
+        self.every_block = every_block
+        self.max_new_tokens = max_new_tokens
+        self.eos_id = -1 if eos_id is None else eos_id  # no token is -1
+        self.pad_id = pad_id
+        self.compiled_size = batch_size if compiled else None
+        self._passes = CompiledPasses(base) if compiled else Passes(base)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> Decoded:
+        """Decode a batch of prompts, token ids without blocks.
+
+        Raises:
+            ValueError: there are no prompts, an empty one, one that leaves no room for its answer in the base's
+                positions, or more than a compiled batch holds.
+        """
+        if not prompts or not all(len(prompt) for prompt in prompts):
+            raise ValueError(f"prompts: must be at least one, each of at least one token, got {prompts!r}.")
+        self.check_room(prompts)
+        if self.model.training:
+            self.model.eval()
+        rows = self._lay_out(prompts).to(self.model.device)
+        return self._decode(rows, len(prompts))
+
+    def check_room(self, prompts: Sequence[Sequence[int]], *, name: str = "prompts") -> None:
+        """Refuse prompts whose blocks and answers do not fit into the base's positions; ``name`` is the error's."""
+        room = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        memory = self.num_blocks * self.blocks.length
+        for index, prompt in enumerate(prompts):
+            if room is not None and len(prompt) + memory + self.max_new_tokens > room:
+                raise ValueError(
+                    f"{name}[{index}]: prompt ({len(prompt)} tokens), blocks ({memory}) and answer "
+                    f"({self.max_new_tokens}) must fit into the base's {room} positions. Leave the question out, or "
+                    "lower max_new_tokens or num_blocks."
+                )
+
+    def _lay_out(self, prompts: Sequence[Sequence[int]]) -> AnswerRows:
+        size = self.compiled_size
+        if size is not None and len(prompts) > size:
+            raise ValueError(f"prompts: a compiled batch holds batch_size={size} at most, got {len(prompts)}.")
+        filling = [] if size is None else [prompts[0]] * (size - len(prompts))
+        return lay_out_answers(
+            [*prompts, *filling],
+            self.blocks,
+            num_blocks=self.num_blocks,
+            every_block=self.every_block,
+            max_new_tokens=self.max_new_tokens,
+            pad_id=self.pad_id,
+            prompt_multiple=1 if size is None else PROMPT_MULTIPLE,
+        )
+
+    def _decode(self, rows: AnswerRows, num_prompts: int) -> Decoded:
+        """Run the passes and note what they predict, row ``i`` of a batch in row ``kept[i]``."""
+        cache = self._passes.new_cache(rows)
+        found = self._passes.read_trunk(rows, cache)
+        states = found.states
+        token_ids = found.tokens.new_full((*found.tokens.shape, self.max_new_tokens), self.eos_id)
+        log_probs = torch.zeros_like(token_ids, dtype=torch.float32)
+        kept = torch.arange(len(token_ids), device=token_ids.device)
+        is_done = (kept >= num_prompts)[:, None].expand_as(found.tokens)
+        for step in range(self.max_new_tokens):
+            if step > 0:
+                found = self._passes.extend(rows, cache, found.tokens, step - 1)
+            token_ids[kept, :, step], log_probs[kept, :, step] = found.tokens, found.log_probs
+            is_done = is_done | (found.tokens == self.eos_id)
+            left = torch.tensor([row for row, done in enumerate(is_done.all(1).tolist()) if not done])
+            if not len(left):
+                break
+            if self.compiled_size is None and 2 * len(left) <= len(is_done):
+                cache.batch_select_indices(left)
+                rows, kept, is_done = rows.select(left), kept[left], is_done[left]
+                found = found._replace(tokens=found.tokens[left])
+        return _cut(token_ids[:num_prompts], log_probs[:num_prompts], states[:num_prompts], self.eos_id)
+
+
+def check_number(name: str, value: object, *, least: int) -> None:
+    """Refuse what is not an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: must be an integer of at least {least}, got {value!r}.")
+
+
+def _cut(token_ids: Tensor, log_probs: Tensor, states: Tensor, eos_id: int) -> Decoded:
+    """Cut (B, R, T) answers behind EOS."""
+    ids, scores = token_ids.tolist(), log_probs.tolist()
+    for row, row_scores in zip(ids, scores, strict=True):
+        for answer, answer_scores in zip(row, row_scores, strict=True):
+            if eos_id in answer:
+                del answer[answer.index(eos_id) + 1 :]
+            del answer_scores[len(answer) :]
+    return Decoded(ids, scores, states.cpu())
