@@ -32,9 +32,9 @@ def run_first_token(settings: Settings) -> Iterator[Row]:
                 prompts = random_prompts(model, batch=batch, length=prompt)
                 samples = settings.time(
                     {
-                        "RiM": _generate(model, prompts, NUM_BLOCKS, tokens=1),
-                        "direct": _generate(model, prompts, 0, tokens=1),
-                        "CoT": _generate(model, prompts, 0, tokens=STEP_TOKENS + 1),
+                        "RiM": generate(model, prompts, NUM_BLOCKS, tokens=1),
+                        "direct": generate(model, prompts, 0, tokens=1),
+                        "CoT": generate(model, prompts, 0, tokens=STEP_TOKENS + 1),
                     }
                 )
                 case = {"base": name, "batch": batch, "n": prompt}
@@ -54,9 +54,9 @@ def run_full_answer(settings: Settings) -> Iterator[Row]:
             paused = random_prompts(model, batch=batch, length=prompt + MEMORY_TOKENS)
             samples = settings.time(
                 {
-                    "RiM": _generate(model, prompts, NUM_BLOCKS, tokens=ANSWER_TOKENS),
-                    "CoT": _generate(model, prompts, 0, tokens=STEP_TOKENS + ANSWER_TOKENS),
-                    "pause": _generate(model, paused, 0, tokens=ANSWER_TOKENS),
+                    "RiM": generate(model, prompts, NUM_BLOCKS, tokens=ANSWER_TOKENS),
+                    "CoT": generate(model, prompts, 0, tokens=STEP_TOKENS + ANSWER_TOKENS),
+                    "pause": generate(model, paused, 0, tokens=ANSWER_TOKENS),
                 }
             )
             case = {"base": name, "batch": batch, "n": prompt, "answer": ANSWER_TOKENS}
@@ -79,7 +79,8 @@ def _answering(name: str, settings: Settings) -> Any:
     return model.eval()
 
 
-def _generate(model: Any, prompts: torch.Tensor, num_blocks: int, *, tokens: int) -> Way:
+def generate(model: Any, prompts: torch.Tensor, num_blocks: int, *, tokens: int) -> Way:
+    """Return a call of ``generate`` for so many tokens; with ``num_blocks=0`` it answers directly."""
     mask = torch.ones_like(prompts)
     return partial(
         model.generate,

@@ -30,6 +30,10 @@ CONFIGS: dict[str, Any] = {
     "small": lambda: _llama(
         vocab_size=4096, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6
     ),
+    # GPT-2's width and two of its twelve layers: attention has the share of a layer that it has in real models.
+    "wide": lambda: _llama(
+        vocab_size=4096, hidden_size=768, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=12
+    ),
     "gpt2-124m": lambda: GPT2Config(**_NO_DROPOUT, **_ENDLESS),
     "llama-3.2-1b": lambda: _llama(
         **_LLAMA_3, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, head_dim=64
@@ -38,25 +42,27 @@ CONFIGS: dict[str, Any] = {
         **_LLAMA_3, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128
     ),
 }
-"""Configs by the name of the base: two sizes for the CPU, and the shapes of the paper's three models."""
+"""Configs by the name of the base: three sizes for the CPU, and the shapes of the paper's three models."""
 
 WEIGHTS = ("fp32", "bf16", "nf4")
 """The types that a frozen base can have."""
 
 
-def build_base(name: str, settings: Settings, *, weights: str | None = None) -> Any:
+def build_base(name: str, settings: Settings, *, weights: str | None = None, vocab_size: int | None = None) -> Any:
     """Return a base with random weights on the run's device, in evaluation mode.
 
     Args:
         name: one of ``CONFIGS``.
         settings: the run.
         weights: one of ``WEIGHTS``; float32 on the CPU and bfloat16 on CUDA if not given.
+        vocab_size: another vocabulary than the config's.
 
     Raises:
         ImportError: ``weights`` is ``"nf4"`` and bitsandbytes is not installed.
     """
     is_cuda = settings.device == "cuda"
     config = CONFIGS[name]()
+    config.vocab_size = vocab_size or config.vocab_size
     # Beside nf4 weights: the type of what is not quantised, and of what is computed, as `rim-peft train` has it.
     dtype = torch.bfloat16 if weights == "bf16" or (is_cuda and weights != "fp32") else torch.float32
     torch.manual_seed(0)

@@ -22,7 +22,19 @@ from typing import TypeVar
 from benchmarks.measure import Way, interleave
 from benchmarks.report import Row
 
-MODULES = ("one_pass", "embedding", "answering", "train_step", "memory", "scaling")
+MODULES = (
+    "one_pass",
+    "packing",
+    "head",
+    "overhead",
+    "embedding",
+    "answering",
+    "readouts",
+    "train_step",
+    "memory",
+    "scaling",
+    "processes",
+)
 """Modules of this package that hold benchmarks, in the order in which they run."""
 
 T = TypeVar("T")

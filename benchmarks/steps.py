@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class TrainingStep:
     Attributes:
         trainer: the trainer, its optimiser made and its model prepared.
         model: the model as the trainer's loop calls it.
-        batch: the batch, on the trainer's device.
+        batch: the batch, where the trainer takes it: on the host, or for TRL's own on the device.
     """
 
     trainer: Any
@@ -78,6 +78,12 @@ class TrainingStep:
         """Forward: the trainer's loss."""
         with self.trainer.compute_loss_context_manager():
             return self.trainer.compute_loss(self.model, dict(self.batch))
+
+    def alone(self) -> None:
+        """Forward and backward in this process, without the others'."""
+        with self.trainer.compute_loss_context_manager():
+            self.trainer.compute_loss(self.trainer.model, dict(self.batch)).backward()
+        self.model.zero_grad(set_to_none=True)
 
     def forward_and_backward(self) -> None:
         """Forward and backward of the loss, whose gradients are dropped."""
@@ -101,10 +107,17 @@ class TrainingStep:
 
 def readout_step(model: PeftModel, stage: str, sizes: RowSizes, *, checkpointing: bool = False) -> TrainingStep:
     """Return a step of a stage on a model with a RiM adapter; stage 1 is at full weight of every readout."""
-    trainer_class, config_class = STAGES[stage]
     rows = random_rows(model, sizes)
-    args = config_class(**_arguments(sizes, checkpointing=checkpointing, device=model.device.type))
-    return _begun(trainer_class(model, args, rows, processing_class=_tokenizer(), callbacks=[_StopAfterOneStep()]))
+    return steps_on_batches(model, stage, rows, batch=sizes.batch, gradient_checkpointing=checkpointing)[0]
+
+
+def steps_on_batches(model: PeftModel, stage: str, rows: Dataset, *, batch: int, **options: Any) -> list[TrainingStep]:
+    """Return a step of a stage for each batch of the rows, in their order; ``options`` go to the stage's config."""
+    trainer_class, config_class = STAGES[stage]
+    arguments = _arguments(batch, checkpointing=False, device=model.device.type)
+    args = config_class(**{**arguments, "train_sampling_strategy": "sequential", **options})
+    trainer = trainer_class(model, args, rows, processing_class=_tokenizer(), callbacks=[_StopAfterOneStep()])
+    return _begun(trainer)
 
 
 def plain_step(model: PeftModel, *, batch: int, length: int, labels: int, checkpointing: bool = False) -> TrainingStep:
@@ -114,17 +127,23 @@ def plain_step(model: PeftModel, *, batch: int, length: int, labels: int, checkp
     targets = [[IGNORE_INDEX] * (length - labels) + row[length - labels :] for row in prompts]
     rows = Dataset.from_dict({"input_ids": prompts, "labels": targets})
     args = SFTConfig(
-        **_arguments(sizes, checkpointing=checkpointing, device=model.device.type),
+        **_arguments(batch, checkpointing=checkpointing, device=model.device.type),
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     return _begun(
         SFTTrainer(model, args, train_dataset=rows, processing_class=_tokenizer(), callbacks=[_StopAfterOneStep()])
-    )
+    )[0]
 
 
 def random_rows(model: Any, sizes: RowSizes) -> Dataset:
     """Return tokenised rows of random ids, all of one shape."""
+    lengths = (sizes.prompt, [sizes.readout] * sizes.num_steps, sizes.readout)
+    return rows_of_lengths(model, [lengths] * sizes.batch)
+
+
+def rows_of_lengths(model: Any, lengths: Sequence[tuple[int, list[int], int]]) -> Dataset:
+    """Return tokenised rows of random ids; ``lengths`` has the tokens of each row's prompt, steps and answer."""
     size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
 
@@ -133,9 +152,9 @@ def random_rows(model: Any, sizes: RowSizes) -> Dataset:
 
     return Dataset.from_dict(
         {
-            "prompt_ids": [ids(sizes.prompt) for _ in range(sizes.batch)],
-            "step_ids": [[ids(sizes.readout) for _ in range(sizes.num_steps)] for _ in range(sizes.batch)],
-            "answer_ids": [ids(sizes.readout) for _ in range(sizes.batch)],
+            "prompt_ids": [ids(prompt) for prompt, _, _ in lengths],
+            "step_ids": [[ids(step) for step in steps] for _, steps, _ in lengths],
+            "answer_ids": [ids(answer) for _, _, answer in lengths],
         }
     )
 
@@ -147,18 +166,18 @@ class _StopAfterOneStep(TrainerCallback):
         control.should_training_stop = True
 
 
-def _begun(trainer: Any) -> TrainingStep:
+def _begun(trainer: Any) -> list[TrainingStep]:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.optimizer.zero_grad()
-    batch = next(iter(trainer.get_train_dataloader()))
-    return TrainingStep(trainer, trainer.model_wrapped, trainer._prepare_inputs(batch))
+    batches = trainer.get_train_dataloader()
+    return [TrainingStep(trainer, trainer.model_wrapped, trainer._prepare_inputs(batch)) for batch in batches]
 
 
-def _arguments(sizes: RowSizes, *, checkpointing: bool, device: str) -> dict[str, Any]:
+def _arguments(batch: int, *, checkpointing: bool, device: str) -> dict[str, Any]:
     return {
         "output_dir": _folder().name,
-        "per_device_train_batch_size": sizes.batch,
+        "per_device_train_batch_size": batch,
         "gradient_checkpointing": checkpointing,
         # Many more than the one that is done, so that stage 1 stands at its beginning.
         "max_steps": 1_000_000,

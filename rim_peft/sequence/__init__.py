@@ -7,10 +7,9 @@ from rim_peft.sequence.layout import (
     Layout,
     Sample,
     build_layout,
-    keep_readouts,
-    pack_rows,
 )
 from rim_peft.sequence.masks import attention_masks, branching_mask, check_architecture
+from rim_peft.sequence.packing import keep_readouts, pack_rows
 
 __all__ = [
     "IGNORE_INDEX",

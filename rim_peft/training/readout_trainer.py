@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
@@ -174,18 +175,19 @@ class ReadoutTrainer(SFTTrainer, ABC):
                     "none. Give rows with question, steps and answer."
                 )
             return dataset
-        return prepare_dataset(
-            dataset,
-            processing_class,
-            templates=args.templates,
-            needs_steps=self.needs_steps,
-            num_blocks=self.min_blocks,
-            block_length=self._rim_config.block_tokens.length,
-            max_length=args.max_length,
-            max_positions=self._max_positions,
-            on_bad_rows=args.on_bad_rows,
-            num_proc=args.dataset_num_proc,
-        )
+        with PartialState().main_process_first():  # the others find its table on the disk
+            return prepare_dataset(
+                dataset,
+                processing_class,
+                templates=args.templates,
+                needs_steps=self.needs_steps,
+                num_blocks=self.min_blocks,
+                block_length=self._rim_config.block_tokens.length,
+                max_length=args.max_length,
+                max_positions=self._max_positions,
+                on_bad_rows=args.on_bad_rows,
+                num_proc=args.dataset_num_proc,
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(COLUMNS)
