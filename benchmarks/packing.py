@@ -27,9 +27,10 @@ def run_packing(settings: Settings) -> Iterator[Row]:
     lengths = real_lengths()[: settings.choose(quick=16, cpu=64, cuda=64)]
     model = attach_rim(build_base(base, settings), rank=lora_rank(settings), num_blocks=NUM_BLOCKS)
     rows = rows_of_lengths(model, lengths)
+    # As long as the recipes have it for such a width: longer rows have less padding and more attention.
     options = {
         "batch": settings.choose(quick=8, cpu=32, cuda=32),
-        "pack_length": settings.choose(quick=256, cpu=512, cuda=512),
+        "pack_length": settings.choose(quick=256, cpu=384, cuda=512),
     }
     for stage, more in (("stage 1", {"trailing_blocks": False}), ("stage 2", {})):
         settings.tell(f"{base}, {stage}, {len(rows)} rows, {options}")

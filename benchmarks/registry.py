@@ -34,6 +34,7 @@ MODULES = (
     "memory",
     "scaling",
     "processes",
+    "kernels",
 )
 """Modules of this package that hold benchmarks, in the order in which they run."""
 

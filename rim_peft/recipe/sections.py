@@ -42,7 +42,11 @@ class ModelOptions:
         default=None, metadata={"help": "Load the base in 4 or 8 bits by bitsandbytes (QLoRA)."}
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention of the base: 'sdpa' or 'eager'; transformers' choice if not set."}
+        default=None,
+        metadata={
+            "help": "Attention of the base: 'sdpa', 'eager' or, on a GPU, 'flex_attention', which skips what the mask "
+            "hides; transformers' choice if not set."
+        },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the base."})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from peft import PeftModel, get_peft_model
@@ -9,6 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.tuner.config import RiMConfig
+
+logger = logging.getLogger(__name__)
 
 
 def attach(
@@ -50,3 +53,10 @@ def check_adapter(model: PeftModel, config: RiMConfig) -> None:
             f"model: the adapter {model.active_adapter!r} is loaded for inference, with its weights frozen. Load it "
             "with PeftModel.from_pretrained(base, folder, is_trainable=True)."
         )
+
+
+def fall_back_from_flex(base: Any, *, device_type: str) -> None:
+    """Train a base with flex attention through sdpa where flex attention has no backward pass: on a CPU."""
+    if device_type == "cpu" and base.config.get_text_config()._attn_implementation == "flex_attention":
+        logger.warning("attn_implementation: flex_attention has no backward pass on a CPU; training with sdpa.")
+        base.set_attn_implementation("sdpa")

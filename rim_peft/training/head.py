@@ -19,7 +19,8 @@ def head_at(base: Any, places: Tensor) -> Iterator[None]:
     """
 
     def select(backbone: nn.Module, args: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[places][None]
+        hidden = output.last_hidden_state  # on another device than the places where a base is spread over several
+        output.last_hidden_state = hidden.flatten(0, 1)[places.to(hidden.device)][None]
         return output
 
     hook = base.base_model.register_forward_hook(select)

@@ -26,7 +26,7 @@ from rim_peft.data.batching import load_by_tokens
 from rim_peft.data.collator import ReadoutCollator, TokenizedRow
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.sequence import Layout, attention_masks, check_architecture, keep_readouts, pack_rows
-from rim_peft.training.attachment import attach, check_adapter
+from rim_peft.training.attachment import attach, check_adapter, fall_back_from_flex
 from rim_peft.training.card import write_card
 from rim_peft.training.compilation import compile_layers
 from rim_peft.training.head import head_at
@@ -101,6 +101,7 @@ class ReadoutTrainer(SFTTrainer, ABC):
         self._rim_config = active_config(peft_model)
         check_adapter(peft_model, self._rim_config)
         check_architecture(peft_model.get_base_model())
+        fall_back_from_flex(peft_model.get_base_model(), device_type=args.device.type)
         self._max_positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
         self._validate = validate
         self._block_metrics = {"train": BlockMetrics(), "eval": BlockMetrics()}

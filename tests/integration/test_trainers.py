@@ -289,6 +289,13 @@ def test_compiled_layers_train_alike_and_are_compiled_once(
         torch.testing.assert_close(models[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_flex_attention_gives_way_to_sdpa_on_a_cpu(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
+    model = build_rim(base=build_base(attn_implementation="flex_attention"), num_blocks=2)
+    make_trainer(RefinementTrainer, model, max_steps=1).train()
+    assert model.get_base_model().config._attn_implementation == "sdpa"
+    assert "flex_attention has no backward pass on a CPU" in caplog.text
+
+
 def _uniform(trainer_class: Any) -> dict[str, str]:
     return {"schedule": "uniform"} if trainer_class is GroundingTrainer else {}
 
