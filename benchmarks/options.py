@@ -18,4 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="smallest sizes, two rounds: does everything run?")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     parser.add_argument("--save", metavar="FILE", help="write the JSON document to a file too")
-    parser.add_argument("--profile", action="store_true", help="profile the benchmarks instead of timing them")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="print the five largest costs of a training step and of an answer instead",
+    )

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.answering import NUM_BLOCKS, generate
 from benchmarks.measure import Way
 from benchmarks.models import attach_rim, build_base, lora_rank, random_prompts
-from benchmarks.registry import Benchmark, Settings
+from benchmarks.registry import Settings
 from benchmarks.steps import RowSizes, readout_step
 
 NUM_COSTS = 5
 NUM_RUNS = 3
 
 
-def run(chosen: Sequence[Benchmark], settings: Settings) -> int:
-    """Profile a step of stage 2 and an answer, and print their costs; which benchmarks were named does not matter."""
+def find_costs(settings: Settings) -> str:
+    """Profile a step of stage 2 and an answer, and return their costs as text."""
     base = settings.choose(quick="tiny", cpu="small", cuda="llama-3.2-1b")
     sizes = settings.choose(
         quick=RowSizes(batch=1, prompt=16), cpu=RowSizes(batch=4, prompt=128), cuda=RowSizes(batch=16, prompt=128)
     )
-    print(f"{base}: a training step, then an answer", file=sys.stderr)
+    settings.tell(f"{base}: a training step, then an answer")
     model = attach_rim(build_base(base, settings), rank=lora_rank(settings))
     step = readout_step(model, "stage 2", sizes)
     title = f"training step of stage 2: {base}, {step.tokens} tokens in {sizes.batch} rows"
-    print(costs(step, title=title, device=settings.device))
+    parts = [costs(step, title=title, device=settings.device)]
     model.eval()
-    prompts = random_prompts(model, batch=1, length=100)
-    answer = _answer(model, prompts)
-    print("\n" + costs(answer, title=f"answer of two tokens: {base}, prompt of 100 tokens", device=settings.device))
-    return 0
+    answer = generate(model, random_prompts(model, batch=1, length=100), NUM_BLOCKS, tokens=2)
+    parts.append(costs(answer, title=f"answer of two tokens: {base}, prompt of 100 tokens", device=settings.device))
+    return "\n\n".join(parts)
 
 
 def costs(way: Way, *, title: str, device: str) -> str:
@@ -72,10 +70,3 @@ def _self_us(event: Any, device: str) -> float:
 
 def _shapes(event: Any) -> str:
     return " × ".join(str(shape) for shape in event.input_shapes if shape) or "no tensors"
-
-
-def _answer(model: Any, prompts: torch.Tensor) -> Way:
-    def answer() -> None:
-        model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=2, do_sample=False)
-
-    return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -64,6 +65,9 @@ def run_all_readouts(settings: Settings) -> Iterator[Row]:
 @benchmark("compiled", "time to the first token with compiled passes, which on a GPU are CUDA graphs")
 def run_compiled(settings: Settings) -> Iterator[Row]:
     """Time a decoder that is compiled against one that is not, and against answering directly, also compiled."""
+    if settings.device == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++")):
+        settings.tell("left out: torch compiles for a CPU with a C++ compiler, and finds none")
+        return
     for base in settings.choose(quick=["tiny"], cpu=["small"], cuda=["gpt2-124m", "llama-3.2-1b", "llama-3.2-3b"]):
         settings.tell(f"{base}, n=100, compiling")
         model = attach_rim(build_base(base, settings), rank=lora_rank(settings), num_blocks=NUM_BLOCKS).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from benchmarks import __main__ as command_line
 from benchmarks import registry
+from benchmarks.lengths import NUM_ROWS, real_lengths
 from benchmarks.measure import Spread, interleave, peak_memory, ratio, repeated, spread, tensor_bytes
 from benchmarks.models import attach_rim, build_base
 from benchmarks.operations import Operations, causal_pairs, readout_pairs
@@ -24,6 +27,15 @@ from rim_peft.cli import bench
 from rim_peft.cli.main import main as rim_peft_main
 
 QUICK = Settings(quick=True)
+
+
+@pytest.fixture(autouse=True)
+def _restore_notices() -> Iterator[None]:
+    """The command line turns the libraries' notices off, which other tests look for."""
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
 
 
 def a_row(**fields: Any) -> Row:
@@ -198,7 +210,18 @@ def test_a_step_is_the_trainer_s_own() -> None:
     assert rows.grad is None
 
 
-@pytest.mark.parametrize("name", all_benchmarks())
+def test_what_needs_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["kernels", "--quick"]) == 0
+    captured = capsys.readouterr()
+    assert not captured.out.strip()
+    assert "left out: needs a GPU" in captured.err
+
+
+# Compiling takes a C++ compiler: part of many machines, but not of Python.
+NOT_HERE = {"kernels"} | (set() if shutil.which("g++") or shutil.which("clang++") else {"compiled"})
+
+
+@pytest.mark.parametrize("name", [name for name in all_benchmarks() if name not in NOT_HERE])
 def test_every_benchmark_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "rows.json"
     assert command_line.main([name, "--quick", "--json", "--save", str(saved)]) == 0
@@ -215,11 +238,26 @@ def test_every_benchmark_runs(name: str, tmp_path: Path, capsys: pytest.CaptureF
         assert all(way["spread"]["lower"] > 0 for way in row["ways"])
 
 
+def test_a_profile_names_five_costs_of_a_step_and_of_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["--profile", "--quick"]) == 0
+    step, answer = capsys.readouterr().out.strip().split("\n\n")
+    for text, title in ((step, "training step of stage 2"), (answer, "answer of two tokens")):
+        assert text.startswith(title)
+        assert text.count(" calls  ") == 5
+    assert "rim_peft.rows" in step
+
+
+def test_lengths_are_those_of_rows() -> None:
+    lengths = real_lengths()
+    assert len(lengths) == NUM_ROWS
+    assert all(prompt > 0 and steps and answer > 1 for prompt, steps, answer in lengths)
+
+
 def test_an_unknown_name_is_one_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         command_line.main(["one_pas"])
     assert stop.value.code == 2
-    assert "unknown benchmark one_pas; there are one_pass, embedding," in capsys.readouterr().err
+    assert "unknown benchmark one_pas; there are one_pass, packing," in capsys.readouterr().err
     assert rim_peft_main(["bench", "one_pas"]) == 1
     assert capsys.readouterr().err.startswith("rim-peft: error: unknown benchmark one_pas;")
 

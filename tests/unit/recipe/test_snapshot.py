@@ -32,7 +32,13 @@ def test_own_options_are_spelled_out_and_can_be_read_again(tmp_path: Path) -> No
         "use_rslora": True,
     }
     assert resolved["grounding"] is None
-    assert resolved["refinement"] == {"dropout": None, "learning_rate": 1e-4}
+    assert resolved["refinement"] == {
+        "dropout": None,
+        "pack_length": None,
+        "max_tokens_per_batch": None,
+        "compile_layers": False,
+        "learning_rate": 1e-4,
+    }
     assert resolved["data"]["max_length"] == 1024
     assert resolved["resume"] is False
     path.write_text(write_yaml(resolved))
