@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, StaticLayer
@@ -15,6 +17,9 @@ from rim_peft.inference.rows import AnswerRows
 from rim_peft.sequence import Layout, attention_masks
 
 _decoder_numbers = itertools.count()
+
+# The last layer's states alone, where transformers can choose; 5.17 cannot, 5.23 can.
+_LAST_LAYER: Any = [-1] if Version(transformers.__version__) >= Version("5.23") else True
 
 
 class Prediction(NamedTuple):
@@ -146,7 +151,7 @@ def predict(
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=0 if ends is None else ends,
-        output_hidden_states=False if ends is None else [-1],  # the last alone, where transformers can choose
+        output_hidden_states=False if ends is None else _LAST_LAYER,
     )
     logits = output.logits.float()
     tokens = logits.argmax(-1)
