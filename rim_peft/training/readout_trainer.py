@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.sequence import Layout, attention_masks, check_architecture, keep_readouts, pack_rows
 from rim_peft.training.attachment import attach, check_adapter, fall_back_from_flex
 from rim_peft.training.card import write_card
-from rim_peft.training.compilation import compile_layers
+from rim_peft.training.compilation import CompiledLayers
 from rim_peft.training.head import head_at
 from rim_peft.training.losses import label_weights, readout_loss
 from rim_peft.training.metrics import BlockMetrics
@@ -130,8 +131,7 @@ class ReadoutTrainer(SFTTrainer, ABC):
             self.add_callback(ReadoutProgress)
         if args.dropout is not None:
             peft_model.base_model.set_dropout(args.dropout)
-        if args.compile_layers:
-            compile_layers(peft_model.get_base_model())
+        self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
 
     @abstractmethod
     def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
@@ -221,6 +221,11 @@ class ReadoutTrainer(SFTTrainer, ABC):
         """Count the samples of an optimiser step, over its micro-batches and over processes."""
         count = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run forward and backward, which with gradient checkpointing runs the layers once more."""
+        with self._compiled_layers:
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pickle
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.collator import TokenizedRow
-from rim_peft.training.compilation import compile_layers
+from rim_peft.training.compilation import CompiledLayers
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from tests.conftest import ARCHITECTURES, VOCAB_SIZE, build_base, build_rim
 
@@ -265,13 +266,13 @@ def test_the_head_is_given_supervised_positions_alone(make_trainer: MakeTrainer)
     assert model(input_ids=batch["input_ids"][:, :5]).logits.shape == (len(ROWS), 5, VOCAB_SIZE)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_layers_train_alike_and_are_compiled_once(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    checkpointing: bool, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compile_quickly(base: Any) -> None:  # the compiler behind the graph takes half a minute
-        compile_layers(base, backend="aot_eager")
-
-    monkeypatch.setattr("rim_peft.training.readout_trainer.compile_layers", compile_quickly)
+    # The compiler behind the graph takes half a minute.
+    quick = functools.partial(CompiledLayers, backend="aot_eager")
+    monkeypatch.setattr("rim_peft.training.readout_trainer.CompiledLayers", quick)
     rows = [{**row, "question": row["question"] + "+0" * n} for n, row in enumerate(ROWS * 3)]
     shapes, models = set(), []
     torch._dynamo.reset()
@@ -280,13 +281,18 @@ def test_compiled_layers_train_alike_and_are_compiled_once(
         model = build_rim(num_blocks=3)
         model.base_model.memory.register_forward_pre_hook(lambda _, args: shapes.add(args[0].shape))
         options = {"rows": rows, "optim": "sgd", "max_steps": 6, "per_device_train_batch_size": 2, **chosen}
+        options["gradient_checkpointing"] = checkpointing
         make_trainer(GroundingTrainer, model, **options).train()
-        models.append(_trained(model))
+        models.append(model)
     assert len(shapes) > 4
     # Two at most: a length that equals another size of the model is taken for a constant at first.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] in (1, 2)
-    for name, tensor in models[0].items():
-        torch.testing.assert_close(models[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert compiled in (1, 2)
+    models[1].generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2, pad_token_id=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled  # answers are not compiled
+    plain, found = (_trained(model) for model in models)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_flex_attention_gives_way_to_sdpa_on_a_cpu(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
