@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.profiler import record_function
-from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
 )
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
 
-from rim_peft.data.batching import load_by_tokens
-from rim_peft.data.collator import ReadoutCollator, TokenizedRow
-from rim_peft.data.preparation import COLUMNS, prepare_dataset
+from rim_peft.data.collator import ReadoutCollator
 from rim_peft.sequence import Layout, attention_masks, check_architecture, keep_readouts, pack_rows
 from rim_peft.training.attachment import attach, check_adapter, fall_back_from_flex
 from rim_peft.training.card import write_card
@@ -35,6 +30,7 @@ from rim_peft.training.losses import label_weights, readout_loss
 from rim_peft.training.metrics import BlockMetrics
 from rim_peft.training.progress import ReadoutProgress
 from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.training.readout_data import ReadoutData
 from rim_peft.tuner.config import RiMConfig, active_config
 
 Validate = Callable[[PeftModel], dict[str, float]]
@@ -50,7 +46,7 @@ _REFUSED_ARGUMENTS = {
 }
 
 
-class ReadoutTrainer(SFTTrainer, ABC):
+class ReadoutTrainer(ReadoutData):
     """Base of both stages' trainers; use :class:`GroundingTrainer` or :class:`RefinementTrainer`.
 
     Args:
@@ -68,11 +64,7 @@ class ReadoutTrainer(SFTTrainer, ABC):
     """
 
     model: Any  # the PeftModel; the parent declares more kinds
-    args: ReadoutConfig
-    data_collator: Any
     config_class: type[ReadoutConfig]
-    needs_steps: bool
-    _signature_columns: Any
     _tag_names = ["trl", "peft", "rim", "latent-reasoning"]  # noqa: RUF012 - TRL's own class attribute
     _name = "RiM"
 
@@ -134,13 +126,6 @@ class ReadoutTrainer(SFTTrainer, ABC):
         self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
 
     @abstractmethod
-    def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
-        """Return the function from a tokenised row to what is read out after each of its blocks.
-
-        It must not hold the trainer, since data loader processes get it by pickle.
-        """
-
-    @abstractmethod
     def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
         """Return the (D, K) loss weights of a batch's readouts.
 
@@ -149,73 +134,6 @@ class ReadoutTrainer(SFTTrainer, ABC):
             num_blocks: (D,) each sample's number of blocks.
             progress: share of the stage that is done, in [0, 1).
         """
-
-    @property
-    def min_blocks(self) -> int:
-        """Blocks that every row has at the least."""
-        return self._rim_config.num_blocks
-
-    def _prepare_dataset(
-        self,
-        dataset: Dataset | IterableDataset,
-        processing_class: PreTrainedTokenizerBase,
-        args: ReadoutConfig,
-        packing: bool,
-        formatting_func: Any,
-        dataset_name: str,
-    ) -> Dataset | IterableDataset:
-        """Tokenise a dataset, unless that has been done.
-
-        Raises:
-            ValueError: rows tokenised before lack the steps that this stage needs.
-        """
-        if set(COLUMNS) <= set(dataset.column_names or ()):
-            if self.needs_steps and isinstance(dataset, Dataset) and not all(dataset["step_ids"]):
-                raise ValueError(
-                    f"{dataset_name} dataset: rows that are tokenised already must have steps for stage 1, some have "
-                    "none. Give rows with question, steps and answer."
-                )
-            return dataset
-        with PartialState().main_process_first():  # the others find its table on the disk
-            return prepare_dataset(
-                dataset,
-                processing_class,
-                templates=args.templates,
-                needs_steps=self.needs_steps,
-                num_blocks=self.min_blocks,
-                block_length=self._rim_config.block_tokens.length,
-                max_length=args.max_length,
-                max_positions=self._max_positions,
-                on_bad_rows=args.on_bad_rows,
-                num_proc=args.dataset_num_proc,
-            )
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(COLUMNS)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of training batches, each of so many rows or, with ``max_tokens_per_batch``, of tokens."""
-        if self.args.max_tokens_per_batch is None:
-            return super().get_train_dataloader()
-        order: Any = self._get_train_sampler()
-        loader = load_by_tokens(
-            self.train_dataset,
-            order,
-            self.data_collator,
-            max_tokens=self.args.max_tokens_per_batch,
-            num_processes=self.accelerator.num_processes,
-            num_workers=self.args.dataloader_num_workers,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
-        return _on_host(self.accelerator.prepare(loader))
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        return _on_host(super()._get_dataloader(*args, **kwargs))
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Leave a batch where it is: rows are arranged on the host, where their lengths are known, and then sent."""
-        return inputs
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Count the samples of an optimiser step, over its micro-batches and over processes."""
@@ -331,9 +249,3 @@ class ReadoutTrainer(SFTTrainer, ABC):
             metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
             output = output._replace(metrics=metrics)
         return output
-
-
-def _on_host(loader: DataLoader) -> DataLoader:
-    """Keep accelerate from sending batches to the device."""
-    vars(loader)["device"] = None
-    return loader

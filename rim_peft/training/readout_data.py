@@ -1,0 +1,113 @@
+"""What the trainers of both stages read: rows tokenised and checked, batches by rows or by tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+from rim_peft.data.batching import load_by_tokens
+from rim_peft.data.collator import TokenizedRow
+from rim_peft.data.preparation import COLUMNS, prepare_dataset
+from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.tuner.config import RiMConfig
+
+
+class ReadoutData(SFTTrainer, ABC):
+    """The data side of :class:`~rim_peft.training.readout_trainer.ReadoutTrainer`.
+
+    Batches stay on the host: their rows are arranged there, where lengths are known without asking a GPU.
+    """
+
+    args: ReadoutConfig
+    data_collator: Any
+    needs_steps: bool
+    _signature_columns: Any
+    _rim_config: RiMConfig
+    _max_positions: int | None
+
+    @abstractmethod
+    def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
+        """Return the function from a tokenised row to what is read out after each of its blocks.
+
+        It must not hold the trainer, since data loader processes get it by pickle.
+        """
+
+    @property
+    def min_blocks(self) -> int:
+        """Blocks that every row has at the least."""
+        return self._rim_config.num_blocks
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: ReadoutConfig,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        """Tokenise a dataset, unless that has been done.
+
+        Raises:
+            ValueError: rows tokenised before lack the steps that this stage needs.
+        """
+        if set(COLUMNS) <= set(dataset.column_names or ()):
+            if self.needs_steps and isinstance(dataset, Dataset) and not all(dataset["step_ids"]):
+                raise ValueError(
+                    f"{dataset_name} dataset: rows that are tokenised already must have steps for stage 1, some have "
+                    "none. Give rows with question, steps and answer."
+                )
+            return dataset
+        with PartialState().main_process_first():  # the others find its table on the disk
+            return prepare_dataset(
+                dataset,
+                processing_class,
+                templates=args.templates,
+                needs_steps=self.needs_steps,
+                num_blocks=self.min_blocks,
+                block_length=self._rim_config.block_tokens.length,
+                max_length=args.max_length,
+                max_positions=self._max_positions,
+                on_bad_rows=args.on_bad_rows,
+                num_proc=args.dataset_num_proc,
+            )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = list(COLUMNS)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of training batches, each of so many rows or, with ``max_tokens_per_batch``, of tokens."""
+        if self.args.max_tokens_per_batch is None:
+            return super().get_train_dataloader()
+        order: Any = self._get_train_sampler()
+        loader = load_by_tokens(
+            self.train_dataset,
+            order,
+            self.data_collator,
+            max_tokens=self.args.max_tokens_per_batch,
+            num_processes=self.accelerator.num_processes,
+            num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return _on_host(self.accelerator.prepare(loader))
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        return _on_host(super()._get_dataloader(*args, **kwargs))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Leave a batch where it is: rows are arranged on the host, where their lengths are known, and then sent."""
+        return inputs
+
+
+def _on_host(loader: DataLoader) -> DataLoader:
+    """Keep accelerate from sending batches to the device."""
+    vars(loader)["device"] = None
+    return loader
