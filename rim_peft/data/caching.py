@@ -49,6 +49,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
     own: then all that can be pickled counts.
     """
     kind = type(tokenizer)
+    if "strftime_now" in str(tokenizer.chat_template):  # chats would keep the day on which they were first rendered
+        return None
     try:
         content = _fast_content(tokenizer) if _is_plain(kind) else [Hasher.hash(tokenizer).encode()]
         code = [transformers_version, tokenizers_version, kind.__qualname__, source_hash(kind.__module__)]

@@ -82,6 +82,9 @@ def _content_hash(dataset: Dataset, encoder: Encoder) -> str | None:
     if tokenizer is None:
         return None
     source = source_hash(__name__, Encoder.__module__, Example.__module__)
+    # Other columns are not read, and shall not make it another table.
+    read = [name for name in dataset.column_names if name in ("question", "steps", "answer", ROW_ERROR)]
+    dataset = dataset.select_columns(read) if read else dataset
     return digest_of(*(part.encode() for part in (source, rows_hash(dataset), tokenizer, repr(encoder.templates))))
 
 

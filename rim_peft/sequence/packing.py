@@ -41,8 +41,8 @@ def pack_rows(layout: Layout, row_length: int | None, *, multiple_of: int = 1) -
 
     Args:
         layout: rows of D samples, packed or not.
-        row_length: tokens in a row at most; a longer sample gets a row of its own, and is not cut. None: one sample
-            to a row.
+        row_length: tokens in a row at most, or those of the longest sample, since none is cut. None: one sample to a
+            row.
         multiple_of: rows are padded to a multiple of this, so that kernels that are compiled for a length can be used
             again.
     """
@@ -69,12 +69,12 @@ def _fill_rows(sizes: list[int], row_length: int | None) -> list[list[int]]:
     row_length = max(row_length, *sizes)
     fitting: list[list[list[int]]] = []
     num_rows = -(-sum(sizes) // row_length)
-    # One row more than are needed may be shorter by more than that row. With a row for each document all fit.
-    while len(fitting) < 2 and num_rows <= len(sizes):
-        rows = _spread(sizes, num_rows)
+    # More rows than are needed may be shorter by more than those rows. With a row for each document all fit.
+    while len(fitting) < 2 and (num_rows <= len(sizes) or not fitting):
+        rows = _spread(sizes, min(num_rows, len(sizes)))
         if max(sum(sizes[document] for document in row) for row in rows) <= row_length:
             fitting.append(rows)
-        num_rows += 1
+        num_rows += 1 + num_rows // 16  # many rows need not be tried one by one
     return min(fitting, key=lambda rows: len(rows) * max(sum(sizes[document] for document in row) for row in rows))
 
 

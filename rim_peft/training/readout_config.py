@@ -78,8 +78,9 @@ class ReadoutConfig(SFTConfig):
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens in a device's batch at most, in place of per_device_train_batch_size: long samples come "
-            "in smaller batches. At least twice the longest row; needs a table of rows, not a stream."
+            "help": "Tokens in a device's batch at most, without padding (of which pack_length leaves nearly none), in "
+            "place of per_device_train_batch_size: long samples come in smaller batches. At least twice the longest "
+            "row; needs a table of rows, not a stream."
         },
     )
 
@@ -108,10 +109,6 @@ class ReadoutConfig(SFTConfig):
                 "readouts' head. Use compile_layers."
             )
         super().__post_init__()
-        if self.max_tokens_per_batch is not None:
-            # Batches of varying size cannot be filled up to one, and need not be (`TokenBatchSampler`).
-            accelerator_config: Any = self.accelerator_config
-            accelerator_config.even_batches = False
         for name, needed in _REFUSED.items():
             if (value := getattr(self, name)) != needed:
                 raise ValueError(

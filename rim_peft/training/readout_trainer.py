@@ -98,6 +98,7 @@ class ReadoutTrainer(ReadoutData):
         self._max_positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
         self._validate = validate
         self._block_metrics = {"train": BlockMetrics(), "eval": BlockMetrics()}
+        self._new_tokens = 0  # of this process, since the last log line
         self.args = args  # the rows are prepared inside the parent's constructor
         adapter_weights = {name: p.detach().clone() for name, p in peft_model.named_parameters() if p.requires_grad}
         super().__init__(
@@ -159,10 +160,10 @@ class ReadoutTrainer(ReadoutData):
         base = self.accelerator.unwrap_model(model).get_base_model()
         with record_function("rim_peft.rows"):
             layout = Layout(**{name: value for name, value in inputs.items() if name != "num_steps"})
-            num_blocks = (layout.block_ends >= 0).sum(dim=1)
-            weights = self.block_weights(inputs["num_steps"], num_blocks, progress=progress)
+            has_block = layout.block_ends >= 0
+            weights = self.block_weights(inputs["num_steps"], has_block.sum(dim=1), progress=progress)
             layout = self._arrange(layout, weights)
-            num_tokens = int(layout.attention_mask.sum())
+            self._new_tokens += int(layout.attention_mask.sum()) if is_training else 0
             labels = layout.labels()
             device = self.args.device
             layout, labels, weights = layout.to(device), labels.to(device), weights.to(device)
@@ -183,7 +184,7 @@ class ReadoutTrainer(ReadoutData):
             # The count is that of all processes, whose gradients are averaged.
             loss = loss * self.accelerator.num_processes
         metrics = self._block_metrics["train" if is_training else "eval"]
-        metrics.add(log_probs, is_top1, labels, weights, num_tokens=num_tokens)
+        metrics.add(log_probs, is_top1, labels, weights, has_block.to(device))
         return (loss, outputs) if return_outputs else loss
 
     def _arrange(self, layout: Layout, weights: Tensor) -> Layout:
@@ -200,13 +201,16 @@ class ReadoutTrainer(ReadoutData):
         return pack_rows(layout, self.args.pack_length, multiple_of=multiple)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with each block's loss per token, token accuracy and mean weight since the last line."""
-        mode = "train" if self.model.training else "eval"
-        by_block, num_tokens = self._block_metrics[mode].read(self.accelerator)
-        if by_block:
-            self._total_train_tokens += num_tokens if mode == "train" else 0
+        """Log; a line with a loss brings each block's figures since the last one, and the tokens trained on so far."""
+        # Lines with a loss are the Trainer's own, which every process logs; another may come from one process alone.
+        if any(name == "loss" or name.endswith("_loss") for name in logs):
+            mode = "train" if self.model.training else "eval"
             # The parent logs the mean of each list.
+            by_block = self._block_metrics[mode].read(self.accelerator)
             self._metrics[mode].update({name: [value] for name, value in by_block.items()})
+            new = torch.tensor(self._new_tokens, device=self.args.device)
+            self._total_train_tokens += int(self.accelerator.reduce(new, reduction="sum"))
+            self._new_tokens = 0
             self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         super().log(logs, start_time)
 

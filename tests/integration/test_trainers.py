@@ -14,7 +14,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.collator import TokenizedRow
@@ -240,6 +246,48 @@ def test_batches_by_tokens_hold_every_row_and_resume_exactly(make_trainer: MakeT
     make_trainer(GroundingTrainer, resumed, **options).train(resume_from_checkpoint=checkpoint)
     for name, tensor in _trained(unbroken).items():
         torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_batches_of_differing_sizes_accumulate_to_the_mean_over_samples(make_trainer: MakeTrainer) -> None:
+    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 5)]
+    shared = {"rows": rows, "optim": "sgd", "max_steps": 1, "train_sampling_strategy": "sequential"}
+    models = []
+    for options in (
+        {"per_device_train_batch_size": len(rows)},
+        {"max_tokens_per_batch": 130, "gradient_accumulation_steps": 100},
+    ):
+        model = build_rim(num_blocks=3)
+        trainer = make_trainer(GroundingTrainer, model, **shared, **options)
+        trainer.train()
+        models.append(_trained(model))
+    sizes = [len(batch["num_steps"]) for batch in trainer.get_train_dataloader()]
+    assert len(set(sizes)) > 1
+    assert len(sizes) > 2
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(models[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_tokens_are_counted_in_every_line_with_a_loss(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(RefinementTrainer, build_rim(num_blocks=3), max_steps=4, logging_steps=3, eval_strategy="no")
+    per_step = int(_batch(trainer)["attention_mask"].sum())
+    trainer.add_callback(_LogsOfItsOwn(trainer))
+    trainer.train()
+    lines = trainer.state.log_history
+    assert [line["num_tokens"] for line in lines if "loss" in line] == [3 * per_step]
+    assert [line["num_tokens"] for line in lines if "train_loss" in line] == [4 * per_step]
+    assert all("num_tokens" not in line for line in lines if "own" in line)
+    evaluated = trainer.evaluate(Dataset.from_list(ROWS))
+    assert evaluated["eval_loss"] > 0
+
+
+class _LogsOfItsOwn(TrainerCallback):
+    """Logs from one process alone, as users' callbacks do."""
+
+    def __init__(self, trainer: ReadoutTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.log({"own": 1.0})
 
 
 def test_batches_by_tokens_need_lengths(make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast) -> None:

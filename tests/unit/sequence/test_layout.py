@@ -1,10 +1,12 @@
 """The interleaved row, against rows written by hand."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 from rim_peft.sequence import IGNORE_INDEX as X
-from rim_peft.sequence import BlockTokens, Layout, Sample, build_layout, keep_readouts, pack_rows
+from rim_peft.sequence import BlockTokens, Layout, Sample, build_layout, keep_readouts, pack_rows, packing
 
 BLOCKS = BlockTokens(begin=90, memory=91, end=92, block_size=2)
 # Two samples that differ in prompt length, number of blocks and readout lengths; the first's block 2 reads nothing out.
@@ -92,6 +94,15 @@ def test_packing_keeps_every_token_once_and_rows_short() -> None:
             torch.testing.assert_close(getattr(labels, name)[order], getattr(expected, name), msg=name)
         ends = packed.block_ends[packed.block_ends >= 0]
         assert (packed.input_ids.flatten()[ends] == BLOCKS.end).all()
+
+
+def test_many_documents_that_hardly_fit_are_packed_soon() -> None:
+    """Tried one by one, hundreds of numbers of rows would take seconds; counted, not timed."""
+    layout = build_layout([Sample([1] * (130 + n % 70), []) for n in range(300)], BLOCKS, pad_id=0)
+    with mock.patch("rim_peft.sequence.packing._spread", wraps=packing._spread) as spread:
+        packed = pack_rows(layout, 256)
+    assert packed.attention_mask.sum() == layout.attention_mask.sum()
+    assert spread.call_count < 20
 
 
 def test_packed_rows_have_little_padding() -> None:

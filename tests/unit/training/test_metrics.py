@@ -1,0 +1,43 @@
+"""Figures of the blocks, against sums worked out by hand over batches that differ in size and blocks."""
+
+import torch
+from accelerate import Accelerator
+
+from rim_peft.sequence import Labels
+from rim_peft.training.metrics import BlockMetrics
+
+
+def _add(metrics: BlockMetrics, log_probs: list[float], blocks: list[int], weights: list[list[float]]) -> None:
+    places = torch.arange(len(blocks))
+    labels = Labels(places, places, documents=torch.zeros_like(places), blocks=torch.tensor(blocks))
+    is_top1 = torch.tensor([value > -1.5 for value in log_probs])
+    table = torch.tensor(weights)
+    metrics.add(torch.tensor(log_probs), is_top1, labels, table, table > -1)
+
+
+def test_sums_run_over_all_batches_since_the_last_line() -> None:
+    accelerator = Accelerator(cpu=True)
+    metrics = BlockMetrics()
+    _add(metrics, [-1.0, -2.0], [1, 1], [[0.5], [1.0]])
+    _add(metrics, [-3.0, -1.0], [1, 2], [[0.0, 0.75]])
+    found = metrics.read(accelerator)
+    assert found == {
+        "block_1/loss": 2.0,
+        "block_1/token_accuracy": 1 / 3,
+        "block_1/weight": 0.5,
+        "block_2/loss": 1.0,
+        "block_2/token_accuracy": 1.0,
+        "block_2/weight": 0.75,
+    }
+    assert metrics.read(accelerator) == {}
+
+
+def test_a_block_that_a_sample_lacks_does_not_count() -> None:
+    metrics = BlockMetrics()
+    places = torch.arange(1)
+    labels = Labels(places, places, documents=places, blocks=torch.tensor([2]))
+    weights = torch.tensor([[1.0, 0.5], [1.0, 0.0]])
+    metrics.add(
+        torch.tensor([-1.0]), torch.tensor([True]), labels, weights, torch.tensor([[True, True], [True, False]])
+    )
+    assert metrics.read(Accelerator(cpu=True))["block_2/weight"] == 0.5
