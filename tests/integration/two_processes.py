@@ -20,11 +20,12 @@ ROWS = [
 ]
 
 
-def train(folder: Path, *, per_device_train_batch_size: int) -> PeftModel:
-    """Run both stages for four steps each."""
+def train(folder: Path, **batches: int) -> PeftModel:
+    """Run both stages for four steps each; ``batches`` say how large a batch is."""
     model = build_rim(num_blocks=3)
     options: dict[str, Any] = {
-        "per_device_train_batch_size": per_device_train_batch_size,
+        **batches,
+        "per_device_eval_batch_size": 2,
         "max_steps": 4,
         "optim": "sgd",
         "learning_rate": 1e-2,
@@ -39,7 +40,7 @@ def train(folder: Path, *, per_device_train_batch_size: int) -> PeftModel:
         model,
         build_tokenizer(),
         train_dataset=Dataset.from_list(ROWS),
-        eval_dataset=Dataset.from_list(ROWS[:4]),
+        eval_dataset=Dataset.from_list(ROWS[:6]),  # three batches, which two processes cannot share evenly
         output_dir=folder,
         grounding=GroundingConfig(output_dir=str(folder / "grounding"), **options),
         refinement=RefinementConfig(output_dir=str(folder / "refinement"), **options),
@@ -50,6 +51,8 @@ def train(folder: Path, *, per_device_train_batch_size: int) -> PeftModel:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    trained = train(target, per_device_train_batch_size=2)
-    weights = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
-    save_file(weights, target / f"rank{os.environ['RANK']}.safetensors")
+    by_rows = train(target, per_device_train_batch_size=2)
+    by_tokens = train(target / "tokens", max_tokens_per_batch=200)
+    for folder, trained in ((target, by_rows), (target / "tokens", by_tokens)):
+        weights = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
+        save_file(weights, folder / f"rank{os.environ['RANK']}.safetensors")
