@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     validation = trained.metrics["validation"]
     if validation is not None:
         print(
-            f"accuracy after the last block: {validation['accuracy']:.3f} ± {validation['standard_error']:.3f} "
+            f"accuracy: {validation['accuracy']:.3f} ± {validation['standard_error']:.3f} "
             f"({validation['num_rows']} validation rows, answer rule {validation['answer_rule']})"
         )
     return 0

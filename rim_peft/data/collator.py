@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +39,21 @@ def refinement_readouts(row: TokenizedRow, *, num_blocks: int) -> list[list[int]
     return [row["answer_ids"]] * num_blocks
 
 
+def written_readout(row: TokenizedRow, separator: Sequence[int], *, first: int = 0) -> list[int]:
+    """Join the steps from ``first`` on (counted from 0) and the answer to one text, as a chain of thought is written.
+
+    >>> written_readout({"prompt_ids": [1], "step_ids": [[2, 0], [3, 0]], "answer_ids": [4, 0]}, [9])
+    [2, 9, 3, 9, 4, 0]
+
+    Args:
+        row: a tokenised example; each step and the answer end with EOS, of which the answer's alone stays.
+        separator: token ids behind each step.
+        first: steps to leave out at the beginning.
+    """
+    chain = [token for step in row["step_ids"][first:] for token in (*step[:-1], *separator)]
+    return chain + list(row["answer_ids"])
+
+
 def count_tokens(row: TokenizedRow, readouts: Sequence[Sequence[int]], *, block_length: int) -> int:
     """Count the tokens of a laid out row: prompt, a block for each readout, and the readouts."""
     return len(row["prompt_ids"]) + sum(block_length + len(readout) for readout in readouts)
@@ -51,19 +68,32 @@ class ReadoutCollator:
     Attributes:
         blocks: the adapter's block tokens.
         pad_id: id of padding.
-        readouts: which readouts a row gets, one for each block.
+        readouts: which readouts a row gets, one for each block; with ``num_blocks=K``, for that many blocks.
+        block_range: the least and the most blocks that a batch may have, both included: each batch draws its own
+            number from them. None: what ``readouts`` gives by itself.
+        seed: seed of the draw.
     """
 
     blocks: BlockTokens
     pad_id: int
-    readouts: Callable[[TokenizedRow], list[list[int]]]
+    readouts: Callable[..., list[list[int]]]
+    block_range: tuple[int, int] | None = None
+    seed: int = 0
 
     def count_tokens(self, row: TokenizedRow) -> int:
-        """Count the tokens that a row takes, with all its readouts."""
+        """Count the tokens that a row takes at most, with all its readouts."""
         return count_tokens(row, self.readouts(row), block_length=self.blocks.length)
 
     def __call__(self, rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
         """Collate ``rows`` into tensors."""
-        samples = [Sample(row["prompt_ids"], self.readouts(row)) for row in rows]
+        options = {} if self.block_range is None else {"num_blocks": self._draw(rows, *self.block_range)}
+        samples = [Sample(row["prompt_ids"], self.readouts(row, **options)) for row in rows]
         layout = build_layout(samples, self.blocks, pad_id=self.pad_id)
         return {**layout.to_dict(), "num_steps": torch.tensor([len(row["step_ids"]) for row in rows])}
+
+    def _draw(self, rows: Sequence[TokenizedRow], least: int, most: int) -> int:
+        """Draw a batch's number of blocks from what is in it, so that a run that is resumed draws the same."""
+        digest = hashlib.blake2b(digest_size=8)
+        for row in rows:
+            digest.update(repr(list(row["prompt_ids"])).encode())
+        return random.Random(f"{self.seed} {digest.hexdigest()}").randint(least, most)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 Question: TypeAlias = str | Sequence[Mapping[str, str]]
@@ -156,6 +156,7 @@ class Templates:
         prompt: the text before the blocks.
         step: the readout of a reasoning step; EOS is added.
         answer: the readout of the answer; EOS is added.
+        separator: what stands behind each step where steps and answer are written as one text (a chain of thought).
 
     Raises:
         ValueError: a template does not hold its placeholder exactly once, or holds another one.
@@ -164,10 +165,11 @@ class Templates:
     prompt: str = "{question}\n"
     step: str = "{step}"
     answer: str = "{answer}"
+    separator: str = "\n"
 
     def __post_init__(self) -> None:
-        for field, placeholder in zip(fields(self), ("question", "step", "answer"), strict=True):
-            _check_template(field.name, getattr(self, field.name), placeholder)
+        for name, placeholder in (("prompt", "question"), ("step", "step"), ("answer", "answer")):
+            _check_template(name, getattr(self, name), placeholder)
 
 
 def _check_template(name: str, template: object, placeholder: str) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rim_peft.data.collator import grounding_readouts, refinement_readouts
+from rim_peft.data.collator import grounding_readouts, refinement_readouts, written_readout
 from rim_peft.data.examples import RowError, read_example
 from rim_peft.data.tokenization import TokenizedExample
 
@@ -26,6 +26,7 @@ class Limits:
     block_length: int
     max_length: int | None
     max_positions: int | None
+    separator_length: int | None = None
 
     def explain(self, row: Mapping[str, Any], tokenized: TokenizedExample | RowError) -> str | None:
         """Return what is wrong with a row in this stage, None if nothing is.
@@ -55,15 +56,26 @@ class Limits:
         num_blocks: Any = self.num_blocks
         longest = _lengths(tokenized["prompt_ids"])
         if self.needs_steps:
-            num_blocks = np.maximum(num_steps, num_blocks)
+            num_blocks = num_blocks if self.is_written else np.maximum(num_steps, num_blocks)
+            longest = longest + num_steps * (self.separator_length or 0)
             owners = np.repeat(np.arange(len(num_steps)), num_steps)
             longest = longest + np.bincount(owners, weights=step_lengths, minlength=len(num_steps))
         longest = longest + num_blocks * (self.block_length + _lengths(tokenized["answer_ids"]))
         limit = min(limit if limit is not None else math.inf for limit in (self.max_length, self.max_positions))
         return (longest > limit) | (self.needs_steps & (num_steps == 0))
 
+    @property
+    def is_written(self) -> bool:
+        """Whether steps and answer are one readout."""
+        return self.separator_length is not None
+
+    def _readouts(self, row: TokenizedExample) -> list[list[int]]:
+        if self.separator_length is not None:
+            return [written_readout(row, [0] * self.separator_length)]
+        return (grounding_readouts if self.needs_steps else refinement_readouts)(row, num_blocks=self.num_blocks)
+
     def _check_length(self, row: TokenizedExample) -> None:
-        readouts = (grounding_readouts if self.needs_steps else refinement_readouts)(row, num_blocks=self.num_blocks)
+        readouts = self._readouts(row)
         prompt = len(row["prompt_ids"])
         length = prompt + len(readouts) * self.block_length + sum(len(readout) for readout in readouts)
         if self.max_length is not None and length > self.max_length:

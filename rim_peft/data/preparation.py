@@ -36,6 +36,7 @@ def prepare_dataset(
     needs_steps: bool,
     num_blocks: int,
     block_length: int,
+    separator_length: int | None = None,
     templates: Templates | None = None,
     max_length: int | None = None,
     max_positions: int | None = None,
@@ -53,6 +54,8 @@ def prepare_dataset(
         needs_steps: whether the stage trains on steps (stage 1) or on the answer alone (stage 2).
         num_blocks: blocks that every row has at the least; with ``needs_steps`` a row has as many as steps.
         block_length: tokens in a block, begin and end included.
+        separator_length: tokens behind each step where steps and answer are written as one readout; None where each is
+            a readout of its own.
         templates: how prompt, steps and answer are written.
         max_length: longest row in tokens: prompt, blocks and all readouts; no limit where None.
         max_positions: positions that the model has; no limit where None.
@@ -72,7 +75,7 @@ def prepare_dataset(
             f"dataset: must be a Dataset or IterableDataset, got {type(dataset).__name__}. Give one of its splits."
         )
     encoder = Encoder(tokenizer, templates or Templates())
-    limits = Limits(needs_steps, num_blocks, block_length, max_length, max_positions)
+    limits = Limits(needs_steps, num_blocks, block_length, max_length, max_positions, separator_length)
     if isinstance(dataset, IterableDataset):
         return _prepare_stream(dataset, encoder, limits, drop=on_bad_rows == "drop")
     return _prepare_table(dataset, encoder, limits, drop=on_bad_rows == "drop", num_proc=num_proc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,7 +24,7 @@ def train_answer_only(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, bas
         base: folder of the frozen base.
         folder: where the trainer writes.
     """
-    stages = [stage for stage in (recipe.grounding_config(), recipe.refinement_config()) if stage is not None]
+    stages: list[Any] = [stage for _, stage in recipe.stage_trainers()]
     first = stages[0]
     samples = sum(stage.max_steps * stage.per_device_train_batch_size for stage in stages)
     rank = recipe.rim_config()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from rim_peft.data.examples import Example, Templates
 from rim_peft.data.tasks import Task
 from rim_peft.inference import answer_questions, read_blocks
 from rim_peft.tuner.config import active_config
+
+AnswerFunction = Callable[..., Iterable[str]]
+"""``f(model, tokenizer, questions, templates=, num_blocks=, max_new_tokens=, batch_size=)``, one text per question."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def evaluate_accuracy(
     max_new_tokens: int = 64,
     batch_size: int = 8,
     progress: bool = False,
+    answer: AnswerFunction = answer_questions,
+    separator: str | None = None,
 ) -> AccuracyReport:
     """Judge a model's greedy answers after the last block, or with ``by_block`` after every block.
 
@@ -103,6 +108,9 @@ def evaluate_accuracy(
         max_new_tokens: tokens of an answer at most.
         batch_size: questions at a time.
         progress: show a progress bar on stderr.
+        answer: how answers are made, if not by ``answer_questions``, with its arguments.
+        separator: what stands behind each step where a method writes its steps out: what follows the last one in a
+            text is its answer. None where a text is the answer.
 
     Raises:
         ValueError: there are no examples.
@@ -119,11 +127,12 @@ def evaluate_accuracy(
                 rows = read_blocks(model, tokenizer, questions, **options)
                 readouts.extend([readout.text for readout in row] for row in rows)
             else:
-                answers = answer_questions(model, tokenizer, questions, batch_size=batch_size, **options)
+                answers = answer(model, tokenizer, questions, batch_size=batch_size, **options)
                 readouts.extend([text] for text in answers)
             bar.update(len(questions))
     right = [
-        [task.is_correct(text, example.answer) for text in row] for row, example in zip(readouts, examples, strict=True)
+        [task.is_correct(answer_of(text, separator), example.answer) for text in row]
+        for row, example in zip(readouts, examples, strict=True)
     ]
     lengths = [len(example.steps) if example.steps else None for example in examples]
     final = [row[-1] for row in right]
@@ -135,6 +144,15 @@ def evaluate_accuracy(
         by_block=[_score_block([row[k] for row in right], lengths) for k in range(count)] if by_block else [],
         predictions=[row[-1] for row in readouts],
     )
+
+
+def answer_of(text: str, separator: str | None) -> str:
+    """Return what follows the last separator of a text that has its steps written out; all of it without one.
+
+    >>> answer_of("2*3=6, 6+1=7, 7", ", ")
+    '7'
+    """
+    return text if separator is None else text.rpartition(separator.strip() or separator)[2].strip()
 
 
 def _score(right: Sequence[bool]) -> Score:

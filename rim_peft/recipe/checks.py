@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from rim_peft.recipe.keys import SET_ELSEWHERE, STAGES, option_names, section_class
 from rim_peft.recipe.problems import Problems, join
+from rim_peft.recipe.sections import METHODS
 
 _HARDWARE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
 """Options that another machine's hardware decides on, so that they are checked when training starts."""
@@ -82,7 +83,7 @@ def _check_task(name: str, options: dict[str, Any], problems: Problems) -> dict[
 
 
 def _check_streaming(values: Mapping[str, Any], problems: Problems) -> None:
-    for name in STAGES:
+    for name in METHODS.get(str(values.get("method", "rim")), ()):
         stage = values.get(name, {})
         if isinstance(stage, dict) and not stage.get("max_steps"):
             problems.add(join(name, "max_steps"), "must be given with data.streaming, since a stream has no length.")

@@ -10,7 +10,7 @@ from rim_peft.recipe.sections import DataOptions, EvaluationOptions, ModelOption
 from rim_peft.tuner import RiMConfig
 
 OWN_SECTIONS: dict[str, type] = {"model": ModelOptions, "data": DataOptions, "evaluation": EvaluationOptions}
-STAGES = ("grounding", "refinement")
+STAGES = ("grounding", "refinement", "baseline")
 
 _ADAPTER_ELSEWHERE = {
     "base_model_name_or_path": "model.name_or_path",
@@ -25,8 +25,16 @@ _STAGE_ELSEWHERE = {
     "trust_remote_code": "model.trust_remote_code",
     **{
         name: f"data.{name}"
-        for name in ("prompt_template", "step_template", "answer_template", "on_bad_rows", "max_length")
+        for name in (
+            "prompt_template",
+            "step_template",
+            "answer_template",
+            "step_separator",
+            "on_bad_rows",
+            "max_length",
+        )
     },
+    "written_steps": "method",
 }
 SET_ELSEWHERE: dict[str, Mapping[str, str | None]] = {
     "adapter": _ADAPTER_ELSEWHERE,
@@ -49,7 +57,8 @@ def option_names(section: str) -> list[str]:
 def section_class(name: str) -> type:
     """Return the dataclass whose fields are a section's keys."""
     if name in STAGES:
-        from rim_peft.training import GroundingConfig, RefinementConfig
+        from rim_peft import training
 
-        return GroundingConfig if name == "grounding" else RefinementConfig
+        configs = (training.GroundingConfig, training.RefinementConfig, training.BaselineConfig)
+        return dict(zip(STAGES, configs, strict=True))[name]
     return RiMConfig if name == "adapter" else OWN_SECTIONS[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +11,8 @@ from rim_peft.tuner import RiMConfig
 
 if TYPE_CHECKING:
     from rim_peft.data.tasks.task import Task
-    from rim_peft.training import GroundingConfig, RefinementConfig
+    from rim_peft.training.readout_config import ReadoutConfig
+    from rim_peft.training.readout_trainer import ReadoutTrainer
 
 AS_IN_STAGE: dict[str, str] = {}
 """Metadata of options that both stages share: their help stands in the stages' own class."""
@@ -90,6 +90,10 @@ class DataOptions:
     prompt_template: str = field(default=Templates.prompt, metadata=AS_IN_STAGE)
     step_template: str = field(default=Templates.step, metadata=AS_IN_STAGE)
     answer_template: str = field(default=Templates.answer, metadata=AS_IN_STAGE)
+    step_separator: str = field(
+        default=Templates.separator,
+        metadata={"help": "Text behind each step where a method writes the steps out before the answer."},
+    )
     on_bad_rows: Literal["error", "drop"] = field(default="error", metadata=AS_IN_STAGE)
     max_length: int | None = field(
         default=1024,
@@ -109,6 +113,8 @@ class DataOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}: must be at least {least}, got {value}.")
+        if not self.step_separator:
+            raise ValueError(f"step_separator: must not be empty, got {self.step_separator!r}.")
         for name in ("prompt", "step", "answer"):
             try:
                 Templates(**{name: getattr(self, f"{name}_template")})
@@ -127,7 +133,12 @@ class DataOptions:
     @property
     def templates(self) -> Templates:
         """The three templates together."""
-        return Templates(prompt=self.prompt_template, step=self.step_template, answer=self.answer_template)
+        return Templates(
+            prompt=self.prompt_template,
+            step=self.step_template,
+            answer=self.answer_template,
+            separator=self.step_separator,
+        )
 
 
 @dataclass(frozen=True)
@@ -148,32 +159,62 @@ class EvaluationOptions:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}.")
 
 
+METHODS: dict[str, tuple[str, ...]] = {
+    "rim": ("grounding", "refinement"),
+    "answer": ("baseline",),
+    "cot": ("baseline",),
+    "pause": ("baseline",),
+}
+"""Methods, each with the sections of its stages."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run as data. ``adapter``, ``grounding`` and ``refinement`` hold the given fields of their classes.
+    """A whole run as data. ``adapter`` and the stages' sections hold the given fields of their classes.
+
+    A method reads its own stages' sections alone, so that one recipe can hold those of several.
 
     Raises:
-        ValueError: both stages are left out.
+        ValueError: all stages of the method are left out, or it cannot have the adapter's blocks.
     """
 
     output_dir: str = field(metadata={"help": "Folder to write to; must be new or empty unless resume is set."})
     model: ModelOptions = field(metadata={"help": "The base."})
     data: DataOptions = field(metadata={"help": "The rows."})
+    method: Literal["rim", "answer", "cot", "pause"] = field(
+        default="rim",
+        metadata={
+            "help": "rim: memory blocks, trained in the stages grounding and refinement. To compare with it, in the "
+            "stage baseline: answer (LoRA that answers at once), cot (LoRA that writes its steps out), pause (blocks "
+            "that nothing but the answer after the last one trains)."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seed of new weights, of the order of rows and of dropout."})
     resume: bool = field(default=False, metadata={"help": "Go on with the run that was interrupted in output_dir."})
     adapter: dict[str, Any] = field(default_factory=dict, metadata={"help": "The adapter."})
     grounding: dict[str, Any] | None = field(default_factory=dict, metadata={"help": "Stage 1; null leaves it out."})
     refinement: dict[str, Any] | None = field(default_factory=dict, metadata={"help": "Stage 2; null leaves it out."})
+    baseline: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "The one stage of methods that RiM is compared with."}
+    )
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions, metadata={"help": "How answers are made."})
 
     def __post_init__(self) -> None:
         """Check that there is something to train."""
-        if self.grounding is None and self.refinement is None:
+        if not self.stages:
             raise ValueError("refinement: must not be null where grounding is null too. Keep a stage.")
+        if self.method in ("rim", "pause") and self.adapter.get("num_blocks") == 0:
+            raise ValueError(f"adapter.num_blocks: must be at least 1 for method {self.method!r}, got 0.")
+
+    @property
+    def stages(self) -> list[str]:
+        """The sections of the stages that are trained, in their order."""
+        return [name for name in METHODS[self.method] if getattr(self, name) is not None]
 
     def rim_config(self) -> RiMConfig:
-        """Return a new configuration of the adapter."""
-        return RiMConfig(**self.adapter)
+        """Return a new configuration of the adapter: without blocks for methods that have none."""
+        has_blocks = self.method not in ("answer", "cot")
+        return RiMConfig(**{**self.adapter, **({} if has_blocks else {"num_blocks": 0})})
 
     def task(self) -> Task:
         """Return the task with its options."""
@@ -181,25 +222,21 @@ class Recipe:
 
         return get_task(self.data.task, **self.data.options)
 
-    def grounding_config(self) -> GroundingConfig | None:
-        """Return the options of stage 1 for this machine, None if it is left out."""
-        from rim_peft.training import GroundingConfig
+    def stage_trainers(self) -> list[tuple[type[ReadoutTrainer], ReadoutConfig]]:
+        """Return the trainer of each stage and its options for this machine."""
+        from rim_peft import training
 
-        values = self.grounding
-        return None if values is None else GroundingConfig(**self._stage_values("grounding", values))
+        trainers: dict[str, type[ReadoutTrainer]] = {
+            "grounding": training.GroundingTrainer,
+            "refinement": training.RefinementTrainer,
+            "baseline": training.BaselineTrainer,
+        }
+        return [(trainers[name], trainers[name].config_class(**self._stage_values(name))) for name in self.stages]
 
-    def refinement_config(self) -> RefinementConfig | None:
-        """Return the options of stage 2 for this machine, None if it is left out."""
-        from rim_peft.training import RefinementConfig
-
-        return (
-            None if self.refinement is None else RefinementConfig(**self._stage_values("refinement", self.refinement))
-        )
-
-    def _stage_values(self, stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _stage_values(self, stage: str) -> dict[str, Any]:
         data = self.data
-        return {
-            **values,
+        values = {
+            **getattr(self, stage),
             "output_dir": str(Path(self.output_dir) / stage),
             "seed": self.seed,
             "prompt_template": data.prompt_template,
@@ -208,3 +245,6 @@ class Recipe:
             "on_bad_rows": data.on_bad_rows,
             "max_length": data.max_length,
         }
+        if stage == "baseline":
+            values.update(written_steps=self.method == "cot", step_separator=data.step_separator)
+        return values

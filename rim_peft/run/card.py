@@ -15,8 +15,7 @@ _CARD = """---
 
 # {name}
 
-An adapter that lets its base reason in {num_blocks} memory blocks of {block_size} tokens each: the blocks follow the
-prompt, and the answer follows them after one forward pass. Made with `rim-peft`.
+{description} Made with `rim-peft`.
 
 ## Use
 
@@ -49,6 +48,18 @@ Task `{task}`, {rows} rows, seed {seed}; {trainable:,} of {all:,} parameters tra
 of the data.
 """
 
+_BLOCKS = (
+    "An adapter that lets its base reason in {num_blocks} memory blocks of {block_size} tokens each: the blocks follow "
+    "the\nprompt, and the answer follows them after one forward pass."
+)
+
+_DESCRIPTIONS = {
+    "rim": _BLOCKS,
+    "pause": f"{_BLOCKS} The answer after the last block alone trained them (pause tokens).",
+    "answer": "A LoRA adapter that answers at once, without blocks, to compare with.",
+    "cot": "A LoRA adapter that writes its reasoning out before the answer, without blocks, to compare with.",
+}
+
 _QUESTIONS = {
     "gsm8k": "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts does it take?",
     "potions": "Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?",
@@ -64,7 +75,7 @@ def render_card(folder: Path, record: Mapping[str, Any]) -> str:
     return _CARD.format(
         front_matter=_front_matter(name, record),
         name=name,
-        **record["blocks"],
+        description=_DESCRIPTIONS[record["method"]].format(**record["blocks"]),
         folder=json.dumps(name),
         base=base,
         template=json.dumps(data["prompt_template"], ensure_ascii=False),
@@ -90,7 +101,7 @@ def _front_matter(name: str, record: Mapping[str, Any]) -> str:
             dataset_name=record["data"]["task"],
             dataset_split="validation",
             metric_type="accuracy",
-            metric_name=f"accuracy after the last block (answer rule {validation['answer_rule']})",
+            metric_name=f"accuracy (answer rule {validation['answer_rule']})",
             metric_value=validation["accuracy"],
             metric_args={"standard_error": validation["standard_error"], "num_rows": validation["num_rows"]},
         )
@@ -116,7 +127,7 @@ def _results(record: Mapping[str, Any]) -> str:
     if validation is None:
         return "The run had no validation rows, so the last weights were kept and nothing was measured."
     return (
-        f"| rows | answer rule | accuracy after the last block | standard error |\n|---|---|---|---|\n"
+        f"| rows | answer rule | accuracy | standard error |\n|---|---|---|---|\n"
         f"| {validation['num_rows']} for validation | {validation['answer_rule']} | {validation['accuracy']:.3f} "
         f"| {validation['standard_error']:.3f} |\n\n"
         "The same rows chose the best weights, so expect a little less on a test split: "

@@ -41,6 +41,16 @@ class Run:
         """How prompts are written: as in training, else the defaults."""
         return self.recipe.data.templates if self.recipe is not None else Templates()
 
+    @property
+    def answering(self) -> dict[str, Any]:
+        """How the method's answers are made and read, as arguments of ``evaluate_accuracy``."""
+        return answering(self.recipe) if self.recipe is not None else {}
+
+
+def answering(recipe: Recipe) -> dict[str, Any]:
+    """Return how a recipe's method makes answers, as arguments of ``evaluate_accuracy``."""
+    return {"separator": recipe.data.step_separator} if recipe.method == "cot" else {}
+
 
 def load_run(source: str | Path, *, base: str | None = None) -> Run:
     """Load an output folder, or an adapter's folder or Hub id, for evaluation and generation.

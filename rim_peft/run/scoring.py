@@ -59,6 +59,7 @@ def evaluate(
         max_new_tokens=options.max_new_tokens,
         batch_size=batch_size or options.batch_size,
         progress=progress,
+        **run.answering,
     )
     return {"task": task.name, "split": split, "data_sha256": fingerprint(rows)["sha256"], **report.to_dict()}
 

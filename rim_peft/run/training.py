@@ -20,10 +20,10 @@ from rim_peft.recipe.snapshot import differing_keys, resolve
 from rim_peft.recipe.syntax import read_yaml, write_yaml
 from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
 from rim_peft.run.card import render_card
-from rim_peft.run.loading import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, Run
+from rim_peft.run.loading import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, Run, answering
 from rim_peft.run.record import describe_hardware, describe_versions, write_files, write_text
 from rim_peft.run.rows import RunRows, fingerprint, load_rows, read_examples
-from rim_peft.training.curriculum import CurriculumResult, run_curriculum
+from rim_peft.training.curriculum import CurriculumResult, run_stages
 
 _STAGE_FIGURES = ("step", "epoch", "train_loss", "train_runtime", "eval_loss", "eval_accuracy")
 
@@ -45,20 +45,19 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     started = time.time()
     folder = Path(recipe.output_dir)
     resumed = _check_folder(folder, recipe)
-    stages = recipe.grounding_config(), recipe.refinement_config()  # what this machine refuses is said before the work
+    stages = recipe.stage_trainers()  # what this machine refuses is said before the work
     task = recipe.task()
     rows = load_rows(recipe.data, task)
     _write_start(folder, recipe)
     model, tokenizer = _attach(folder, recipe, rows)
     validate = _Validation.make(recipe, rows, task, tokenizer)
-    result = run_curriculum(
+    result = run_stages(
         model,
         tokenizer,
+        stages,
         train_dataset=rows.train,
         eval_dataset=rows.validation,
         output_dir=folder,
-        grounding=stages[0],
-        refinement=stages[1],
         validate=validate,
         resume=resumed,
     )
@@ -67,11 +66,13 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     report = validate.report(model, progress=True) if validate is not None else None
     record: dict[str, Any] = {
         "command": list(command),
+        "method": recipe.method,
         "seed": recipe.seed,
         "resumed": resumed,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "wall_seconds": round(time.time() - started, 1),
         "metrics": _metrics(result, report),
+        "training": _describe_training(result),
         "parameters": dict(zip(("trainable", "all"), model.get_nb_trainable_parameters(), strict=True)),
         "base": recipe.model.name_or_path,
         "blocks": {"num_blocks": config.num_blocks, "block_size": config.block_size},
@@ -116,6 +117,7 @@ class _Validation:
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
             progress=progress,
+            **answering(self.recipe),
         )
 
 
@@ -183,6 +185,17 @@ def _metrics(result: CurriculumResult, report: AccuracyReport | None) -> dict[st
         latest = {name: value for line in lines for name, value in line.items()}
         stages[stage] = {name: latest[name] for name in _STAGE_FIGURES if name in latest}
     return {"validation": report.to_dict() if report is not None else None, "best": result.best, "stages": stages}
+
+
+def _describe_training(result: CurriculumResult) -> dict[str, Any]:
+    """Return what the stages took together: samples (None for a stream), tokens of their rows, and seconds."""
+    stages = [{name: value for line in lines for name, value in line.items()} for lines in result.history.values()]
+    is_counted = all("num_samples" in stage for stage in stages)
+    return {
+        "num_samples": sum(int(stage["num_samples"]) for stage in stages) if is_counted else None,
+        "num_tokens": sum(int(stage["num_tokens"]) for stage in stages),
+        "seconds": round(sum(stage["train_seconds"] for stage in stages), 1),
+    }
 
 
 def _describe_data(recipe: Recipe, rows: RunRows) -> dict[str, Any]:

@@ -29,21 +29,25 @@ class BlockTokens:
 
     >>> BlockTokens(begin=90, memory=91, end=92, block_size=2).ids(2)
     [90, 91, 91, 92, 90, 91, 91, 92]
+
+    ``per_readout`` blocks in a row count as one, that is, only the last of them has a readout; with none at all, the
+    one readout follows the prompt.
     """
 
     begin: int
     memory: int
     end: int
     block_size: int
+    per_readout: int = 1
 
     @property
     def length(self) -> int:
         """Tokens in one block, ``B = M + 2``."""
-        return self.block_size + 2
+        return (self.block_size + 2) * self.per_readout
 
     def ids(self, num_blocks: int) -> list[int]:
         """Token ids of ``num_blocks`` blocks in a row, ``[<b>, <m> × M, </b>] × K``."""
-        return [self.begin, *[self.memory] * self.block_size, self.end] * num_blocks
+        return [self.begin, *[self.memory] * self.block_size, self.end] * (num_blocks * self.per_readout)
 
 
 @dataclass(frozen=True)

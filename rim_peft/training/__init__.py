@@ -1,8 +1,17 @@
-"""Training both stages."""
+"""Training both stages, and what they are compared with."""
 
+from rim_peft.training.baseline_config import BaselineConfig
+from rim_peft.training.baseline_trainer import BaselineTrainer
 from rim_peft.training.grounding_config import GroundingConfig
 from rim_peft.training.grounding_trainer import GroundingTrainer
 from rim_peft.training.refinement_config import RefinementConfig
 from rim_peft.training.refinement_trainer import RefinementTrainer
 
-__all__ = ["GroundingConfig", "GroundingTrainer", "RefinementConfig", "RefinementTrainer"]
+__all__ = [
+    "BaselineConfig",
+    "BaselineTrainer",
+    "GroundingConfig",
+    "GroundingTrainer",
+    "RefinementConfig",
+    "RefinementTrainer",
+]

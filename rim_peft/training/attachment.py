@@ -40,15 +40,18 @@ def attach(
     return get_peft_model(base, peft_config)
 
 
-def check_adapter(model: PeftModel, config: RiMConfig) -> None:
-    """Refuse adapters that training would leave as they are."""
-    if config.num_blocks < 1:
+def check_adapter(model: PeftModel, config: RiMConfig, *, min_blocks: int = 1) -> None:
+    """Refuse adapters that training would leave as they are, and those with fewer blocks than it needs."""
+    if config.num_blocks < min_blocks:
         raise ValueError(
             f"num_blocks: training needs at least one block, got {config.num_blocks}. Attach an adapter with "
             "RiMConfig(num_blocks=...)."
         )
     base_model: Any = model.base_model
-    if not base_model.memory.rows(model.active_adapter).requires_grad:
+    rows = base_model.memory.rows(model.active_adapter)
+    # A training without blocks leaves the rows frozen.
+    is_frozen = not rows.requires_grad if config.num_blocks else not any(p.requires_grad for p in model.parameters())
+    if is_frozen:
         raise ValueError(
             f"model: the adapter {model.active_adapter!r} is loaded for inference, with its weights frozen. Load it "
             "with PeftModel.from_pretrained(base, folder, is_trainable=True)."

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, set_seed
@@ -23,7 +24,7 @@ from rim_peft.training.refinement_trainer import RefinementTrainer
 from rim_peft.training.weights import SCORE, BestWeights, last_checkpoint, load_weights, save_weights, write_text
 from rim_peft.tuner.config import active_config
 
-__all__ = ["CurriculumResult", "Interrupted", "run_curriculum"]
+__all__ = ["CurriculumResult", "Interrupted", "run_curriculum", "run_stages"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,30 @@ def run_curriculum(
         (RefinementTrainer, refinement),
     ]
     stages = [(trainer_class, args) for trainer_class, args in both if args is not None]
+    return run_stages(
+        model,
+        tokenizer,
+        stages,
+        train_dataset=train_dataset,
+        output_dir=output_dir,
+        eval_dataset=eval_dataset,
+        validate=validate,
+        resume=resume,
+    )
+
+
+def run_stages(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stages: Sequence[tuple[type[ReadoutTrainer], ReadoutConfig]],
+    *,
+    train_dataset: Dataset | IterableDataset,
+    output_dir: str | Path,
+    eval_dataset: Dataset | None = None,
+    validate: Validate | None = None,
+    resume: bool = False,
+) -> CurriculumResult:
+    """Train any stages one after the other, as :func:`run_curriculum` does its two, which has the arguments."""
     best = BestWeights(Path(output_dir) / "best.safetensors")
     _check_folders([best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)], resume=resume)
     _check_checkpoints([args for _, args in stages])
@@ -88,10 +113,12 @@ def run_curriculum(
     tuner: Any = model.base_model
     own_dropout = active_config(model).lora_dropout
     history: dict[str, list[dict[str, float]]] = {}
+    moments: Path | None = None  # of the stage before, where the next one goes on with them
     with SignalWatch() as signals:
-        for trainer_class, args in stages:
+        for index, (trainer_class, args) in enumerate(stages):
             stage = trainer_class.__name__.removesuffix("Trainer").lower()
             folder = Path(str(args.output_dir))
+            before, moments = moments, folder / "optimizer.pt" if _keeps_optimizer(stages[index + 1 :]) else None
             finished = folder / "final.safetensors"
             if resume and finished.exists():
                 load_weights(model, finished)
@@ -108,13 +135,16 @@ def run_curriculum(
                 validate=validate,
                 callbacks=[StopOnSignal(signals), *([_KeepBest(best, stage)] if validate is not None else [])],
             )
-            trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
+            checkpoint = last_checkpoint(folder) if resume else None
+            if before is not None and checkpoint is None:
+                trainer.add_callback(_GoOnWith(before))
+            trainer.train(resume_from_checkpoint=checkpoint)
             if signals.received is not None:
                 raise Interrupted(signals.received)
             if validate is not None:
                 _compete_at_end(trainer, best, stage, validate)
             history[stage] = trainer.state.log_history
-            _mark_finished(trainer, folder / "history.json", finished)
+            _mark_finished(trainer, folder / "history.json", finished, moments)
     tuner.set_dropout(own_dropout)
     if validate is not None and best.path.exists():
         load_weights(model, best.path)
@@ -122,9 +152,28 @@ def run_curriculum(
     return CurriculumResult(history)
 
 
-def _mark_finished(trainer: ReadoutTrainer, history: Path, weights: Path) -> None:
-    """Write what a finished stage leaves, the history first, since the weights mark the stage as finished."""
+def _keeps_optimizer(following: Sequence[tuple[type[ReadoutTrainer], ReadoutConfig]]) -> bool:
+    """Tell whether the next stage goes on with the optimiser of the one before it."""
+    return bool(following) and not getattr(following[0][1], "reset_optimizer", True)
+
+
+class _GoOnWith(TrainerCallback):
+    """Gives a stage's new optimiser the moments of the stage before; rates and decay stay the stage's own."""
+
+    def __init__(self, moments: Path) -> None:
+        self._moments = moments
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        optimizer = kwargs["optimizer"]
+        kept = torch.load(self._moments, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": kept["state"]})
+
+
+def _mark_finished(trainer: ReadoutTrainer, history: Path, weights: Path, moments: Path | None) -> None:
+    """Write what a finished stage leaves, the weights last, since they mark the stage as finished."""
     if trainer.is_world_process_zero():
+        if moments is not None and trainer.optimizer is not None:
+            torch.save(trainer.optimizer.state_dict(), moments)  # read back as tensors alone, like a checkpoint's
         write_text(history, json.dumps(trainer.state.log_history))
         save_weights(trainer.model, weights, {})
     trainer.accelerator.wait_for_everyone()

@@ -42,5 +42,10 @@ class GroundingConfig(ReadoutConfig):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule: must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}.")
         check_share("hold", self.hold)
+        if self.block_range is not None and not self.trailing_blocks:
+            raise ValueError(
+                f"block_range: must be null without trailing_blocks, got {self.block_range!r}: a sample has one block "
+                "for each of its steps then."
+            )
         if self.hold and self.schedule != "relative":
             raise ValueError(f"hold: only 'relative' falls, so hold must be 0 with schedule={self.schedule!r}.")

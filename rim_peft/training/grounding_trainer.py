@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from rim_peft.data.collator import TokenizedRow, grounding_readouts
+from rim_peft.data.collator import grounding_readouts
 from rim_peft.training.grounding_config import GroundingConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.training.schedules import grounding_weights
@@ -28,9 +28,9 @@ class GroundingTrainer(ReadoutTrainer):
     @property
     def min_blocks(self) -> int:
         """The adapter's blocks with trailing blocks; else a row has one block for each of its steps."""
-        return self._rim_config.num_blocks if self.args.trailing_blocks else 0
+        return super().min_blocks if self.args.trailing_blocks else 0
 
-    def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
+    def readouts(self) -> Callable[..., list[list[int]]]:
         """Steps from the second on, then the answer once or, with trailing blocks, to the last block."""
         return partial(grounding_readouts, num_blocks=self.min_blocks)
 

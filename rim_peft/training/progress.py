@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import ProgressCallback, TrainerControl, TrainerState
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
 
 class ReadoutProgress(ProgressCallback):
@@ -28,6 +29,25 @@ class ReadoutProgress(ProgressCallback):
         bar: Any = self.training_bar
         if bar is not None and logs:
             bar.write(format_log(logs, step=state.global_step, max_steps=state.max_steps))
+
+
+class TrainingClock(TrainerCallback):
+    """The seconds of a training, evaluation included; one that is resumed goes on from its last log line."""
+
+    def __init__(self) -> None:
+        self._start(0.0)
+
+    def _start(self, before: float) -> None:
+        self._started, self._before = time.perf_counter(), before
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self._before + time.perf_counter() - self._started
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start."""
+        self._start(max((line.get("train_seconds", 0.0) for line in state.log_history), default=0.0))
 
 
 def format_log(logs: Mapping[str, Any], *, step: int, max_steps: int) -> str:

@@ -38,6 +38,17 @@ def check_share(name: str, value: object) -> None:
         raise ValueError(f"{name}: must be a number in [0, 1), got {value!r}.")
 
 
+def check_range(name: str, value: Any) -> None:
+    """Check an option that holds the least and the most of a count.
+
+    Raises:
+        ValueError: it is no pair of integers, from 1 on and in order.
+    """
+    is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(type(number) is int for number in value)
+    if not is_pair or not 1 <= value[0] <= value[1]:
+        raise ValueError(f"{name}: must be two integers, the least (from 1 on) and the most, got {value!r}.")
+
+
 @dataclass
 class ReadoutConfig(SFTConfig):
     """Options that both stages share; those of TRL's ``SFTConfig`` and ``TrainingArguments`` come with it.
@@ -68,6 +79,13 @@ class ReadoutConfig(SFTConfig):
         default=None, metadata={"help": "LoRA dropout during this stage, in [0, 1); the adapter's own if not set."}
     )
 
+    block_range: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Least and most blocks, both included: each batch draws its own number of blocks from them, so "
+            "that answers can be asked for with any of these numbers. null: the adapter's num_blocks."
+        },
+    )
     pack_length: int | None = field(
         default=None,
         metadata={
@@ -125,6 +143,8 @@ class ReadoutConfig(SFTConfig):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}: must be an integer of at least 1, got {value!r}.")
+        if self.block_range is not None:
+            check_range("block_range", self.block_range)
         if self.dropout is not None:
             check_share("dropout", self.dropout)
         self.templates  # noqa: B018 - a bad template is refused here, not after the model has been loaded

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from rim_peft.data.batching import load_by_tokens
-from rim_peft.data.collator import TokenizedRow
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
+from rim_peft.sequence import BlockTokens
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.tuner.config import RiMConfig
 
@@ -33,16 +33,27 @@ class ReadoutData(SFTTrainer, ABC):
     _max_positions: int | None
 
     @abstractmethod
-    def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
+    def readouts(self) -> Callable[..., list[list[int]]]:
         """Return the function from a tokenised row to what is read out after each of its blocks.
+
+        With ``num_blocks`` it gives the readouts of so many.
 
         It must not hold the trainer, since data loader processes get it by pickle.
         """
 
     @property
+    def blocks(self) -> BlockTokens:
+        """What stands before each readout."""
+        return self._rim_config.block_tokens
+
+    @property
     def min_blocks(self) -> int:
-        """Blocks that every row has at the least."""
-        return self._rim_config.num_blocks
+        """Blocks that every row has at the least; at the most where each batch draws its own number."""
+        return self._rim_config.num_blocks if self.args.block_range is None else self.args.block_range[1]
+
+    def _separator_length(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """Tokens behind each step where steps and answer are one readout; None where each is one of its own."""
+        return None
 
     def _prepare_dataset(
         self,
@@ -72,7 +83,8 @@ class ReadoutData(SFTTrainer, ABC):
                 templates=args.templates,
                 needs_steps=self.needs_steps,
                 num_blocks=self.min_blocks,
-                block_length=self._rim_config.block_tokens.length,
+                block_length=self.blocks.length,
+                separator_length=self._separator_length(processing_class),
                 max_length=args.max_length,
                 max_positions=self._max_positions,
                 on_bad_rows=args.on_bad_rows,

@@ -28,7 +28,7 @@ from rim_peft.training.compilation import CompiledLayers
 from rim_peft.training.head import head_at
 from rim_peft.training.losses import label_weights, readout_loss
 from rim_peft.training.metrics import BlockMetrics
-from rim_peft.training.progress import ReadoutProgress
+from rim_peft.training.progress import ReadoutProgress, TrainingClock
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_data import ReadoutData
 from rim_peft.tuner.config import RiMConfig, active_config
@@ -65,6 +65,7 @@ class ReadoutTrainer(ReadoutData):
 
     model: Any  # the PeftModel; the parent declares more kinds
     config_class: type[ReadoutConfig]
+    least_blocks = 1  # that an adapter must have to be trained
     _tag_names = ["trl", "peft", "rim", "latent-reasoning"]  # noqa: RUF012 - TRL's own class attribute
     _name = "RiM"
 
@@ -92,12 +93,13 @@ class ReadoutTrainer(ReadoutData):
         quantization = kwargs.pop("quantization_config", None)
         peft_model = attach(model, peft_config, args, quantization_config=quantization)
         self._rim_config = active_config(peft_model)
-        check_adapter(peft_model, self._rim_config)
+        check_adapter(peft_model, self._rim_config, min_blocks=self.least_blocks)
         check_architecture(peft_model.get_base_model())
         fall_back_from_flex(peft_model.get_base_model(), device_type=args.device.type)
         self._max_positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
         self._validate = validate
         self._block_metrics = {"train": BlockMetrics(), "eval": BlockMetrics()}
+        self._clock = TrainingClock()
         self._new_tokens = 0  # of this process, since the last log line
         self.args = args  # the rows are prepared inside the parent's constructor
         adapter_weights = {name: p.detach().clone() for name, p in peft_model.named_parameters() if p.requires_grad}
@@ -115,13 +117,18 @@ class ReadoutTrainer(ReadoutData):
             if name in adapter_weights:
                 parameter.data = adapter_weights[name].to(parameter.device)
         self.data_collator = ReadoutCollator(
-            self._rim_config.block_tokens, pad_id=self._tokenizer.pad_token_id, readouts=self.readouts()
+            self.blocks,
+            pad_id=self._tokenizer.pad_token_id,
+            readouts=self.readouts(),
+            block_range=None if args.block_range is None else (args.block_range[0], args.block_range[1]),
+            seed=args.seed,
         )
         # The loss divides by the samples of the whole optimiser step itself (`_get_num_items_in_batch`).
         self.model_accepts_loss_kwargs = True
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ReadoutProgress)
+        self.add_callback(self._clock)
         if args.dropout is not None:
             peft_model.base_model.set_dropout(args.dropout)
         self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
@@ -208,11 +215,26 @@ class ReadoutTrainer(ReadoutData):
             # The parent logs the mean of each list.
             by_block = self._block_metrics[mode].read(self.accelerator)
             self._metrics[mode].update({name: [value] for name, value in by_block.items()})
-            new = torch.tensor(self._new_tokens, device=self.args.device)
-            self._total_train_tokens += int(self.accelerator.reduce(new, reduction="sum"))
-            self._new_tokens = 0
-            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            self._metrics[mode]["num_tokens"] = [self._count_tokens()]
+            if isinstance(self.train_dataset, Dataset):
+                self._metrics[mode]["num_samples"] = [round((self.state.epoch or 0.0) * len(self.train_dataset))]
+            self._metrics[mode]["train_seconds"] = [self._clock.seconds]
         super().log(logs, start_time)
+
+    def _count_tokens(self) -> int:
+        """Return the tokens of the rows trained on so far, in all processes; every process must call it."""
+        new = torch.tensor(self._new_tokens, device=self.args.device)
+        # The state is part of a checkpoint, so that a run that is resumed goes on counting.
+        self.state.num_input_tokens_seen += int(self.accelerator.reduce(new, reduction="sum"))
+        self._new_tokens = 0
+        return self.state.num_input_tokens_seen
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Do nothing: the tokens of the rows as they are arranged are counted, not those of the batch."""
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._count_tokens()
+        super()._save_checkpoint(*args, **kwargs)
 
     def prediction_step(
         self,

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from rim_peft.data.collator import TokenizedRow, refinement_readouts
+from rim_peft.data.collator import refinement_readouts
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.training.refinement_config import RefinementConfig
 from rim_peft.training.schedules import refinement_weights
@@ -25,11 +25,11 @@ class RefinementTrainer(ReadoutTrainer):
     needs_steps = False
     args: RefinementConfig
 
-    def readouts(self) -> Callable[[TokenizedRow], list[list[int]]]:
+    def readouts(self) -> Callable[..., list[list[int]]]:
         """Read the answer out after every block."""
         return partial(refinement_readouts, num_blocks=self.min_blocks)
 
     def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
-        """Return ``alpha_k``, the same for every sample and step."""
-        weights = refinement_weights(self.min_blocks).to(num_blocks.device)
+        """Return ``alpha_k``, the same for every sample of a batch."""
+        weights = refinement_weights(int(num_blocks.max())).to(num_blocks.device)
         return weights.expand(len(num_blocks), -1)

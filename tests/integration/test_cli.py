@@ -61,9 +61,7 @@ def test_training_prints_results_alone(rows: Path, tmp_path: Path, capsys: Captu
     captured = capsys.readouterr()
     first, second = captured.out.splitlines()
     assert first == f"adapter: {tmp_path / 'run'}"
-    assert re.fullmatch(
-        r"accuracy after the last block: [\d.]+ ± [\d.]+ \(4 validation rows, answer rule exact-text\)", second
-    )
+    assert re.fullmatch(r"accuracy: [\d.]+ ± [\d.]+ \(4 validation rows, answer rule exact-text\)", second)
     assert "1/1 [" in captured.err  # the progress bar, with the time left
     assert "train_loss" in captured.err
 

@@ -45,8 +45,7 @@ def with_values(**sections: Any) -> str:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_recipe_of_the_repository_is_good(path: Path) -> None:
     recipe = load_recipe(path)
-    assert recipe.grounding_config() is not None
-    assert recipe.refinement_config() is not None
+    assert [trainer.__name__ for trainer, _ in recipe.stage_trainers()] == ["GroundingTrainer", "RefinementTrainer"]
     assert recipe.rim_config().num_blocks == (4 if path == DEMO else 8)
     text = path.read_text(encoding="utf-8")
     for heading in ("# Purpose: ", "# Command: rim-peft train ", "# Hardware: ", "# Expected: "):
@@ -68,7 +67,7 @@ def test_what_is_not_given_has_its_default(write: Write) -> None:
     recipe = load_recipe(write(SMALL))
     assert recipe.seed == 0
     assert recipe.data.validation_split == "validation"
-    grounding, refinement = recipe.grounding_config(), recipe.refinement_config()
+    (_, grounding), (_, refinement) = recipe.stage_trainers()
     assert grounding is not None
     assert refinement is not None
     assert grounding.output_dir == str(Path("out/grounding"))
@@ -79,7 +78,7 @@ def test_what_is_not_given_has_its_default(write: Write) -> None:
 
 def test_shared_options_reach_the_stages(write: Write) -> None:
     text = with_values(seed=7, data={"task": "prosqa", "step_template": "<{step}>", "max_length": None})
-    config = load_recipe(write(text), ["data.on_bad_rows=drop"]).grounding_config()
+    (_, config), _ = load_recipe(write(text), ["data.on_bad_rows=drop"]).stage_trainers()
     assert config is not None
     assert (config.seed, config.step_template, config.max_length, config.on_bad_rows) == (7, "<{step}>", None, "drop")
 
@@ -90,7 +89,7 @@ def test_overrides_win_and_null_removes(write: Write) -> None:
     recipe = load_recipe(write(text), [*overrides, "adapter.r=8"])
     assert recipe.grounding == {"learning_rate": 1e-4}
     assert recipe.refinement is None
-    assert recipe.refinement_config() is None
+    assert recipe.stages == ["grounding"]
     assert recipe.data.max_length is None
     assert recipe.adapter == {"r": 8}
 

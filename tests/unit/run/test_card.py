@@ -14,6 +14,7 @@ VALIDATION = {"answer_rule": "last-number-float", "accuracy": 0.25, "standard_er
 
 def record(**changes: Any) -> dict[str, Any]:
     return {
+        "method": "rim",
         "seed": 0,
         "wall_seconds": 12.5,
         "resumed": False,

@@ -1,0 +1,273 @@
+"""What RiM is compared with: the same base, LoRA and rows, trained and answered through the same code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+
+from rim_peft import RefinementConfig, RefinementTrainer
+from rim_peft.data.collator import ReadoutCollator
+from rim_peft.recipe import RecipeError, load_recipe
+from rim_peft.run import evaluate, load_run, train
+from rim_peft.sequence import BlockTokens
+from rim_peft.training import BaselineConfig, BaselineTrainer
+from tests.conftest import EOS_ID, build_base, build_rim, build_tokenizer
+from tests.integration.test_curriculum import _assert_equal, _weights
+from tests.integration.test_curriculum import train as train_both
+from tests.integration.test_trainers import ROWS
+
+WAYS: dict[str, tuple[int, bool]] = {"answer": (0, False), "cot": (0, True), "pause": (3, False)}
+"""Number of blocks, and whether steps are written."""
+
+
+def make_trainer(model: Any, folder: Path, tokenizer: PreTrainedTokenizerFast, **options: Any) -> BaselineTrainer:
+    defaults = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_checkpointing": False, "report_to": "none"}
+    args = BaselineConfig(output_dir=str(folder), **{**defaults, **options})
+    return BaselineTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
+
+
+def text_of(row: dict[str, Any], *, written: bool, separator: str = "; ") -> str:
+    return separator.join([*row["steps"], row["answer"]]) if written else row["answer"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_loss_is_that_of_separate_sequences(
+    architecture: str, way: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    num_blocks, written = WAYS[way]
+    model = build_rim(architecture, num_blocks=num_blocks)
+    trainer = make_trainer(model, tmp_path, tokenizer, written_steps=written, step_separator="; ")
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    ours = trainer.compute_loss(trainer.model, batch)
+    theirs = torch.zeros(())
+    for row in ROWS:
+        prompt = tokenizer(f"{row['question']}\n").input_ids
+        target = [*tokenizer(text_of(row, written=written)).input_ids, EOS_ID]
+        trunk = [*prompt, *model.peft_config["default"].block_tokens.ids(num_blocks)]
+        logits = model(input_ids=torch.tensor([[*trunk, *target]])).logits[0, len(trunk) - 1 : -1]
+        theirs = theirs - logits.log_softmax(-1)[range(len(target)), target].sum() / len(ROWS)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_answering_at_once_takes_the_gradients_of_trl(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """TRL's own trainer on prompt and completion, whose loss is the mean over tokens in place of samples' sums."""
+    model = build_rim(num_blocks=0)
+    trainer = make_trainer(model, tmp_path / "ours", tokenizer)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    num_tokens = sum(len(row["answer_ids"]) for row in trainer.train_dataset)
+    (trainer.compute_loss(trainer.model, batch) * len(ROWS) / num_tokens).backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    args = SFTConfig(
+        output_dir=str(tmp_path / "theirs"), gradient_checkpointing=False, bf16=False, report_to="none", max_steps=1
+    )
+    pairs = [{"prompt": f"{row['question']}\n", "completion": row["answer"]} for row in ROWS]
+    plain = SFTTrainer(model, args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+    rows = plain.data_collator([plain.train_dataset[index] for index in range(len(ROWS))])
+    plain.compute_loss(plain.model, rows).backward()
+    theirs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert ours.keys() == theirs.keys()
+    assert any(gradient.abs().max() > 1e-3 for gradient in ours.values())
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_memory_rows_are_trained_where_there_are_blocks_alone(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    for num_blocks in (0, 2):
+        model = build_rim(num_blocks=num_blocks)
+        before = model.base_model.memory.rows("default").detach().clone()
+        trainer = make_trainer(model, tmp_path / str(num_blocks), tokenizer, learning_rate=0.1)
+        trainer.train()
+        has_changed = not torch.equal(before, model.base_model.memory.rows("default"))
+        assert has_changed == (num_blocks > 0)
+
+
+def test_a_separator_must_have_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="step_separator: must not be empty"):
+        BaselineConfig(output_dir=str(tmp_path), step_separator="")
+    with pytest.raises(ValueError, match="block_range: must be null"):
+        BaselineConfig(output_dir=str(tmp_path), block_range=[1, 2])
+
+
+# Blocks whose number is drawn.
+
+BLOCKS = BlockTokens(begin=90, memory=91, end=92, block_size=2)
+
+
+def test_every_batch_draws_its_own_number_of_blocks() -> None:
+    def readouts(row: Any, *, num_blocks: int = 5) -> list[list[int]]:
+        return [row["answer_ids"]] * num_blocks
+
+    collator = ReadoutCollator(BLOCKS, pad_id=0, readouts=readouts, block_range=(2, 5), seed=1)
+    rows = [{"prompt_ids": [1, n], "step_ids": [[2]], "answer_ids": [3, n]} for n in range(60)]
+    counts = [collator(rows[n : n + 2])["block_ends"].shape[1] for n in range(59)]
+    assert set(counts) == {2, 3, 4, 5}
+    assert counts == [collator(rows[n : n + 2])["block_ends"].shape[1] for n in range(59)]
+    other = ReadoutCollator(BLOCKS, pad_id=0, readouts=readouts, block_range=(2, 5), seed=2)
+    assert counts != [other(rows[n : n + 2])["block_ends"].shape[1] for n in range(59)]
+    assert collator.count_tokens(rows[0]) == 2 + 5 * (4 + 2)
+
+
+def test_a_drawn_number_of_blocks_is_weighed_as_its_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_rim(num_blocks=2)
+    args = RefinementConfig(
+        output_dir=str(tmp_path), block_range=[3, 3], gradient_checkpointing=False, report_to="none", max_steps=2
+    )
+    trainer = RefinementTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    drawn = trainer.compute_loss(trainer.model, batch)
+    model.peft_config["default"].num_blocks = 3
+    args = RefinementConfig(output_dir=str(tmp_path), gradient_checkpointing=False, report_to="none", max_steps=2)
+    fixed = RefinementTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
+    torch.testing.assert_close(drawn, fixed.compute_loss(fixed.model, batch))
+    trainer.train()
+
+
+@pytest.mark.parametrize("value", [[0, 2], [3, 2], [1], "1-2", [1.0, 2.0]])
+def test_a_range_of_blocks_is_checked(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="block_range: must be two integers"):
+        RefinementConfig(output_dir=str(tmp_path), block_range=value)
+
+
+# No reset between the stages.
+
+
+def _stages(folder: Path, *, reset: bool) -> dict[str, Any]:
+    common: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "save_steps": 2,
+        "learning_rate": 1e-2,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "max_steps": 4,
+        "seed": 3,
+    }
+    return {"refinement": RefinementConfig(output_dir=str(folder / "refinement"), reset_optimizer=reset, **common)}
+
+
+def _first_moments(folder: Path) -> list[Tensor]:
+    state = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
+    return [moment["exp_avg"] for moment in state.values()]
+
+
+def test_stage_2_can_go_on_with_the_moments_of_stage_1(tmp_path: Path) -> None:
+    kept, _ = train_both(tmp_path / "kept", **_stages(tmp_path / "kept", reset=False))
+    reset, _ = train_both(tmp_path / "reset", **_stages(tmp_path / "reset", reset=True))
+    assert not (tmp_path / "reset" / "grounding" / "optimizer.pt").exists()
+    assert len(_first_moments(tmp_path / "kept" / "grounding")) == len(_weights(kept))
+    state = torch.load(tmp_path / "kept" / "refinement" / "checkpoint-2" / "optimizer.pt", weights_only=True)["state"]
+    assert {int(moment["step"]) for moment in state.values()} == {8 + 2}
+    differing = [not torch.equal(a, b) for a, b in zip(_weights(kept).values(), _weights(reset).values(), strict=True)]
+    assert any(differing)
+
+
+def test_a_run_without_reset_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    unbroken, _ = train_both(tmp_path / "a", **_stages(tmp_path / "a", reset=False))
+    train_both(tmp_path / "b", **_stages(tmp_path / "b", reset=False))
+    for name in ("checkpoint-4",):
+        for path in (tmp_path / "b" / "refinement" / name).iterdir():
+            path.unlink()
+        (tmp_path / "b" / "refinement" / name).rmdir()
+    (tmp_path / "b" / "refinement" / "final.safetensors").unlink()
+    resumed, _ = train_both(tmp_path / "b", resume=True, **_stages(tmp_path / "b", reset=False))
+    _assert_equal(_weights(resumed), _weights(unbroken))
+
+
+# Whole runs.
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    build_base().save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_recipe(folder: Path, base: Path, method: str, **more: Any) -> Path:
+    rows = folder / "rows"
+    rows.mkdir()
+    for split, first in (("train", 0), ("valid", 100), ("test", 200)):
+        examples = [
+            {"question": f"{n}+1?", "steps": [f"{n}", f"{n}+1={n + 1}"], "answer": f"{n + 1}"}
+            for n in range(first, first + 8)
+        ]
+        (rows / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in examples))
+    stage = {"max_steps": 3, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 2}
+    recipe = {
+        "output_dir": str(folder / "out"),
+        "method": method,
+        "model": {"name_or_path": str(base)},
+        "adapter": {"num_blocks": 2, "r": 4},
+        "data": {"task": "gsm8k", "path": str(rows), "validation_rows": 4, "step_separator": "; "},
+        "evaluation": {"max_new_tokens": 6},
+        **dict.fromkeys(("grounding", "refinement", "baseline"), stage),
+        **more,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+@pytest.mark.parametrize("method", ["answer", "cot", "pause"])
+def test_a_recipe_trains_answers_and_counts(method: str, tiny_base: Path, tmp_path: Path) -> None:
+    trained = train(load_recipe(write_recipe(tmp_path, tiny_base, method)))
+    folder = tmp_path / "out"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["method"] == method
+    assert record["training"]["num_samples"] == 12
+    assert record["training"]["seconds"] > 0
+    assert (folder / "baseline" / "final.safetensors").exists()
+    assert not (folder / "grounding").exists()
+    loaded = load_run(folder)
+    assert loaded.model.peft_config["default"].num_blocks == {"pause": 2}.get(method, 0)
+    assert loaded.answering == ({"separator": "; "} if method == "cot" else {})
+    assert ("memory blocks" in (folder / "README.md").read_text()) == (method == "pause")
+    first, second = evaluate(trained, split="test"), evaluate(loaded, split="test")
+    assert first == second
+    assert first["num_rows"] == 8
+
+
+def test_tokens_are_counted_over_a_resumption(tiny_base: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, tiny_base, "answer")
+    whole = train(load_recipe(path)).recipe
+    assert whole is not None
+    folder = tmp_path / "out"
+    counted = json.loads((folder / "run.json").read_text())["training"]["num_tokens"]
+    rows = Dataset.from_json(str(tmp_path / "rows" / "train.jsonl"))
+    shortest = min(len(row["question"]) for row in rows)
+    assert counted > 12 * shortest
+    for name in ("adapter_config.json", "baseline/final.safetensors", "baseline/history.json"):
+        (folder / name).unlink()
+    for checkpoint in (folder / "baseline").glob("checkpoint-3"):
+        (checkpoint / "trainer_state.json").unlink()
+    train(load_recipe(path, ["resume=true"]))
+    again = json.loads((folder / "run.json").read_text())["training"]
+    assert again["num_tokens"] == counted
+
+
+def test_recipes_say_what_a_method_cannot_have(tiny_base: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, tiny_base, "pause")
+    with pytest.raises(RecipeError, match=r"num_blocks: must be at least 1 for method 'pause'"):
+        load_recipe(path, ["adapter.num_blocks=0"])
+    with pytest.raises(RecipeError, match=r"baseline\.written_steps: is set as method"):
+        load_recipe(path, ["baseline.written_steps=true"])
+    with pytest.raises(RecipeError, match="method: must be 'rim', 'answer', 'cot' or 'pause'"):
+        load_recipe(path, ["method=icot"])
