@@ -65,7 +65,7 @@ def _show(args: argparse.Namespace, folder: Path) -> int:
 
     with results_only():
         command = ["rim-peft", "demo", f"--output={folder}", f"--seed={args.seed}", *args.overrides]
-        trained = showcase.train_or_load(folder, seed=args.seed, overrides=args.overrides, command=command)
+        trained = showcase.train_demo(folder, seed=args.seed, overrides=args.overrides, command=command)
         judged = showcase.judge(trained, num_rows=args.rows)
         times = showcase.time_answers(trained)
     if args.json:

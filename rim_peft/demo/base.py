@@ -2,11 +2,11 @@
 
     python -m rim_peft.demo.base --output DIR
 
-It learns from the train split alone: chains of thought of one to four operations (`... Steps: Pam red, Kim blue, Tom
-gold`) and direct answers of one operation (`... Answer: gold`). After a while every colour but the last is left unsaid
-with probability `unsaid` (`... Steps: Pam red, Kim, Tom gold`), as people leave out results when they write: so that
-doing several steps without writing them exists in the base, as it does in real models, while direct answers to longer
-questions stay at chance.
+It learns from the train split alone: chains of thought of one to `max_length` operations, four by default
+(`... Steps: Pam red, Kim blue, Tom gold`), and direct answers of one operation (`... Answer: gold`). After a while
+every colour but the last is left unsaid with probability `unsaid` (`... Steps: Pam red, Kim, Tom gold`), as people
+leave out results when they write: so that doing several steps without writing them exists in the base, as it does in
+real models, while direct answers to longer questions stay at chance.
 """
 
 import argparse
@@ -47,11 +47,17 @@ class Pretraining:
         default=0.4, metadata={"help": "probability with which a colour but the last is left unsaid in the end"}
     )
     direct: float = field(default=0.12, metadata={"help": "share of samples that answer one operation directly"})
+    max_length: int = field(default=4, metadata={"help": "operations of the longest chain of thought"})
     num_layers: int = field(default=14, metadata={"help": "decoder layers"})
     batch_size: int = field(default=64, metadata={"help": "samples per optimiser step"})
     learning_rate: float = field(
         default=2e-3, metadata={"help": "AdamW's peak; falls over the last 30 %% of the steps"}
     )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Numbers of operations to draw from, each as often as it is long."""
+        return tuple(range(1, self.max_length + 1))
 
     def unsaid_at(self, step: int) -> float:
         """Return how often colours are left unsaid at a step: never, then rising over 300 steps to `unsaid`."""
@@ -111,7 +117,9 @@ def draw_from(rng: random.Random, length: int, split: str) -> Chain:
     return chain
 
 
-def draw_sample(rng: random.Random, *, unsaid: float, direct: float) -> tuple[str, str]:
+def draw_sample(
+    rng: random.Random, *, unsaid: float, direct: float, lengths: Sequence[int] = LENGTHS
+) -> tuple[str, str]:
     """Draw a training text as (prompt, target).
 
     >>> draw_sample(random.Random(3), unsaid=0.5, direct=0.0)[1]
@@ -120,7 +128,7 @@ def draw_sample(rng: random.Random, *, unsaid: float, direct: float) -> tuple[st
     if rng.random() < direct:
         chain = draw_from(rng, 1, "train")
         return f"{chain.question} {ANSWER}", chain.colours[-1]
-    chain = draw_from(rng, rng.choices(LENGTHS, weights=LENGTHS)[0], "train")
+    chain = draw_from(rng, rng.choices(lengths, weights=lengths)[0], "train")
     *earlier, last = chain.thoughts
     said = [thought.split()[0] if rng.random() < unsaid else thought for thought in earlier]
     return f"{chain.question} {THINK}", ", ".join([*said, last])
@@ -148,7 +156,10 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, options: 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, options.rate_at)
     for step in range(options.num_steps):
         unsaid = options.unsaid_at(step)
-        samples = [draw_sample(rng, unsaid=unsaid, direct=options.direct) for _ in range(options.batch_size)]
+        samples = [
+            draw_sample(rng, unsaid=unsaid, direct=options.direct, lengths=options.lengths)
+            for _ in range(options.batch_size)
+        ]
         ids, labels = encode(tokenizer, samples)
         learned = labels != _IGNORED
         targets = labels[learned]
@@ -170,13 +181,14 @@ def measure_accuracy(
     tokenizer: PreTrainedTokenizerFast,
     ending: str,
     *,
+    lengths: Sequence[int] = LENGTHS,
     split: str = "validation",
     num_rows: int = 500,
 ) -> dict[int, float]:
     """Return the share of right answers per chain length, decoded greedily after `ending`."""
     rng = random.Random(f"potions {split}")
     accuracy = {}
-    for length in LENGTHS:
+    for length in lengths:
         chains = [draw_from(rng, length, split) for _ in range(num_rows)]
         prompts = tokenizer([f"{chain.question} {ending}" for chain in chains], return_tensors="pt")
         texts = model.generate(**prompts, max_new_tokens=3 * length + 4, do_sample=False)[
@@ -203,8 +215,8 @@ def make_base(options: Pretraining, output: Path) -> None:
         "seconds": {"wall": round(seconds[0]), "cpu": round(seconds[1])},
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "validation": {
-            "thinking": measure_accuracy(model, tokenizer, THINK),
-            "direct": measure_accuracy(model, tokenizer, ANSWER),
+            "thinking": measure_accuracy(model, tokenizer, THINK, lengths=options.lengths),
+            "direct": measure_accuracy(model, tokenizer, ANSWER, lengths=options.lengths),
         },
     }
     model.save_pretrained(output)

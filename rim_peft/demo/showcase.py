@@ -19,28 +19,16 @@ from rim_peft.demo.latency import measure_latency
 from rim_peft.evaluation import evaluate_accuracy
 from rim_peft.evaluation.accuracy import Score
 from rim_peft.inference import read_blocks
-from rim_peft.recipe import Recipe, RecipeError, load_recipe
-from rim_peft.recipe.snapshot import differing_keys, resolve
-from rim_peft.recipe.syntax import read_yaml
-from rim_peft.run import Run, load_run, train
-from rim_peft.run.loading import ADAPTER_FILE, RECIPE_FILE
+from rim_peft.recipe import Recipe, load_recipe
+from rim_peft.run import Run, train_or_load
 
 STORED = FOLDER / "results.json"
 """Figures of runs that take too long to repeat in every demo, with the commands that made them."""
 
 
-def train_or_load(folder: Path, *, seed: int, overrides: list[str], command: list[str]) -> Run:
+def train_demo(folder: Path, *, seed: int, overrides: list[str], command: list[str]) -> Run:
     """Train the demo's recipe into a folder, go on where that was stopped, or load it if it is finished."""
-    started = folder / RECIPE_FILE
-    recipe = demo_recipe(folder, seed=seed, overrides=[*overrides, f"resume={str(started.exists()).lower()}"])
-    if not (folder / ADAPTER_FILE).exists():
-        return train(recipe, command=command)
-    kept = read_yaml(started.read_text(encoding="utf-8")) if started.exists() else {}
-    if differing := differing_keys(kept, resolve(recipe)):
-        raise RecipeError(
-            f"output: {folder} holds a finished run with other values of {', '.join(differing)}. Give another folder."
-        )
-    return load_run(folder, base=str(BASE))
+    return train_or_load(demo_recipe(folder, seed=seed, overrides=overrides), command=command)
 
 
 def demo_recipe(folder: Path, *, seed: int, overrides: list[str]) -> Recipe:

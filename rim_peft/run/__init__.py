@@ -2,6 +2,6 @@
 
 from rim_peft.run.loading import Run, load_run
 from rim_peft.run.scoring import evaluate
-from rim_peft.run.training import train
+from rim_peft.run.training import train, train_or_load
 
-__all__ = ["Run", "evaluate", "load_run", "train"]
+__all__ = ["Run", "evaluate", "load_run", "train", "train_or_load"]

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rim_peft.recipe.snapshot import differing_keys, resolve
 from rim_peft.recipe.syntax import read_yaml, write_yaml
 from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
 from rim_peft.run.card import render_card
-from rim_peft.run.loading import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, Run, answering
+from rim_peft.run.loading import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, Run, answering, load_run
 from rim_peft.run.record import describe_hardware, describe_versions, write_files, write_text
 from rim_peft.run.rows import RunRows, fingerprint, load_rows, read_examples
 from rim_peft.training.curriculum import CurriculumResult, run_stages
@@ -82,6 +82,30 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     }
     _write_end(folder, model, tokenizer, record)
     return Run(model, tokenizer, recipe, record["metrics"])
+
+
+def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
+    """Train a recipe into its folder, go on where that was stopped, or load it if it is finished.
+
+    Args:
+        recipe: what to train; its ``resume`` is not read.
+        command: the command line, for the record.
+
+    Raises:
+        RecipeError: the folder holds a run with other values, or something else.
+        Interrupted: a signal stopped the training; the same call goes on.
+    """
+    folder = Path(recipe.output_dir)
+    started = folder / RECIPE_FILE
+    if not (folder / ADAPTER_FILE).exists():
+        return train(replace(recipe, resume=started.exists()), command=command)
+    kept = read_yaml(started.read_text(encoding="utf-8")) if started.exists() else {}
+    if differing := differing_keys(kept, resolve(recipe)):
+        raise RecipeError(
+            f"output_dir: {folder} holds a finished run with other values of {', '.join(differing)}. Give another "
+            "folder."
+        )
+    return load_run(folder, base=recipe.model.name_or_path)
 
 
 @dataclass(frozen=True)

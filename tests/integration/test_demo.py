@@ -91,7 +91,7 @@ def test_from_training_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_last_block_is_the_answer_of_generate(tmp_path: Path) -> None:
-    run = showcase.train_or_load(tmp_path / "demo", seed=0, overrides=SHORT, command=[])
+    run = showcase.train_demo(tmp_path / "demo", seed=0, overrides=SHORT, command=[])
     examples = showcase.draw_examples(4)
     assert len(examples) == 16
     judged = showcase.judge(run, num_rows=4)

@@ -40,7 +40,7 @@ def test_training_both_stages_from_python(tmp_path: Path) -> None:
 
 
 def test_looking_into_blocks(tmp_path: Path) -> None:
-    showcase.train_or_load(tmp_path / "demo", seed=0, overrides=SHORT, command=[])
+    showcase.train_demo(tmp_path / "demo", seed=0, overrides=SHORT, command=[])
     main = runpy.run_path(str(ROOT / "examples" / "look_into_blocks.py"))["main"]
     lines = main(str(tmp_path / "demo"), ["Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?"])
     assert len(lines) == 1 + 4
