@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "measure an adapter's accuracy on a task",
     "generate": "answer questions with an adapter",
     "validate": "check recipes without running them",
+    "compare": "train methods side by side, measure them and write one report",
+    "ablate": "the same for one recipe with one value changed at a time",
     "demo": "train, evaluate and show the built-in example",
     "bench": "run the benchmarks of a clone",
 }

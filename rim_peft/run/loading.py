@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
@@ -50,6 +50,26 @@ class Run:
 def answering(recipe: Recipe) -> dict[str, Any]:
     """Return how a recipe's method makes answers, as arguments of ``evaluate_accuracy``."""
     return {"separator": recipe.data.step_separator} if recipe.method == "cot" else {}
+
+
+def load_untrained(recipe: Recipe) -> Run:
+    """Load a recipe's base with an adapter that does nothing yet: the base as it is, asked in the method's way.
+
+    Raises:
+        ValueError: the method has blocks, or the base is not a folder's or the Hub's.
+        OSError: there is no such base.
+    """
+    source = recipe.model.name_or_path
+    config = recipe.rim_config()
+    if source is None or config.num_blocks:
+        raise ValueError(
+            "method: the base as it is can be asked without blocks alone (answer, cot), and must have been trained "
+            f"before (model.name_or_path), got method {recipe.method!r} and base {source!r}."
+        )
+    config.init_lora_weights = True
+    model = get_peft_model(load_base(source, recipe.model), config)
+    tokenizer = load_tokenizer(recipe.model.tokenizer or source, recipe.model)
+    return Run(to_device(model, recipe.model).eval(), tokenizer, recipe)
 
 
 def load_run(source: str | Path, *, base: str | None = None) -> Run:

@@ -15,6 +15,7 @@ LAYERS = [
     {"evaluation"},
     {"recipe"},
     {"run"},
+    {"comparison"},
     {"demo"},
     {"cli"},
 ]

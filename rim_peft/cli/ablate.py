@@ -1,0 +1,15 @@
+"""``rim-peft ablate``: one recipe with one value changed at a time, from training to one report."""
+
+from __future__ import annotations
+
+import argparse
+
+from rim_peft.cli import compare
+from rim_peft.cli.compare import add_arguments
+
+__all__ = ["add_arguments", "run"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make what is missing, and print the report's tables."""
+    return compare.run_kind(args, kind="ablate")

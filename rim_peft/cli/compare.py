@@ -1,0 +1,57 @@
+"""``rim-peft compare``: methods side by side, from training to one report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+KIND = "compare"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe file of the comparison (YAML)")
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="replace a value of the recipe, such as seeds=[0]"
+    )
+    parser.add_argument(
+        "--parallel",
+        action="store_true",
+        help="let several processes with this option share the work, each on a run of its own",
+    )
+    parser.add_argument("--plan", action="store_true", help="list the runs and what is finished, and do nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make what is missing, and print the report's tables."""
+    return run_kind(args, kind=KIND)
+
+
+def run_kind(args: argparse.Namespace, *, kind: str) -> int:
+    """Do the work of ``compare`` and ``ablate``."""
+    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.comparison.reading import load_comparison
+    from rim_peft.comparison.runner import list_runs, run_comparison
+    from rim_peft.training.curriculum import Interrupted
+
+    comparison = load_comparison(args.recipe, args.overrides)
+    if comparison.kind != kind:
+        raise ValueError(
+            f"{args.recipe}: is for rim-peft {comparison.kind}, since it has {'a' if comparison.grid else 'no'} grid."
+        )
+    if args.plan:
+        print(list_runs(comparison))
+        return 0
+    command = ["rim-peft", kind, args.recipe, *args.overrides]
+    quiet_model_loading()
+    try:
+        with results_only():
+            text = run_comparison(comparison, command=command, parallel=args.parallel)
+    except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
+        print(f"rim-peft: stopped; the same command goes on: {shlex.join(command)}", file=sys.stderr)
+        if isinstance(stop, Interrupted):
+            return 128 + stop.signal_number
+        raise
+    print(text)
+    return 0

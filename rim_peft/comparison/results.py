@@ -1,0 +1,168 @@
+"""Measured runs → one results document, whose form ``docs/comparison.md`` describes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rim_peft.comparison.measuring import JudgedRows
+from rim_peft.comparison.plan import PlannedRun
+from rim_peft.comparison.sections import Comparison
+from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.significance import paired_difference
+from rim_peft.recipe import load_recipe
+from rim_peft.comparison.plan import overrides
+from rim_peft.run.record import describe_hardware, describe_versions
+
+FORMAT = 1
+MEASURED = "measured.json"
+"""File in a run's folder that says what was measured; where it is, the run is finished."""
+RESULTS = "results.json"
+
+
+def read_measured(run: PlannedRun) -> dict[str, Any]:
+    """Return what was measured of a finished run."""
+    measured: dict[str, Any] = json.loads((run.folder / MEASURED).read_text(encoding="utf-8"))
+    return measured
+
+
+def assemble(
+    comparison: Comparison,
+    plan: Sequence[PlannedRun],
+    rows: JudgedRows,
+    *,
+    latency: Sequence[Mapping[str, Any]],
+    started: float,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """Return the results document of runs that are all finished.
+
+    Args:
+        comparison: what was compared.
+        plan: its runs.
+        rows: the rows that were judged.
+        latency: rows of the latency table.
+        started: when this process began, in seconds since 1970.
+        command: the command line.
+    """
+    measured = [read_measured(run) for run in plan]
+    recipe = load_recipe(comparison.recipe, overrides(comparison.changes))
+    reference = next(found for run, found in zip(plan, measured, strict=True) if run.name == comparison.reference)
+    entries = comparison.entries()
+    return {
+        "format": FORMAT,
+        "name": Path(comparison.output_dir).name,
+        "kind": comparison.kind,
+        "command": list(command),
+        "started": _time(started),
+        "finished": _time(time.time()),
+        "versions": describe_versions(),
+        "hardware": describe_hardware(),
+        "task": {
+            "name": rows.task.name,
+            "options": recipe.data.options,
+            "answer_rules": list(rows.task.answer_rules),
+            "answer_rule": rows.task.answer_rule,
+        },
+        "data": {"train": reference["train_data"], **rows.hashes},
+        "base": {"name": recipe.model.name_or_path, "parameters": reference["base_parameters"]},
+        "reference": comparison.reference,
+        "methods": [
+            {
+                "name": name,
+                "label": method.label or name,
+                "method": _method_name(recipe.method, method.changes, trained=method.train),
+                "view": method.view,
+                "changes": method.changes,
+            }
+            for name, method in entries.items()
+        ],
+        "runs": [
+            {"name": run.name, "seed": run.seed, "folder": str(run.folder), **_public(found)}
+            for run, found in zip(plan, measured, strict=True)
+        ],
+        "summary": [_summarize(name, _of(name, plan, measured)) for name in entries],
+        "pairs": _pairs(comparison.reference, plan, measured),
+        "latency": list(latency),
+        "representations": next((found["representations"] for found in measured if found["representations"]), None),
+    }
+
+
+def _public(found: Mapping[str, Any]) -> dict[str, Any]:
+    hidden = ("spec", "right", "seconds", "train_data", "base_parameters", "representations")
+    return {key: value for key, value in found.items() if key not in hidden}
+
+
+def _method_name(shared: str, changes: Mapping[str, Any], *, trained: bool) -> str:
+    return str(changes.get("method", shared)) if trained else "base"
+
+
+def _of(name: str, plan: Sequence[PlannedRun], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [found for run, found in zip(plan, measured, strict=True) if run.name == name]
+
+
+def _summarize(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Pool a method's seeds."""
+    lengths = list(dict.fromkeys(length for run in runs for length in run["by_length"]))
+    return {
+        "name": name,
+        "num_seeds": len(runs),
+        **_pool([run["final"] for run in runs]),
+        "by_length": {length: _pool([run["by_length"][length] for run in runs]) for length in lengths},
+    }
+
+
+def _pool(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    pooled = Score(sum(score["num_correct"] for score in scores), sum(score["num_rows"] for score in scores))
+    low, high = pooled.interval
+    return {
+        "accuracy": round(pooled.accuracy, 6),
+        "low": round(low, 6),
+        "high": round(high, 6),
+        "seed_std": round(statistics.stdev(score["accuracy"] for score in scores), 6) if len(scores) > 1 else None,
+    }
+
+
+def _pairs(reference: str, plan: Sequence[PlannedRun], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pair every method with the reference on the same rows, seed by seed and over all seeds."""
+    right = {(run.name, run.seed): found["right"] for run, found in zip(plan, measured, strict=True)}
+    seeds = [seed for name, seed in right if name == reference]
+    pairs = []
+    for name in dict.fromkeys(run.name for run in plan if run.name != reference):
+        own = [seed for other, seed in right if other == name]
+        # The base as it is has one seed, which is every reference's partner.
+        shared = [(seed, seed if seed in own else own[0]) for seed in seeds if seed in own or len(own) == 1]
+        each = [(seed, _bits(right[reference, seed]), _bits(right[name, other])) for seed, other in shared]
+        for seed, first, second in each:
+            pairs.append(_pair(name, reference, seed, first, second))
+        if len(each) > 1:
+            first, second = ([bit for one in each for bit in one[index]] for index in (1, 2))
+            pairs.append(_pair(name, reference, "all", first, second))
+    return pairs
+
+
+def _pair(name: str, reference: str, seed: int | str, first: list[bool], second: list[bool]) -> dict[str, Any]:
+    found = paired_difference(first, second)
+    return {
+        "name": name,
+        "reference": reference,
+        "seed": seed,
+        "num_rows": len(first),
+        "difference": round(found.difference, 6),
+        "standard_error": round(found.standard_error, 6),
+        "only_reference": found.only_a,
+        "only_other": found.only_b,
+        "p_value": found.p_value,
+    }
+
+
+def _bits(text: str) -> list[bool]:
+    return [bit == "1" for bit in text]
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

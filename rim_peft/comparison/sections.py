@@ -1,0 +1,192 @@
+"""What a comparison's recipe holds, as frozen dataclasses; an option's help stands beside its default."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class RowsOptions:
+    """Sections ``test`` and ``selection``: rows that are judged."""
+
+    split: str = field(metadata={"help": "Split of the task."})
+    rows: int | None = field(default=None, metadata={"help": "The first so many rows; null: all."})
+    path: str | None = field(
+        default=None, metadata={"help": "File, folder or Hub id of the rows, if it is not that of the training."}
+    )
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Options of the task that differ from those of the training."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: ``rows`` is below 1.
+        """
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"rows: must be at least 1 or null, got {self.rows}.")
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Section ``measures``: what is measured besides accuracy."""
+
+    of: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Methods whose blocks are looked into (budget, controls, faithfulness, representations); the "
+            "reference if there are none here."
+        },
+    )
+    blocks: bool = field(
+        default=True,
+        metadata={"help": "Judge the readout of every block, and ways to choose an answer from them."},
+    )
+    budget: list[int] = field(
+        default_factory=lambda: [0, 1, 2, 4, 8, 12, 16],
+        metadata={"help": "Numbers of blocks to answer with; an empty list leaves this out."},
+    )
+    controls: bool = field(default=True, metadata={"help": "Take blocks away, shuffle, swap and replace them."})
+    faithfulness: bool = field(
+        default=True, metadata={"help": "After stage 1: does each block read out the right next step?"}
+    )
+    representations: bool = field(
+        default=True, metadata={"help": "Principal components of the blocks' states, over blocks and over training."}
+    )
+    latency_batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 32],
+        metadata={"help": "Time answers in batches of so many questions; an empty list leaves this out."},
+    )
+    latency_questions: int = field(default=32, metadata={"help": "Questions that are timed, in each batch size."})
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        if any(count < 0 for count in self.budget):
+            raise ValueError(f"budget: must hold numbers of blocks from 0 on, got {self.budget}.")
+        if any(size < 1 for size in self.latency_batch_sizes):
+            raise ValueError(f"latency_batch_sizes: must hold numbers from 1 on, got {self.latency_batch_sizes}.")
+        if self.latency_questions < 1:
+            raise ValueError(f"latency_questions: must be at least 1, got {self.latency_questions}.")
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """One entry of ``methods``: in what a run differs from the shared recipe."""
+
+    label: str | None = field(default=None, metadata={"help": "What tables call it; its name if not set."})
+    changes: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Recipe keys and their values, as on the command line."}
+    )
+    train: bool = field(default=True, metadata={"help": "false: judge the base as it is."})
+    same_compute_as: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train on as many tokens as this method took with the same seed, in place of the recipe's number "
+            "of steps. The same changes without it must be among the methods too."
+        },
+    )
+    seeds: list[int] | None = field(default=None, metadata={"help": "Seeds, if not those of all methods."})
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: the base as it is would be given compute.
+        """
+        if self.same_compute_as is not None and not self.train:
+            raise ValueError("same_compute_as: must be null where train is false, since nothing is trained.")
+
+    @property
+    def view(self) -> Literal["samples", "compute"]:
+        """What is equal between this method and those it is compared with."""
+        return "samples" if self.same_compute_as is None else "compute"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A whole comparison as data.
+
+    Raises:
+        ValueError: there is no method, a name is no folder's name, or a method that is named is not there.
+    """
+
+    output_dir: str = field(metadata={"help": "Folder to write to; what is finished there is not done again."})
+    recipe: str = field(metadata={"help": "Recipe file that all runs share."})
+    test: RowsOptions = field(metadata={"help": "Rows that decide."})
+    selection: RowsOptions = field(metadata={"help": "Rows that choose: for the probe, never the test's."})
+    reference: str = field(default="rim", metadata={"help": "Method that the others are paired with."})
+    changes: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Recipe keys and their values, for all runs."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of every method."})
+    methods: dict[str, MethodOptions] = field(
+        default_factory=dict, metadata={"help": "Methods by name, in the table's order."}
+    )
+    grid: dict[str, list[Any]] = field(
+        default_factory=dict,
+        metadata={"help": "For rim-peft ablate: recipe keys, each with values to try one at a time."},
+    )
+    measures: MeasureOptions = field(default_factory=MeasureOptions, metadata={"help": "What is measured."})
+
+    def __post_init__(self) -> None:
+        """Check names."""
+        if not self.seeds:
+            raise ValueError("seeds: must hold at least one, got [].")
+        if self.reference not in self.methods:
+            raise ValueError(f"reference: must be one of the methods, got {self.reference!r}. {self._there}")
+        for name, method in self.methods.items():
+            if not re.fullmatch(r"[\w.,=+-]+", name):
+                raise ValueError(f"methods: a name must be letters, digits and any of . , = + - _, got {name!r}.")
+            other = method.same_compute_as
+            if other is None:
+                continue
+            if other not in self.methods or self.methods[other].view == "compute" or not self.methods[other].train:
+                raise ValueError(f"methods.{name}.same_compute_as: must be a method with its own steps, got {other!r}.")
+            if self.twin(name) is None:
+                raise ValueError(
+                    f"methods.{name}.same_compute_as: needs a method with the same changes and the recipe's own steps, "
+                    "whose tokens for each step are measured; there is none. Add it."
+                )
+        for name in self.measures.of:
+            if name not in self.methods:
+                raise ValueError(f"measures.of: must hold methods, got {name!r}. {self._there}")
+        if (self.test.split, self.test.path) == (self.selection.split, self.selection.path):
+            raise ValueError(f"selection.split: must differ from test.split, got {self.test.split!r} twice.")
+
+    def twin(self, name: str) -> str | None:
+        """Return the method with the same changes and the recipe's own number of steps."""
+        changes = self.methods[name].changes
+        same = [key for key, method in self.methods.items() if method.changes == changes and method.view == "samples"]
+        return same[0] if same else None
+
+    def entries(self) -> dict[str, MethodOptions]:
+        """Return the methods and, for each value of the grid, the shared recipe with that one value changed."""
+        found = dict(self.methods)
+        for key, values in self.grid.items():
+            for value in values:
+                text = value if isinstance(value, str) else json.dumps(value)
+                name = re.sub(r"[^\w.,=+-]+", "_", f"{key}={text}")
+                found[name] = MethodOptions(label=f"{key}: {text}", changes={key: value})
+        return found
+
+    @property
+    def _there(self) -> str:
+        return f"There are {', '.join(self.methods) or 'none'}."
+
+    @property
+    def looked_into(self) -> list[str]:
+        """Methods whose blocks are looked into."""
+        return self.measures.of or [self.reference]
+
+    @property
+    def kind(self) -> Literal["compare", "ablate"]:
+        """Which command it is for."""
+        return "ablate" if self.grid else "compare"

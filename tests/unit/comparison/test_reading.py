@@ -1,0 +1,126 @@
+"""Recipes of comparisons: what is read, what is refused, and which runs follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rim_peft.comparison.plan import plan_runs, run_recipe
+from rim_peft.comparison.reading import load_comparison
+from rim_peft.demo import BASE, RECIPE
+from rim_peft.recipe import RecipeError
+
+Write = Callable[..., Path]
+SMALL: dict[str, Any] = {
+    "output_dir": "out",
+    "recipe": str(RECIPE),
+    "changes": {"model.name_or_path": str(BASE), "baseline.max_steps": 5},
+    "seeds": [0, 1],
+    "methods": {
+        "base": {"train": False, "changes": {"method": "answer"}},
+        "answer": {"label": "LoRA", "changes": {"method": "answer"}},
+        "answer-compute": {"changes": {"method": "answer"}, "same_compute_as": "rim"},
+        "rim": {},
+    },
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(values: Any = None, /, **changes: Any) -> Path:
+        path = tmp_path / "compare.yaml"
+        path.write_text(yaml.safe_dump({**SMALL, **changes} if values is None else values, sort_keys=False))
+        return path
+
+    return write
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as error:
+        load_comparison(path, overrides)
+    return [line.removeprefix(f"{path}: ") for line in str(error.value).splitlines()]
+
+
+def test_runs_come_seed_by_seed_and_those_of_equal_compute_last(write: Write) -> None:
+    comparison = load_comparison(write())
+    assert [str(run) for run in plan_runs(comparison)] == [
+        "base, seed 0",
+        "answer, seed 0",
+        "rim, seed 0",
+        "answer, seed 1",
+        "rim, seed 1",
+        "answer-compute, seed 0",
+        "answer-compute, seed 1",
+    ]
+    assert comparison.kind == "compare"
+    assert comparison.looked_into == ["rim"]
+    assert (comparison.test.split, comparison.selection.split) == ("test", "validation")
+
+
+def test_a_run_is_the_shared_recipe_with_its_changes(write: Write) -> None:
+    comparison = load_comparison(write(), ["changes.adapter.r=8", "methods.answer.changes.baseline.max_steps=7"])
+    runs = {str(run): run for run in plan_runs(comparison)}
+    recipe = run_recipe(comparison, runs["answer, seed 1"])
+    assert (recipe.method, recipe.seed, recipe.adapter["r"], recipe.baseline["max_steps"]) == ("answer", 1, 8, 7)
+    assert Path(recipe.output_dir) == Path("out/runs/answer/seed-1")
+    assert run_recipe(comparison, runs["rim, seed 0"]).method == "rim"
+    same = run_recipe(comparison, runs["answer-compute, seed 0"], max_steps=9)
+    assert same.baseline["max_steps"] == 9
+
+
+def test_a_grid_changes_one_value_at_a_time(write: Write) -> None:
+    path = write(methods={"rim": {}}, grid={"adapter.num_blocks": [1, 2], "adapter.target_modules": [["q_proj"]]})
+    comparison = load_comparison(path)
+    assert comparison.kind == "ablate"
+    assert [(run.name, run.method.changes) for run in plan_runs(comparison) if run.seed == 0] == [
+        ("rim", {}),
+        ("adapter.num_blocks=1", {"adapter.num_blocks": 1}),
+        ("adapter.num_blocks=2", {"adapter.num_blocks": 2}),
+        ("adapter.target_modules=_q_proj_", {"adapter.target_modules": ["q_proj"]}),
+    ]
+
+
+def test_all_problems_are_said_at_once(write: Write) -> None:
+    path = write(seedz=[1], methods={"rim": {"chnges": {}}}, measures={"budget": "all"}, recipe=None)
+    assert problems(path) == [
+        "seedz: unknown key, did you mean seeds?",
+        "measures.budget: must be a list (each an integer), got 'all'.",
+        "methods.rim.chnges: unknown key, did you mean changes?",
+        "recipe: must be given.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "rin"}, "reference: must be one of the methods, got 'rin'"),
+        ({"seeds": []}, "seeds: must hold at least one"),
+        ({"methods": {"rim": {}, "a/b": {}}}, "methods: a name must be letters, digits"),
+        ({"methods": {"rim": {}, "x": {"same_compute_as": "y"}}}, "same_compute_as: must be a method with its own steps"),
+        (
+            {"methods": {"rim": {}, "x": {"same_compute_as": "rim", "changes": {"method": "cot"}}}},
+            "needs a method with the same changes",
+        ),
+        ({"methods": {"rim": {}, "x": {"same_compute_as": "rim", "train": False}}}, "must be null where train is false"),
+        ({"measures": {"of": ["cot"]}}, "measures.of: must hold methods, got 'cot'"),
+        ({"measures": {"budget": [-1]}}, "budget: must hold numbers of blocks from 0 on"),
+        ({"measures": {"latency_batch_sizes": [0]}}, "latency_batch_sizes: must hold numbers from 1 on"),
+        ({"selection": {"split": "test"}}, "selection.split: must differ from test.split"),
+        ({"test": {"rows": 0}}, "rows: must be at least 1 or null"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str, write: Write) -> None:
+    assert message in "\n".join(problems(write(**changes)))
+
+
+def test_overrides_and_broken_files(write: Write, tmp_path: Path) -> None:
+    assert load_comparison(write(), ["seeds=[7]", "measures.controls=false"]).measures.controls is False
+    assert "command line: must read" in problems(write(), "seeds")[0].replace("seeds: ", "")
+    assert problems(write([1, 2])) == ["must hold keys with values, such as 'recipe: recipes/gsm8k/tiny.yaml'."]
+    with pytest.raises(RecipeError, match="did you mean"):
+        run = plan_runs(load_comparison(write(), ["changes.adapter.num_blcks=3"]))[0]
+        run_recipe(load_comparison(write(), ["changes.adapter.num_blcks=3"]), run)
