@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class Limits:
     block_length: int
     max_length: int | None
     max_positions: int | None
+    count_tokens: Callable[[TokenizedExample], int] | None = None
 
     def explain(self, row: Mapping[str, Any], tokenized: TokenizedExample | RowError) -> str | None:
         """Return what is wrong with a row in this stage, None if nothing is.
@@ -63,6 +64,9 @@ class Limits:
         return (longest > limit) | (self.needs_steps & (num_steps == 0))
 
     def _check_length(self, row: TokenizedExample) -> None:
+        if self.count_tokens is not None:
+            self._check_counted(self.count_tokens(row))
+            return
         readouts = (grounding_readouts if self.needs_steps else refinement_readouts)(row, num_blocks=self.num_blocks)
         prompt = len(row["prompt_ids"])
         length = prompt + len(readouts) * self.block_length + sum(len(readout) for readout in readouts)
@@ -72,6 +76,12 @@ class Limits:
         last = max(prompt + k * self.block_length + len(readout) for k, readout in enumerate(readouts, start=1))
         if self.max_positions is not None and last > self.max_positions:
             raise RowError(f"too long: readouts reach {last} positions, the model has {self.max_positions}")
+
+    def _check_counted(self, length: int) -> None:
+        if self.max_length is not None and length > self.max_length:
+            raise RowError(f"too long: it takes {length} tokens, max_length is {self.max_length}")
+        if self.max_positions is not None and length > self.max_positions:
+            raise RowError(f"too long: it takes {length} tokens, the model has {self.max_positions} positions")
 
 
 def _lengths(lists: pa.ChunkedArray) -> NDArray[np.int64]:

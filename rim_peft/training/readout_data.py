@@ -44,6 +44,14 @@ class ReadoutData(SFTTrainer, ABC):
         """Blocks that every row has at the least."""
         return self._rim_config.num_blocks
 
+    def row_limits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the arguments of ``prepare_dataset`` that say what a row must have and how long it is."""
+        return {
+            "needs_steps": self.needs_steps,
+            "num_blocks": self.min_blocks,
+            "block_length": self._rim_config.block_tokens.length,
+        }
+
     def _prepare_dataset(
         self,
         dataset: Dataset | IterableDataset,
@@ -65,14 +73,13 @@ class ReadoutData(SFTTrainer, ABC):
                     "none. Give rows with question, steps and answer."
                 )
             return dataset
+        limits = self.row_limits(processing_class)
         with PartialState().main_process_first():  # the others find its table on the disk
             return prepare_dataset(
                 dataset,
                 processing_class,
                 templates=args.templates,
-                needs_steps=self.needs_steps,
-                num_blocks=self.min_blocks,
-                block_length=self._rim_config.block_tokens.length,
+                **limits,
                 max_length=args.max_length,
                 max_positions=self._max_positions,
                 on_bad_rows=args.on_bad_rows,
