@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast, TrainerCallback
 
 from rim_peft.data.coconut import CoconutCollator, chain_parts, cut_texts
 from rim_peft.data.preparation import tokenize_prompts
@@ -310,13 +310,22 @@ def test_mixed_steps_are_drawn_from_all_stages(make_trainer: MakeTrainer) -> Non
     assert stages == [trainer.stage(step) for step in range(1000)]
 
 
-def test_bf16_trains_the_memory_in_fp32(make_trainer: MakeTrainer) -> None:
-    model = build_rim(base=build_base().to(torch.bfloat16))
+@pytest.mark.parametrize("kind", ["bf16", "nf4"])
+def test_reduced_bases_train_with_the_memory_in_fp32(
+    kind: str, make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    base = build_base(hidden_size=64, intermediate_size=64).to(torch.bfloat16)
+    if kind == "nf4":
+        base.save_pretrained(tmp_path / "base")
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=quantization)
+    model = build_rim(base=base)
     before = _trained(model)
-    make_trainer(model, bf16=True, use_cpu=True).train()
+    make_trainer(model, bf16=True, use_cpu=True, max_steps=3).train()
     rows = model.base_model.memory.rows("default")
     assert rows.dtype == torch.float32
     assert (rows - before[next(name for name in before if "rim_memory" in name)]).abs().max() > 1e-3
+    assert len(list(answer_with_thoughts(model, tokenizer, ["1", "2+3"], num_thoughts=2, max_new_tokens=3))) == 2
 
 
 @pytest.mark.parametrize(
@@ -336,6 +345,14 @@ def test_bf16_trains_the_memory_in_fp32(make_trainer: MakeTrainer) -> None:
 def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CoconutConfig(**options)
+
+
+@pytest.mark.parametrize(("max_length", "num_rows"), [(29, 1), (30, 2)])
+def test_a_row_is_as_long_as_at_its_longest_stage(max_length: int, num_rows: int, make_trainer: MakeTrainer) -> None:
+    # Bytes: question and line break 6, <b> and </b> 2, "1", "1+1=2" and "2+7=9" with " ; " 4 + 8 + 8, the answer 2.
+    options = {"max_length": max_length, "on_bad_rows": "drop", "step_separator": " ; "}
+    trainer = make_trainer(build_rim(), rows=ROWS[:2], **options)
+    assert len(_rows(trainer)) == num_rows
 
 
 def test_what_does_not_fit_is_refused(make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast) -> None:
