@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +11,7 @@ from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.sections import Comparison, RowsOptions
 from rim_peft.data.examples import Example
 from rim_peft.data.tasks import Task, get_task
-from rim_peft.evaluation import evaluate_accuracy
-from rim_peft.evaluation.accuracy import Score, answer_of, score_by_length
-from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts
 from rim_peft.recipe import Recipe
-from rim_peft.run import Run
 from rim_peft.run.rows import fingerprint, read_examples
 
 logger = logging.getLogger(__name__)
@@ -43,7 +37,11 @@ class JudgedRows:
         """Return what decides a run's numbers besides its training."""
         measures = {key: value for key, value in asdict(comparison.measures).items() if not key.startswith("latency")}
         measures["of"] = run.name in comparison.looked_into
-        return {"data": self.hashes, "measures": measures, "method": {"changes": {**comparison.changes, **run.method.changes}, "view": run.method.view}}
+        return {
+            "data": self.hashes,
+            "measures": measures,
+            "method": {"changes": {**comparison.changes, **run.method.changes}, "view": run.method.view},
+        }
 
 
 def load_judged_rows(comparison: Comparison, recipe: Recipe) -> JudgedRows:
@@ -56,8 +54,8 @@ def load_judged_rows(comparison: Comparison, recipe: Recipe) -> JudgedRows:
     shared = {repr(example.question) for example in test} & {repr(example.question) for example in selection}
     if shared:
         raise ValueError(
-            f"selection: must share no question with test, got {len(shared)} of them, such as {sorted(shared)[0][:80]}. "
-            "Choose another split."
+            f"selection: must share no question with test, got {len(shared)} of them, such as "
+            f"{sorted(shared)[0][:80]}. Choose another split."
         )
     return JudgedRows(recipe.task(), test, selection, {"test": _hash(test), "selection": _hash(selection)})
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rim_peft.comparison.measuring import JudgedRows
-from rim_peft.comparison.plan import PlannedRun
+from rim_peft.comparison.plan import PlannedRun, overrides
 from rim_peft.comparison.sections import Comparison
 from rim_peft.evaluation.accuracy import Score
 from rim_peft.evaluation.significance import paired_difference
 from rim_peft.recipe import load_recipe
-from rim_peft.comparison.plan import overrides
 from rim_peft.run.record import describe_hardware, describe_versions
 
 FORMAT = 1

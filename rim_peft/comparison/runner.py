@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from rim_peft.comparison.measuring import JudgedRows, load_judged_rows, measure_run
 from rim_peft.comparison.plan import PlannedRun, plan_runs, run_recipe
-from rim_peft.comparison.results import MEASURED, RESULTS, assemble
+from rim_peft.comparison.results import MEASURED, assemble
 from rim_peft.comparison.sections import Comparison
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.run import Run, train_or_load
@@ -28,13 +28,11 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 2.0
 
 
-class Busy(RuntimeError):
+class BusyError(RuntimeError):
     """Another process works in the folder."""
 
 
-def run_comparison(
-    comparison: Comparison, *, command: Sequence[str] = (), parallel: bool = False
-) -> dict[str, Any]:
+def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), parallel: bool = False) -> dict[str, Any]:
     """Make every run that is missing and write results, tables, plots and page to the comparison's folder.
 
     A run that is finished is not made again; one that was stopped goes on. The same recipe gives the same numbers, but
@@ -49,7 +47,7 @@ def run_comparison(
         The results document (``docs/comparison.md``).
 
     Raises:
-        Busy: another process works in the folder, and ``parallel`` is not set there or here.
+        BusyError: another process works in the folder, and ``parallel`` is not set there or here.
         RecipeError: a run's recipe is none, or its folder holds a run with other values.
         Interrupted: a signal stopped a training; the same call goes on.
     """
@@ -88,7 +86,7 @@ class _Work:
                     self.progress.skip(run)
                 else:
                     self._make(run, recipe)
-        except Busy:
+        except BusyError:
             if not self.parallel:
                 raise
             return False
@@ -134,8 +132,12 @@ class _Work:
 
     def _training(self, name: str | None, seed: int) -> dict[str, Any]:
         path = Path(self.comparison.output_dir) / "runs" / str(name) / f"seed-{seed}" / MEASURED
-        if not path.exists() and self.parallel and any((run.name, run.seed) == (name, seed) for run in self.progress.plan):
-            raise Busy(f"{path.parent}: another process makes this run, whose tokens are needed.")
+        if (
+            not path.exists()
+            and self.parallel
+            and any((run.name, run.seed) == (name, seed) for run in self.progress.plan)
+        ):
+            raise BusyError(f"{path.parent}: another process makes this run, whose tokens are needed.")
         if not path.exists():
             raise RecipeError(f"seeds: {name} must be trained with seed {seed} too, whose tokens are counted. Add it.")
         return json.loads(path.read_text(encoding="utf-8"))["training"]
@@ -184,7 +186,7 @@ def _locked(path: Path, *, shared: bool) -> Iterator[None]:
     """Hold a folder's lock, unless processes may share the folder.
 
     Raises:
-        Busy: another process holds it.
+        BusyError: another process holds it.
     """
     if shared:
         yield
@@ -193,6 +195,6 @@ def _locked(path: Path, *, shared: bool) -> Iterator[None]:
         with FileLock(path, blocking=False):
             yield
     except Timeout:
-        raise Busy(
+        raise BusyError(
             f"{path.parent}: another process works on this comparison. Wait for it, or give --parallel to both."
         ) from None

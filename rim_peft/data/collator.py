@@ -39,19 +39,13 @@ def refinement_readouts(row: TokenizedRow, *, num_blocks: int) -> list[list[int]
     return [row["answer_ids"]] * num_blocks
 
 
-def written_readout(row: TokenizedRow, separator: Sequence[int], *, first: int = 0) -> list[int]:
-    """Join the steps from ``first`` on (counted from 0) and the answer to one text, as a chain of thought is written.
+def chain_parts(row: TokenizedRow, *, separator_ids: Sequence[int]) -> list[list[int]]:
+    """List the parts of a written chain of thought: every step with a separator for its EOS, then the answer with EOS.
 
-    >>> written_readout({"prompt_ids": [1], "step_ids": [[2, 0], [3, 0]], "answer_ids": [4, 0]}, [9])
-    [2, 9, 3, 9, 4, 0]
-
-    Args:
-        row: a tokenised example; each step and the answer end with EOS, of which the answer's alone stays.
-        separator: token ids behind each step.
-        first: steps to leave out at the beginning.
+    >>> chain_parts({"step_ids": [[5, 6, 2], [7, 2]], "answer_ids": [8, 2]}, separator_ids=[3])
+    [[5, 6, 3], [7, 3], [8, 2]]
     """
-    chain = [token for step in row["step_ids"][first:] for token in (*step[:-1], *separator)]
-    return chain + list(row["answer_ids"])
+    return [*([*step[:-1], *separator_ids] for step in row["step_ids"]), row["answer_ids"]]
 
 
 def count_tokens(row: TokenizedRow, readouts: Sequence[Sequence[int]], *, block_length: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rim_peft.data.collator import grounding_readouts, refinement_readouts, written_readout
+from rim_peft.data.collator import grounding_readouts, refinement_readouts
 from rim_peft.data.examples import RowError, read_example
 from rim_peft.data.tokenization import TokenizedExample
 
@@ -26,7 +26,7 @@ class Limits:
     block_length: int
     max_length: int | None
     max_positions: int | None
-    separator_length: int | None = None
+    count_tokens: Callable[[TokenizedExample], int] | None = None
 
     def explain(self, row: Mapping[str, Any], tokenized: TokenizedExample | RowError) -> str | None:
         """Return what is wrong with a row in this stage, None if nothing is.
@@ -56,26 +56,18 @@ class Limits:
         num_blocks: Any = self.num_blocks
         longest = _lengths(tokenized["prompt_ids"])
         if self.needs_steps:
-            num_blocks = num_blocks if self.is_written else np.maximum(num_steps, num_blocks)
-            longest = longest + num_steps * (self.separator_length or 0)
+            num_blocks = np.maximum(num_steps, num_blocks)
             owners = np.repeat(np.arange(len(num_steps)), num_steps)
             longest = longest + np.bincount(owners, weights=step_lengths, minlength=len(num_steps))
         longest = longest + num_blocks * (self.block_length + _lengths(tokenized["answer_ids"]))
         limit = min(limit if limit is not None else math.inf for limit in (self.max_length, self.max_positions))
         return (longest > limit) | (self.needs_steps & (num_steps == 0))
 
-    @property
-    def is_written(self) -> bool:
-        """Whether steps and answer are one readout."""
-        return self.separator_length is not None
-
-    def _readouts(self, row: TokenizedExample) -> list[list[int]]:
-        if self.separator_length is not None:
-            return [written_readout(row, [0] * self.separator_length)]
-        return (grounding_readouts if self.needs_steps else refinement_readouts)(row, num_blocks=self.num_blocks)
-
     def _check_length(self, row: TokenizedExample) -> None:
-        readouts = self._readouts(row)
+        if self.count_tokens is not None:
+            self._check_counted(self.count_tokens(row))
+            return
+        readouts = (grounding_readouts if self.needs_steps else refinement_readouts)(row, num_blocks=self.num_blocks)
         prompt = len(row["prompt_ids"])
         length = prompt + len(readouts) * self.block_length + sum(len(readout) for readout in readouts)
         if self.max_length is not None and length > self.max_length:
@@ -84,6 +76,12 @@ class Limits:
         last = max(prompt + k * self.block_length + len(readout) for k, readout in enumerate(readouts, start=1))
         if self.max_positions is not None and last > self.max_positions:
             raise RowError(f"too long: readouts reach {last} positions, the model has {self.max_positions}")
+
+    def _check_counted(self, length: int) -> None:
+        if self.max_length is not None and length > self.max_length:
+            raise RowError(f"too long: it takes {length} tokens, max_length is {self.max_length}")
+        if self.max_positions is not None and length > self.max_positions:
+            raise RowError(f"too long: it takes {length} tokens, the model has {self.max_positions} positions")
 
 
 def _lengths(lists: pa.ChunkedArray) -> NDArray[np.int64]:

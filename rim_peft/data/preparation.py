@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import ROW_ERROR, SHOWN_ROWS, BadRowsError, Question, RowError, Templates, list_rows
 from rim_peft.data.limits import Limits
 from rim_peft.data.table import COLUMNS, TYPES, rows_of, tokenize_rows, tokenize_table
-from rim_peft.data.tokenization import Encoder, tokenize_example, tokenize_prompts
+from rim_peft.data.tokenization import Encoder, TokenizedExample, tokenize_example, tokenize_prompts
 
 __all__ = [
     "COLUMNS",
@@ -36,10 +36,10 @@ def prepare_dataset(
     needs_steps: bool,
     num_blocks: int,
     block_length: int,
-    separator_length: int | None = None,
     templates: Templates | None = None,
     max_length: int | None = None,
     max_positions: int | None = None,
+    count_tokens: Callable[[TokenizedExample], int] | None = None,
     on_bad_rows: str = "error",
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
@@ -54,11 +54,11 @@ def prepare_dataset(
         needs_steps: whether the stage trains on steps (stage 1) or on the answer alone (stage 2).
         num_blocks: blocks that every row has at the least; with ``needs_steps`` a row has as many as steps.
         block_length: tokens in a block, begin and end included.
-        separator_length: tokens behind each step where steps and answer are written as one readout; None where each is
-            a readout of its own.
         templates: how prompt, steps and answer are written.
         max_length: longest row in tokens: prompt, blocks and all readouts; no limit where None.
         max_positions: positions that the model has; no limit where None.
+        count_tokens: counts the tokens that a row takes, where it is not laid out as prompt, blocks and readouts; no
+            more than ``num_blocks`` blocks of ``block_length`` tokens would, with all steps.
         on_bad_rows: ``"error"`` lists the bad rows and stops, ``"drop"`` leaves them out and logs how many.
         num_proc: processes that tokenise a table; one where None. A stream is tokenised where it is read.
 
@@ -75,7 +75,7 @@ def prepare_dataset(
             f"dataset: must be a Dataset or IterableDataset, got {type(dataset).__name__}. Give one of its splits."
         )
     encoder = Encoder(tokenizer, templates or Templates())
-    limits = Limits(needs_steps, num_blocks, block_length, max_length, max_positions, separator_length)
+    limits = Limits(needs_steps, num_blocks, block_length, max_length, max_positions, count_tokens)
     if isinstance(dataset, IterableDataset):
         return _prepare_stream(dataset, encoder, limits, drop=on_bad_rows == "drop")
     return _prepare_table(dataset, encoder, limits, drop=on_bad_rows == "drop", num_proc=num_proc)

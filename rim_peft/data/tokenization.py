@@ -50,6 +50,21 @@ def tokenize_prompts(
     return encoder.encode_prompts([encoder.write_prompt(question) for question in questions])
 
 
+def tokenize_separator(tokenizer: PreTrainedTokenizerBase, separator: str) -> list[int]:
+    """Return the token ids of what stands behind each step of a written chain of thought.
+
+    Raises:
+        ValueError: the tokenizer has no tokens for it.
+    """
+    ids: list[int] = tokenizer(separator, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError(
+            f"step_separator: must give tokens, got {separator!r}, which gives none with this tokenizer. Choose a text "
+            "that it knows."
+        )
+    return ids
+
+
 @dataclass(frozen=True)
 class WrittenPrompt:
     """A prompt as text; a chat's holds its special tokens."""

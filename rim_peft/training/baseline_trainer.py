@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.collator import TokenizedRow, written_readout
+from rim_peft.data.collator import TokenizedRow, chain_parts, refinement_readouts
+from rim_peft.data.tokenization import tokenize_separator
 from rim_peft.sequence import BlockTokens
 from rim_peft.training.baseline_config import BaselineConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer
@@ -55,41 +55,24 @@ class BaselineTrainer(ReadoutTrainer):
     def readouts(self) -> Callable[..., list[list[int]]]:
         """The answer, or steps and answer as one text."""
         if not self.args.written_steps:
-            return _read_answer
-        return _WrittenReadouts(separator_ids(self._tokenizer, self.args.step_separator))
+            return partial(refinement_readouts, num_blocks=1)
+        return partial(_written, separator_ids=tokenize_separator(self._tokenizer, self.args.step_separator))
 
-    def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
-        """Return 1 for every sample."""
-        return torch.ones(len(num_blocks), 1, device=num_blocks.device)
-
-    def _separator_length(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        return len(separator_ids(tokenizer, self.args.step_separator)) if self.args.written_steps else None
-
-
-class _WrittenReadouts:
-    """One readout, steps and answer; not a closure, since data loader processes get it by pickle."""
-
-    def __init__(self, separator: list[int]) -> None:
-        self.separator = separator
-
-    def __call__(self, row: TokenizedRow) -> list[list[int]]:
-        return [written_readout(row, self.separator)]
+    def row_limits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """A written chain needs steps, and is one readout."""
+        limits = super().row_limits(tokenizer)
+        if not self.args.written_steps:
+            return limits
+        separator_ids = tokenize_separator(tokenizer, self.args.step_separator)
+        trunk = self.blocks.length
+        count = partial(_count_written, separator_ids=separator_ids, trunk=trunk)
+        return {**limits, "block_length": trunk + len(separator_ids), "count_tokens": count}
 
 
-def _read_answer(row: TokenizedRow) -> list[list[int]]:
-    return [row["answer_ids"]]
+def _written(row: TokenizedRow, *, separator_ids: list[int]) -> list[list[int]]:
+    return [[token for part in chain_parts(row, separator_ids=separator_ids) for token in part]]
 
 
-def separator_ids(tokenizer: PreTrainedTokenizerBase, separator: str) -> list[int]:
-    """Return the token ids of what stands behind a written step.
-
-    Raises:
-        ValueError: the tokenizer has no tokens for it.
-    """
-    ids: list[int] = tokenizer(separator, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise ValueError(
-            f"step_separator: must give tokens, got {separator!r}, which gives none with this tokenizer. Choose a text "
-            "that it knows."
-        )
-    return ids
+def _count_written(row: TokenizedRow, *, separator_ids: list[int], trunk: int) -> int:
+    (readout,) = _written(row, separator_ids=separator_ids)
+    return len(row["prompt_ids"]) + trunk + len(readout)

@@ -1,4 +1,4 @@
-"""What is logged of each block, summed where the numbers are made and read at the next log line."""
+"""What is logged of each block, or of a text, summed where the numbers are made and read at the next log line."""
 
 from __future__ import annotations
 
@@ -48,3 +48,28 @@ class BlockMetrics:
             if samples:
                 metrics[f"block_{block}/weight"] = weight / samples
         return metrics
+
+
+class TextMetrics:
+    """Share of a text's tokens that were the likeliest, since the last log line."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, is_top1: Tensor, is_label: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            is_top1: (B, Q) whether the label was the most likely token.
+            is_label: (B, Q) whether there is a label, both bool.
+        """
+        sums = torch.stack([(is_top1.bool() & is_label).sum(), is_label.sum()])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the metric over all processes, which must all ask, and begin anew."""
+        if self._sums is None:
+            return {}
+        correct, tokens = accelerator.reduce(self._sums, reduction="sum").tolist()
+        self._sums = None
+        return {"token_accuracy": correct / tokens}

@@ -61,10 +61,15 @@ def format_log(logs: Mapping[str, Any], *, step: int, max_steps: int) -> str:
     'step 20/300  loss 3.123  learning_rate 0.003  token accuracy by block 1.00 0.53'
     >>> format_log({"eval_loss": 2.0, "eval_accuracy": 0.25, "eval_runtime": 1.5}, step=20, max_steps=300)
     'step 20/300  eval_loss 2  eval_accuracy 0.25'
+    >>> format_log({"loss": 2.5, "token_accuracy": 0.75, "stage": 1.0}, step=20, max_steps=300)
+    'step 20/300  stage 1  loss 2.5  token_accuracy 0.75'
     >>> format_log({"train_runtime": 61.0, "train_loss": 1.5}, step=300, max_steps=300)
     'step 300/300  train_loss 1.5  train_runtime 61'
     """
-    shown = ("loss", "eval_loss", "eval_accuracy", "grad_norm", "learning_rate", "train_loss", "train_runtime")
+    shown = (
+        *("stage", "loss", "eval_loss", "token_accuracy", "eval_accuracy"),
+        *("grad_norm", "learning_rate", "train_loss", "train_runtime"),
+    )
     parts = [f"step {step}/{max_steps}", *(f"{name} {logs[name]:.4g}" for name in shown if name in logs)]
     accuracies = {
         int(found[1]): value

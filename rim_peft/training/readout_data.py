@@ -51,9 +51,13 @@ class ReadoutData(SFTTrainer, ABC):
         """Blocks that every row has at the least; at the most where each batch draws its own number."""
         return self._rim_config.num_blocks if self.args.block_range is None else self.args.block_range[1]
 
-    def _separator_length(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """Tokens behind each step where steps and answer are one readout; None where each is one of its own."""
-        return None
+    def row_limits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the arguments of ``prepare_dataset`` that say what a row must have and how long it is."""
+        return {
+            "needs_steps": self.needs_steps,
+            "num_blocks": self.min_blocks,
+            "block_length": self.blocks.length,
+        }
 
     def _prepare_dataset(
         self,
@@ -76,15 +80,13 @@ class ReadoutData(SFTTrainer, ABC):
                     "none. Give rows with question, steps and answer."
                 )
             return dataset
+        limits = self.row_limits(processing_class)
         with PartialState().main_process_first():  # the others find its table on the disk
             return prepare_dataset(
                 dataset,
                 processing_class,
                 templates=args.templates,
-                needs_steps=self.needs_steps,
-                num_blocks=self.min_blocks,
-                block_length=self.blocks.length,
-                separator_length=self._separator_length(processing_class),
+                **limits,
                 max_length=args.max_length,
                 max_positions=self._max_positions,
                 on_bad_rows=args.on_bad_rows,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -116,13 +115,7 @@ class ReadoutTrainer(ReadoutData):
         for name, parameter in peft_model.named_parameters():
             if name in adapter_weights:
                 parameter.data = adapter_weights[name].to(parameter.device)
-        self.data_collator = ReadoutCollator(
-            self.blocks,
-            pad_id=self._tokenizer.pad_token_id,
-            readouts=self.readouts(),
-            block_range=None if args.block_range is None else (args.block_range[0], args.block_range[1]),
-            seed=args.seed,
-        )
+        self.data_collator = self.make_collator(pad_id=self._tokenizer.pad_token_id)
         # The loss divides by the samples of the whole optimiser step itself (`_get_num_items_in_batch`).
         self.model_accepts_loss_kwargs = True
         if not args.disable_tqdm:
@@ -133,15 +126,34 @@ class ReadoutTrainer(ReadoutData):
             peft_model.base_model.set_dropout(args.dropout)
         self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
 
-    @abstractmethod
+    def make_collator(self, *, pad_id: int) -> Any:
+        """Return what makes batches of tokenised rows; it must travel to data loader processes."""
+        block_range = self.args.block_range
+        return ReadoutCollator(
+            self.blocks,
+            pad_id=pad_id,
+            readouts=self.readouts(),
+            block_range=None if block_range is None else (block_range[0], block_range[1]),
+            seed=self.args.seed,
+        )
+
     def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
-        """Return the (D, K) loss weights of a batch's readouts.
+        """Return the (D, K) loss weights of a batch's readouts: 1 each, unless a stage weighs them otherwise.
 
         Args:
             num_steps: (D,) each sample's number of reasoning steps.
             num_blocks: (D,) each sample's number of blocks.
             progress: share of the stage that is done, in [0, 1).
         """
+        return (torch.arange(int(num_blocks.max())) < num_blocks[:, None]).float()
+
+    def figures(self, mode: str) -> dict[str, float]:
+        """Return what a log line says beside the loss, over all processes and since the last line.
+
+        Args:
+            mode: ``"train"`` or ``"eval"``.
+        """
+        return self._block_metrics[mode].read(self.accelerator)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Count the samples of an optimiser step, over its micro-batches and over processes."""
@@ -213,8 +225,7 @@ class ReadoutTrainer(ReadoutData):
         if any(name == "loss" or name.endswith("_loss") for name in logs):
             mode = "train" if self.model.training else "eval"
             # The parent logs the mean of each list.
-            by_block = self._block_metrics[mode].read(self.accelerator)
-            self._metrics[mode].update({name: [value] for name, value in by_block.items()})
+            self._metrics[mode].update({name: [value] for name, value in self.figures(mode).items()})
             self._metrics[mode]["num_tokens"] = [self._count_tokens()]
             if isinstance(self.train_dataset, Dataset):
                 self._metrics[mode]["num_samples"] = [round((self.state.epoch or 0.0) * len(self.train_dataset))]

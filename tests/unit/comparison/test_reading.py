@@ -100,12 +100,18 @@ def test_all_problems_are_said_at_once(write: Write) -> None:
         ({"reference": "rin"}, "reference: must be one of the methods, got 'rin'"),
         ({"seeds": []}, "seeds: must hold at least one"),
         ({"methods": {"rim": {}, "a/b": {}}}, "methods: a name must be letters, digits"),
-        ({"methods": {"rim": {}, "x": {"same_compute_as": "y"}}}, "same_compute_as: must be a method with its own steps"),
+        (
+            {"methods": {"rim": {}, "x": {"same_compute_as": "y"}}},
+            "same_compute_as: must be a method with its own steps",
+        ),
         (
             {"methods": {"rim": {}, "x": {"same_compute_as": "rim", "changes": {"method": "cot"}}}},
             "needs a method with the same changes",
         ),
-        ({"methods": {"rim": {}, "x": {"same_compute_as": "rim", "train": False}}}, "must be null where train is false"),
+        (
+            {"methods": {"rim": {}, "x": {"same_compute_as": "rim", "train": False}}},
+            "must be null where train is false",
+        ),
         ({"measures": {"of": ["cot"]}}, "measures.of: must hold methods, got 'cot'"),
         ({"measures": {"budget": [-1]}}, "budget: must hold numbers of blocks from 0 on"),
         ({"measures": {"latency_batch_sizes": [0]}}, "latency_batch_sizes: must hold numbers from 1 on"),
@@ -121,6 +127,6 @@ def test_overrides_and_broken_files(write: Write, tmp_path: Path) -> None:
     assert load_comparison(write(), ["seeds=[7]", "measures.controls=false"]).measures.controls is False
     assert "command line: must read" in problems(write(), "seeds")[0].replace("seeds: ", "")
     assert problems(write([1, 2])) == ["must hold keys with values, such as 'recipe: recipes/gsm8k/tiny.yaml'."]
+    comparison = load_comparison(write(), ["changes.adapter.num_blcks=3"])
     with pytest.raises(RecipeError, match="did you mean"):
-        run = plan_runs(load_comparison(write(), ["changes.adapter.num_blcks=3"]))[0]
-        run_recipe(load_comparison(write(), ["changes.adapter.num_blcks=3"]), run)
+        run_recipe(comparison, plan_runs(comparison)[0])
