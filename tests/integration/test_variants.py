@@ -81,7 +81,7 @@ def reference_logits(model: PeftModel, ids: list[int]) -> Tensor:
     """Logits (S, V) after each of the tokens of one sequence, with the active adapter."""
     base: Any = model.get_base_model()
     memory = base.get_input_embeddings()
-    config: Any = model.peft_config[model.active_adapter]  # type: ignore[index]
+    config: Any = model.peft_config[model.active_adapter]
     first = memory.first_memory_id
     kinds = [max(token - first, -1) for token in ids]  # 0, 1, 2 for memory
     scale = getattr(memory.base_layer, "embed_scale", 1.0)
