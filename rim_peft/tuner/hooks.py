@@ -68,13 +68,13 @@ class BlockHooks:
 
     def _before_layer(self, index: int, names: list[str], layer: nn.Module, args: Any, kwargs: Any) -> Any:
         if _ARGUMENT not in kwargs:
-            if self._active() is not None:
-                raise ValueError(
-                    f"model: {type(self.model).__name__} must hand keyword arguments on to its layers with "
-                    "insertion_layer or bidirectional_blocks, but layer "
-                    f"{index} got none. Leave both out, or use another base."
-                )
-            return None
+            if (active := self._active()) is None:
+                return None
+            raise ValueError(
+                f"model: must hand keyword arguments on to its layers with {active[1].describe_variants()}, got "
+                f"{type(self.model).__name__}, whose layer {index} learns nothing of blocks. Use another base, or "
+                "leave these options out."
+            )
         call = Arguments(names, args, kwargs)
         call.kwargs.pop(_ARGUMENT).enter(index, call)
         return tuple(call.args), call.kwargs

@@ -70,7 +70,12 @@ class RiMModel(LoraModel):
     def _post_injection_hook(self, model: nn.Module, config: RiMConfig, adapter_name: str) -> None:
         vars(model)["generate"] = BlockGenerator(model)
         keep_unpacked(model)
-        if config.changes_layers and _HOOKS not in vars(model):
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Attach an adapter, and with the first one that asks for them the hooks on the base's layers."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        configs: dict[str, Any] = self.peft_config
+        if configs[adapter_name].changes_layers and _HOOKS not in vars(model):
             vars(model)[_HOOKS] = BlockHooks(model)
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +409,13 @@ def test_a_callers_own_loop_on_a_cache(architecture: str) -> None:
             cache.crop(-2)
             again = model(torch.tensor([[70]]), past_key_values=copy.deepcopy(cache)).logits[0]
             torch.testing.assert_close(again, expected[-2:-1], atol=1e-4, rtol=1e-4)
+
+
+def test_calls_from_several_threads_do_not_meet() -> None:
+    model = build(num_blocks=4, **BOTH)
+    expected = [generate(model, [prompt]) for prompt in PROMPTS]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda prompt: generate(model, [prompt]), PROMPTS)) == expected
 
 
 # Adapters

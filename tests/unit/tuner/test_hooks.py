@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from rim_peft import RiMConfig
 from tests.conftest import VOCAB_SIZE, build_base, build_rim
 
 BLOCK = [VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 1, VOCAB_SIZE + 2]
@@ -48,6 +49,19 @@ def test_a_pass_of_one_token_gets_no_mask_where_none_is_needed() -> None:
     assert masks[0].tolist() == [[[[True, False, False, False, False, True]]]]
 
 
+def test_hooks_come_with_the_first_adapter_that_asks_for_them_and_once() -> None:
+    model = build_rim()
+    layer = model.get_base_model().model.layers[0]
+    configs = {"plain": RiMConfig(r=2), "joined": RiMConfig(r=2, bidirectional_blocks=True)}
+    for name, config in {**configs, "late": RiMConfig(r=2, insertion_layer=1)}.items():
+        model.add_adapter(name, config)
+        assert len(layer._forward_pre_hooks) == (name != "plain")
+    model.delete_adapter("joined")
+    assert len(layer._forward_pre_hooks) == 1
+    model.merge_and_unload()
+    assert len(layer._forward_pre_hooks) == 0
+
+
 def test_rows_of_a_cache_must_be_known() -> None:
     model = build()
     cache = DynamicCache()
@@ -79,5 +93,5 @@ def test_a_decoder_that_keeps_arguments_to_itself_is_refused(monkeypatch: pytest
         return forward(input_ids, **{name: value for name, value in kwargs.items() if name != "rim_memory_pass"})
 
     monkeypatch.setattr(decoder, "forward", narrow)
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM must hand keyword arguments on .* but layer 0 got none"):
+    with pytest.raises(ValueError, match=r"keyword arguments on .* got LlamaForCausalLM, whose layer 0"):
         model(torch.tensor([[5, *BLOCK]]))
