@@ -16,6 +16,7 @@ from rim_peft.inference.rows import AnswerRows, lay_out_answers
 from rim_peft.sequence import check_architecture
 from rim_peft.sequence.masks import check_layers
 from rim_peft.tuner.config import active_config
+from rim_peft.tuner.layers import check_uncompiled
 
 PROMPT_MULTIPLE = 64
 """Compiled passes are made for prompts of a multiple of this many tokens, and used for shorter ones too."""
@@ -90,7 +91,8 @@ class BlockDecoder:
 
         Raises:
             ValueError: the model has no active RIM adapter, a number is out of range, or the base cannot run branching
-                rows, which ``every_block`` and ``compiled`` need.
+                rows, which ``every_block`` and ``compiled`` need, or its blocks change what goes into its layers,
+                which cannot be ``compiled``.
         """
         config = active_config(model)
         self.num_blocks = config.num_blocks if num_blocks is None else num_blocks
@@ -102,6 +104,8 @@ class BlockDecoder:
         base: Any = model.get_base_model()
         if every_block or compiled:
             check_architecture(base)
+        if compiled:
+            check_uncompiled("compiled", config)
         self.model = model
         self.blocks = config.block_tokens
         self.every_block = every_block

@@ -31,6 +31,7 @@ from rim_peft.training.progress import ReadoutProgress, TrainingClock
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_data import ReadoutData
 from rim_peft.tuner.config import RiMConfig, active_config
+from rim_peft.tuner.layers import check_uncompiled
 
 Validate = Callable[[PeftModel], dict[str, float]]
 """Scores of a model in evaluation mode by name, for instance ``{"accuracy": 0.5}``."""
@@ -94,6 +95,8 @@ class ReadoutTrainer(ReadoutData):
         self._rim_config = active_config(peft_model)
         check_adapter(peft_model, self._rim_config, min_blocks=self.least_blocks)
         check_architecture(peft_model.get_base_model())
+        if args.compile_layers:
+            check_uncompiled("compile_layers", self._rim_config)
         fall_back_from_flex(peft_model.get_base_model(), device_type=args.device.type)
         self._max_positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
         self._validate = validate

@@ -47,6 +47,17 @@ class RiMConfig(LoraConfig):
         default=8, metadata={"help": "Blocks appended to a prompt, K. A generate call can override it."}
     )
     block_size: int = field(default=2, metadata={"help": "Memory tokens in a block between its begin and end, M."})
+    insertion_layer: int = field(
+        default=0,
+        metadata={
+            "help": "Decoder layer at which blocks enter, counted from 0: 0 is the input embedding; at a later layer, "
+            "the hidden states at memory positions become the memory rows, and no token attends to them below it."
+        },
+    )
+    bidirectional_blocks: bool = field(
+        default=False,
+        metadata={"help": "Let all tokens of a block attend to one another, not each to the earlier ones alone."},
+    )
     init_memory: str | list[int] = field(
         default="vocabulary",
         metadata={
@@ -95,9 +106,23 @@ class RiMConfig(LoraConfig):
             )
         return BlockTokens(begin=first, memory=first + 1, end=first + 2, block_size=self.block_size)
 
+    @property
+    def changes_layers(self) -> bool:
+        """Whether blocks change what goes into the base's layers, beyond the embedding."""
+        return self.insertion_layer > 0 or self.bidirectional_blocks
+
+    def describe_variants(self) -> str:
+        """The options behind ``changes_layers`` as text, for messages."""
+        layer = f"insertion_layer={self.insertion_layer}" if self.insertion_layer > 0 else ""
+        bidirectional = "bidirectional_blocks=True" if self.bidirectional_blocks else ""
+        return " and ".join(filter(None, [layer, bidirectional]))
+
     def _check_blocks(self) -> None:
         _check_integer("num_blocks", self.num_blocks, minimum=0)
         _check_integer("block_size", self.block_size, minimum=1)
+        _check_integer("insertion_layer", self.insertion_layer, minimum=0)
+        if not isinstance(self.bidirectional_blocks, bool):
+            raise ValueError(f"bidirectional_blocks: must be True or False, got {self.bidirectional_blocks!r}.")
         _check_integer("r", self.r, minimum=0)
         if self.first_memory_id is not None:
             _check_integer("first_memory_id", self.first_memory_id, minimum=1)

@@ -73,12 +73,26 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
             return self.base_layer(input_ids)
         is_memory = input_ids >= self.first_memory_id
         embedded = self.base_layer(input_ids.masked_fill(is_memory, 0))
-        rows = self.lora_rim_memory[adapter_name]((input_ids - self.first_memory_id).clamp(min=0))
-        rows = rows.to(embedded.dtype)
+        rows = self.look_up(input_ids, adapter_name, dtype=embedded.dtype)
+        return torch.where(is_memory.unsqueeze(-1), rows.to(embedded.device), embedded)
+
+    def look_up(self, input_ids: Tensor, adapter_name: str, *, dtype: torch.dtype) -> Tensor:
+        """Embed memory ids alone.
+
+        Args:
+            input_ids: (B, S) token ids.
+            adapter_name: whose rows.
+            dtype: the base embedding's type.
+
+        Returns:
+            (B, S, H) in ``dtype``, on the rows' device; anything where ids are not memory.
+        """
+        rows: Tensor = self.lora_rim_memory[adapter_name]((input_ids - self.first_memory_id).clamp(min=0))
+        rows = rows.to(dtype)
         scale = self._get_embed_scale()
         if scale is not None:
             rows = rows * scale.to(device=rows.device, dtype=rows.dtype)
-        return torch.where(is_memory.unsqueeze(-1), rows.to(embedded.device), embedded)
+        return rows
 
     def _refuse_virtual_ids(self, input_ids: Tensor) -> None:
         if torch.compiler.is_compiling() or input_ids.is_meta:

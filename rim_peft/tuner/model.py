@@ -14,8 +14,13 @@ from torch import Tensor, nn
 from rim_peft.tuner.compatibility import check_base, check_targets, check_vocabulary, keep_unpacked
 from rim_peft.tuner.config import NUM_ROWS, RiMConfig
 from rim_peft.tuner.generation import BlockGenerator
+from rim_peft.tuner.hooks import BlockHooks
 from rim_peft.tuner.layer import MemoryEmbedding
+from rim_peft.tuner.layers import check_variants
 from rim_peft.tuner.registration import PREFIX
+
+_HOOKS = "rim_block_hooks"
+"""The base's attribute that holds the hooks on its layers, if an adapter asks for them."""
 
 
 class RiMModel(LoraModel):
@@ -66,11 +71,31 @@ class RiMModel(LoraModel):
         vars(model)["generate"] = BlockGenerator(model)
         keep_unpacked(model)
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Attach an adapter, and with the first one that asks for them the hooks on the base's layers."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        configs: dict[str, Any] = self.peft_config
+        if configs[adapter_name].changes_layers and _HOOKS not in vars(model):
+            vars(model)[_HOOKS] = BlockHooks(model)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, and with the last one that asks for them the hooks on the base's layers."""
+        super().delete_adapter(adapter_name)
+        configs: dict[str, Any] = self.peft_config
+        if not any(config.changes_layers for config in configs.values()):
+            self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
+        hooks = vars(self.model).pop(_HOOKS, None)
+        if hooks is not None:
+            hooks.remove()
+
     def _check_new_adapter_config(self, config: RiMConfig) -> None:
         super()._check_new_adapter_config(config)
         check_base(self.model)
         num_embeddings = _matrix(self.model).shape[0]
         check_vocabulary(config, num_embeddings)
+        check_variants(config, self.model)
         config.first_memory_id = num_embeddings
 
     def _prepare_adapter_config(self, peft_config: RiMConfig, model_config: dict[str, Any]) -> RiMConfig:
@@ -128,6 +153,7 @@ class RiMModel(LoraModel):
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         vars(self.model).pop("generate", None)
+        self._remove_hooks()
         if merge:
             warnings.warn(
                 "Merging folds LoRA into the base and leaves the memory rows out: the plain model that comes back has "

@@ -25,6 +25,8 @@ def test_own_options_are_spelled_out_and_can_be_read_again(tmp_path: Path) -> No
     assert resolved["adapter"] == {
         "num_blocks": 4,
         "block_size": 2,
+        "insertion_layer": 0,
+        "bidirectional_blocks": False,
         "init_memory": "vocabulary",
         "r": 128,
         "lora_alpha": 32,
