@@ -10,7 +10,7 @@ from rim_peft.recipe.sections import DataOptions, EvaluationOptions, ModelOption
 from rim_peft.tuner import RiMConfig
 
 OWN_SECTIONS: dict[str, type] = {"model": ModelOptions, "data": DataOptions, "evaluation": EvaluationOptions}
-STAGES = ("grounding", "refinement", "baseline")
+STAGES = ("grounding", "refinement", "baseline", "coconut")
 
 _ADAPTER_ELSEWHERE = {
     "base_model_name_or_path": "model.name_or_path",
@@ -59,6 +59,11 @@ def section_class(name: str) -> type:
     if name in STAGES:
         from rim_peft import training
 
-        configs = (training.GroundingConfig, training.RefinementConfig, training.BaselineConfig)
+        configs = (
+            training.GroundingConfig,
+            training.RefinementConfig,
+            training.BaselineConfig,
+            training.CoconutConfig,
+        )
         return dict(zip(STAGES, configs, strict=True))[name]
     return RiMConfig if name == "adapter" else OWN_SECTIONS[name]

@@ -164,6 +164,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "answer": ("baseline",),
     "cot": ("baseline",),
     "pause": ("baseline",),
+    "coconut": ("coconut",),
 }
 """Methods, each with the sections of its stages."""
 
@@ -181,12 +182,12 @@ class Recipe:
     output_dir: str = field(metadata={"help": "Folder to write to; must be new or empty unless resume is set."})
     model: ModelOptions = field(metadata={"help": "The base."})
     data: DataOptions = field(metadata={"help": "The rows."})
-    method: Literal["rim", "answer", "cot", "pause"] = field(
+    method: Literal["rim", "answer", "cot", "pause", "coconut"] = field(
         default="rim",
         metadata={
             "help": "rim: memory blocks, trained in the stages grounding and refinement. To compare with it, in the "
             "stage baseline: answer (LoRA that answers at once), cot (LoRA that writes its steps out), pause (blocks "
-            "that nothing but the answer after the last one trains)."
+            "that nothing but the answer after the last one trains); and coconut (continuous thoughts), in its own."
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of new weights, of the order of rows and of dropout."})
@@ -197,6 +198,7 @@ class Recipe:
     baseline: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "The one stage of methods that RiM is compared with."}
     )
+    coconut: dict[str, Any] = field(default_factory=dict, metadata={"help": "The training of Coconut."})
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions, metadata={"help": "How answers are made."})
 
     def __post_init__(self) -> None:
@@ -213,7 +215,7 @@ class Recipe:
 
     def rim_config(self) -> RiMConfig:
         """Return a new configuration of the adapter: without blocks for methods that have none."""
-        has_blocks = self.method not in ("answer", "cot")
+        has_blocks = self.method in ("rim", "pause")
         return RiMConfig(**{**self.adapter, **({} if has_blocks else {"num_blocks": 0})})
 
     def task(self) -> Task:
@@ -230,6 +232,7 @@ class Recipe:
             "grounding": training.GroundingTrainer,
             "refinement": training.RefinementTrainer,
             "baseline": training.BaselineTrainer,
+            "coconut": training.CoconutTrainer,
         }
         return [(trainers[name], trainers[name].config_class(**self._stage_values(name))) for name in self.stages]
 
@@ -246,5 +249,7 @@ class Recipe:
             "max_length": data.max_length,
         }
         if stage == "baseline":
-            values.update(written_steps=self.method == "cot", step_separator=data.step_separator)
+            values["written_steps"] = self.method == "cot"
+        if stage in ("baseline", "coconut"):
+            values["step_separator"] = data.step_separator
         return values

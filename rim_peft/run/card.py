@@ -57,6 +57,8 @@ _DESCRIPTIONS = {
     "rim": _BLOCKS,
     "pause": f"{_BLOCKS} The answer after the last block alone trained them (pause tokens).",
     "answer": "A LoRA adapter that answers at once, without blocks, to compare with.",
+    "coconut": "An adapter that reasons in continuous thoughts (Coconut), to compare with: ask it through this "
+    "package, whose `rim-peft generate` takes its thoughts; plain `generate` knows nothing of them.",
     "cot": "A LoRA adapter that writes its reasoning out before the answer, without blocks, to compare with.",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
+from rim_peft.inference import answer_with_thoughts
 from rim_peft.recipe import ModelOptions, Recipe, load_recipe
 from rim_peft.run.base import load_base, load_tokenizer, to_device
 from rim_peft.tuner import RiMConfig
@@ -48,8 +50,23 @@ class Run:
 
 
 def answering(recipe: Recipe) -> dict[str, Any]:
-    """Return how a recipe's method makes answers, as arguments of ``evaluate_accuracy``."""
-    return {"separator": recipe.data.step_separator} if recipe.method == "cot" else {}
+    """Return how a recipe's method makes answers and reads them, as arguments of ``evaluate_accuracy``."""
+    if recipe.method == "cot":
+        return {"separator": recipe.data.step_separator}
+    if recipe.method == "coconut":
+        ((_, options),) = recipe.stage_trainers()
+        return {"answer": _AnswerWithThoughts(getattr(options, "num_thoughts"))}  # noqa: B009 - CoconutConfig's own
+    return {}
+
+
+@dataclass(frozen=True)
+class _AnswerWithThoughts:
+    """Answers as ``answer_questions`` gives them, after thoughts in place of blocks."""
+
+    num_thoughts: int
+
+    def __call__(self, *args: Any, num_blocks: int | None = None, **options: Any) -> Iterator[str]:
+        return answer_with_thoughts(*args, num_thoughts=self.num_thoughts, **options)
 
 
 def load_untrained(recipe: Recipe) -> Run:

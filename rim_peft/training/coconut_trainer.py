@@ -33,6 +33,7 @@ class CoconutTrainer(ReadoutTrainer):
 
     config_class = CoconutConfig
     needs_steps = True
+    least_blocks = 0
     args: CoconutConfig
     _name = "Coconut"
 

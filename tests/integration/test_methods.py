@@ -218,7 +218,7 @@ def write_recipe(folder: Path, base: Path, method: str, **more: Any) -> Path:
         "adapter": {"num_blocks": 2, "r": 4},
         "data": {"task": "gsm8k", "path": str(rows), "validation_rows": 4, "step_separator": "; "},
         "evaluation": {"max_new_tokens": 6},
-        **dict.fromkeys(("grounding", "refinement", "baseline"), stage),
+        **dict.fromkeys(("grounding", "refinement", "baseline", "coconut"), stage),
         **more,
     }
     path = folder / "recipe.yaml"
@@ -226,7 +226,7 @@ def write_recipe(folder: Path, base: Path, method: str, **more: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["answer", "cot", "pause"])
+@pytest.mark.parametrize("method", ["answer", "cot", "pause", "coconut"])
 def test_a_recipe_trains_answers_and_counts(method: str, tiny_base: Path, tmp_path: Path) -> None:
     trained = train(load_recipe(write_recipe(tmp_path, tiny_base, method)))
     folder = tmp_path / "out"
@@ -234,11 +234,12 @@ def test_a_recipe_trains_answers_and_counts(method: str, tiny_base: Path, tmp_pa
     assert record["method"] == method
     assert record["training"]["num_samples"] == 12
     assert record["training"]["seconds"] > 0
-    assert (folder / "baseline" / "final.safetensors").exists()
+    assert (folder / ("coconut" if method == "coconut" else "baseline") / "final.safetensors").exists()
     assert not (folder / "grounding").exists()
     loaded = load_run(folder)
     assert loaded.model.peft_config["default"].num_blocks == {"pause": 2}.get(method, 0)
-    assert loaded.answering == ({"separator": "; "} if method == "cot" else {})
+    assert (loaded.answering.get("separator") == "; ") == (method == "cot")
+    assert ("answer" in loaded.answering) == (method == "coconut")
     assert ("memory blocks" in (folder / "README.md").read_text()) == (method == "pause")
     first, second = evaluate(trained, split="test"), evaluate(loaded, split="test")
     assert first == second
@@ -269,5 +270,5 @@ def test_recipes_say_what_a_method_cannot_have(tiny_base: Path, tmp_path: Path) 
         load_recipe(path, ["adapter.num_blocks=0"])
     with pytest.raises(RecipeError, match=r"baseline\.written_steps: is set as method"):
         load_recipe(path, ["baseline.written_steps=true"])
-    with pytest.raises(RecipeError, match="method: must be 'rim', 'answer', 'cot' or 'pause'"):
+    with pytest.raises(RecipeError, match="method: must be 'rim', 'answer', 'cot', 'pause' or 'coconut'"):
         load_recipe(path, ["method=icot"])
