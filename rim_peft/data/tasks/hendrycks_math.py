@@ -41,7 +41,7 @@ class MATH(Task):
     answer_rule: Literal["boxed-string", "math-verify"] = "boxed-string"
     """The rule that decides."""
     math_verify: bool = False
-    """Report ``math-verify`` beside ``boxed-string``; always so where it decides. Needs ``pip install rim-peft[math]``."""
+    """Report ``math-verify`` beside ``boxed-string``, as always where it decides. Needs ``rim-peft[math]``."""
 
     def __post_init__(self) -> None:
         """Check the options, and that ``math_verify`` is there if it is asked for.

@@ -5,11 +5,11 @@ Forms that are read:
 * the authors' ``Train.txt``, ``Eval.txt`` and ``Test.txt``, eight lines a problem: an empty one, the right letter, the
   text, the question, four options;
 * columns, or JSON in a line, as on the Hub: the text as ``context`` or ``text``, the question as ``question`` or
-  ``query``, ``options`` (four), and the right one as ``answer``, ``correct_option`` or ``label``: a letter, or its index
-  from 0. Bring steps of your own in a column ``steps``; the data have none, so that without it there is stage 2 alone.
+  ``query``, ``options`` (four), and the right one as ``answer``, ``correct_option`` or ``label``: a letter, or its
+  index from 0. Bring steps of your own in a column ``steps``; the data have none, and without it there is stage 2 alone.
 
-The options are written ``A. ...`` to ``D. ...``. Where the four lines of a file carry letters of their own, these count: in
-some problems C stands before B, and the right letter is one of those that are written.
+The options are written ``A. ...`` to ``D. ...``. Where the four options of a row carry letters of their own, these count:
+in some problems C stands before B, and the right letter is one of those that are written.
 
 Source: Liu et al., "LogiQA: A Challenge Dataset for Machine Reading Comprehension with Logical Reasoning", arXiv
 2007.08124.

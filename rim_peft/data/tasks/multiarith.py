@@ -1,7 +1,8 @@
 """MultiArith: problems of a few operations on small integers.
 
-Forms that are read: the Hub's (420 train, 180 test) with ``question`` and ``final_ans``, and PAL's (``multiarith.jsonl``,
-all 600 rows) with ``input`` and ``target``; CODI judges on the Hub's test split. There are no steps.
+Forms that are read: the Hub's (420 train, 180 test) with ``question`` and ``final_ans``, and PAL's (all 600 rows in
+``multiarith.jsonl``, which should be named ``test.jsonl``) with ``input`` and ``target``. CODI judges on the Hub's test
+split. There are no steps.
 
 Source: Roy and Roth, "Solving General Arithmetic Word Problems", arXiv 1608.01413.
 """

@@ -5,9 +5,9 @@
     0 3 2 0          step 2: 23 times the tens
     2 2 3 0          answer
 
-Between the first and the last partial product each step has the running sum in parentheses: ``0 0 6 4 9 0 ( 5 5 1 1 1 1 )``.
-The steps, joined by `` + ``, are iCoT's chain of thought, character by character. All numbers have zeros in front (at their
-right end here) up to the length that any such number can need.
+Between the first and the last partial product each step has the running sum in parentheses, as in
+``0 0 6 4 9 0 ( 5 5 1 1 1 1 )``. The steps, joined by `` + ``, are iCoT's chain of thought, character by character. All
+numbers have zeros in front (at their right end here) up to the length that any such number can need.
 
 Source: Deng et al., "From Explicit CoT to Implicit CoT: Learning to Internalize CoT Step by Step", arXiv 2405.14838.
 """
@@ -29,7 +29,7 @@ SPLITS = ("train", "validation", "test")
 class Multiplication(GeneratedTask):
     """The task's options; the same options give the same rows.
 
-    >>> Multiplication(num_digits=2).make_row(23, 14)
+    >>> Multiplication(num_digits=2, num_rows=100, num_held_out=100).make_row(23, 14)
     {'question': '3 2 * 4 1', 'steps': ['2 9 0', '0 3 2 0'], 'answer': '2 2 3 0'}
     """
 

@@ -2,10 +2,10 @@
 
 Forms that are read:
 
-* the authors' and the Hub's (700 train, 300 test): ``Body``, ``Question``, ``Answer``, ``Equation``, whose equation is the
-  only step: ``( 76.0 - 25.0 )`` becomes ``76-25=51``;
-* PAL's (``svamp.jsonl``, all 1,000 rows): ``input``, ``target``. Name the file ``test.jsonl``: its rows are the training
-  rows too, so nothing may be trained on the Hub's ``train`` that is judged on it.
+* the authors' and the Hub's (700 train, 300 test): ``Body``, ``Question``, ``Answer``, ``Equation``, whose equation is
+  the only step: ``( 76.0 - 25.0 )`` becomes ``76-25=51``;
+* PAL's (``svamp.jsonl``, all 1,000 rows): ``input``, ``target``. Name the file ``test.jsonl``. The Hub's training rows
+  are among them, so what was trained on those must not be judged on this file.
 
 Source: Patel et al., "Are NLP Models really able to Solve Simple Math Word Problems?", arXiv 2103.07191.
 """
