@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "adapter", metavar="ADAPTER", help="output folder of a training, or an adapter's folder or Hub id"
     )
     parser.add_argument(
-        "--task", help="gsm8k, prosqa, potions or package.module:ClassName (default: that of the training)"
+        "--task", help="a task of docs/tasks.md or package.module:ClassName (default: that of the training)"
     )
     parser.add_argument("--split", default="test", help="split to judge (default: %(default)s)")
     parser.add_argument(

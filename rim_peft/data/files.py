@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
@@ -20,7 +20,7 @@ Rows: TypeAlias = Dataset | IterableDataset
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
     "test": ("test", "testing"),
 }
 """Each split's names in files and on the Hub."""
@@ -34,20 +34,34 @@ _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
-def find_splits(path: str, *, prefix: str = "", streaming: bool = False) -> dict[str, Callable[[], Rows]]:
+_NO_NAMES: Mapping[str, str] = {}
+
+
+def find_splits(
+    path: str,
+    *,
+    prefix: str = "",
+    streaming: bool = False,
+    names: Mapping[str, str] = _NO_NAMES,
+    lines_per_row: int = 1,
+) -> dict[str, Callable[[], Rows]]:
     """Find the splits of a source; each is opened by a call.
 
     Rows of JSON files come as one column ``json`` with a row's text, so that a row that breaks the others' form is
-    still only one bad row; rows of text files as one column ``text`` with a line. The others have their own columns.
+    still only one bad row; rows of text files as one column ``text`` with a line, or with several, which a newline
+    joins. The others have their own columns.
 
     Args:
         path: a file, a folder with files named after splits, or a Hub id as ``owner/name`` or ``owner/name:config``.
         prefix: word that may stand before the split in file names, as in ``prosqa_train.json``.
         streaming: read rows when they are asked for.
+        names: what a file's or the Hub's split is called here, where it is not :func:`split_name`'s name for it; by
+            its own name or by that one.
+        lines_per_row: how many lines of a text file make a row, empty ones included.
 
     Returns:
         What opens a split, by its name: ``train``, ``validation``, ``test``, or the name that the source uses. A file
-        that is not named after a split counts as ``train``.
+        that is not named after a split counts as ``train``. Capitals in file names do not matter.
 
     Raises:
         FileNotFoundError: nothing is there; says what was looked for and what there is.
@@ -56,14 +70,17 @@ def find_splits(path: str, *, prefix: str = "", streaming: bool = False) -> dict
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        return {split: partial(_open, files, streaming) for split, files in _folder_files(local, prefix).items()}
+        found = _folder_files(local, prefix, names)
+        return {split: partial(_open, files, streaming, lines_per_row) for split, files in found.items()}
     if local.is_file():
         _check_suffix(local)
-        return {_split_of(local, prefix) or "train": partial(_open, [local], streaming)}
+        split = _split_of(local, prefix, names) or names.get("train", "train")
+        return {split: partial(_open, [local], streaming, lines_per_row)}
     hub = _HUB_ID.fullmatch(path)
     if hub is None or path.startswith(".") or local.suffix in SUFFIXES:
         raise FileNotFoundError(_absent(local))
-    return _open_hub(path, hub["id"], hub["config"], streaming)
+    found_there = _open_hub(path, hub["id"], hub["config"], streaming)
+    return {_own_name(name, names): partial(_same, rows) for name, rows in found_there.items()}
 
 
 def split_name(name: str) -> str:
@@ -75,17 +92,21 @@ def split_name(name: str) -> str:
     return next((split for split, names in SPLIT_NAMES.items() if name in names), name)
 
 
-def _split_of(file: Path, prefix: str) -> str | None:
+def _own_name(name: str, names: Mapping[str, str]) -> str:
+    usual = split_name(name)
+    return names.get(name, names.get(usual, usual))
+
+
+def _split_of(file: Path, prefix: str, names: Mapping[str, str]) -> str | None:
     """Return the split that a file is named after, as ``prosqa_valid.json`` or ``test-00000-of-00001.parquet``."""
-    stem = _SHARD.sub("", file.stem).removeprefix(f"{prefix}_")
-    split = split_name(stem)
-    return split if split in SPLIT_NAMES else None
+    stem = _SHARD.sub("", file.stem).lower().removeprefix(f"{prefix.lower()}_")
+    return _own_name(stem, names) if split_name(stem) in SPLIT_NAMES else None
 
 
-def _folder_files(folder: Path, prefix: str) -> dict[str, list[Path]]:
+def _folder_files(folder: Path, prefix: str, names: Mapping[str, str]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        split = _split_of(file, prefix)
+        split = _split_of(file, prefix, names)
         if split and file.is_file() and file.suffix in SUFFIXES:
             found.setdefault(split, []).append(file)
     if not found:
@@ -95,8 +116,8 @@ def _folder_files(folder: Path, prefix: str) -> dict[str, list[Path]]:
         )
     for split, files in found.items():
         if len(files) > 1 and not all(_SHARD.search(file.stem) for file in files):
-            names = ", ".join(file.name for file in files)
-            raise ValueError(f"path: {folder} holds several files for the split {split!r}: {names}. Keep one of them.")
+            listed = ", ".join(file.name for file in files)
+            raise ValueError(f"path: {folder} holds several files for the split {split!r}: {listed}. Keep one of them.")
     return found
 
 
@@ -118,7 +139,7 @@ def _listing(folder: Path, most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
 
 
-def _open(files: Sequence[Path], streaming: bool) -> Rows:
+def _open(files: Sequence[Path], streaming: bool, lines_per_row: int) -> Rows:
     """Open files of one kind as one split, by the readers behind ``load_dataset``, which itself would call the Hub."""
     paths = [str(file.absolute()) for file in files]
     names = ", ".join(str(file) for file in files)
@@ -129,13 +150,17 @@ def _open(files: Sequence[Path], streaming: bool) -> Rows:
         if suffix == ".parquet":
             rows = ParquetDatasetReader(paths, streaming=streaming).read()
         else:
-            sample_by = "document" if suffix == ".json" else "line"
+            is_cut_here = suffix == ".json" or (suffix == ".txt" and lines_per_row > 1)
+            sample_by = "document" if is_cut_here else "line"
             rows = TextDatasetReader(paths, streaming=streaming, sample_by=sample_by).read()
     except (DatasetGenerationError, ValueError) as error:
         raise ValueError(f"path: {names} cannot be read as {suffix[1:]}: {error.__cause__ or error}.") from error
     if suffix == ".json":
-        kwargs = {"name": names, "source": source_hash(__name__)}
+        kwargs: dict[str, Any] = {"name": names, "source": source_hash(__name__)}
         return rows.map(_split_document, batched=True, batch_size=1, remove_columns=["text"], fn_kwargs=kwargs)
+    if suffix == ".txt" and lines_per_row > 1:
+        kwargs = {"lines_per_row": lines_per_row, "source": source_hash(__name__)}
+        return rows.map(_split_lines, batched=True, batch_size=1, remove_columns=["text"], fn_kwargs=kwargs)
     return rows.rename_column("text", JSON_COLUMN) if suffix == ".jsonl" else rows
 
 
@@ -156,6 +181,13 @@ def _split_document(batch: Mapping[str, list[str]], name: str, source: str) -> d
     return {JSON_COLUMN: [json.dumps(row, ensure_ascii=False) for row in rows]}
 
 
+def _split_lines(batch: Mapping[str, list[str]], lines_per_row: int, source: str) -> dict[str, list[str]]:
+    """Cut the text of a file into rows of so many lines each; what is left at its end is a row too."""
+    (document,) = batch["text"]
+    lines = document.removeprefix("\ufeff").removesuffix("\n").split("\n")
+    return {"text": ["\n".join(lines[at : at + lines_per_row]) for at in range(0, len(lines), lines_per_row)]}
+
+
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
@@ -164,7 +196,7 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _open_hub(path: str, hub_id: str, config: str | None, streaming: bool) -> dict[str, Callable[[], Rows]]:
+def _open_hub(path: str, hub_id: str, config: str | None, streaming: bool) -> Mapping[str, Rows]:
     try:
         splits = load_dataset(hub_id, config, streaming=streaming)
     except (OSError, ValueError, DatasetGenerationError) as error:
@@ -174,7 +206,7 @@ def _open_hub(path: str, hub_id: str, config: str | None, streaming: bool) -> di
             "with files named after splits (train.jsonl, valid.json, test.parquet), or a Hub id as owner/name or "
             "owner/name:config."
         ) from error
-    return {split_name(str(name)): partial(_same, rows) for name, rows in splits.items()}
+    return {str(name): rows for name, rows in splits.items()}
 
 
 def _same(rows: Rows) -> Rows:

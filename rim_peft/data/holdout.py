@@ -28,6 +28,23 @@ def is_held_out(question: Question, share: float, *, salt: str) -> bool:
     return question_hash(question, salt=salt) < share
 
 
+def shared_questions(first: Dataset, second: Dataset) -> list[Question]:
+    """Return the questions of ``first`` that ``second`` has too: none where nothing that one selects sees the other.
+
+    Questions count as the same if their texts do but for white space around them. Rows without one are left out.
+
+    >>> shared_questions(Dataset.from_dict({"question": ["a", "b"]}), Dataset.from_dict({"question": ["b ", None]}))
+    ['b']
+
+    Args:
+        first: rows with ``question``.
+        second: others.
+    """
+    there = {question_hash(question, salt="same") for question in second["question"] if question is not None}
+    asked = [question for question in first["question"] if question is not None]
+    return [question for question in asked if question_hash(question, salt="same") in there]
+
+
 def hold_out(dataset: Dataset, size: int | float) -> tuple[Dataset, Dataset]:
     """Split rows into those to train on and those held out, which never share a question.
 

@@ -67,7 +67,7 @@ class ModelOptions:
 class DataOptions:
     """Section ``data``: the rows and how they are written."""
 
-    task: str = field(metadata={"help": "gsm8k, prosqa, potions, or a class of your own as package.module:ClassName."})
+    task: str = field(metadata={"help": "A task of docs/tasks.md, or a class of your own as package.module:ClassName."})
     options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the task."})
     path: str | None = field(
         default=None,

@@ -12,9 +12,17 @@ from rim_peft.data.tasks.task import Task
 __all__ = ["TASKS", "Task", "get_task"]
 
 TASKS = {
+    "gsm-hard": "rim_peft.data.tasks.gsm_hard:GSMHard",
     "gsm8k": "rim_peft.data.tasks.gsm8k:GSM8K",
+    "gsm8k-aug": "rim_peft.data.tasks.gsm8k:GSM8KAug",
+    "logiqa": "rim_peft.data.tasks.logiqa:LogiQA",
+    "math": "rim_peft.data.tasks.hendrycks_math:MATH",
+    "multiarith": "rim_peft.data.tasks.multiarith:MultiArith",
+    "multiplication": "rim_peft.data.tasks.multiplication:Multiplication",
     "potions": "rim_peft.data.tasks.potions:Potions",
     "prosqa": "rim_peft.data.tasks.prosqa:ProsQA",
+    "strategyqa": "rim_peft.data.tasks.strategyqa:StrategyQA",
+    "svamp": "rim_peft.data.tasks.svamp:SVAMP",
 }
 """The tasks that come along. Each is imported when it is asked for."""
 

@@ -18,3 +18,4 @@ class ProsQA(Task):
     """The task; ``prosqa_train.json``, ``prosqa_valid.json`` and ``prosqa_test.json`` are in Coconut's repository."""
 
     name: ClassVar[str] = "prosqa"
+    answer_rules: ClassVar[tuple[str, ...]] = ("exact-text",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from rim_peft.data.caching import source_hash
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
 from rim_peft.data.files import JSON_COLUMN, Rows, find_splits, split_name
 from rim_peft.data.holdout import is_held_out
+from rim_peft.data.tasks import answers, columns, latex, sentences
 
 logger = logging.getLogger(__name__)
 
@@ -23,28 +25,50 @@ VALIDATION_SHARE = 1 / 15
 
 
 class Task:
-    """Base of all tasks. A task is a frozen dataclass, whose fields are its options, with a name and an answer rule.
+    """Base of all tasks. A task is a frozen dataclass, whose fields are its options, with a name and answer rules.
 
     A task of your own overrides what differs: :meth:`read_row` for rows of another form than ``question``, ``steps``,
-    ``answer``, and :meth:`read_answer` and :meth:`is_correct` for answers that are not compared as texts.
+    ``answer``, and :meth:`read_answer` and :meth:`is_correct` for answers that no rule of
+    :data:`~rim_peft.data.tasks.answers.RULES` reads. With several rules ``answer_rule`` is an option, and an override
+    looks there which of them is asked for.
 
     Attributes:
         name: the task's name.
         source: the path that is read where none is given.
-        answer_rule: name of the rule by which answers are compared, for result tables.
+        answer_rules: names of all rules under which answers are judged side by side; the first is the default.
+        answer_rule: name of the rule that decides where there is one verdict: in validation and selection.
+        selection_split: the split for every choice among weights, blocks and settings; never the test split.
+        split_names: what a source's own split, or the file of that name, is here, where that is not the usual.
+        lines_per_row: lines of a text file that make a row.
     """
 
     name: ClassVar[str]
     source: ClassVar[str | None] = None
+    answer_rules: ClassVar[tuple[str, ...]] = ("exact-text",)
     answer_rule: str = "exact-text"
+    selection_split: ClassVar[str] = "validation"
+    split_names: ClassVar[Mapping[str, str]] = {}
+    lines_per_row: ClassVar[int] = 1
+
+    def __init_subclass__(cls) -> None:
+        """Let a class write its rule, or its rules, alone."""
+        super().__init_subclass__()
+        own = vars(cls)
+        if "answer_rule" in own and "answer_rules" not in own and own["answer_rule"] not in cls.answer_rules:
+            cls.answer_rules = (own["answer_rule"],)
+        elif "answer_rules" in own and "answer_rule" not in own:
+            cls.answer_rule = cls.answer_rules[0]
 
     def __post_init__(self) -> None:
         for field, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, field) not in get_args(hint):
-                choices = ", ".join(repr(choice) for choice in get_args(hint))
-                raise ValueError(
-                    f"{field}: must be one of {choices} in task {self.name!r}, got {getattr(self, field)!r}."
-                )
+            if get_origin(hint) is Literal:
+                self._check_choice(field, get_args(hint))
+        self._check_choice("answer_rule", self.answer_rules)
+
+    def _check_choice(self, field: str, choices: Sequence[object]) -> None:
+        if getattr(self, field) not in choices:
+            listed = ", ".join(repr(choice) for choice in choices)
+            raise ValueError(f"{field}: must be one of {listed} in task {self.name!r}, got {getattr(self, field)!r}.")
 
     def load(self, split: str, *, path: str | None = None, streaming: bool = False) -> Rows:
         """Return a split's rows, each with ``question``, ``steps`` (None if there are none) and ``answer``.
@@ -60,13 +84,19 @@ class Task:
 
         Raises:
             FileNotFoundError: there is no such path or split; says what there is.
-            ValueError: a file is damaged or empty, or the task has no source of its own and no path is given.
+            ValueError: a file is damaged or empty, the split has another name here (``split_names``), or no path is
+                given and the task has no source of its own.
             ConnectionError: the Hub cannot be reached.
         """
         path = path if path is not None else self.source
         if path is None:
             raise ValueError(f"path: task {self.name!r} has no source of its own. Give a file, a folder or a Hub id.")
-        splits = find_splits(str(path), prefix=self.name, streaming=streaming)
+        if split in self.split_names:
+            here = self.split_names[split]
+            raise ValueError(f"split: {split!r} of its source is {here!r} in task {self.name!r}. Ask for {here!r}.")
+        splits = find_splits(
+            str(path), prefix=self.name, streaming=streaming, names=self.split_names, lines_per_row=self.lines_per_row
+        )
         split = split_name(split)
         is_carved = split in ("train", "validation") and "train" in splits and "validation" not in splits
         if split not in splits and not is_carved:
@@ -90,21 +120,51 @@ class Task:
         return read_example(row)
 
     def read_answer(self, text: str) -> str | None:
-        """Return the answer that a generated text gives, or None if it gives none.
+        """Return the answer that a generated text gives under ``answer_rule``, or None if it gives none.
 
-        Here: the text without white space around it and a final full stop.
+        Equal answers are equal strings where the rule can tell. Without a rule of
+        :data:`~rim_peft.data.tasks.answers.RULES` it is the text without white space around it and a final full stop.
         """
-        return text.strip().removesuffix(".").rstrip() or None
+        rule = answers.RULES.get(self.answer_rule)
+        return rule.read(text) if rule else answers.exact_text(text)
 
     def is_correct(self, text: str, gold: str) -> bool:
-        """Tell whether a generated text gives the answer ``gold``."""
-        return self.read_answer(text) is not None and self.read_answer(text) == self.read_answer(gold)
+        """Tell whether a generated text gives the answer ``gold`` under ``answer_rule``.
+
+        Raises:
+            ValueError: the rule cannot read ``gold``.
+        """
+        answer = self.read_answer(text)
+        rule = answers.RULES.get(self.answer_rule)
+        return rule.is_right(answer, gold) if rule else answer is not None and answer == self.read_answer(gold)
+
+    def judge(self, text: str, gold: str) -> dict[str, bool]:
+        """Return every rule's verdict on a generated text, in the order of ``answer_rules``.
+
+        >>> from rim_peft.data.tasks import get_task
+        >>> get_task("gsm8k").judge("18.", "18")
+        {'last-number-float': True, 'strict-string': False}
+
+        Raises:
+            ValueError: a rule cannot read ``gold``.
+        """
+        return {rule: self._under(rule).is_correct(text, gold) for rule in self.answer_rules}
+
+    def _under(self, rule: str) -> Task:
+        """Return the task with another deciding rule."""
+        if rule == self.answer_rule:
+            return self
+        other = copy.copy(self)
+        object.__setattr__(other, "answer_rule", rule)
+        return other
 
     def _read(self, rows: Rows) -> Rows:
         text = Value("string")
         is_chat = _has_chats(rows, self)
         question = [{"role": text, "content": text}] if is_chat else text
-        source = source_hash(__name__, Example.__module__, type(self).__module__)
+        readers = [kind.__module__ for kind in type(self).__mro__ if kind is not object]
+        shared = [module.__name__ for module in (answers, columns, latex, sentences)]
+        source = source_hash(Example.__module__, *readers, *shared)
         kwargs: dict[str, Any] = {} if isinstance(rows, IterableDataset) else {"desc": "Reading rows"}
         read = rows.map(
             _read_batch,
