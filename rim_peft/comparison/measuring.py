@@ -72,3 +72,198 @@ def _load(recipe: Recipe, options: RowsOptions) -> list[Example]:
 
 def _hash(examples: Sequence[Example]) -> dict[str, Any]:
     return fingerprint({"question": example.question, "answer": example.answer} for example in examples)
+
+
+def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: JudgedRows) -> dict[str, Any]:
+    """Measure one run on the test rows.
+
+    Returns:
+        A run's part of the results document, and what only assembling it needs: ``final`` (score under the deciding
+        rule), ``right`` (a bit for each test row), ``train_data`` and ``base_parameters``.
+    """
+    if run.recipe is None:
+        raise ValueError("run: must have been trained from a recipe, got an adapter without one.")
+    judge = _Judge(comparison, run, run.recipe, rows)
+    has_blocks = run.model.peft_config[run.model.active_adapter].num_blocks > 0 and comparison.measures.blocks
+    readouts = judge.read(rows.test) if has_blocks else None
+    texts = [row[-1] for row in readouts.texts] if readouts is not None else judge.answer(rows.test)
+    verdicts = judge.verdicts(texts)
+    right = [verdict[rows.task.answer_rule] for verdict in verdicts]
+    final = score_overall_and_by_length(right, [_length(example) for example in rows.test])
+    looks_into = has_blocks and planned.name in comparison.looked_into
+    return {
+        "training": _training(run),
+        "accuracy": {rule: _score([verdict[rule] for verdict in verdicts]).to_dict() for rule in verdicts[0]},
+        "by_length": _by_length(final),
+        **_measure_blocks(judge, readouts),
+        **_look_into(judge, readouts if looks_into else None),
+        "final": final["all"].to_dict(),
+        "right": "".join("1" if is_right else "0" for is_right in right),
+        "train_data": run.record["data"]["train"] if planned.method.train else None,
+        "base_parameters": run.model.get_base_model().num_parameters() - run.model.get_nb_trainable_parameters()[0],
+    }
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Asks one run, with the arguments that are the same for every measure."""
+
+    comparison: Comparison
+    run: Run
+    recipe: Recipe
+    rows: JudgedRows
+
+    @property
+    def asked(self) -> tuple[Any, Any]:
+        """Model and tokenizer."""
+        return self.run.model, self.run.tokenizer
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How questions are written and answers decoded."""
+        evaluation = self.recipe.evaluation
+        return {
+            "templates": self.run.templates,
+            "max_new_tokens": evaluation.max_new_tokens,
+            "batch_size": evaluation.batch_size,
+            "progress": True,
+        }
+
+    def answer(self, examples: Sequence[Example]) -> list[str]:
+        """Return the run's answers."""
+        report = evaluate_accuracy(*self.asked, examples, self.rows.task, **self.options, **self.run.answering)
+        return report.predictions
+
+    def read(self, examples: Sequence[Example]) -> BlockReadouts:
+        """Read every block out."""
+        return collect_readouts(*self.asked, examples, self.rows.task, **self.options)
+
+    def verdicts(self, texts: Sequence[str]) -> list[dict[str, bool]]:
+        """Judge texts on the test rows under every rule."""
+        separator = self.run.answering.get("separator")
+        return [
+            self.rows.task.judge(answer_of(text, separator), example.answer)
+            for text, example in zip(texts, self.rows.test, strict=True)
+        ]
+
+
+def _measure_blocks(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
+    """Score every block, and the ways to choose an answer from them."""
+    if readouts is None:
+        return {"blocks": None, "selection": None, "probe": None}
+    probe = train_probe(judge.read(judge.rows.selection))
+    chosen = {
+        "final": select_final(*readouts.right.shape),
+        "vote": select_by_vote(readouts.answers),
+        "confidence": select_by_confidence(readouts.log_probs),
+    }
+    if probe is not None:
+        chosen["probe"] = select_by_score(probe.scores(readouts.states))
+    scores = {way: readouts.chosen(blocks) for way, blocks in chosen.items()}
+    any_block = readouts.any_block()
+    final, best = scores["final"]["all"].accuracy, any_block["all"].accuracy
+    ways = [way for way in scores if way != "final"]
+    return {
+        "blocks": {
+            "by_block": [{str(key): score.to_dict() for key, score in block.items()} for block in readouts.by_block()],
+            "any_block": any_block["all"].to_dict(),
+            "any_block_by_length": _by_length(any_block),
+        },
+        "selection": {
+            **{way: found["all"].to_dict() for way, found in scores.items()},
+            "any_block": any_block["all"].to_dict(),
+            "gap_closed": {way: gap_closed(final, best, scores[way]["all"].accuracy) for way in ways},
+            "by_length": {way: _by_length(found) for way, found in scores.items()},
+        },
+        "probe": None
+        if probe is None
+        else {"auroc_by_block": auroc_by_block(probe, readouts), "num_training_rows": probe.num_training_rows},
+    }
+
+
+def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
+    """Measure what the blocks do, where that is asked for."""
+    found: dict[str, Any] = dict.fromkeys(("budget", "controls", "faithfulness", "representations"))
+    if readouts is None:
+        return found
+    measures, rows = judge.comparison.measures, judge.rows
+    if measures.budget:
+        found["budget"] = budget_curve(*judge.asked, rows.test, rows.task, measures.budget, **judge.options)
+    if measures.controls:
+        counterfactual = getattr(rows.task, "answer_from", None)
+        controls = run_controls(
+            *judge.asked,
+            rows.test,
+            rows.task,
+            counterfactual=None if counterfactual is None else _Counterfactual(counterfactual),
+            **judge.options,
+        )
+        found["controls"] = [control.to_dict() for control in controls]
+    grounded = Path(judge.recipe.output_dir) / "grounding" / "final.safetensors"
+    if measures.faithfulness and grounded.exists():
+        with _weights(judge.run, load_file(grounded)):
+            after_stage_1 = judge.read(rows.test)
+        found["faithfulness"] = judge_steps(after_stage_1, rows.test, templates=judge.run.templates)
+    if measures.representations:
+        found["representations"] = {
+            "blocks": block_components(readouts),
+            "training": _components_over_training(judge),
+        }
+    return found
+
+
+class _Counterfactual:
+    """The answer that is right where the first blocks of one question hold another question's values."""
+
+    def __init__(self, answer_from: Any) -> None:
+        self._answer_from = answer_from
+
+    def __call__(self, example: Example, other: Example, step: int) -> str | None:
+        values = [*(other.steps or ()), other.answer]
+        return None if step >= len(values) else str(self._answer_from(example.question, step, values[step]))
+
+
+def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str, Any] | None:
+    """Follow the blocks' states over the checkpoints that a run kept."""
+    checkpoints = []
+    for stage in judge.recipe.stages:
+        folders = (Path(judge.recipe.output_dir) / stage).glob("checkpoint-*")
+        for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1])):
+            weights = folder / "adapter_model.safetensors"
+            if weights.exists():
+                checkpoints.append((stage, int(folder.name.split("-")[-1]), weights))
+    states = []
+    for stage, step, weights in checkpoints:
+        with _weights(judge.run, load_file(weights)):
+            states.append((stage, step, judge.read(judge.rows.selection[:num_rows]).states))
+    return training_components(states) if states else None
+
+
+@contextmanager
+def _weights(run: Run, weights: Mapping[str, Any]) -> Iterator[None]:
+    """While entered, the adapter has other weights."""
+    name = run.model.active_adapter
+    own = {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(run.model, adapter_name=name).items()}
+    set_peft_model_state_dict(run.model, dict(weights), adapter_name=name)
+    try:
+        yield
+    finally:
+        set_peft_model_state_dict(run.model, own, adapter_name=name)
+
+
+def _training(run: Run) -> dict[str, Any] | None:
+    if not run.record:
+        return None
+    return {**run.record["training"], "trainable_parameters": run.record["parameters"]["trainable"]}
+
+
+def _score(right: Sequence[bool]) -> Score:
+    return Score(sum(right), len(right))
+
+
+def _by_length(scores: Mapping[int | str, Score]) -> dict[str, dict[str, float]]:
+    return {str(length): score.to_dict() for length, score in scores.items() if length != "all"}
+
+
+def _length(example: Example) -> int | None:
+    return len(example.steps) if example.steps else None

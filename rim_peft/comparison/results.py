@@ -139,8 +139,9 @@ def _pairs(reference: str, plan: Sequence[PlannedRun], measured: Sequence[dict[s
         for seed, first, second in each:
             pairs.append(_pair(name, reference, seed, first, second))
         if len(each) > 1:
-            first, second = ([bit for one in each for bit in one[index]] for index in (1, 2))
-            pairs.append(_pair(name, reference, "all", first, second))
+            all_first = [bit for _, first, _ in each for bit in first]
+            all_second = [bit for _, _, second in each for bit in second]
+            pairs.append(_pair(name, reference, "all", all_first, all_second))
     return pairs
 
 

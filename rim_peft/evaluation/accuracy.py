@@ -20,6 +20,9 @@ AnswerFunction = Callable[..., Iterable[str]]
 """``f(model, tokenizer, questions, templates=, num_blocks=, max_new_tokens=, batch_size=)``, one text per question."""
 
 
+_Z = 1.959964  # of a normal distribution 95 % lie within so many standard deviations
+
+
 @dataclass(frozen=True)
 class Score:
     """A share of right answers.
@@ -42,10 +45,23 @@ class Score:
         """Standard error of the share, ``sqrt(p (1 - p) / n)``."""
         return math.sqrt(self.accuracy * (1.0 - self.accuracy) / self.num_rows)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Ends of the 95 % confidence interval of the share.
+
+        Source: Wilson, Probable inference, the law of succession, and statistical inference, 1927. It holds near 0 and
+        1 too, where accuracy plus and minus two standard errors does not.
+        """
+        n, p = self.num_rows, self.accuracy
+        center = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
+        return max(0.0, center - half), min(1.0, center + half)
+
     def to_dict(self) -> dict[str, float]:
-        """Return counts, accuracy and standard error, rounded to 6 digits."""
-        rounded = {"accuracy": round(self.accuracy, 6), "standard_error": round(self.standard_error, 6)}
-        return {**asdict(self), **rounded}
+        """Return counts, accuracy, standard error and the interval's ends (``low``, ``high``), rounded to 6 digits."""
+        low, high = self.interval
+        rounded = {"accuracy": self.accuracy, "standard_error": self.standard_error, "low": low, "high": high}
+        return {**asdict(self), **{name: round(value, 6) for name, value in rounded.items()}}
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,7 @@ class AccuracyReport:
         answer_rule: name of the rule by which an answer was read and compared.
         num_blocks: blocks after each prompt.
         final: score of the answers after the last block.
+        by_rule: the same under every rule that the task reports.
         by_length: the same by number of reasoning steps; rows without steps have none.
         by_block: for every block the score of its readout, overall (``"all"``) and by number of steps; empty unless
             asked for.
@@ -65,6 +82,7 @@ class AccuracyReport:
     answer_rule: str
     num_blocks: int
     final: Score
+    by_rule: dict[str, Score]
     by_length: dict[int, Score]
     by_block: list[dict[int | str, Score]]
     predictions: list[str]
@@ -75,6 +93,7 @@ class AccuracyReport:
             "answer_rule": self.answer_rule,
             "num_blocks": self.num_blocks,
             **self.final.to_dict(),
+            "by_rule": {rule: score.to_dict() for rule, score in self.by_rule.items()},
             "by_length": {str(length): score.to_dict() for length, score in self.by_length.items()},
             "by_block": [{str(key): score.to_dict() for key, score in block.items()} for block in self.by_block],
         }
@@ -139,9 +158,12 @@ def evaluate_accuracy(
     return AccuracyReport(
         answer_rule=task.answer_rule,
         num_blocks=count,
-        final=_score(final),
-        by_length=_score_by_length(final, lengths),
-        by_block=[_score_block([row[k] for row in right], lengths) for k in range(count)] if by_block else [],
+        final=score(final),
+        by_rule=score_by_rule([row[-1] for row in readouts], examples, task, separator=separator),
+        by_length=score_by_length(final, lengths),
+        by_block=[score_overall_and_by_length([row[k] for row in right], lengths) for k in range(count)]
+        if by_block
+        else [],
         predictions=[row[-1] for row in readouts],
     )
 
@@ -155,17 +177,28 @@ def answer_of(text: str, separator: str | None) -> str:
     return text if separator is None else text.rpartition(separator.strip() or separator)[2].strip()
 
 
-def _score(right: Sequence[bool]) -> Score:
+def score_by_rule(
+    texts: Sequence[str], examples: Sequence[Example], task: Task, *, separator: str | None = None
+) -> dict[str, Score]:
+    """Score texts under every rule that a task reports."""
+    verdicts = [
+        task.judge(answer_of(text, separator), example.answer) for text, example in zip(texts, examples, strict=True)
+    ]
+    return {rule: score([verdict[rule] for verdict in verdicts]) for rule in task.answer_rules}
+
+
+def score(right: Sequence[bool]) -> Score:
+    """Count verdicts."""
     return Score(num_correct=sum(right), num_rows=len(right))
 
 
-def _score_by_length(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int, Score]:
+def score_by_length(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int, Score]:
+    """Count verdicts by number of steps; rows without steps are in none."""
     present = sorted({length for length in lengths if length is not None})
-    return {n: _score([ok for ok, length in zip(right, lengths, strict=True) if length == n]) for n in present}
+    return {n: score([ok for ok, length in zip(right, lengths, strict=True) if length == n]) for n in present}
 
 
-def _score_block(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int | str, Score]:
-    scores: dict[int | str, Score] = {"all": _score(right)}
-    for length, score in _score_by_length(right, lengths).items():
-        scores[length] = score
-    return scores
+def score_overall_and_by_length(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int | str, Score]:
+    """Count verdicts, all of them (``"all"``) and by number of steps."""
+    by_length: dict[int | str, Score] = {**score_by_length(right, lengths)}
+    return {"all": score(right), **by_length}

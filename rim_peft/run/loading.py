@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from rim_peft.tuner import RiMConfig
 
 BASE_FOLDER = "base"
 RECIPE_FILE = "recipe.yaml"
+RECORD_FILE = "run.json"
 ADAPTER_FILE = "adapter_config.json"
 
 
@@ -30,13 +32,19 @@ class Run:
         model: the base with the adapter.
         tokenizer: the base's tokenizer.
         recipe: how it was trained; None for an adapter that was saved by hand.
-        metrics: the numbers of the training that just ended; empty for a run that was loaded.
+        record: what ``run.json`` says about the training; empty for an adapter that was saved by hand.
     """
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     recipe: Recipe | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The training's numbers."""
+        metrics: dict[str, Any] = self.record.get("metrics", {})
+        return metrics
 
     @property
     def templates(self) -> Templates:
@@ -122,7 +130,8 @@ def load_run(source: str | Path, *, base: str | None = None) -> Run:
     has_tokenizer = (folder / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(folder) if has_tokenizer else options.tokenizer or found, options)
     adapted = to_device(PeftModel.from_pretrained(model, str(folder)), options)
-    return Run(adapted.eval(), tokenizer, recipe)
+    record = folder / RECORD_FILE
+    return Run(adapted.eval(), tokenizer, recipe, json.loads(record.read_text("utf-8")) if record.exists() else {})
 
 
 def _download(name: str) -> Path:

@@ -81,7 +81,7 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
         "hardware": describe_hardware(),
     }
     _write_end(folder, model, tokenizer, record)
-    return Run(model, tokenizer, recipe, record["metrics"])
+    return Run(model, tokenizer, recipe, record)
 
 
 def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
