@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from rim_peft.evaluation.accuracy import Score
@@ -30,6 +31,15 @@ def interval(score: Score) -> tuple[float, float]:
 def share(value: float | None) -> str:
     """A share or a score between 0 and 1: three digits, which tell a thousand rows apart."""
     return NONE if value is None else f"{value:.3f}"
+
+
+def share_of(score: Score | None) -> str:
+    """A share alone, for tables with many columns.
+
+    >>> share_of(Score(1, 3)), share_of(None)
+    ('0.333', '–')
+    """
+    return share(None if score is None else score.accuracy)
 
 
 def share_with_error(score: Score | None) -> str:
@@ -125,7 +135,8 @@ def steps(length: str) -> str:
 def setting(value: Any) -> str:
     """A recipe's value as YAML has it.
 
-    >>> [setting(value) for value in (None, True, 1e-05, "middle", [1, 2])]
-    ['null', 'true', '1e-05', 'middle', '[1, 2]']
+    >>> [setting(value) for value in (None, True, 1e-05, "middle", ", ", [1, 2])]
+    ['null', 'true', '1e-05', 'middle', '", "', '[1, 2]']
     """
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    is_word = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)
+    return str(value) if is_word else json.dumps(value, ensure_ascii=False)

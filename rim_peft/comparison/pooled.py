@@ -78,6 +78,10 @@ class Results:
         """Return the methods that are shown by number of steps too: of an ablation the reference alone."""
         return [method for method in self.having(part) if not self.is_ablation or method.name == self.reference]
 
+    def seeds(self, name: str, part: str) -> str:
+        """Return the seeds of which something was measured, as text."""
+        return ", ".join(str(run["seed"]) for run in self.runs(name) if run.get(part))
+
     def mean(self, name: str, key: str) -> float | None:
         """Return the mean over seeds of a figure of the training; None where nothing was trained."""
         return mean(training.get(key) for training in self.parts(name, "training"))

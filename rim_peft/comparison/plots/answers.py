@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rim_peft.comparison.plots.plot import Drawing
 from rim_peft.comparison.plots.style import errors, looks, new_figure, plain, share_axis, spread
@@ -45,13 +45,8 @@ def draw_accuracy(results: Results) -> list[Drawing]:
                 markeredgewidth=1.5,
                 color=style.color,
             )
-        axes.annotate(
-            f"{pooled.accuracy:.3f}",
-            (1.01, place),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=9.5,
-        )
+        at_the_edge: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 9.5}
+        axes.annotate(f"{pooled.accuracy:.3f}", (1.01, place), **at_the_edge)
     axes.set_yticks(range(len(methods)), [plain(method.label) for method in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.set_xlim(-0.02, 1.02)
@@ -75,8 +70,10 @@ def draw_lengths(results: Results) -> list[Drawing]:
     views = {"samples": "same number of samples", "compute": "same compute"}
     panels = [(title, [m for m in results.methods if m.view == view]) for view, title in views.items()]
     panels = [(title, methods) for title, methods in panels if methods]
+    reference = [m for m in results.methods if m.name == results.reference]
+    panels = [(title, methods if reference[0] in methods else [*methods, *reference]) for title, methods in panels]
     if results.is_ablation:
-        panels = [("", [m for m in results.methods if m.name == results.reference])]
+        panels = [("", reference)]
     figure = new_figure(3.4 if len(panels) == 1 else 6.4)
     for place, (title, methods) in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, place + 1)
@@ -114,7 +111,8 @@ def _lengths(axes: Axes, results: Results, methods: list[Method]) -> None:
             elinewidth=1,
             **styles[method.name].line,
         )
-    axes.set_xticks([int(length) for length in results.lengths])
+    places = [int(length) for length in results.lengths]
+    axes.set_xticks(places)
+    axes.set_xlim(min(places) - 0.25, max(places) + 0.25)
     axes.set_xlabel("reasoning steps (number)")
     share_axis(axes, label="accuracy (share)")
-

@@ -31,12 +31,12 @@ def draw_blocks(results: Results) -> list[Drawing]:
 
 def _blocks(results: Results, method: Method, number: int) -> Drawing:
     figure = new_figure(3.8)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+    chosen = _chosen(results, method.name)
+    left, right = figure.subplots(1, 2, width_ratios=(3, max(0.7, 0.4 * len(chosen))), sharey=True)
     parts = results.parts(method.name, "blocks")
     num_blocks = max(len(part["by_block"]) for part in parts)
     columns = [[part["by_block"][k] for part in parts if k < len(part["by_block"])] for k in range(num_blocks)]
     by_block = [{"all": pool(entry["all"] for entry in column), **pool_lengths(column)} for column in columns]
-    chosen = _chosen(results, method.name)
     keys = [*results.lengths, "all"]
     for index, (key, style) in enumerate(_styles(results.lengths)):
         offset = spread(index, len(keys), width=0.2)
@@ -49,7 +49,7 @@ def _blocks(results: Results, method: Method, number: int) -> Drawing:
     left.set_xlabel("block (number)")
     share_axis(left)
     right.set_xticks(range(len(chosen)), [WAYS[way] for way in chosen], rotation=30, ha="right")
-    right.set_xlabel("answer chosen from all blocks")
+    right.set_xlabel("answer chosen" if len(chosen) > 1 else "")
     right.set_xlim(-0.5, len(chosen) - 0.5)
     figure.legend(loc="outside upper center", ncols=min(6, len(keys)))
     return Drawing(
@@ -127,7 +127,9 @@ def draw_budget(results: Results) -> list[Drawing]:
     for place, method in enumerate(methods):
         budgets = group(results.parts(method.name, "budget"), lambda entry: entry["num_blocks"])
         style = {**looks(results)[method.name].line, "label": plain(method.label)}
-        shown = [(count, score) for count, entries in budgets.items() if (score := pool(e["accuracy"] for e in entries))]
+        shown = [
+            (count, score) for count, entries in budgets.items() if (score := pool(e["accuracy"] for e in entries))
+        ]
         _bars(top, shown, spread(place, len(methods), width=0.2), capsize=3, elinewidth=1, **style)
         times = [(count, mean(e.get("first_token_ms") for e in entries)) for count, entries in budgets.items()]
         times = [(count, value) for count, value in times if value is not None]

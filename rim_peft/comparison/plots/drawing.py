@@ -12,7 +12,7 @@ from rim_peft.comparison.plots.blocks import draw_blocks, draw_budget, draw_cont
 from rim_peft.comparison.plots.latency import draw_latency
 from rim_peft.comparison.plots.plot import Drawing, Plot
 from rim_peft.comparison.plots.states import draw_states
-from rim_peft.comparison.plots.style import plot_style, save
+from rim_peft.comparison.plots.style import plain, plot_style, save
 from rim_peft.comparison.pooled import Results
 from rim_peft.run.record import write_files
 
@@ -48,6 +48,7 @@ def draw_plots(results: Mapping[str, Any], folder: Path) -> list[Plot]:
 
         def save_all(partial: Path) -> None:
             for drawing in drawings:
+                drawing.figure.suptitle(plain(drawing.title, limit=90), fontsize=11.5)
                 save(drawing.figure, partial, drawing.name)
 
         write_files(folder, save_all, last="")

@@ -42,7 +42,6 @@ def _by_block(part: Mapping[str, Any]) -> Drawing:
                 label=f"block {block}" if is_right else None,
                 rasterized=True,  # thousands of points would make a heavy page
             )
-    # A block without right readouts needs its entry too: an empty series still gets one.
     axes.scatter([], [], marker="o", facecolors="none", edgecolors="#000000", label="hollow: wrong readout")
     _name_axes(axes, part["explained_variance"])
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -67,9 +66,6 @@ def _over_training(part: Mapping[str, Any]) -> Drawing:
             **style.line,
         )
         axes.plot(*centers[0], marker=style.marker, markersize=9, markerfacecolor="white", color=style.color)
-        axes.annotate("", centers[-1], centers[-2], arrowprops={"arrowstyle": "->", "color": style.color}) if len(
-            centers
-        ) > 1 else None
     first, last = part["points"][0], part["points"][-1]
     axes.plot([], [], linestyle="none", marker="o", markerfacecolor="white", color="#000000", label="hollow: first")
     _name_axes(axes, part["explained_variance"])

@@ -23,7 +23,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 WIDTH = 8.0
 """Width of every plot in inches."""
 _DPI = 150
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that it is there everywhere
     "font.size": 10.5,
     "axes.titlesize": 11,
@@ -138,7 +138,7 @@ def plain(text: str, *, limit: int = 48) -> str:
 
 def share_axis(axes: Axes, *, label: str = "accuracy (share of right answers)") -> None:
     """Let an axis of shares run from 0 to 1, with room for markers at both ends."""
-    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylim(-0.05, 1.05)
     axes.set_ylabel(label)
 
 

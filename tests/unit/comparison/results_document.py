@@ -272,9 +272,7 @@ def ablate_document() -> dict[str, Any]:
         "grounding.learning_rate": [(1e-4, (250, 60, 50, 55)), (1e-3, (250, 250, 100, 60)), (1e-2, (240, 90, 60, 70))],
         "rim.layer": [("first", (250, 250, 250, 248)), ("middle", (250, 250, 249, 200)), (None, (250, 180, 60, 55))],
     }
-    entries = {
-        f"{key}={value}": (key, value, counts) for key, values in grid.items() for value, counts in values
-    }
+    entries = {f"{key}={value}": (key, value, counts) for key, values in grid.items() for value, counts in values}
     document["kind"] = "ablate"
     document["name"] = "demo-grid"
     document["methods"] = [method("rim", "RiM", "rim")] + [
