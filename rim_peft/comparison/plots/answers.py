@@ -106,7 +106,7 @@ def _lengths(axes: Axes, results: Results, methods: list[Method]) -> None:
             [int(length) + offset for length in scores],
             [score.accuracy for score in scores.values()],
             yerr=errors(list(scores.values())),
-            label=plain(method.label, limit=34),
+            label=plain(method.label, limit=42),
             capsize=2,
             elinewidth=1,
             **styles[method.name].line,

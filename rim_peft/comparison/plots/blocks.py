@@ -51,7 +51,7 @@ def _blocks(results: Results, method: Method, number: int) -> Drawing:
     right.set_xticks(range(len(chosen)), [WAYS[way] for way in chosen], rotation=30, ha="right")
     right.set_xlabel("answer chosen" if len(chosen) > 1 else "")
     right.set_xlim(-0.5, len(chosen) - 0.5)
-    figure.legend(loc="outside upper center", ncols=min(6, len(keys)))
+    figure.legend(loc="outside lower center", ncols=min(6, len(keys)))
     return Drawing(
         f"blocks-{number}",
         f"Accuracy by block: {method.label}",
@@ -141,7 +141,7 @@ def draw_budget(results: Results) -> list[Drawing]:
     bottom.set_xlabel("blocks at inference (number)")
     bottom.set_xticks(sorted(counts))
     if len(methods) > 1:
-        figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     caption = (
         "Share of right answers with 95 % intervals (top) and milliseconds to the first answer token (bottom) against "
         "the number of blocks that a trained adapter is given."
@@ -173,7 +173,7 @@ def _controls(results: Results, method: Method, number: int) -> Drawing:
     axes.set_ylim(len(controls) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("share of test rows")
-    figure.legend(loc="outside upper center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=3)
     return Drawing(
         f"controls-{number}",
         f"Controls: {method.label}",

@@ -37,6 +37,8 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 9.5,
     "lines.markersize": 6,
     "figure.facecolor": "white",
+    "figure.constrained_layout.w_pad": 0.09,  # inches
+    "figure.constrained_layout.h_pad": 0.07,
     "svg.hashsalt": "rim-peft",
     "svg.fonttype": "path",
 }

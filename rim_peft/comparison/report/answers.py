@@ -21,7 +21,7 @@ from rim_peft.comparison.report.content import Part, PlotsOf, Section, Table
 
 _ERRORS = (
     "± is the standard error and in brackets stands the 95 % interval (Wilson), both over the test rows of all seeds "
-    "together. Seeds judge the same rows, which the interval takes as independent, so with several seeds it is too narrow. "
+    "together. Seeds judge the same rows, which the interval takes as independent: with several it is too narrow. "
     "How far trainings differ is the seed spread, the standard deviation of the seeds' accuracies."
 )
 

@@ -1,4 +1,4 @@
-"""Tables of what happens when the blocks are changed: fewer or more of them, disturbed ones; and of the steps they state."""
+"""Tables of what other blocks do (fewer, more, disturbed ones), and of the steps that blocks state."""
 
 from __future__ import annotations
 

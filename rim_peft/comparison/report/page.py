@@ -81,22 +81,25 @@ def render_page(results: Mapping[str, Any], plots: Sequence[Plot]) -> str:
         plots: plots that were drawn of it; their SVG files are read.
     """
     report = build_report(results, plots)
+    anchors = _anchors(report)
+    named = list(zip(anchors, report.sections, strict=True))
     return _PAGE.format(
         title=escape(report.title),
         style=_STYLE,
-        contents=_contents(report),
-        sections="\n".join(_section(section) for section in report.sections),
+        contents="\n".join(f'<li><a href="#{anchor}">{escape(section.title)}</a></li>' for anchor, section in named),
+        sections="\n".join(_section(section, anchor) for anchor, section in named),
     )
 
 
-def _contents(report: Report) -> str:
-    return "\n".join(
-        f'<li><a href="#{escape(section.anchor)}">{escape(section.title)}</a></li>' for section in report.sections
-    )
+def _anchors(report: Report) -> list[str]:
+    """Return the sections' names for links; of two that would be the same the second gets a number."""
+    anchors: list[str] = []
+    for section in report.sections:
+        anchors.append(f"{section.anchor}-{len(anchors)}" if section.anchor in anchors else section.anchor)
+    return anchors
 
 
-def _section(section: Section) -> str:
-    anchor = escape(section.anchor)
+def _section(section: Section, anchor: str) -> str:
     parts = "\n".join(_part(part) for part in section.parts)
     return f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{escape(section.title)}</h2>\n{parts}\n</section>'
 
