@@ -1,0 +1,55 @@
+"""The results document → all plots that it has figures for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rim_peft.comparison.plots.ablations import draw_ablations
+from rim_peft.comparison.plots.answers import draw_accuracy, draw_lengths
+from rim_peft.comparison.plots.blocks import draw_blocks, draw_budget, draw_controls, draw_probe
+from rim_peft.comparison.plots.latency import draw_latency
+from rim_peft.comparison.plots.plot import Drawing, Plot
+from rim_peft.comparison.plots.states import draw_states
+from rim_peft.comparison.plots.style import plain, plot_style, save
+from rim_peft.comparison.pooled import Results
+from rim_peft.run.record import write_files
+
+_DRAW: tuple[Callable[[Results], list[Drawing]], ...] = (
+    draw_accuracy,
+    draw_lengths,
+    draw_ablations,
+    draw_blocks,
+    draw_probe,
+    draw_budget,
+    draw_controls,
+    draw_latency,
+    draw_states,
+)
+
+
+def draw_plots(results: Mapping[str, Any], folder: Path) -> list[Plot]:
+    """Draw what a results document has figures for, each as PNG and SVG; the same document gives the same bytes.
+
+    Args:
+        results: the document.
+        folder: where the files go; it is made if it is not there.
+
+    Returns:
+        The plots in the order in which the report shows them.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    with plot_style():
+        drawings = [drawing for draw in _DRAW for drawing in draw(Results(results))]
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def save_all(partial: Path) -> None:
+            for drawing in drawings:
+                drawing.figure.suptitle(plain(drawing.title, limit=90), fontsize=11.5)
+                save(drawing.figure, partial, drawing.name)
+
+        write_files(folder, save_all, last="")
+    return [Plot(one.name, one.title, one.caption, one.topic, folder) for one in drawings]

@@ -1,0 +1,149 @@
+"""How plots look: colours that colour-blind readers tell apart, markers beside them, and the same bytes every time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rim_peft.comparison.numbers import interval
+from rim_peft.comparison.pooled import Results
+from rim_peft.evaluation.accuracy import Score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette without yellow, which is too pale for lines on white."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+WIDTH = 8.0
+"""Width of every plot in inches."""
+_DPI = 150
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that it is there everywhere
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "lines.markersize": 6,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.w_pad": 0.09,  # inches
+    "figure.constrained_layout.h_pad": 0.07,
+    "svg.hashsalt": "rim-peft",
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """A method's colour, marker and line style."""
+
+    color: str
+    marker: str
+    dash: Any
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """As keywords of matplotlib's ``plot`` and ``errorbar``."""
+        return {"color": self.color, "marker": self.marker, "linestyle": self.dash}
+
+
+def require_matplotlib() -> None:
+    """Do nothing if plots can be drawn.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "plots: need matplotlib, which is not installed. Install it with: pip install 'rim-peft[compare]'"
+        ) from error
+
+
+@contextmanager
+def plot_style() -> Iterator[None]:
+    """Draw in the report's style, whatever matplotlib's settings are here; they come back afterwards.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def new_figure(height: float, *, width: float = WIDTH) -> Figure:
+    """Return an empty figure, sizes in inches, that no global state knows."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write a figure as PNG and SVG, without dates and versions, which would make equal plots differ."""
+    figure.savefig(folder / f"{name}.png", format="png", dpi=_DPI, metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", format="svg", dpi=_DPI, metadata={"Date": None, "Creator": None})
+
+
+def look(index: int) -> Look:
+    """Return the look of the method with this place; no two of the first 63 share colour and marker."""
+    return Look(COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
+
+
+def looks(results: Results) -> dict[str, Look]:
+    """Return every method's look, the same in all plots; the reference comes first."""
+    names = [method.name for method in results.methods]
+    ordered = sorted(names, key=lambda name: name != results.reference)
+    return {name: look(index) for index, name in enumerate(ordered)}
+
+
+def shades(count: int) -> list[Look]:
+    """Return looks for things in an order, such as numbers of steps: dark to light, all apart in grey too."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    places = [0.85 * index / max(1, count - 1) for index in range(count)]
+    colors = [to_hex(colormaps["viridis"](place)) for place in places]
+    return [
+        Look(color, MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]) for index, color in enumerate(colors)
+    ]
+
+
+def errors(scores: Sequence[Score]) -> list[list[float]]:
+    """Return the distances from shares to their 95 % intervals: those below, those above."""
+    bounds = [(score.accuracy, *interval(score)) for score in scores]
+    return [[share - low for share, low, _ in bounds], [high - share for share, _, high in bounds]]
+
+
+def plain(text: str, *, limit: int = 48) -> str:
+    """Return a label as matplotlib shall write it: no formulas, no line breaks, not too long."""
+    text = " ".join(text.split())
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return text.replace("$", r"\$")
+
+
+def share_axis(axes: Axes, *, label: str = "accuracy (share of right answers)") -> None:
+    """Let an axis of shares run from 0 to 1, with room for markers at both ends."""
+    axes.set_ylim(-0.05, 1.05)
+    axes.set_ylabel(label)
+
+
+def spread(place: int, count: int, *, width: float) -> float:
+    """Return how far to move one of several points that would lie on each other."""
+    return 0.0 if count < 2 else width * (place / (count - 1) - 0.5)

@@ -1,0 +1,113 @@
+"""The results document → the report: which sections there are, and what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rim_peft.comparison.plots.plot import Plot
+from rim_peft.comparison.pooled import Results
+from rim_peft.comparison.report.answers import tabulate_ablations, tabulate_accuracy, tabulate_pairs
+from rim_peft.comparison.report.blocks import tabulate_blocks, tabulate_probe, tabulate_selection
+from rim_peft.comparison.report.content import Bullets, Part, PlotsOf, Report, Section, Table
+from rim_peft.comparison.report.costs import tabulate_latency, tabulate_states
+from rim_peft.comparison.report.interventions import tabulate_budget, tabulate_controls, tabulate_faithfulness
+from rim_peft.comparison.report.setting import describe_setting, list_runs
+
+_PARTS = {
+    "blocks": "readouts by block and any-block accuracy",
+    "selection": "selection of one answer",
+    "probe": "the probe",
+    "budget": "the budget of blocks",
+    "controls": "controls",
+    "faithfulness": "faithfulness",
+}
+"""What is measured of single runs, with its words."""
+
+
+def build_report(document: Mapping[str, Any], plots: Sequence[Plot] | None = None) -> Report:
+    """Return the report of a results document.
+
+    Args:
+        document: the results document.
+        plots: plots that were drawn of it; None leaves out that there are plots at all.
+    """
+    results = Results(document)
+
+    def of(topic: str) -> Sequence[Part]:
+        return [plot for plot in plots or () if plot.topic == topic]
+
+    sections = [describe_setting(results), *_accuracy(results, of)]
+    if document.get("pairs"):
+        sections.append(tabulate_pairs(results))
+    sections += _looked_into(results, of)
+    if document.get("latency"):
+        sections.append(tabulate_latency(results, of))
+    if _states(results):
+        sections.append(tabulate_states(results, of))
+    if missing := list_missing(results):
+        sections.append(Section("Not measured", (Bullets(missing),)))
+    sections.append(list_runs(results))
+    if plots is not None:
+        sections.append(_list_plots(plots))
+    kind = "Ablation" if results.is_ablation else "Comparison"
+    return Report(f"{kind}: {document['name']}", sections)
+
+
+def _accuracy(results: Results, of: PlotsOf) -> list[Section]:
+    ablations = tabulate_ablations(results, of) if results.is_ablation else []
+    return [*ablations, tabulate_accuracy(results, of)]
+
+
+def _looked_into(results: Results, of: PlotsOf) -> list[Section]:
+    makers = {
+        "blocks": lambda: tabulate_blocks(results, of),
+        "selection": lambda: tabulate_selection(results),
+        "probe": lambda: tabulate_probe(results, of),
+        "budget": lambda: tabulate_budget(results, of),
+        "controls": lambda: tabulate_controls(results, of),
+        "faithfulness": lambda: tabulate_faithfulness(results),
+    }
+    return [make() for part, make in makers.items() if results.having(part)]
+
+
+def list_missing(results: Results) -> list[str]:
+    """Return one sentence for each part that was not measured, or not of all methods with stages."""
+    document = results.document
+    lines = []
+    for part, words in _PARTS.items():
+        there = [method.name for method in results.having(part)]
+        absent = [m.label for m in results.methods if m.method == "rim" and m.name not in there]
+        if not there:
+            lines.append(f"{_capital(words)}: not measured.")
+        elif absent:
+            measured = [method.label for method in results.having(part)]
+            few, sign = (absent, "not measured") if len(absent) < len(measured) else (measured, "measured only")
+            lines.append(f"{_capital(words)}: {sign} of {', '.join(few)}.")
+    if not results.lengths:
+        lines.append("Accuracy by number of steps: not measured, the rows have no steps.")
+    if not document.get("pairs"):
+        lines.append("Paired differences: not measured.")
+    if not document.get("latency"):
+        lines.append("Latency: not measured.")
+    if "blocks" not in _states(results):
+        lines.append("Principal components of the states over blocks: not measured.")
+    if "training" not in _states(results):
+        lines.append("Principal components of the states over training: not measured.")
+    return lines
+
+
+def _states(results: Results) -> list[str]:
+    found = results.document.get("representations") or {}
+    return [key for key in ("blocks", "training") if (found.get(key) or {}).get("points")]
+
+
+def _list_plots(plots: Sequence[Plot]) -> Section:
+    if not plots:
+        return Section("Plots", ("None were drawn.",))
+    rows = [(plot.title, *(f"{plot.folder.name}/{path.name}" for path in (plot.png, plot.svg))) for plot in plots]
+    return Section("Plots", (Table("Files", ("plot", "PNG", "SVG"), rows, num_text_columns=3),))
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

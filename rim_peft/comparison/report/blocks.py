@@ -1,0 +1,121 @@
+"""Tables of what a model's blocks hold: readouts, selection, probe, budget, controls, faithfulness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rim_peft.comparison.numbers import NONE, count, percent, share, share_of, share_with_error, steps
+from rim_peft.comparison.plots.blocks import WAYS
+from rim_peft.comparison.pooled import Method, Results, mean, pool, pool_lengths
+from rim_peft.comparison.report.content import PlotsOf, Section, Table
+from rim_peft.evaluation.accuracy import Score
+
+_CHOSEN = ("vote", "confidence", "probe")  # ways that choose; final does not, any block needs the gold answers
+
+
+def tabulate_blocks(results: Results, plots: PlotsOf) -> Section:
+    """Return accuracy after each block, for all methods with blocks and in detail by number of steps."""
+    scores = {method.name: _by_block(results, method.name) for method in results.having("blocks")}
+    num_blocks = max(len(blocks) for blocks in scores.values())
+    headings = [f"block {k + 1}" for k in range(num_blocks)]
+    rows = []
+    for method in results.having("blocks"):
+        cells = [share_of(block.get("all")) for block in scores[method.name]]
+        oracle = pool(part["any_block"] for part in results.parts(method.name, "blocks"))
+        padding = [NONE] * (num_blocks - len(cells))
+        rows.append((method.label, results.seeds(method.name, "blocks"), *cells, *padding, share_with_error(oracle)))
+    columns = ("method", "seeds", *headings, "any block (oracle)")
+    note = "Any block: some block's readout is right. No method can choose so, it needs the gold answer."
+    tables = [Table("Right readouts after each block, all test rows", columns, rows, notes=(note,))]
+    tables += [_blocks_by_length(results, m, scores[m.name]) for m in results.detailed("blocks") if results.lengths]
+    return Section("Readouts by block", (*tables, *plots("blocks")))
+
+
+def _by_block(results: Results, name: str) -> list[dict[str, Score | None]]:
+    parts = [part["by_block"] for part in results.parts(name, "blocks")]
+    blocks = []
+    for k in range(max(len(part) for part in parts)):
+        column = [part[k] for part in parts if k < len(part)]
+        blocks.append({"all": pool(entry.get("all") for entry in column), **pool_lengths(column)})
+    return blocks
+
+
+def _blocks_by_length(results: Results, method: Method, blocks: Sequence[Mapping[str, Score | None]]) -> Table:
+    oracle = pool_lengths(part.get("any_block_by_length") for part in results.parts(method.name, "blocks"))
+    rows = [
+        (steps(length), *(share_of(block.get(length)) for block in blocks), share_of(oracle.get(length)))
+        for length in results.lengths
+    ]
+    columns = ("chain", *(f"block {k + 1}" for k in range(len(blocks))), "any block (oracle)")
+    return Table(f"{method.label}: right readouts by number of steps", columns, rows)
+
+
+def tabulate_selection(results: Results) -> Section:
+    """Return the answers that are chosen from all blocks without the gold, and how much of the gap that closes."""
+    rows = []
+    for method in results.having("selection"):
+        pooled = {way: pool(part.get(way) for part in results.parts(method.name, "selection")) for way in WAYS}
+        closed = [_gap_closed(pooled, way) for way in _CHOSEN]
+        cells = [share_with_error(pooled[way]) for way in WAYS]
+        seeds = results.seeds(method.name, "selection")
+        rows.append((method.label, seeds, *cells, *(percent(value) for value in closed)))
+    columns = ("method", "seeds", *_ways(), *(f"gap closed, {WAYS[way]}" for way in _CHOSEN))
+    note = (
+        "Gap closed: (way - final) / (any block - final), from the rows of all seeds together; below 0 a way loses "
+        f"against the last block, {NONE} where there is no gap."
+    )
+    tables = [Table("Accuracy of the chosen answer", columns, rows, notes=(note,))]
+    for method in results.detailed("selection"):
+        tables += _selection_by_length(results, method)
+    return Section("Selection of one answer", tables)
+
+
+def _ways() -> list[str]:
+    words = {"any_block": "any block (oracle)", "final": "final block", "vote": "majority vote"}
+    return [words.get(way, word) for way, word in WAYS.items()]
+
+
+def _gap_closed(scores: Mapping[str, Score | None], way: str) -> float | None:
+    final, oracle, chosen = scores["final"], scores["any_block"], scores[way]
+    if final is None or oracle is None or chosen is None or oracle.accuracy == final.accuracy:
+        return None
+    return (chosen.accuracy - final.accuracy) / (oracle.accuracy - final.accuracy)
+
+
+def _selection_by_length(results: Results, method: Method) -> list[Table]:
+    parts = results.parts(method.name, "selection")
+    found = {way: pool_lengths((part.get("by_length") or {}).get(way) for part in parts) for way in WAYS}
+    rows = [
+        (word, *(share_of(found[way].get(length)) for length in results.lengths))
+        for (way, word) in zip(WAYS, _ways(), strict=True)
+        if found[way]
+    ]
+    columns = ("way", *(steps(length) for length in results.lengths))
+    return [Table(f"{method.label}: the chosen answer by number of steps", columns, rows)] if rows else []
+
+
+def tabulate_probe(results: Results, plots: PlotsOf) -> Section:
+    """Return the probe's AUROC by block."""
+    methods = results.having("probe")
+    found = {m.name: [part["auroc_by_block"] for part in results.parts(m.name, "probe")] for m in methods}
+    num_blocks = max(len(part) for parts in found.values() for part in parts)
+    rows = []
+    for method in methods:
+        cells = [_auroc([part[k] for part in found[method.name] if k < len(part)]) for k in range(num_blocks)]
+        trained_on = mean(part.get("num_training_rows") for part in results.parts(method.name, "probe"))
+        rows.append((method.label, results.seeds(method.name, "probe"), count(trained_on), *cells))
+    columns = ("method", "seeds", "training rows", *(f"block {k + 1}" for k in range(num_blocks)))
+    note = (
+        "Area under the ROC curve of a linear probe that tells right readouts from wrong ones by the block's state; it "
+        f"is trained on the selection rows. Mean over seeds, in brackets the lowest and the highest; {NONE} where all "
+        "readouts were right or all wrong."
+    )
+    table = Table("AUROC by block (0.5 is chance, 1 is perfect)", columns, rows, notes=(note,))
+    return Section("Probe", (table, *plots("probe")))
+
+
+def _auroc(values: Sequence[float | None]) -> str:
+    there = [value for value in values if value is not None]
+    if len(there) < 2:
+        return share(mean(there))
+    return f"{share(mean(there))} ({share(min(there))}–{share(max(there))})"
