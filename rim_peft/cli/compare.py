@@ -32,6 +32,7 @@ def run_kind(args: argparse.Namespace, *, kind: str) -> int:
     """Do the work of ``compare`` and ``ablate``."""
     from rim_peft.cli.console import quiet_model_loading, results_only
     from rim_peft.comparison.reading import load_comparison
+    from rim_peft.comparison.report import render_markdown
     from rim_peft.comparison.runner import list_runs, run_comparison
     from rim_peft.training.curriculum import Interrupted
 
@@ -47,11 +48,11 @@ def run_kind(args: argparse.Namespace, *, kind: str) -> int:
     quiet_model_loading()
     try:
         with results_only():
-            text = run_comparison(comparison, command=command, parallel=args.parallel)
+            results = run_comparison(comparison, command=command, parallel=args.parallel)
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
         print(f"rim-peft: stopped; the same command goes on: {shlex.join(command)}", file=sys.stderr)
         if isinstance(stop, Interrupted):
             return 128 + stop.signal_number
         raise
-    print(text)
+    print(render_markdown(results))
     return 0

@@ -18,6 +18,7 @@ from rim_peft.comparison.measuring import JudgedRows, load_judged_rows, measure_
 from rim_peft.comparison.plan import PlannedRun, plan_runs, run_recipe
 from rim_peft.comparison.results import MEASURED, assemble
 from rim_peft.comparison.sections import Comparison
+from rim_peft.comparison.timing import time_methods
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.run import Run, train_or_load
 from rim_peft.run.loading import load_untrained
@@ -64,7 +65,17 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
         while left := [(run, recipe) for run, recipe in left if not work.finish(run, recipe)]:
             time.sleep(_POLL_SECONDS)  # until the others' processes have finished them, or have ended and left them
         with FileLock(folder / ".report.lock"):
-            return assemble(comparison, plan, rows, started=started, command=command)
+            latency = time_methods(comparison, plan, rows)
+            results = assemble(comparison, plan, rows, latency=latency, started=started, command=command)
+            write_text(folder / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            write_report(results, folder)
+    return results
+
+
+def list_runs(comparison: Comparison) -> str:
+    """Return the runs of a comparison, one a line, with what is finished."""
+    states = {True: "finished", False: "missing"}
+    return "\n".join(f"{states[(run.folder / MEASURED).exists()]:9} {run}" for run in plan_runs(comparison))
 
 
 @dataclass

@@ -1,0 +1,48 @@
+"""Intervals and paired tests against values worked out by other means."""
+
+from __future__ import annotations
+
+import pytest
+from scipy.stats import binomtest
+
+from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.significance import paired_difference
+
+
+@pytest.mark.parametrize(("correct", "rows"), [(0, 10), (10, 10), (3, 7), (450, 1000), (1, 250)])
+def test_the_interval_is_wilsons(correct: int, rows: int) -> None:
+    theirs = binomtest(correct, rows).proportion_ci(method="wilson")
+    assert Score(correct, rows).interval == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+
+
+def test_a_score_tells_its_interval() -> None:
+    assert Score(8, 10).to_dict() == {
+        "num_correct": 8,
+        "num_rows": 10,
+        "accuracy": 0.8,
+        "standard_error": 0.126491,
+        "low": 0.490162,
+        "high": 0.943318,
+    }
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "same"), [(8, 1, 3), (0, 0, 5), (5, 5, 90), (0, 12, 400), (30, 10, 60)])
+def test_pairs_are_tested_exactly(only_a: int, only_b: int, same: int) -> None:
+    first = [True] * only_a + [False] * only_b + [True] * same
+    second = [False] * only_a + [True] * only_b + [True] * same
+    found = paired_difference(first, second)
+    assert (found.only_a, found.only_b) == (only_a, only_b)
+    expected = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    assert found.p_value == pytest.approx(expected)
+    differences = [int(a) - int(b) for a, b in zip(first, second, strict=True)]
+    mean = sum(differences) / len(differences)
+    variance = sum((value - mean) ** 2 for value in differences) / len(differences)
+    assert found.difference == pytest.approx(mean)
+    assert found.standard_error == pytest.approx((variance / len(differences)) ** 0.5)
+
+
+def test_pairs_need_the_same_rows() -> None:
+    with pytest.raises(ValueError, match=r"rows: .*got 1 and 2"):
+        paired_difference([True], [True, False])
+    with pytest.raises(ValueError, match="at least one"):
+        paired_difference([], [])
