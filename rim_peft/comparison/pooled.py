@@ -56,7 +56,8 @@ class Results:
     @property
     def lengths(self) -> list[str]:
         """The numbers of steps that the test rows have, shortest first."""
-        return sorted({length for run in self.document["runs"] for length in run.get("by_length") or {}}, key=int)
+        found = {length for run in self.document["runs"] for length in run.get("by_length") or {}}
+        return sorted((length for length in found if length.isdigit()), key=int)
 
     def label(self, name: str) -> str:
         """Return what a method is called; its name if the document does not list it."""

@@ -57,7 +57,7 @@ def _draw(results: Results, key: str, number: int) -> Drawing:
     _points(axes, results, methods, values)
     _shared(axes, results)
     axes.set_xlabel(plain(key, limit=80))
-    share_axis(axes, label="accuracy (share)")
+    share_axis(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return Drawing(
         f"ablation-{number}",

@@ -74,7 +74,7 @@ def draw_lengths(results: Results) -> list[Drawing]:
     panels = [(title, methods if reference[0] in methods else [*methods, *reference]) for title, methods in panels]
     if results.is_ablation:
         panels = [("", reference)]
-    figure = new_figure(3.4 if len(panels) == 1 else 6.4)
+    figure = new_figure(sum(max(3.2, 1.0 + 0.22 * len(methods)) for _, methods in panels))
     for place, (title, methods) in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, place + 1)
         _lengths(axes, results, methods)
@@ -115,4 +115,4 @@ def _lengths(axes: Axes, results: Results, methods: list[Method]) -> None:
     axes.set_xticks(places)
     axes.set_xlim(min(places) - 0.25, max(places) + 0.25)
     axes.set_xlabel("reasoning steps (number)")
-    share_axis(axes, label="accuracy (share)")
+    share_axis(axes)

@@ -126,7 +126,7 @@ def draw_budget(results: Results) -> list[Drawing]:
     counts: set[int] = set()
     for place, method in enumerate(methods):
         budgets = group(results.parts(method.name, "budget"), lambda entry: entry["num_blocks"])
-        style = {**looks(results)[method.name].line, "label": plain(method.label)}
+        style = {**looks(results)[method.name].line, "label": plain(method.label, limit=44)}
         shown = [
             (count, score) for count, entries in budgets.items() if (score := pool(e["accuracy"] for e in entries))
         ]
@@ -135,13 +135,13 @@ def draw_budget(results: Results) -> list[Drawing]:
         times = [(count, value) for count, value in times if value is not None]
         bottom.plot([count for count, _ in times], [value for _, value in times], **style)
         counts |= set(budgets)
-    share_axis(top, label="accuracy (share)")
+    share_axis(top)
     bottom.set_ylabel("time to first token (ms)")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("blocks at inference (number)")
     bottom.set_xticks(sorted(counts))
     if len(methods) > 1:
-        figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     caption = (
         "Share of right answers with 95 % intervals (top) and milliseconds to the first answer token (bottom) against "
         "the number of blocks that a trained adapter is given."

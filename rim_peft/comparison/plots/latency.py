@@ -40,6 +40,8 @@ def draw_latency(results: Results) -> list[Drawing]:
 
 
 def _panel(axes: Axes, results: Results, rows: list[Mapping[str, Any]], time: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     styles = looks(results)
     for place, row in enumerate(rows):
         style = styles.get(row["name"], look(6))
@@ -57,5 +59,6 @@ def _panel(axes: Axes, results: Results, rows: list[Mapping[str, Any]], time: st
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.margins(x=0.25)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")

@@ -138,10 +138,10 @@ def plain(text: str, *, limit: int = 48) -> str:
     return text.replace("$", r"\$")
 
 
-def share_axis(axes: Axes, *, label: str = "accuracy (share of right answers)") -> None:
+def share_axis(axes: Axes) -> None:
     """Let an axis of shares run from 0 to 1, with room for markers at both ends."""
     axes.set_ylim(-0.05, 1.05)
-    axes.set_ylabel(label)
+    axes.set_ylabel("accuracy (share)")
 
 
 def spread(place: int, count: int, *, width: float) -> float:
