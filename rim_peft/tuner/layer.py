@@ -40,7 +40,7 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         self.lora_rim_memory[adapter_name] = rows
         if not (rows.weight.is_meta or weight.is_meta):  # else the values are loaded later
             with torch.no_grad():
-                rows.weight.copy_(_initial_rows(weight.detach(), config.init_memory, initializer_range))
+                rows.weight.copy_(initial_rows(weight.detach(), config.init_memory, initializer_range))
         if not weight.is_meta and not rows.weight.is_meta:
             rows.to(weight.device)
         self.set_adapter(self.active_adapters)
@@ -132,7 +132,7 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         return "rim." + super().__repr__()
 
 
-def _initial_rows(vocabulary: Tensor, init_memory: str | list[int], initializer_range: float) -> Tensor:
+def initial_rows(vocabulary: Tensor, init_memory: str | list[int], initializer_range: float) -> Tensor:
     """Three starting rows, (3, H) float32, from the (V, H) embedding matrix and torch's random numbers."""
     noise = torch.randn(NUM_ROWS, vocabulary.shape[1]).to(vocabulary.device)
     if init_memory == "random":

@@ -1,0 +1,216 @@
+"""Answers with other memory than a model's own: another order, other rows, or what another question's blocks hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+
+from rim_peft.data.examples import Templates
+from rim_peft.data.preparation import Question, tokenize_prompts
+from rim_peft.inference.decoding import BlockDecoder, Decoded, can_decode, check_number
+from rim_peft.inference.passes import Passes, Prediction, predict
+from rim_peft.inference.rows import AnswerRows
+from rim_peft.tuner.config import active_config
+from rim_peft.tuner.layer import MemoryEmbedding, initial_rows
+
+
+class SwappingDecoder(BlockDecoder):
+    """Decodes answers after the last block, where the first blocks are those of other prompts.
+
+    A prompt's trunk is computed, and so is its donor's. In every layer the keys and values of the first ``num_swapped``
+    blocks are replaced by the donor's; the blocks behind them are computed again. Where all blocks are swapped, the
+    last ``</b>`` alone is computed again, since the answer's first token is read from its state: it sees the prompt and
+    the donor's memory. So a donor is known by its blocks' keys and values and by nothing else.
+    """
+
+    def swap(
+        self, prompts: Sequence[Sequence[int]], donors: Sequence[Sequence[int]], *, num_swapped: int | None = None
+    ) -> Decoded:
+        """Decode a batch of prompts; ``states`` of what is returned is empty.
+
+        Args:
+            prompts: token ids without blocks.
+            donors: one for each prompt and as long, since keys hold their positions.
+            num_swapped: the first so many blocks are the donor's; all if not given.
+
+        Raises:
+            ValueError: prompts and donors differ in number or length, or ``num_swapped`` is out of range.
+        """
+        count = self.num_blocks if num_swapped is None else num_swapped
+        check_number("num_swapped", count, least=1)
+        if count > self.num_blocks:
+            raise ValueError(f"num_swapped: must be at most the {self.num_blocks} blocks that there are, got {count}.")
+        lengths, others = [len(prompt) for prompt in prompts], [len(donor) for donor in donors]
+        if lengths != others:
+            raise ValueError(
+                f"donors: must be as many and as long as the prompts, {lengths} tokens, got {others}. Pair questions "
+                "of equal length."
+            )
+        rows = self._lay_out(donors).to(self.model.device) if donors else None
+        if rows is not None:
+            memory = self.num_blocks * self.blocks.length
+            kept = memory - min(count * self.blocks.length, memory - 1)
+            self._passes = _SwappingPasses(self.model.get_base_model(), rows, num_memory=memory, num_computed=kept)
+        return self(prompts)
+
+
+class _SwappingPasses(Passes):
+    """Passes whose trunk has donors' keys and values in some of its memory columns.
+
+    The last ``num_memory`` columns of a trunk are memory, the last ``num_computed`` of them are computed again.
+    """
+
+    def __init__(self, base: Any, donors: AnswerRows, *, num_memory: int, num_computed: int) -> None:
+        super().__init__(base)
+        self.donors = donors
+        self.num_memory = num_memory
+        self.num_computed = num_computed
+
+    def read_trunk(self, rows: AnswerRows, cache: Cache) -> Prediction:
+        """Compute both trunks, swap, and predict the first token of every answer."""
+        donors = self.new_cache(self.donors)
+        super().read_trunk(self.donors, donors)
+        super().read_trunk(rows, cache)
+        first = len(rows.trunk) - self.num_memory
+        start = len(rows.trunk) - self.num_computed
+        cache.crop(-self.num_computed)
+        for layer, donor in zip(cache.layers, donors.layers, strict=True):
+            if layer.is_initialized:  # else it reads another layer's
+                layer.keys = torch.cat([layer.keys[..., :first, :], donor.keys[..., first:start, :]], dim=-2)
+                layer.values = torch.cat([layer.values[..., :first, :], donor.values[..., first:start, :]], dim=-2)
+        places = (rows.trunk[start:], rows.trunk)
+        found = predict(self.base, rows.layout, cache, rows.trunk_ids[:, start:], places, branches=False)
+        return Prediction(found.tokens[:, -1:], found.log_probs[:, -1:], found.states)
+
+
+def answer_with_swapped_blocks(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    donors: Sequence[Question],
+    *,
+    num_swapped: int | None = None,
+    templates: Templates | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+) -> Iterator[str]:
+    """Answer questions with the blocks of others in their cache, one text per question; see :class:`SwappingDecoder`.
+
+    Args:
+        model: a model with an active RIM adapter.
+        tokenizer: the base's tokenizer.
+        questions: texts or chats.
+        donors: whose blocks are put in; as many, with prompts of as many tokens.
+        num_swapped: the first so many blocks are the donor's; all if not given.
+        templates: how a prompt is written.
+        max_new_tokens: tokens of an answer at most, EOS included.
+        batch_size: questions answered at a time; it does not change the answers.
+
+    Raises:
+        ValueError: as :func:`~rim_peft.inference.answer_questions`, or what :func:`check_swaps` refuses, or a donor's
+            prompt has another length.
+    """
+    check_swaps(model)
+    check_number("batch_size", batch_size, least=1)
+    decoder: SwappingDecoder = _decoder(SwappingDecoder, model, tokenizer, max_new_tokens=max_new_tokens)
+    prompts, others = (tokenize_prompts(texts, tokenizer, templates) for texts in (questions, donors))
+    decoder.check_room(prompts, name="questions")
+    decoder.check_room(others, name="donors")
+    for start in range(0, max(len(prompts), len(others)), batch_size):
+        batch = slice(start, start + batch_size)
+        decoded = decoder.swap(prompts[batch], others[batch], num_swapped=num_swapped)
+        yield from _texts(tokenizer, decoded)
+
+
+def answer_with_memory_ids(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    memory_ids: Sequence[int],
+    *,
+    templates: Templates | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+) -> Iterator[str]:
+    """Answer questions after any sequence of memory ids in place of the blocks, one text per question.
+
+    Args:
+        model: a model with an active RIM adapter.
+        tokenizer: the base's tokenizer.
+        questions: texts or chats.
+        memory_ids: what follows each prompt.
+        templates: how a prompt is written.
+        max_new_tokens: tokens of an answer at most, EOS included.
+        batch_size: questions answered at a time; it does not change the answers.
+
+    Raises:
+        ValueError: as :func:`~rim_peft.inference.answer_questions`, or what :func:`check_swaps` refuses.
+    """
+    check_swaps(model)
+    check_number("batch_size", batch_size, least=1)
+    # The ids count as the prompts' own: positions and masks of a trunk are those of a plain sequence.
+    decoder = _decoder(BlockDecoder, model, tokenizer, num_blocks=0, max_new_tokens=max_new_tokens)
+    prompts = [[*prompt, *memory_ids] for prompt in tokenize_prompts(questions, tokenizer, templates)]
+    decoder.check_room(prompts, name="questions")
+    for start in range(0, len(prompts), batch_size):
+        yield from _texts(tokenizer, decoder(prompts[start : start + batch_size]))
+
+
+@contextmanager
+def random_rows(model: PeftModel, *, seed: int) -> Iterator[None]:
+    """Replace the active adapter's memory rows by random ones with the vocabulary's mean and spread, for a while.
+
+    These are rows that a training with ``init_memory="vocabulary"`` might start from. The adapter's own rows come back
+    when the block is left, after an error too; torch's random state stays as it is.
+
+    Raises:
+        ValueError: the model has no active RIM adapter.
+    """
+    active_config(model)
+    base: Any = model.get_base_model()
+    memory: MemoryEmbedding = base.get_input_embeddings()
+    rows = memory.rows(str(model.active_adapter))
+    own = rows.detach().clone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = initial_rows(memory.weight.detach(), "vocabulary", 0.0)
+    try:
+        with torch.no_grad():
+            rows.copy_(drawn)
+        yield
+    finally:
+        with torch.no_grad():
+            rows.copy_(own)
+
+
+def check_swaps(model: PeftModel) -> None:
+    """Refuse a model whose blocks cannot be exchanged in its cache.
+
+    Raises:
+        ValueError: it has no active RIM adapter, no blocks, or layers that keep more than keys and values.
+    """
+    check_number("num_blocks", active_config(model).num_blocks, least=1)
+    if not can_decode(model):
+        base: Any = model.get_base_model()
+        raise ValueError(
+            f"model: its memory can be exchanged where all layers keep keys and values alone and an adapter is "
+            f"enabled, got {type(base).__name__}. Use a base with full or sliding attention in every layer, and enable "
+            "the adapter."
+        )
+
+
+def _decoder(kind: Any, model: PeftModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+    eos_id = tokenizer.eos_token_id
+    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return kind(model, eos_id=eos_id, pad_id=pad_id, **options)
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, decoded: Decoded) -> Iterator[str]:
+    for (answer,) in decoded.token_ids:
+        yield str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
