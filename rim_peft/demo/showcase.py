@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from rim_peft.data.tasks.potions import Potions
 from rim_peft.demo import BASE, FOLDER, RECIPE
 from rim_peft.demo.base import ANSWER, LENGTHS, THINK
 from rim_peft.demo.baseline import count_right, train_answer_only
-from rim_peft.demo.latency import measure_latency
 from rim_peft.evaluation import evaluate_accuracy
 from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.latency import measure_latency
+from rim_peft.evaluation.ways import Way, by_generate
 from rim_peft.inference import read_blocks
 from rim_peft.recipe import Recipe, load_recipe
 from rim_peft.run import Run, train_or_load
@@ -108,19 +108,34 @@ def time_answers(run: Run, *, num_questions: int = 33) -> dict[str, dict[str, fl
     device = run.model.device
     base = AutoModelForCausalLM.from_pretrained(BASE).to(device).eval()
 
-    def prompts(ending: str) -> list[torch.Tensor]:
-        return [
-            run.tokenizer(f"{question} {ending}", return_tensors="pt")["input_ids"].to(device) for question in questions
-        ]
+    def way(name: str, model: Any, ending: str, *, max_new_tokens: int) -> Way:
+        prompts = [run.tokenizer(f"{question} {ending}")["input_ids"] for question in questions]
+        # A colour is one token, and EOS follows it.
+        return by_generate(
+            name,
+            prompts,
+            model,
+            eos_id=run.tokenizer.eos_token_id,
+            pad_id=run.tokenizer.pad_token_id,
+            max_new_tokens=max_new_tokens,
+            answer_tokens=2,
+        )
 
-    ways = {
-        "direct": (base.generate, prompts(ANSWER), 2),
-        "rim": (run.model.generate, prompts(ANSWER), 2),
-        "thinking": (base.generate, prompts(THINK), 3 * longest + 4),
-    }
+    ways = [
+        way("direct", base, ANSWER, max_new_tokens=2),
+        way("rim", run.model, ANSWER, max_new_tokens=2),
+        way("thinking", base, THINK, max_new_tokens=3 * longest + 4),
+    ]
     run.model.merge_adapter()  # as an adapter is served: LoRA folded in, the memory rows in their place
     try:
-        return {name: asdict(latency) for name, latency in measure_latency(ways).items()}
+        return {
+            latency.name: {
+                "first_token_ms": latency.first_token_ms,
+                "answer_ms": latency.answer_ms,
+                "num_tokens": latency.num_tokens,
+            }
+            for latency in measure_latency(ways, num_questions=num_questions)
+        }
     finally:
         run.model.unmerge_adapter()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ def decode_with_thoughts(
     num_thoughts: int,
     eos_id: int | None,
     max_new_tokens: int = 64,
+    on_token: Callable[[], None] | None = None,
 ) -> list[list[int]]:
     """Decode a batch of prompts greedily after their thoughts, in ``max(1, N)`` passes and one for each token.
 
@@ -78,6 +79,7 @@ def decode_with_thoughts(
         num_thoughts: thoughts after each prompt, N.
         eos_id: the token that ends an answer, None for none.
         max_new_tokens: tokens of an answer at most, EOS included.
+        on_token: called whenever every answer has one token more, to measure with.
 
     Returns:
         Each answer's tokens, EOS included if it was reached.
@@ -99,6 +101,8 @@ def decode_with_thoughts(
     while True:
         new = base(**inputs, logits_to_keep=1).logits.argmax(-1)
         answers.append(new)
+        if on_token is not None:
+            on_token()
         is_done = is_done | (new == (-1 if eos_id is None else eos_id))  # no token is -1
         if len(answers) == max_new_tokens or bool(is_done.all()):
             break

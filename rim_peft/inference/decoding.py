@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,8 +116,12 @@ class BlockDecoder:
         self._passes = CompiledPasses(base) if compiled else Passes(base)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Sequence[int]]) -> Decoded:
+    def __call__(self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None) -> Decoded:
         """Decode a batch of prompts, token ids without blocks.
+
+        Args:
+            prompts: token ids of each prompt.
+            on_token: called whenever every answer that is not done has one token more, to measure with.
 
         Raises:
             ValueError: there are no prompts, an empty one, one that leaves no room for its answer in the base's
@@ -129,7 +133,7 @@ class BlockDecoder:
         if self.model.training:
             self.model.eval()
         rows = self._lay_out(prompts).to(self.model.device)
-        return self._decode(rows, len(prompts))
+        return self._decode(rows, len(prompts), on_token)
 
     def check_room(self, prompts: Sequence[Sequence[int]], *, name: str = "prompts") -> None:
         """Refuse prompts whose blocks and answers do not fit into the base's positions; ``name`` is the error's."""
@@ -158,7 +162,7 @@ class BlockDecoder:
             prompt_multiple=1 if size is None else PROMPT_MULTIPLE,
         )
 
-    def _decode(self, rows: AnswerRows, num_prompts: int) -> Decoded:
+    def _decode(self, rows: AnswerRows, num_prompts: int, on_token: Callable[[], None] | None) -> Decoded:
         """Run the passes and note what they predict, row ``i`` of a batch in row ``kept[i]``."""
         cache = self._passes.new_cache(rows)
         found = self._passes.read_trunk(rows, cache)
@@ -171,6 +175,8 @@ class BlockDecoder:
             if step > 0:
                 found = self._passes.extend(rows, cache, found.tokens, step - 1)
             token_ids[kept, :, step], log_probs[kept, :, step] = found.tokens, found.log_probs
+            if on_token is not None:
+                on_token()
             is_done = is_done | (found.tokens == self.eos_id)
             left = torch.tensor([row for row, done in enumerate(is_done.all(1).tolist()) if not done])
             if not len(left):

@@ -125,14 +125,14 @@ def _decoder(model: PeftModel, tokenizer: PreTrainedTokenizerBase, **options: An
     return BlockDecoder(model, eos_id=tokenizer.eos_token_id, pad_id=_pad_id(tokenizer), **options)
 
 
-# Greedy search and nothing else, whatever generation settings the base came with: what a decoder does too.
-_PLAIN_GREEDY: dict[str, Any] = {
+PLAIN_GREEDY: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "min_length": 0,
 }
+"""Greedy search and nothing else, whatever generation settings the base came with: what a decoder does too."""
 
 
 def _generate(
@@ -152,7 +152,7 @@ def _generate(
         attention_mask=rows.attention_mask,
         num_blocks=num_blocks,
         max_new_tokens=max_new_tokens,
-        **_PLAIN_GREEDY,
+        **PLAIN_GREEDY,
         pad_token_id=_pad_id(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
     )

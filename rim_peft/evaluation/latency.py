@@ -1,0 +1,213 @@
+"""How long an answer takes: to its first token and as a whole, of several ways of answering side by side.
+
+Ways take turns, question by question, so that other work on the machine slows all of them alike; ratios are formed
+within a round, before the median is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from rim_peft.evaluation.ways import Way
+from rim_peft.inference.decoding import check_number
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one way takes for a batch of one size; times are medians over batches, with lower and upper quartile.
+
+    Attributes:
+        name: the way's name.
+        batch_size: questions answered at a time.
+        prompt_tokens: tokens of a prompt, padding aside; mean.
+        first_token_ms: milliseconds from the prompts' ids until all questions of a batch have the first token of their
+            answer. Where steps are written out, that is the token behind all steps.
+        first_token_quartiles_ms: its quartiles.
+        answer_ms: milliseconds until all answers of a batch are whole, EOS included.
+        answer_quartiles_ms: its quartiles.
+        num_tokens: tokens written for a question, EOS included and memory tokens not; mean.
+        peak_memory_mb: the most CUDA memory (2**20 bytes) that a batch took on top of what was held before; None on a
+            CPU.
+        first_token_ratio: the time to the first token over that of the reference for the same questions, median; None
+            without a reference.
+        answer_ratio: the same for whole answers.
+    """
+
+    name: str
+    batch_size: int
+    prompt_tokens: float
+    first_token_ms: float
+    first_token_quartiles_ms: tuple[float, float]
+    answer_ms: float
+    answer_quartiles_ms: tuple[float, float]
+    num_tokens: float
+    peak_memory_mb: float | None
+    first_token_ratio: float | None
+    answer_ratio: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON takes it, times rounded to a microsecond and ``prompt_tokens`` to an integer."""
+        return {
+            key: [round(part, 3) for part in value]
+            if isinstance(value, tuple)
+            else round(value)
+            if key == "prompt_tokens"
+            else round(value, 3)
+            if isinstance(value, float)
+            else value
+            for key, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One batch: seconds to the first token and to the whole answer, tokens written, and bytes taken."""
+
+    first: float
+    whole: float
+    num_tokens: int
+    num_bytes: int | None
+
+
+def measure_latency(
+    ways: Sequence[Way],
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    num_questions: int = 32,
+    warm_up: int = 3,
+    reference: str | None = None,
+) -> list[Latency]:
+    """Ask the same questions in several ways, in turn; every round begins with another way.
+
+    Args:
+        ways: the ways, each with a prompt for each question, in the same order of questions.
+        batch_sizes: questions answered at a time.
+        num_questions: questions that are timed in each batch size, as far as there are any; a batch size that doesn't
+            divide their number is timed on as many whole batches as they fill, at least one, in which questions may
+            come twice.
+        warm_up: batches of each way before the clock counts, in each batch size.
+        reference: name of the way that ratios are formed with.
+
+    Returns:
+        For each batch size a figure of each way, in their order.
+
+    Raises:
+        ValueError: there is no way, two have one name, the reference is none of them, they differ in their number of
+            prompts, a number is out of range, or a way doesn't note its tokens.
+    """
+    _check(ways, reference)
+    for size in batch_sizes:
+        check_number("batch_sizes", size, least=1)
+    check_number("num_questions", num_questions, least=1)
+    check_number("warm_up", warm_up, least=0)
+    return [
+        latency
+        for size in batch_sizes
+        for latency in _measure(ways, size, num_questions=num_questions, warm_up=warm_up, reference=reference)
+    ]
+
+
+def _measure(
+    ways: Sequence[Way], size: int, *, num_questions: int, warm_up: int, reference: str | None
+) -> list[Latency]:
+    num_timed = min(num_questions, len(ways[0].prompts))
+    num_rounds = max(1, num_timed // size)
+    rounds = [[(size * index + row) % num_timed for row in range(size)] for index in range(num_rounds)]
+    samples: dict[str, list[_Sample]] = {way.name: [] for way in ways}
+    for index in range(warm_up):
+        for way in ways:
+            _ask(way, rounds[index % num_rounds])
+    for index, questions in enumerate(rounds):
+        first = index % len(ways)
+        for way in [*ways[first:], *ways[:first]]:
+            samples[way.name].append(_ask(way, questions))
+    others = None if reference is None else samples[reference]
+    asked = [question for questions in rounds for question in questions]
+    return [_summarise(way, samples[way.name], others, batch_size=size, asked=asked) for way in ways]
+
+
+def _ask(way: Way, questions: Sequence[int]) -> _Sample:
+    """Answer one batch and read the clock whenever a token has come."""
+    prompts = [way.prompts[index] for index in questions]
+    device = torch.device(way.device)
+    is_cuda = device.type == "cuda"
+    ticks: list[float] = []
+    if is_cuda:
+        torch.cuda.synchronize(device)
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def note() -> None:
+        if is_cuda:
+            torch.cuda.synchronize(device)
+        ticks.append(perf_counter())
+
+    started = perf_counter()
+    rows = way.answer(prompts, note)
+    num_bytes = torch.cuda.max_memory_allocated(device) - held if is_cuda else None
+    longest = max(len(row) for row in rows)
+    if len(rows) != len(prompts) or len(ticks) < longest:
+        raise ValueError(
+            f"ways: {way.name!r} must give an answer for each prompt and call on_token for each token, got {len(rows)} "
+            f"answers for {len(prompts)} prompts, and {len(ticks)} calls for {longest} tokens."
+        )
+    begins = max(len(row) - _count_answer(way, row) for row in rows)
+    return _Sample(ticks[begins] - started, ticks[longest - 1] - started, sum(len(row) for row in rows), num_bytes)
+
+
+def _count_answer(way: Way, row: Sequence[int]) -> int:
+    """Return how many tokens at a row's end are its answer, at least one."""
+    count = way.answer_tokens
+    if count is None:
+        return len(row)
+    return min(len(row), max(1, count(row) if callable(count) else count))
+
+
+def _summarise(
+    way: Way, samples: list[_Sample], others: list[_Sample] | None, *, batch_size: int, asked: list[int]
+) -> Latency:
+    first, first_ratio = _spread(samples, others, lambda sample: sample.first)
+    whole, whole_ratio = _spread(samples, others, lambda sample: sample.whole)
+    taken = [sample.num_bytes for sample in samples if sample.num_bytes is not None]
+    return Latency(
+        name=way.name,
+        batch_size=batch_size,
+        prompt_tokens=fmean(len(way.prompts[index]) for index in asked),
+        first_token_ms=first[1],
+        first_token_quartiles_ms=(first[0], first[2]),
+        answer_ms=whole[1],
+        answer_quartiles_ms=(whole[0], whole[2]),
+        num_tokens=sum(sample.num_tokens for sample in samples) / len(asked),
+        peak_memory_mb=max(taken) / 2**20 if taken else None,
+        first_token_ratio=first_ratio,
+        answer_ratio=whole_ratio,
+    )
+
+
+def _spread(
+    samples: list[_Sample], others: list[_Sample] | None, read: Callable[[_Sample], float]
+) -> tuple[list[float], float | None]:
+    """Return lower quartile, median and upper quartile in milliseconds, and the median ratio to others."""
+    times = [read(sample) for sample in samples]
+    parts = [1000 * float(part) for part in np.quantile(times, (0.25, 0.5, 0.75))]
+    if others is None:
+        return parts, None
+    return parts, float(np.median([own / read(other) for own, other in zip(times, others, strict=True)]))
+
+
+def _check(ways: Sequence[Way], reference: str | None) -> None:
+    names = [way.name for way in ways]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"ways: must be at least one, each with a name of its own, got {names}.")
+    if reference is not None and reference not in names:
+        raise ValueError(f"reference: must be one of {names}, got {reference!r}.")
+    counts = {way.name: len(way.prompts) for way in ways}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        raise ValueError(f"ways: must have a prompt for each of the same questions, at least one, got {counts}.")

@@ -1,0 +1,155 @@
+"""Ways of answering that can be timed: through ``generate``, a block decoder, or continuous thoughts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from rim_peft.inference.coconut import decode_with_thoughts
+from rim_peft.inference.decoding import BlockDecoder
+from rim_peft.inference.readout import PLAIN_GREEDY
+
+Prompts = Sequence[Sequence[int]]
+"""Token ids of each prompt, without blocks or padding."""
+
+Answer = Callable[[Prompts, Callable[[], None]], list[list[int]]]
+"""``f(prompts, on_token)`` writes an answer for each prompt and returns its tokens, EOS included; it calls ``on_token()``
+whenever every row that is still being written has one token more."""
+
+AnswerTokens = int | Callable[[Sequence[int]], int] | None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of answering questions.
+
+    Attributes:
+        name: what it is called in the figures.
+        prompts: token ids of the prompt of each question.
+        answer: answers a batch of prompts.
+        answer_tokens: how many tokens at the end of what is written are the answer, EOS included: a number, or a
+            function of the tokens written (:func:`count_behind`); None if all of them are.
+        device: where it computes.
+    """
+
+    name: str
+    prompts: Prompts
+    answer: Answer
+    answer_tokens: AnswerTokens = None
+    device: torch.device | str = "cpu"
+
+
+def by_generate(
+    name: str,
+    prompts: Prompts,
+    model: Any,
+    *,
+    eos_id: int | None,
+    pad_id: int,
+    max_new_tokens: int = 64,
+    answer_tokens: AnswerTokens = None,
+    **options: Any,
+) -> Way:
+    """Return the way of a model's own greedy ``generate``, prompts padded on the left.
+
+    Args:
+        name: the way's name.
+        prompts: token ids of each question's prompt.
+        model: a causal language model, with or without an adapter; it is put into evaluation mode.
+        eos_id: the token that ends what is written, None for none.
+        pad_id: id to pad with; padding is masked.
+        max_new_tokens: tokens written at most, EOS included.
+        answer_tokens: see :class:`Way`.
+        options: more arguments of ``generate``, as ``num_blocks``.
+    """
+    model.eval()
+
+    def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
+        longest = max(len(prompt) for prompt in batch)
+        padding = [longest - len(prompt) for prompt in batch]
+        ids = [[pad_id] * count + list(prompt) for count, prompt in zip(padding, batch, strict=True)]
+        mask = [[0] * count + [1] * (longest - count) for count in padding]
+        output = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos_id,
+            pad_token_id=pad_id,
+            streamer=_Streamer(on_token),
+            **PLAIN_GREEDY,
+            **options,
+        )
+        return [_cut(row, eos_id) for row in output[:, longest:].tolist()]
+
+    return Way(name, prompts, answer, answer_tokens, model.device)
+
+
+def by_decoder(name: str, prompts: Prompts, decoder: BlockDecoder) -> Way:
+    """Return the way of a block decoder; the answer is the one after the last block."""
+
+    def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
+        return [answers[-1] for answers in decoder(batch, on_token=on_token).token_ids]
+
+    return Way(name, prompts, answer, device=decoder.model.device)
+
+
+def by_thoughts(
+    name: str, prompts: Prompts, model: PeftModel, *, num_thoughts: int, eos_id: int | None, max_new_tokens: int = 64
+) -> Way:
+    """Return the way of continuous thoughts (Coconut); the arguments are those of ``decode_with_thoughts``."""
+    model.eval()
+
+    def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
+        return decode_with_thoughts(
+            model,
+            batch,
+            num_thoughts=num_thoughts,
+            eos_id=eos_id,
+            max_new_tokens=max_new_tokens,
+            on_token=on_token,
+        )
+
+    return Way(name, prompts, answer, device=model.device)
+
+
+def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable[[Sequence[int]], int]:
+    """Return a function that counts the tokens behind the last separator of what was written.
+
+    A token that completes the separator and begins the answer at once counts as the answer's. Without a separator, all
+    tokens are the answer; where nothing follows it, none.
+    """
+    stripped = separator.strip() or separator
+
+    def count(tokens: Sequence[int]) -> int:
+        end = tokenizer.decode(tokens).rpartition(stripped)
+        behind = len(end[0]) + len(end[1])
+        begins = next((i for i in range(len(tokens)) if len(tokenizer.decode(tokens[: i + 1])) > behind), len(tokens))
+        return len(tokens) - begins
+
+    return count
+
+
+class _Streamer:
+    """Notes tokens; the first call of a streamer brings the prompts."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self.on_token = on_token
+        self.has_prompts = False
+
+    def put(self, value: Any) -> None:
+        """Note a token of every row."""
+        if self.has_prompts:
+            self.on_token()
+        self.has_prompts = True
+
+    def end(self) -> None:
+        """Nothing is left to note."""
+
+
+def _cut(row: list[int], eos_id: int | None) -> list[int]:
+    return row[: row.index(eos_id) + 1] if eos_id is not None and eos_id in row else row
