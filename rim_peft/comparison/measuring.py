@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 
 from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.sections import Comparison, RowsOptions
 from rim_peft.data.examples import Example
 from rim_peft.data.tasks import Task, get_task
+from rim_peft.evaluation.accuracy import Score, answer_of, evaluate_accuracy, score_overall_and_by_length
+from rim_peft.evaluation.budget import budget_curve
+from rim_peft.evaluation.controls import run_controls
+from rim_peft.evaluation.faithfulness import judge_steps
+from rim_peft.evaluation.probe import auroc_by_block, gap_closed, train_probe
+from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts
+from rim_peft.evaluation.representations import block_components, training_components
+from rim_peft.inference.selection import select_by_confidence, select_by_score, select_by_vote, select_final
 from rim_peft.recipe import Recipe
+from rim_peft.run import Run
 from rim_peft.run.rows import fingerprint, read_examples
+from rim_peft.tuner.config import active_config
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +99,7 @@ def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: Jud
     if run.recipe is None:
         raise ValueError("run: must have been trained from a recipe, got an adapter without one.")
     judge = _Judge(comparison, run, run.recipe, rows)
-    has_blocks = run.model.peft_config[run.model.active_adapter].num_blocks > 0 and comparison.measures.blocks
+    has_blocks = active_config(run.model).num_blocks > 0 and comparison.measures.blocks
     readouts = judge.read(rows.test) if has_blocks else None
     texts = [row[-1] for row in readouts.texts] if readouts is not None else judge.answer(rows.test)
     verdicts = judge.verdicts(texts)
@@ -100,7 +115,7 @@ def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: Jud
         "final": final["all"].to_dict(),
         "right": "".join("1" if is_right else "0" for is_right in right),
         "train_data": run.record["data"]["train"] if planned.method.train else None,
-        "base_parameters": run.model.get_base_model().num_parameters() - run.model.get_nb_trainable_parameters()[0],
+        "base_parameters": _count_base(run),
     }
 
 
@@ -114,9 +129,14 @@ class _Judge:
     rows: JudgedRows
 
     @property
-    def asked(self) -> tuple[Any, Any]:
-        """Model and tokenizer."""
-        return self.run.model, self.run.tokenizer
+    def model(self) -> Any:
+        """The run's model."""
+        return self.run.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self.run.tokenizer
 
     @property
     def options(self) -> dict[str, Any]:
@@ -131,12 +151,14 @@ class _Judge:
 
     def answer(self, examples: Sequence[Example]) -> list[str]:
         """Return the run's answers."""
-        report = evaluate_accuracy(*self.asked, examples, self.rows.task, **self.options, **self.run.answering)
+        report = evaluate_accuracy(
+            self.model, self.tokenizer, examples, self.rows.task, **self.options, **self.run.answering
+        )
         return report.predictions
 
     def read(self, examples: Sequence[Example]) -> BlockReadouts:
         """Read every block out."""
-        return collect_readouts(*self.asked, examples, self.rows.task, **self.options)
+        return collect_readouts(self.model, self.tokenizer, examples, self.rows.task, **self.options)
 
     def verdicts(self, texts: Sequence[str]) -> list[dict[str, bool]]:
         """Judge texts on the test rows under every rule."""
@@ -188,11 +210,14 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
         return found
     measures, rows = judge.comparison.measures, judge.rows
     if measures.budget:
-        found["budget"] = budget_curve(*judge.asked, rows.test, rows.task, measures.budget, **judge.options)
+        found["budget"] = budget_curve(
+            judge.model, judge.tokenizer, rows.test, rows.task, measures.budget, **judge.options
+        )
     if measures.controls:
         counterfactual = getattr(rows.task, "answer_from", None)
         controls = run_controls(
-            *judge.asked,
+            judge.model,
+            judge.tokenizer,
             rows.test,
             rows.task,
             counterfactual=None if counterfactual is None else _Counterfactual(counterfactual),
@@ -243,7 +268,8 @@ def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str,
 def _weights(run: Run, weights: Mapping[str, Any]) -> Iterator[None]:
     """While entered, the adapter has other weights."""
     name = run.model.active_adapter
-    own = {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(run.model, adapter_name=name).items()}
+    state = get_peft_model_state_dict(run.model, adapter_name=name)
+    own = {key: tensor.detach().clone() for key, tensor in state.items()}
     set_peft_model_state_dict(run.model, dict(weights), adapter_name=name)
     try:
         yield
@@ -255,6 +281,11 @@ def _training(run: Run) -> dict[str, Any] | None:
     if not run.record:
         return None
     return {**run.record["training"], "trainable_parameters": run.record["parameters"]["trainable"]}
+
+
+def _count_base(run: Run) -> int:
+    """Count the parameters of the base under the adapter."""
+    return sum(p.numel() for name, p in run.model.named_parameters() if "lora_" not in name)
 
 
 def _score(right: Sequence[bool]) -> Score:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import Any
 
@@ -11,21 +10,6 @@ from rim_peft.evaluation.accuracy import Score
 
 NONE = "–"
 """Stands where there is no value."""
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
-
-
-def interval(score: Score) -> tuple[float, float]:
-    """Return the 95 % interval of a share of right answers.
-
-    Source: Wilson (1927), Probable inference, the law of succession, and statistical inference.
-
-    >>> [round(bound, 3) for bound in interval(Score(8, 10))]
-    [0.49, 0.943]
-    """
-    share, n = score.accuracy, score.num_rows
-    center = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
-    return min(share, center - half), max(share, center + half)
 
 
 def share(value: float | None) -> str:
@@ -59,7 +43,7 @@ def share_with_interval(score: Score | None) -> str:
     """
     if score is None:
         return NONE
-    low, high = interval(score)
+    low, high = score.interval
     return f"{share_with_error(score)} ({low:.3f}–{high:.3f})"
 
 

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from rim_peft.comparison.measuring import JudgedRows, load_judged_rows, measure_run
 from rim_peft.comparison.plan import PlannedRun, plan_runs, run_recipe
-from rim_peft.comparison.results import MEASURED, assemble
+from rim_peft.comparison.report import write_report
+from rim_peft.comparison.results import MEASURED, RESULTS, assemble
 from rim_peft.comparison.sections import Comparison
 from rim_peft.comparison.timing import time_methods
 from rim_peft.recipe import Recipe, RecipeError

@@ -55,7 +55,7 @@ class Score:
         n, p = self.num_rows, self.accuracy
         center = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
         half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
-        return max(0.0, center - half), min(1.0, center + half)
+        return min(p, center - half), max(p, center + half)  # rounding aside, the share is inside
 
     def to_dict(self) -> dict[str, float]:
         """Return counts, accuracy, standard error and the interval's ends (``low``, ``high``), rounded to 6 digits."""
@@ -111,7 +111,7 @@ def evaluate_accuracy(
     max_new_tokens: int = 64,
     batch_size: int = 8,
     progress: bool = False,
-    answer: AnswerFunction = answer_questions,
+    answer: AnswerFunction | None = None,
     separator: str | None = None,
 ) -> AccuracyReport:
     """Judge a model's greedy answers after the last block, or with ``by_block`` after every block.
@@ -127,7 +127,7 @@ def evaluate_accuracy(
         max_new_tokens: tokens of an answer at most.
         batch_size: questions at a time.
         progress: show a progress bar on stderr.
-        answer: how answers are made, if not by ``answer_questions``, with its arguments.
+        answer: how answers are made, with the arguments of ``answer_questions``; by that if not given.
         separator: what stands behind each step where a method writes its steps out: what follows the last one in a
             text is its answer. None where a text is the answer.
 
@@ -146,7 +146,7 @@ def evaluate_accuracy(
                 rows = read_blocks(model, tokenizer, questions, **options)
                 readouts.extend([readout.text for readout in row] for row in rows)
             else:
-                answers = answer(model, tokenizer, questions, batch_size=batch_size, **options)
+                answers = (answer or answer_questions)(model, tokenizer, questions, batch_size=batch_size, **options)
                 readouts.extend([text] for text in answers)
             bar.update(len(questions))
     right = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rim_peft.comparison.numbers import interval, setting
+from rim_peft.comparison.numbers import setting
 from rim_peft.comparison.plots.plot import Drawing
 from rim_peft.comparison.plots.style import COLORS, errors, new_figure, plain, shades, share_axis, spread
 from rim_peft.comparison.pooled import Method, Results, pool, pool_lengths
@@ -109,7 +109,7 @@ def _shared(axes: Axes, results: Results) -> None:
     score = _overall(results, results.reference)
     if score is not None:
         axes.axhline(score.accuracy, color=COLORS[1], linestyle=(0, (6, 2)), linewidth=1.4, label="shared setting")
-        axes.axhspan(*interval(score), color=COLORS[1], alpha=0.12, linewidth=0)
+        axes.axhspan(*score.interval, color=COLORS[1], alpha=0.12, linewidth=0)
 
 
 def _overall(results: Results, name: str) -> Score | None:

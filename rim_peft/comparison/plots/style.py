@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rim_peft.comparison.numbers import interval
 from rim_peft.comparison.pooled import Results
 from rim_peft.evaluation.accuracy import Score
 
@@ -127,7 +126,7 @@ def shades(count: int) -> list[Look]:
 
 def errors(scores: Sequence[Score]) -> list[list[float]]:
     """Return the distances from shares to their 95 % intervals: those below, those above."""
-    bounds = [(score.accuracy, *interval(score)) for score in scores]
+    bounds = [(score.accuracy, *score.interval) for score in scores]
     return [[share - low for share, low, _ in bounds], [high - share for share, _, high in bounds]]
 
 

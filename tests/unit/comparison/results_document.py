@@ -6,7 +6,6 @@ import json
 import math
 from typing import Any
 
-from rim_peft.comparison.numbers import interval
 from rim_peft.evaluation.accuracy import Score
 
 LENGTHS = ("1", "2", "3", "4")
@@ -27,7 +26,7 @@ BY_BLOCK = [(230, 60, 58, 62), (250, 250, 30, 68), (250, 250, 245, 40), (250, 25
 
 def score(num_correct: int, num_rows: int) -> dict[str, Any]:
     found = Score(num_correct, num_rows)
-    low, high = interval(found)
+    low, high = found.interval
     return {**found.to_dict(), "low": round(low, 6), "high": round(high, 6)}
 
 

@@ -66,30 +66,19 @@ def test_every_block_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
         {"all": Score(2, 4), 1: Score(0, 1), 2: Score(2, 2)},
         {"all": Score(3, 4), 1: Score(1, 1), 2: Score(1, 2)},
     ]
+    assert report.by_rule == {"last-number-float": Score(3, 4), "strict-string": Score(1, 4)}
     assert report.to_dict() == {
         "answer_rule": "last-number-float",
         "num_blocks": 2,
-        "num_correct": 3,
-        "num_rows": 4,
-        "accuracy": 0.75,
-        "standard_error": 0.216506,  # sqrt(0.75 * 0.25 / 4)
-        "by_length": {
-            "1": {"num_correct": 1, "num_rows": 1, "accuracy": 1.0, "standard_error": 0.0},
-            "2": {"num_correct": 1, "num_rows": 2, "accuracy": 0.5, "standard_error": 0.353553},
-        },
+        **Score(3, 4).to_dict(),
+        "by_rule": {"last-number-float": Score(3, 4).to_dict(), "strict-string": Score(1, 4).to_dict()},
+        "by_length": {"1": Score(1, 1).to_dict(), "2": Score(1, 2).to_dict()},
         "by_block": [
-            {
-                "all": {"num_correct": 2, "num_rows": 4, "accuracy": 0.5, "standard_error": 0.25},
-                "1": {"num_correct": 0, "num_rows": 1, "accuracy": 0.0, "standard_error": 0.0},
-                "2": {"num_correct": 2, "num_rows": 2, "accuracy": 1.0, "standard_error": 0.0},
-            },
-            {
-                "all": {"num_correct": 3, "num_rows": 4, "accuracy": 0.75, "standard_error": 0.216506},
-                "1": {"num_correct": 1, "num_rows": 1, "accuracy": 1.0, "standard_error": 0.0},
-                "2": {"num_correct": 1, "num_rows": 2, "accuracy": 0.5, "standard_error": 0.353553},
-            },
+            {"all": Score(2, 4).to_dict(), "1": Score(0, 1).to_dict(), "2": Score(2, 2).to_dict()},
+            {"all": Score(3, 4).to_dict(), "1": Score(1, 1).to_dict(), "2": Score(1, 2).to_dict()},
         ],
     }
+    assert Score(3, 4).to_dict()["standard_error"] == 0.216506  # sqrt(0.75 * 0.25 / 4)
 
 
 def test_a_real_model_is_judged_by_its_own_readouts(tokenizer: PreTrainedTokenizerFast) -> None:

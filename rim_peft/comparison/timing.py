@@ -1,0 +1,98 @@
+"""How long the methods' answers take, side by side in one process."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rim_peft.comparison.measuring import JudgedRows
+from rim_peft.comparison.plan import PlannedRun, run_recipe
+from rim_peft.comparison.sections import Comparison
+from rim_peft.data.examples import Example
+from rim_peft.data.preparation import tokenize_prompts
+from rim_peft.evaluation.latency import measure_latency
+from rim_peft.evaluation.ways import Way, by_generate, by_thoughts, count_behind
+from rim_peft.run import Run, load_run
+from rim_peft.run.record import write_text
+
+logger = logging.getLogger(__name__)
+
+LATENCY = "latency.json"
+
+
+def time_methods(comparison: Comparison, plan: Sequence[PlannedRun], rows: JudgedRows) -> list[dict[str, Any]]:
+    """Time one trained run of each kind of method, or take what was measured before.
+
+    LoRA is merged where the base is not quantised, as an adapter is served. All runs are loaded at once.
+
+    Args:
+        comparison: what is compared.
+        plan: its runs, finished.
+        rows: the first test rows are asked.
+
+    Returns:
+        A figure for each method and batch size; ratios are to the method that answers at once.
+    """
+    sizes, number = comparison.measures.latency_batch_sizes, comparison.measures.latency_questions
+    if not sizes:
+        return []
+    path = Path(comparison.output_dir) / LATENCY
+    spec = {"batch_sizes": sizes, "num_questions": number, "data": rows.hashes["test"]["sha256"]}
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["spec"] == spec:
+            return list(kept["latency"])
+    logger.info("timing answers side by side")
+    chosen = _one_of_each(comparison, plan)
+    ways = [_way(run, method, rows.test[:number]) for run, method in chosen]
+    reference = next((run.name for run, method in chosen if method == "answer"), None)
+    found = [
+        latency.to_dict()
+        for latency in measure_latency(ways, batch_sizes=sizes, num_questions=number, reference=reference)
+    ]
+    write_text(path, json.dumps({"spec": spec, "latency": found}, indent=1) + "\n")
+    return found
+
+
+def _one_of_each(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[tuple[PlannedRun, str]]:
+    """Return the reference and the first trained run of every other kind of method."""
+    kinds: dict[str, PlannedRun] = {}
+    for run in plan:
+        if run.method.train and run.method.view == "samples":
+            kind = run_recipe(comparison, run).method
+            if run.name == comparison.reference and kinds.get(kind, run).name != run.name:
+                kinds.pop(kind)
+            kinds.setdefault(kind, run)
+    return [(run, kind) for kind, run in kinds.items()]
+
+
+def _way(planned: PlannedRun, method: str, examples: Sequence[Example]) -> Way:
+    run = load_run(planned.folder)
+    recipe = run.recipe
+    if recipe is None:
+        raise ValueError(f"{planned.folder}: must hold recipe.yaml, which says how the run answers.")
+    if recipe.model.quantization is None:
+        run.model.merge_adapter()
+    prompts = tokenize_prompts([example.question for example in examples], run.tokenizer, run.templates)
+    eos_id, longest = run.tokenizer.eos_token_id, recipe.evaluation.max_new_tokens
+    if method == "coconut":
+        return by_thoughts(
+            planned.name, prompts, run.model, num_thoughts=_thoughts(run), eos_id=eos_id, max_new_tokens=longest
+        )
+    separator = run.answering.get("separator")
+    return by_generate(
+        planned.name,
+        prompts,
+        run.model,
+        eos_id=eos_id,
+        pad_id=eos_id if run.tokenizer.pad_token_id is None else run.tokenizer.pad_token_id,
+        max_new_tokens=longest,
+        answer_tokens=None if separator is None else count_behind(run.tokenizer, separator),
+    )
+
+
+def _thoughts(run: Run) -> int:
+    return int(run.answering["answer"].num_thoughts)
