@@ -19,7 +19,6 @@ _REPLACED = (
     ("\\right", ""),
     ("^{\\circ}", ""),
     ("^\\circ", ""),
-    ("\\$", ""),
 )
 
 
@@ -83,7 +82,7 @@ def normalise_latex(text: str) -> str:
     Source: Hendrycks et al., "Measuring Mathematical Problem Solving With the MATH Dataset", arXiv 2103.03874; written
     from the description of its normalisation.
     """
-    text = text.strip().strip("$").strip().removesuffix(".") if text.strip() != "." else ""
+    text = text.replace("\\$", "").lstrip("$ \n\t").rstrip("$. \n\t")
     for old, new in _REPLACED:
         text = text.replace(old, new)
     before, unit, _ = text.partition("\\text{ ")
