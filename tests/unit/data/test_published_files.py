@@ -100,7 +100,7 @@ def test_strategyqa_trains_on_all_rows_but_those_for_selection(steps: str) -> No
     task = get_task("strategyqa", steps=steps)
     splits = {name: task.load(name, path=str(DATA_DIR / "strategyqa")) for name in ("train", "validation", "test")}
     train, validation, test = splits.values()
-    assert len(train) + len(validation) == 2061
+    assert (len(train), len(validation), len(test)) == (1911, 150, 229)
     answers = [*train["answer"], *validation["answer"]]
     assert (answers.count("yes"), test["answer"][:].count("yes")) == (964, 107)
     assert all(row for rows in splits.values() for row in rows["steps"])
@@ -116,11 +116,15 @@ def test_logiqa_has_no_steps_and_takes_the_letters_that_options_carry() -> None:
         at for at in range(0, 8 * 651, 8) if [line[:2] for line in lines[at + 4 : at + 8]] == ["A.", "C.", "B.", "D."]
     ]
     assert len(swapped) == 19
-    at = swapped[0]
-    assert rows["question"][at // 8].split("\n")[-3:-1] == [
-        f"B. {lines[at + 6][2:].strip()}",
-        f"C. {lines[at + 5][2:].strip()}",
+    # All people of Harbin are northerners, some are no workers: what must be true shows that the letters count.
+    assert swapped[1] == 8 * 114
+    assert rows["question"][114].split("\n")[-4:] == [
+        "A. Some northerners are workers.",
+        "B. Some northerners are not workers.",
+        "C. Some workers are Northerners.",
+        "D. Some workers are not Northerners.",
     ]
+    assert rows["answer"][114] == "B"
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ SVAMP_ROW = {
     "Type": "Subtraction",
 }
 SVAMP_QUESTION = (
-    "Each pack of dvds costs 76 dollars. If there is a discount of 25 dollars on each pack. How much do you have to pay "
-    "to buy each pack?"
+    "Each pack of dvds costs 76 dollars. If there is a discount of 25 dollars on each pack. How much do you have to "
+    "pay to buy each pack?"
 )
 
 
