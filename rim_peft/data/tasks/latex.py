@@ -125,7 +125,7 @@ def are_equal_expressions(answer: str, gold: str) -> bool:
 
     # Its time limit is an alarm signal, which only the main thread can set.
     seconds = 5 if threading.current_thread() is threading.main_thread() else None
-    left, right = (parse(f"${text}$", parsing_timeout=seconds) for text in (gold, answer))
+    left, right = (parse(f"${text.strip('$. ')}$", parsing_timeout=seconds) for text in (gold, answer))
     return bool(verify(left, right, timeout_seconds=seconds))
 
 

@@ -170,6 +170,8 @@ def test_digits_are_compared_whatever_the_spaces(text: str, expected: bool) -> N
         (r"\boxed{1} or \boxed{2}", "1", False, False),
         (r"\boxed{\sqrt{8}}", r"2\sqrt{2}", False, True),
         (r"\boxed{(1,2)}", "(2,1)", False, False),
+        ("1,000", "1000", False, True),
+        (r"\boxed{\begin{pmatrix} 2/4 \\ 3 \end{pmatrix}}", r"\begin{pmatrix}1/2\\3\end{pmatrix}", False, True),
         ("the answer is 12", "12", False, False),
         ("", "12", False, False),
     ],
