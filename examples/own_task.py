@@ -2,7 +2,8 @@
 
 The module is looked for on Python's path and, by the command line, in the working directory too.
 
-Its rows are made here; rows from files need `read_row` in place of `rows` (see rim_peft/data/tasks/gsm8k.py).
+Its rows are made here; rows from files need `read_row` in place of `rows` (see rim_peft/data/tasks/gsm8k.py). Its
+answers are compared as texts; `answer_rules` would name another rule (docs/tasks.md).
 """
 
 import random

@@ -9,7 +9,7 @@
 | ``leading-letter`` | a letter A to D with which the text begins | equal |
 | ``exact-digits`` | the text without white space and a final full stop | equal |
 | ``boxed-string`` | the last box of LaTeX, else the whole text, normalised | equal |
-| ``math-verify`` | the same | ``math_verify`` finds them equal |
+| ``math-verify`` | the last box, else the whole text | ``math_verify`` finds them equal |
 
 ``exact-text`` is the rule of tasks that name none. Traps: ``docs/tasks.md``.
 """
@@ -109,8 +109,17 @@ def boxed_string(text: str) -> str | None:
     >>> boxed_string(r"So $x = \boxed{\dfrac12}$."), boxed_string(" 1/2 ")
     ('\\frac{1}{2}', '\\frac{1}{2}')
     """
+    return normalise_latex(boxed_text(text) or "") or None
+
+
+def boxed_text(text: str) -> str | None:
+    r"""Return the last box's content as it stands; the whole text if it has no box.
+
+    >>> boxed_text(r"So $x = \boxed{\dfrac12}$."), boxed_text(" 1/2 ")
+    ('\\dfrac12', '1/2')
+    """
     box = last_box(text)
-    return normalise_latex(text if box is None else box) or None
+    return (text if box is None else box).strip() or None
 
 
 def parse_gold_number(gold: str) -> float:
@@ -155,7 +164,7 @@ def _same(read: Callable[[str], str | None], must_be: str) -> AnswerRule:
 
 
 def _is_verified(answer: str | None, gold: str) -> bool:
-    if (wanted := boxed_string(gold)) is None:
+    if (wanted := boxed_text(gold)) is None:
         raise ValueError(f"gold: must not be empty, got {gold!r}. Correct the row.")
     return answer is not None and are_equal_expressions(answer, wanted)
 
@@ -177,6 +186,6 @@ RULES: Mapping[str, AnswerRule] = {
     "leading-letter": _same(leading_letter, "a letter A to D"),
     "exact-digits": _same(exact_digits, "digits"),
     "boxed-string": _same(boxed_string, "an answer"),
-    "math-verify": AnswerRule(boxed_string, _is_verified),
+    "math-verify": AnswerRule(boxed_text, _is_verified),
 }
 """The rules that tasks share, by name."""

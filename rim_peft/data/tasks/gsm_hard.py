@@ -4,8 +4,8 @@ Rows are as in PAL's repository and on the Hub: ``input``, ``target`` (a number)
 are no steps. All 1,319 rows are test rows, also on the Hub, where their split is called ``train``.
 
 303 answers are no integers and 146 are negative. The figures of CODI and SIM-CoT are under ``last-number-float``, which
-is the default for that reason: it asks for every digit of the 303. ``abs-1e-3``, the authors' own rule, stands beside it;
-it takes 0 for the 31 answers between -0.001 and 0.001 that are not 0.
+is the default for that reason: it asks for every digit of the 303. ``abs-1e-3``, the authors' own rule, stands beside
+it; it takes 0 for the 31 answers between -0.001 and 0.001 that are not 0.
 
 Source: Gao et al., "PAL: Program-aided Language Models", arXiv 2211.10435.
 """

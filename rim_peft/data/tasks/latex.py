@@ -19,7 +19,6 @@ _REPLACED = (
     ("\\right", ""),
     ("^{\\circ}", ""),
     ("^\\circ", ""),
-    ("\\$", ""),
 )
 
 
@@ -83,7 +82,7 @@ def normalise_latex(text: str) -> str:
     Source: Hendrycks et al., "Measuring Mathematical Problem Solving With the MATH Dataset", arXiv 2103.03874; written
     from the description of its normalisation.
     """
-    text = text.strip().strip("$").strip().removesuffix(".") if text.strip() != "." else ""
+    text = text.replace("\\$", "").lstrip("$ \n\t").rstrip("$. \n\t")
     for old, new in _REPLACED:
         text = text.replace(old, new)
     before, unit, _ = text.partition("\\text{ ")
@@ -126,7 +125,7 @@ def are_equal_expressions(answer: str, gold: str) -> bool:
 
     # Its time limit is an alarm signal, which only the main thread can set.
     seconds = 5 if threading.current_thread() is threading.main_thread() else None
-    left, right = (parse(f"${text}$", parsing_timeout=seconds) for text in (gold, answer))
+    left, right = (parse(f"${text.strip('$. ')}$", parsing_timeout=seconds) for text in (gold, answer))
     return bool(verify(left, right, timeout_seconds=seconds))
 
 

@@ -6,10 +6,11 @@ Forms that are read:
   text, the question, four options;
 * columns, or JSON in a line, as on the Hub: the text as ``context`` or ``text``, the question as ``question`` or
   ``query``, ``options`` (four), and the right one as ``answer``, ``correct_option`` or ``label``: a letter, or its
-  index from 0. Bring steps of your own in a column ``steps``; the data have none, and without it there is stage 2 alone.
+  index from 0. Bring steps of your own in a column ``steps``; the data have none, which leaves stage 2 alone.
 
-The options are written ``A. ...`` to ``D. ...``. Where the four options of a row carry letters of their own, these count:
-in some problems C stands before B, and the right letter is one of those that are written.
+The options are written ``A. ...`` to ``D. ...``. Where the four options of a row carry letters of their own, these
+count: in 19 problems of ``Test.txt`` C stands before B, and the right letter is one of those that are written. (Readers
+that go by an option's place, as the Hub's do, have another right option there.)
 
 Source: Liu et al., "LogiQA: A Challenge Dataset for Machine Reading Comprehension with Logical Reasoning", arXiv
 2007.08124.

@@ -8,8 +8,8 @@ colour last, so that no running value can be carried along the words of the ques
 
 What a verb does is never said. It is what a model trained on this world knows, as others know that 7 x 8 is 56.
 
-The demo has five colours, sixteen names and no distractors. More of each, and longer chains, make it as hard as one likes;
-the world is then another, and needs a base that was trained on it (`World` draws the stories).
+The demo has five colours, sixteen names and no distractors. More of each, and longer chains, make it as hard as one
+likes; the world is then another, and needs a base that was trained on it (`World` draws the stories).
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Potions(GeneratedTask):
     answer_rules: ClassVar[tuple[str, ...]] = ("exact-word",)
 
     lengths: tuple[int, ...] = (1, 2, 3, 4)
-    """Numbers of operations to draw from: as many dependent steps has a question. At most num_names - 1 - distractors."""
+    """Numbers of operations to draw from: as many dependent steps has a question. What names and distractors leave room
+    for: at most `num_names - 1 - distractors`."""
     weights: tuple[float, ...] | None = None
     """How often each of `lengths` is drawn, relative to the others; equally often where absent."""
     num_rows: int = 1000

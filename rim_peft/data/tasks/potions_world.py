@@ -1,7 +1,7 @@
 """The world of the task ``potions``: its colours, verbs and names, and stories of any difficulty in it.
 
-The demo's world has five colours, seven verbs and sixteen names. A larger one keeps these words and adds others, so that
-every verb does the same work in every world that has it.
+The demo's world has five colours, seven verbs and sixteen names. A larger one keeps these words and adds others, so
+that every verb does the same work in every world that has it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,30 @@ from typing import Literal
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23)
 """How many colours a ring can have: with a prime number of them every factor permutes them."""
 
+# fmt: off
 _COLOUR_WORDS = (
-    "red gold green blue plum teal rust lime navy rose amber coral olive beige mauve black white brown pink grey cyan tan "
-    "jade"
-).split()
+    "red", "gold", "green", "blue", "plum", "teal", "rust", "lime", "navy", "rose", "amber", "coral", "olive",
+    "beige", "mauve", "black", "white", "brown", "pink", "grey", "cyan", "tan", "jade",
+)
 
 _SHIFT_WORDS = (
-    "stirs salts cools shakes heats dries soaks peels chops mixes rinses skims folds beats bakes fries grills steams thaws "
-    "smokes drains tosses"
-).split()
+    "stirs", "salts", "cools", "shakes", "heats", "dries", "soaks", "peels", "chops", "mixes", "rinses", "skims",
+    "folds", "beats", "bakes", "fries", "grills", "steams", "thaws", "smokes", "drains", "tosses",
+)
 """The verb that adds 1, the one that adds 2, ..."""
 
 _FACTOR_WORDS = (
-    "boils sieves burns whisks mashes blends grinds presses strains kneads rolls melts roasts toasts pickles glazes stews "
-    "brews ferments churns chills"
-).split()
+    "boils", "sieves", "burns", "whisks", "mashes", "blends", "grinds", "presses", "strains", "kneads", "rolls",
+    "melts", "roasts", "toasts", "pickles", "glazes", "stews", "brews", "ferments", "churns", "chills",
+)
 """The verb that multiplies by 2, the one that multiplies by 3, ..."""
 
-NAMES = tuple("Ada Ben Cleo Dan Eve Finn Gus Hal Ida Jon Kim Liv Moe Nell Pam Tom".split())
+NAMES = (
+    "Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jon", "Kim", "Liv", "Moe", "Nell", "Pam",
+    "Tom",
+)
+
+# fmt: on
 
 MOST_NAMES = 4000
 
@@ -110,7 +116,7 @@ class World:
     @cached_property
     def colours(self) -> tuple[str, ...]:
         """The ring: colour `c` is the number `c` modulo its length."""
-        return tuple(_COLOUR_WORDS[: self.num_colours])
+        return _COLOUR_WORDS[: self.num_colours]
 
     @cached_property
     def verbs(self) -> dict[str, tuple[int, int]]:
@@ -151,8 +157,8 @@ class World:
 
         >>> World().draw_chain(random.Random(0), 1).question
         "Tom burns Moe's brew. Moe's brew is red. What colour is Tom's brew?"
-        >>> World(distractors=2).draw_chain(random.Random(0), 1).question
-        "Tom salts Moe's brew. Ada shakes Gus's brew. Moe's brew is plum. Gus's brew is blue. What colour is Tom's brew?"
+        >>> World(distractors=2).draw_chain(random.Random(0), 1).question.removesuffix("What colour is Tom's brew?")
+        "Tom salts Moe's brew. Ada shakes Gus's brew. Moe's brew is plum. Gus's brew is blue. "
         """
         drawn = tuple(rng.sample(self.names, length + 1 + self.distractors))
         people, others = drawn[: length + 1], drawn[length + 1 :]
@@ -182,7 +188,8 @@ class World:
         """
         asked = _ASKED.search(question)
         made = {person: (verb, source) for person, verb, source in _STATEMENT.findall(question)}
-        person, verbs = asked[1] if asked else "", []
+        person = asked[1] if asked else ""
+        verbs: list[str] = []
         while person in made and len(verbs) < len(made):
             verb, person = made[person]
             verbs.append(verb)

@@ -15,7 +15,7 @@ _GAP = re.compile(r"\n\s*\n|\s+(?=[A-Z$\\(\"'0-9])")
 """Where a sentence may end: before an empty line, or before what may begin one."""
 
 _END = re.compile(r"[.!?][\"')\]]*(?:\$\$?|\\\]|\\\))?$")
-_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Za-z]|e\.g|i\.e|etc|vs|cf|resp|Dr|Mr|Mrs|Ms|St|No|Fig|Eq)\.$")
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|e\.g|i\.e|etc|vs|cf|resp|Dr|Mr|Mrs|Ms|St|No|Fig|Eq)\.$")
 
 
 def split_sentences(text: str) -> list[str]:

@@ -4,9 +4,9 @@ Rows are as in the authors' files and on the Hub: ``question``, ``answer`` (true
 ``decomposition`` (lists, or one text whose sentences count).
 
 The labels of the authors' test set are not public; what is reported is accuracy on their ``dev.json`` (229 rows). It is
-therefore the split ``test`` here, and ``validation`` is a fifteenth of ``train.json`` (2,061 rows), carved out by a hash
-of the question. Nothing is ever selected on ``dev.json``; who asks for a split ``dev`` is told so. 53 % of its answers
-are no.
+therefore the split ``test`` here, and ``validation`` is a fifteenth of ``train.json`` (2,061 rows), carved out by a
+hash of the question. Nothing is ever selected on ``dev.json``; who asks for a split ``dev`` is told so. 53 % of its
+answers are no.
 
 Source: Geva et al., "Did Aristotle Use a Laptop?", arXiv 2101.02235.
 """

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from datasets import Dataset, Features, IterableDataset, Value
 
 from rim_peft.data.caching import source_hash
-from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
-from rim_peft.data.files import JSON_COLUMN, Rows, find_splits, split_name
+from rim_peft.data.examples import ROW_ERROR, Example, read_example
+from rim_peft.data.files import Rows, find_splits, split_name
 from rim_peft.data.holdout import is_held_out
-from rim_peft.data.tasks import answers, columns, latex, sentences
+from rim_peft.data.tasks import answers, columns, latex, reading, sentences
+from rim_peft.data.tasks.reading import has_chats, read_batch
 
 logger = logging.getLogger(__name__)
 
@@ -160,14 +159,14 @@ class Task:
 
     def _read(self, rows: Rows) -> Rows:
         text = Value("string")
-        is_chat = _has_chats(rows, self)
+        is_chat = has_chats(rows, self)
         question = [{"role": text, "content": text}] if is_chat else text
         readers = [kind.__module__ for kind in type(self).__mro__ if kind is not object]
-        shared = [module.__name__ for module in (answers, columns, latex, sentences)]
+        shared = [module.__name__ for module in (answers, columns, latex, reading, sentences)]
         source = source_hash(Example.__module__, *readers, *shared)
         kwargs: dict[str, Any] = {} if isinstance(rows, IterableDataset) else {"desc": "Reading rows"}
         read = rows.map(
-            _read_batch,
+            read_batch,
             batched=True,
             remove_columns=rows.column_names or list(next(iter(rows), {})),
             features=Features({"question": question, "steps": [text], "answer": text, ROW_ERROR: text}),
@@ -196,53 +195,6 @@ class GeneratedTask(Task, ABC):
             raise ValueError(f"path: task {self.name!r} makes its rows, got {path!r}. Leave it out.")
         rows = Dataset.from_list(list(self.rows(split_name(split))))
         return rows.to_iterable_dataset() if streaming else rows
-
-
-def _read_batch(batch: Mapping[str, Sequence[Any]], task: Task, is_chat: bool, source: str) -> dict[str, list[Any]]:
-    """Read a batch of a source's rows; blank lines are no rows. For ``source`` see :func:`source_hash`."""
-    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    read = [_read_or_explain(row, task, is_chat=is_chat) for row in rows if not _is_blank(row)]
-    return {name: [row[name] for row in read] for name in ("question", "steps", "answer", ROW_ERROR)}
-
-
-def _read_or_explain(row: Mapping[str, Any], task: Task, *, is_chat: bool) -> dict[str, Any]:
-    try:
-        example = task.read_row(_parse(row))
-        if isinstance(example.question, str) == is_chat:
-            # A column has one type.
-            raise RowError(f"question: must be {'chat messages' if is_chat else 'a text'} as in the first row")
-    except RowError as error:
-        return {"question": None, "steps": None, "answer": None, ROW_ERROR: str(error)}
-    steps = list(example.steps) if example.steps else None
-    return {"question": example.question, "steps": steps, "answer": example.answer, ROW_ERROR: None}
-
-
-def _parse(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Parse the row of a JSON file; others are returned as they are."""
-    if set(row) != {JSON_COLUMN}:
-        return row
-    text = row[JSON_COLUMN].removeprefix("\ufeff")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RowError(f"not valid JSON: {error}, in {text[:60]!r}") from None
-    if not isinstance(value, dict):
-        raise RowError(f"must be a JSON object with fields, got {text[:60]!r}")
-    return value
-
-
-def _is_blank(row: Mapping[str, Any]) -> bool:
-    return len(row) == 1 and all(isinstance(value, str) and not value.strip() for value in row.values())
-
-
-def _has_chats(rows: Rows, task: Task, *, look_at: int = 100) -> bool:
-    """Tell whether the questions are chat messages: whether that of the first row is that can be read."""
-    for row in islice(rows, look_at):
-        try:
-            return not isinstance(task.read_row(_parse(row)).question, str)
-        except RowError:
-            continue
-    return False
 
 
 def _is_in_split(row: Mapping[str, Any], split: str, source: str) -> bool:

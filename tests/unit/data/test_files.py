@@ -75,6 +75,8 @@ def test_streaming_gives_a_stream(write_rows: WriteRows) -> None:
         ("valid.jsonl", "validation"),
         ("val.jsonl", "validation"),
         ("dev.jsonl", "validation"),
+        ("Eval.jsonl", "validation"),
+        ("ProsQA_Test.jsonl", "test"),
         ("test.jsonl", "test"),
         ("prosqa_valid.jsonl", "validation"),
         ("test-00000-of-00001.jsonl", "test"),
@@ -84,6 +86,37 @@ def test_files_are_named_after_splits(write_rows: WriteRows, name: str, split: s
     path = write_rows(name, ROWS)
     assert list(open_splits(str(path), prefix="prosqa")) == [split]
     assert list(open_splits(str(path.parent), prefix="prosqa")) == [split]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_text_is_cut_into_rows_of_several_lines(tmp_path: Path, streaming: bool, end: str) -> None:
+    (tmp_path / "test.txt").write_text("\na\nb\n\nc\nd\n\ne" + end)
+    rows = [row["text"] for row in open_splits(str(tmp_path), streaming=streaming, lines_per_row=3)["test"]]
+    assert rows == ["\na\nb", "\nc\nd", "\ne" if len(end) < 2 else "\ne\n"]
+
+
+def test_other_files_than_text_have_a_row_a_line_all_the_same(write_rows: WriteRows) -> None:
+    path = write_rows("train.jsonl", ROWS)
+    assert list(open_splits(str(path), lines_per_row=8)["train"]) == [{"json": line} for line in LINES]
+
+
+def test_a_task_has_its_own_names_for_a_sources_splits(write_rows: WriteRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("train.jsonl", "dev.jsonl"):
+        path = write_rows(name, ROWS)
+    assert sorted(open_splits(str(path.parent), names={"dev": "test"})) == ["test", "train"]
+    assert list(open_splits(str(path), names={"dev": "test"})) == ["test"]
+    assert list(open_splits(str(write_rows("mine.jsonl", ROWS)), names={"train": "test"})) == ["test"]
+    splits = DatasetDict({"training": Dataset.from_list(ROWS), "dev": Dataset.from_list(ROWS)})
+    monkeypatch.setattr(files, "load_dataset", lambda *_, **__: splits)
+    assert sorted(open_splits("some/rows", names={"dev": "extra", "train": "test"})) == ["extra", "test"]
+
+
+def test_two_files_for_a_split_under_the_tasks_names_are_refused(write_rows: WriteRows) -> None:
+    write_rows("test.jsonl", ROWS)
+    folder = write_rows("dev.jsonl", ROWS).parent
+    with pytest.raises(ValueError, match=r"several files for the split 'test': dev\.jsonl, test\.jsonl"):
+        open_splits(str(folder), names={"dev": "test"})
 
 
 def test_a_file_of_another_name_counts_as_train_alone(write_rows: WriteRows) -> None:

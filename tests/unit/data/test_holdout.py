@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset
 
-from rim_peft.data.holdout import hold_out, is_held_out, question_hash
+from rim_peft.data.holdout import hold_out, is_held_out, question_hash, shared_questions
 
 QUESTIONS = [f"What is {number} + 1?" for number in range(300)]
 DATASET = Dataset.from_dict({"question": QUESTIONS, "answer": [str(n) for n in range(300)]})
@@ -63,3 +63,11 @@ def test_two_salts_choose_independently() -> None:
 
 def test_white_space_around_a_question_does_not_matter() -> None:
     assert question_hash(" 1 + 1?\n", salt="x") == question_hash("1 + 1?", salt="x")
+
+
+def test_shared_questions_are_found_whatever_their_ends() -> None:
+    train, held_out = hold_out(DATASET, 40)
+    assert shared_questions(train, held_out) == []
+    spaced = Dataset.from_dict({"question": [f" {QUESTIONS[7]}\n", None, "new"]})
+    assert shared_questions(DATASET, spaced) == [QUESTIONS[7]]
+    assert shared_questions(spaced, DATASET) == [f" {QUESTIONS[7]}\n"]

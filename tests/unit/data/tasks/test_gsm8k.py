@@ -93,57 +93,33 @@ def test_equations_alone_are_no_sentences() -> None:
         get_task("gsm8k", steps="sentences").read_row({"text": "q||<<1+1=2>> #### 2"})
 
 
-# What a text's answer is by each rule, and whether it is right where the gold answer is 18.
+@pytest.mark.parametrize("name", ["gsm8k", "gsm8k-aug"])
 @pytest.mark.parametrize(
-    ("text", "number", "is_right_number", "string", "is_right_string"),
+    ("text", "number", "string"),
     [
-        ("18", "18", True, "18", True),
-        (" 18\n", "18", True, "18", True),
-        ("18.", "18.", True, "18.", False),
-        ("18.0", "18.0", True, "18.0", False),
-        ("The answer is 18", "18", True, "The answer is 18", False),
-        ("#### 18", "18", True, "18", True),
-        ("12+6 #### 18", "18", True, "18", True),
-        ("#### 18 #### 20", "20", False, "18 #### 20", False),
-        ("#### 20 #### 18", "18", True, "20 #### 18", False),
-        ("$18", "18", True, "$18", False),
-        ("18 apples of 20", "20", False, "18 apples of 20", False),
-        ("-18", "-18", False, "-18", False),
-        ("10-18", "-18", False, "10-18", False),
-        ("1/18", "18", True, "1/18", False),
-        ("1,8", "18", True, "18", True),
-        (".5", "5", False, ".5", False),
-        ("no number", None, False, "no number", False),
-        ("", None, False, None, False),
-        ("####", None, False, None, False),
-        ("9" * 400, "9" * 400, False, "9" * 400, False),
+        ("18", True, True),
+        ("18.", True, False),
+        ("18.0", True, False),
+        ("1,8", True, True),
+        ("12+6 #### 18", True, True),
+        ("#### 18 #### 20", False, False),
+        ("#### 20 #### 18", True, False),
+        ("10-18", False, False),
+        ("$18", True, False),
+        ("", False, False),
     ],
 )
-def test_answer_rules(
-    text: str, number: str | None, is_right_number: bool, string: str | None, is_right_string: bool
-) -> None:
-    by_number, by_string = get_task("gsm8k"), get_task("gsm8k", answer_rule="strict-string")
-    assert by_number.read_answer(text) == number
-    assert by_number.is_correct(text, "18") is is_right_number
-    assert by_string.read_answer(text) == string
-    assert by_string.is_correct(text, "18") is is_right_string
+def test_both_rules_judge_side_by_side(name: str, text: str, number: bool, string: bool) -> None:
+    verdicts = {"last-number-float": number, "strict-string": string}
+    for rule in verdicts:
+        task = get_task(name, answer_rule=rule)
+        assert list(task.judge(text, "18").items()) == list(verdicts.items())
+        assert task.is_correct(text, "18") is verdicts[rule]
 
 
-# CODI's own cases: the gold answer is a float of the text behind '####', the prediction the last number.
-@pytest.mark.parametrize(
-    ("text", "gold", "expected"),
-    [
-        ("1,000", "1000", True),
-        ("1000", "#### 1,000", True),
-        ("10-5", "-5", True),
-        ("1/2", "2", True),
-        ("0.50", "0.5", True),
-        (".5", ".5", False),
-        ("18", "48/2 = 24 #### 18", True),
-    ],
-)
-def test_numbers_are_compared_as_floats(text: str, gold: str, expected: bool) -> None:
-    assert get_task("gsm8k").is_correct(text, gold) is expected
+def test_the_answer_is_read_under_the_rule_that_decides() -> None:
+    assert get_task("gsm8k").read_answer("12+6 #### 18.0") == "18"
+    assert get_task("gsm8k", answer_rule="strict-string").read_answer("12+6 #### 18.0") == "18.0"
 
 
 @pytest.mark.parametrize("gold", ["many", "", "inf", "nan", "#### none"])
@@ -169,7 +145,8 @@ def test_loads_the_lines_of_gsm8k_aug(tmp_path: Path) -> None:
     assert bad["row_error"] == "must read 'question||<<..>> #### answer', got 'broken'"
 
 
-def test_the_source_is_the_official_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "source"), [("gsm8k", "openai/gsm8k:main"), ("gsm8k-aug", "whynlp/gsm8k-aug")])
+def test_either_task_has_its_source(monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> None:
     paths: list[str] = []
 
     def open_nothing(path: str, **_: Any) -> dict[str, Any]:
@@ -177,6 +154,6 @@ def test_the_source_is_the_official_one(monkeypatch: pytest.MonkeyPatch) -> None
         return {}
 
     monkeypatch.setattr("rim_peft.data.tasks.task.find_splits", open_nothing)
-    with pytest.raises(FileNotFoundError, match="openai/gsm8k:main has no split 'test'"):
-        get_task("gsm8k").load("test")
-    assert paths == ["openai/gsm8k:main"]
+    with pytest.raises(FileNotFoundError, match=f"{source} has no split 'test'"):
+        get_task(name).load("test")
+    assert paths == [source]

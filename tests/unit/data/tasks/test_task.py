@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 
 from rim_peft.data.examples import BadRowsError, Example
 from rim_peft.data.preparation import prepare_dataset
-from rim_peft.data.tasks import Task, get_task
+from rim_peft.data.tasks import TASKS, Task, get_task
 from tests.conftest import build_tokenizer
 from tests.unit.data.conftest import WriteRows
 
@@ -189,7 +189,7 @@ def test_a_task_of_ones_own_by_module_and_class(write_rows: WriteRows) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("gsm8", {}, "task: no task 'gsm8', did you mean 'gsm8k'. Choose one of gsm8k, potions, prosqa"),
+        ("gsm8", {}, "task: no task 'gsm8', did you mean 'gsm8k'. Choose one of gsm-hard, gsm8k, .*svamp, or"),
         ("sudoku", {}, "task: no task 'sudoku'. Choose one of"),
         (
             "gsm8k",
@@ -221,3 +221,68 @@ def test_a_generated_task_makes_its_rows(streaming: bool) -> None:
 def test_a_generated_task_has_no_path() -> None:
     with pytest.raises(ValueError, match=r"path: task 'potions' makes its rows, got 'x'. Leave it out"):
         get_task("potions").load("train", path="x")
+
+
+@dataclass(frozen=True)
+class OldWay(Task):
+    """A user's task with a rule of its own name and two overrides, and no list of rules."""
+
+    name: ClassVar[str] = "old-way"
+    answer_rule = "first-word"
+
+    def read_answer(self, text: str) -> str | None:
+        return next(iter(text.split()), None)
+
+
+@dataclass(frozen=True)
+class TwoRules(Task):
+    """A user's task with a shared rule and one of its own."""
+
+    name: ClassVar[str] = "two-rules"
+    answer_rules: ClassVar[tuple[str, ...]] = ("yes-no", "shouted")
+    answer_rule: str = "yes-no"
+
+    def is_correct(self, text: str, gold: str) -> bool:
+        return text == gold.upper() if self.answer_rule == "shouted" else super().is_correct(text, gold)
+
+
+def test_a_task_without_rules_compares_texts() -> None:
+    assert Plain().answer_rules == ("exact-text",)
+    assert Plain().judge("so.", "so") == {"exact-text": True}
+
+
+def test_a_rule_of_ones_own_name_reads_answer_and_gold_alike() -> None:
+    assert OldWay().answer_rules == ("first-word",)
+    assert OldWay().judge("so it is", "so be it") == {"first-word": True}
+    assert OldWay().judge("", "so") == {"first-word": False}
+
+
+@pytest.mark.parametrize("deciding", ["yes-no", "shouted"])
+def test_every_rule_judges_whichever_decides(deciding: str) -> None:
+    task = TwoRules(answer_rule=deciding)
+    assert list(task.judge("YES", "yes").items()) == [("yes-no", True), ("shouted", True)]
+    assert task.judge("it is true", "yes") == {"yes-no": True, "shouted": False}
+    assert task.is_correct("it is true", "yes") is (deciding == "yes-no")
+    assert task.answer_rule == deciding
+
+
+def test_a_rule_that_the_task_does_not_report_cannot_decide() -> None:
+    with pytest.raises(
+        ValueError, match="answer_rule: must be one of 'yes-no', 'shouted' in task 'two-rules', got 'x'"
+    ):
+        TwoRules(answer_rule="x")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_that_comes_along_reports_its_deciding_rule_first_and_selects_elsewhere(name: str) -> None:
+    task = get_task(name)
+    assert task.name == name
+    assert task.answer_rules[0] == task.answer_rule
+    assert task.selection_split == "validation"
+    for text, gold in (("", "yes A 1"), ("A 18 yes red", "1")):
+        try:
+            verdicts = task.judge(text, gold)
+        except ValueError:  # no gold of this task
+            continue
+        assert tuple(verdicts) == task.answer_rules
+        assert task.is_correct(text, gold) is verdicts[task.answer_rule]
