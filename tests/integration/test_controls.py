@@ -23,6 +23,7 @@ from rim_peft.inference.swapping import (
     answer_with_swapped_blocks,
     random_rows,
 )
+from rim_peft.tuner.config import active_config
 from tests.conftest import ARCHITECTURES, EOS_ID, PAD_ID, build_base, build_rim
 
 QUESTIONS = ["2+3 is", "what is 17 times 4?", "x", "why not", "8+9 is", "y"]
@@ -59,8 +60,9 @@ def _projections(model: PeftModel, change: Any) -> Iterator[None]:
 @torch.no_grad()
 def _reference(model: PeftModel, prompt: list[int], donor: list[int], *, num_swapped: int) -> tuple[list[int], Tensor]:
     """The greedy answer and its tokens' log-probabilities, one full forward pass a token and no cache."""
-    blocks: Any = model.peft_config["default"].block_tokens  # type: ignore[union-attr]
-    memory = blocks.ids(model.peft_config["default"].num_blocks)  # type: ignore[union-attr]
+    config = active_config(model)
+    blocks = config.block_tokens
+    memory = blocks.ids(config.num_blocks)
     stop = len(prompt) + min(num_swapped * blocks.length, len(memory) - 1)
     recorded: dict[str, Tensor] = {}
     with _projections(model, lambda name, output: recorded.update({name: output.clone()})):
@@ -85,8 +87,16 @@ def _prompts(tokenizer: PreTrainedTokenizerFast, questions: list[str]) -> list[l
     return [tokenizer(f"Q {question} A")["input_ids"] for question in questions]
 
 
-def _examples(questions: list[str], answers: list[str], steps: tuple[str, ...] | None = None) -> list[Example]:
-    return [Example(question, answer, steps) for question, answer in zip(questions, answers, strict=True)]
+def _examples(questions: list[str], answers: list[str]) -> list[Example]:
+    return [Example(question, answer) for question, answer in zip(questions, answers, strict=True)]
+
+
+def _deep_rim(architecture: str, **options: Any) -> Any:
+    """Three blocks, and layers enough that the question comes through a window or from an insertion layer to them."""
+    depth = {"n_layer": 3} if architecture == "gpt2" else {"num_hidden_layers": 4}
+    if architecture == "gemma3":
+        depth["layer_types"] = ["sliding_attention", "full_attention"] * 2  # type: ignore[assignment]
+    return build_rim(base=build_base(architecture, **depth), num_blocks=3, **options)
 
 
 @pytest.mark.parametrize("num_swapped", [1, 2, 3])
@@ -105,7 +115,7 @@ def _examples(questions: list[str], answers: list[str], steps: tuple[str, ...] |
 def test_a_swap_equals_full_passes_with_replaced_projections(
     architecture: str, options: dict[str, Any], num_swapped: int, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    model = build_rim(architecture, num_blocks=3, **options)
+    model = _deep_rim(architecture, **options)
     decoder = SwappingDecoder(model, eos_id=EOS_ID, pad_id=PAD_ID, max_new_tokens=STEPS)
     prompts, donors = _prompts(tokenizer, QUESTIONS), _prompts(tokenizer, DONORS)
     plain = decoder(prompts)
@@ -127,12 +137,18 @@ def test_a_swap_equals_full_passes_with_replaced_projections(
 def test_a_question_with_its_own_blocks_gets_the_plain_answer(
     architecture: str, options: dict[str, Any], num_swapped: int | None, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    model = build_rim(architecture, num_blocks=3, **options)
+    model = _deep_rim(architecture, **options)
     settings: dict[str, Any] = {"templates": TEMPLATES, "max_new_tokens": 5}
-    plain = list(answer_questions(model, tokenizer, QUESTIONS, **settings))
+    answers = answer_questions(model, tokenizer, QUESTIONS, **settings)
     swapped = answer_with_swapped_blocks(model, tokenizer, QUESTIONS, QUESTIONS, num_swapped=num_swapped, **settings)
-    assert list(swapped) == plain
-    assert len(set(plain)) > 1
+    assert list(swapped) == list(answers)
+    decoder = SwappingDecoder(model, eos_id=EOS_ID, pad_id=PAD_ID, max_new_tokens=5)
+    prompts = _prompts(tokenizer, QUESTIONS)
+    plain, found = decoder(prompts), decoder.swap(prompts, prompts, num_swapped=num_swapped)
+    assert found.token_ids == plain.token_ids
+    scores, expected = (torch.tensor([row[0][0] for row in decoded.log_probs]) for decoded in (found, plain))
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
+    assert expected.std() > 1e-3  # else any question's blocks would do
 
 
 def test_answers_do_not_depend_on_the_batch(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -155,20 +171,19 @@ def test_shuffled_memory_is_what_generate_says_after_such_ids(tokenizer: PreTrai
         output = model.generate(
             input_ids=torch.tensor([[*prompt, *ids]]), max_new_tokens=5, do_sample=False, pad_token_id=PAD_ID
         )
-        expected = tokenizer.decode(output[0, len(prompt) + len(ids) :], skip_special_tokens=True)
+        expected = str(tokenizer.decode(output[0, len(prompt) + len(ids) :], skip_special_tokens=True))
         assert text == expected.strip()
 
 
-def test_random_rows_come_and_go_with_errors_too() -> None:
+def test_random_rows_come_and_go() -> None:
     model = build_rim()
     memory = model.get_base_model().get_input_embeddings()
     rows = memory.rows("default")
     own, state = rows.detach().clone(), torch.get_rng_state()
     drawn = []
     for seed in (0, 0, 1):
-        with pytest.raises(RuntimeError, match="on the way"), random_rows(model, seed=seed):
+        with random_rows(model, seed=seed):
             drawn.append(rows.detach().clone())
-            raise RuntimeError("an error on the way")
         assert torch.equal(rows, own)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(drawn[0], drawn[1])
@@ -202,26 +217,26 @@ def test_rows_are_restored_when_a_control_fails(
 def _chained_model() -> PeftModel:
     """A model whose answers can know the question through the blocks alone.
 
-    Its window is a block and one token long: the first token of a block sees the block before it, and the last
-    ``</b>`` sees the last block. With another question's blocks, whatever their number, its answers are the other's.
+    A token sees itself and as many before it as a block has: the first one of a block sees the block before and not the
+    prompt. With another question's first blocks, whatever their number, its answers are the other's.
     """
-    base = build_base("mistral", sliding_window=5, num_hidden_layers=4)
-    return build_rim(base=base, num_blocks=3, block_size=2)
+    base = build_base("mistral", sliding_window=4, num_hidden_layers=6)
+    return build_rim(base=base, num_blocks=3, block_size=1)
 
 
 def test_a_model_that_thinks_in_blocks_follows_them(tokenizer: PreTrainedTokenizerFast) -> None:
     model = _chained_model()
     questions = [f"{first}{second}" for first in "abc" for second in "+-*/"]
-    texts = list(answer_questions(model, tokenizer, questions, max_new_tokens=6))
-    # Of equal steps no two would be paired: the third is the question's own.
-    examples = [Example(q, text or "?", ("s", f"1 {q}", f"2 {q}")) for q, text in zip(questions, texts, strict=True)]
+    options: dict[str, Any] = {"templates": Templates(prompt="{question}"), "max_new_tokens": 6}
+    texts = list(answer_questions(model, tokenizer, questions, **options))
+    examples = [Example(q, text, ("s", f"1 {q}", f"2 {q}")) for q, text in zip(questions, texts, strict=True)]
     assert len(set(texts)) > 3
     found = run_controls(
         model,
         tokenizer,
         examples,
         Letters(),
-        max_new_tokens=6,
+        **options,
         batch_size=5,
         counterfactual=lambda _example, donor, _count: donor.answer,
     )
@@ -238,14 +253,21 @@ def test_a_model_that_thinks_in_blocks_follows_them(tokenizer: PreTrainedTokeniz
         assert "0 of 12 rows have no partner" in control.description
 
 
-def test_a_model_that_does_not_follow_is_told_apart(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_model_that_does_not_follow_is_told_apart(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
     model = _chained_model()
     questions = ["a+", "a-", "b+", "b-", "long"]
-    examples = _examples(questions, ["1", "2", "1", "2", "1"], ("s", "t", "u"))
-    examples = [Example(row.question, row.answer, ("s", row.answer, "u")) for row in examples]
+    answers = ["1", "2", "1", "2", "1"]
+    examples = [Example(q, answer, ("s", answer, "u")) for q, answer in zip(questions, answers, strict=True)]
+
+    def counterfactual(example: Example, donor: Example, count: int) -> str:
+        return f"{example.answer}{donor.answer}{count}"
+
     found = run_controls(
-        model, tokenizer, examples, Letters(), max_new_tokens=3, counterfactual=lambda a, b, t: f"{a.answer}{b.answer}{t}"
+        model, tokenizer, examples, Letters(), max_new_tokens=3, counterfactual=counterfactual, progress=True
     )
+    assert any("swapped after 2" in message for message in caplog.messages)
     # Steps differ in the second alone, which is what block 1 holds; "long" has nobody of its length.
     assert [control.name for control in found][3:] == ["swapped", "swapped after 1"]
     for control in found[3:]:
@@ -270,7 +292,7 @@ def test_a_control_is_written_as_results_take_it() -> None:
 def test_what_cannot_be_controlled_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     model = build_rim(num_blocks=2)
     decoder = SwappingDecoder(model, eos_id=EOS_ID, pad_id=PAD_ID)
-    with pytest.raises(ValueError, match=r"donors: must be as many and as long as the prompts, \[1\] tokens, got \[2\]"):
+    with pytest.raises(ValueError, match=r"as many and as long as the prompts, \[1\] tokens, got \[2\]"):
         decoder.swap([[5]], [[5, 6]])
     with pytest.raises(ValueError, match="num_swapped: must be at most the 2 blocks that there are, got 3"):
         decoder.swap([[5]], [[6]], num_swapped=3)
