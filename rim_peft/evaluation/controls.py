@@ -17,14 +17,12 @@ from rim_peft.data.examples import Example, Templates
 from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.data.tasks import Task
 from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.pairing import Counterfactual, Pair, plan_swaps
 from rim_peft.inference import answer_questions
 from rim_peft.inference.swapping import answer_with_memory_ids, answer_with_swapped_blocks, check_swaps, random_rows
 from rim_peft.tuner.config import active_config
 
 logger = logging.getLogger(__name__)
-
-Counterfactual = Callable[[Example, Example, int], str | None]
-"""``f(a, b, t)``: the answer to question ``a`` if what its block ``t`` holds were what block ``t`` of ``b`` holds."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +52,6 @@ class Control:
             "by_length": {str(length): score.to_dict() for length, score in self.by_length.items()},
             "follows": None if self.follows is None else self.follows.to_dict(),
         }
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A question, the one whose blocks it gets, and the answer that these imply."""
-
-    example: Example
-    donor: Example
-    implied: str
 
 
 def run_controls(
@@ -106,9 +95,9 @@ def run_controls(
     check_swaps(model)
     lengths = [len(prompt) for prompt in tokenize_prompts([row.question for row in examples], tokenizer, templates)]
     num_blocks = active_config(model).num_blocks
-    swaps = _plan_swaps(examples, lengths, task, num_blocks=num_blocks, seed=seed, counterfactual=counterfactual)
-    total = 3 * len(examples) + sum(len(pairs) for _, pairs in swaps)
-    options = {"templates": templates, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    swaps = plan_swaps(examples, lengths, task, num_blocks=num_blocks, seed=seed, counterfactual=counterfactual)
+    total = 3 * len(examples) + sum(map(len, swaps.values()))
+    options: dict[str, Any] = {"templates": templates, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     with tqdm(total=total, desc="Controls", unit="row", disable=not progress) as bar:
 
         def counted(texts: Iterable[str]) -> Iterator[str]:
@@ -117,7 +106,10 @@ def run_controls(
                 yield text
 
         controls = _run_plain(model, tokenizer, examples, task, seed=seed, counted=counted, options=options)
-        for count, pairs in swaps:
+        for count, pairs in swaps.items():
+            if not pairs:
+                logger.warning("Control %r is left out: no two of %d rows can be paired.", _name(count), len(examples))
+                continue
             texts = answer_with_swapped_blocks(
                 model,
                 tokenizer,
@@ -134,81 +126,13 @@ def shuffle_ids(ids: Sequence[int], *, seed: int) -> list[int]:
     """Return blocks' ids in another, random order; the last one stays, so that readouts still begin after ``</b>``.
 
     >>> shuffle_ids([90, 91, 92, 90, 91, 92], seed=0)
-    [92, 91, 90, 91, 90, 92]
+    [91, 92, 90, 90, 91, 92]
     """
     rng = random.Random(f"shuffled {seed}")
     shuffled = list(ids[:-1])
     while shuffled == list(ids[:-1]) and len(set(shuffled)) > 1:
         rng.shuffle(shuffled)
     return [*shuffled, ids[-1]]
-
-
-def pair_examples(
-    examples: Sequence[Example],
-    lengths: Sequence[int],
-    imply: Callable[[Example, Example], str | None],
-    *,
-    seed: int,
-) -> list[Pair]:
-    """Give each example a donor among those whose prompt is as long; those without one are left out.
-
-    An example's donor is the first that will do among those behind it in a random order, from the end on to the
-    beginning, so that most examples serve as donors.
-
-    Args:
-        examples: the examples.
-        lengths: tokens in each example's prompt.
-        imply: ``f(example, donor)``, the answer that the donor's blocks imply, None where the two will not do.
-        seed: decides on the order.
-
-    Returns:
-        Pairs in the examples' order.
-    """
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index in random.Random(f"pairs {seed}").sample(range(len(examples)), len(examples)):
-        groups[lengths[index]].append(index)
-    found: dict[int, Pair] = {}
-    for group in groups.values():
-        for place, index in enumerate(group):
-            for other in [*group[place + 1 :], *group[:place]]:
-                implied = imply(examples[index], examples[other])
-                if implied is not None:
-                    found[index] = Pair(examples[index], examples[other], implied)
-                    break
-    return [found[index] for index in sorted(found)]
-
-
-def _plan_swaps(
-    examples: Sequence[Example],
-    lengths: Sequence[int],
-    task: Task,
-    *,
-    num_blocks: int,
-    seed: int,
-    counterfactual: Counterfactual | None,
-) -> list[tuple[int | None, list[Pair]]]:
-    """How many blocks are swapped, None for all, and between which examples."""
-
-    def imply(count: int | None, example: Example, donor: Example) -> str | None:
-        if task.is_correct(donor.answer, example.answer):
-            return None
-        if count is None or counterfactual is None:
-            return donor.answer
-        steps, others = example.steps or (), donor.steps or ()
-        if not count < len(steps) == len(others) or steps[count] == others[count]:
-            return None
-        implied = counterfactual(example, donor, count)
-        # An answer that is right anyway cannot tell whether the model follows.
-        return None if implied is None or task.is_correct(implied, example.answer) else implied
-
-    swaps: list[tuple[int | None, list[Pair]]] = []
-    for count in [None, *(range(1, num_blocks) if counterfactual is not None else ())]:
-        pairs = pair_examples(examples, lengths, lambda a, b, count=count: imply(count, a, b), seed=seed)
-        if pairs:
-            swaps.append((count, pairs))
-        else:
-            logger.warning("Control %r is left out: no two of the %d rows can be paired.", _name(count), len(examples))
-    return swaps
 
 
 def _run_plain(

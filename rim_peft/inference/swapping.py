@@ -52,12 +52,17 @@ class SwappingDecoder(BlockDecoder):
                 f"donors: must be as many and as long as the prompts, {lengths} tokens, got {others}. Pair questions "
                 "of equal length."
             )
-        rows = self._lay_out(donors).to(self.model.device) if donors else None
-        if rows is not None:
-            memory = self.num_blocks * self.blocks.length
-            kept = memory - min(count * self.blocks.length, memory - 1)
-            self._passes = _SwappingPasses(self.model.get_base_model(), rows, num_memory=memory, num_computed=kept)
-        return self(prompts)
+        if not donors:
+            return self(prompts)  # which refuses them
+        memory = self.num_blocks * self.blocks.length
+        num_computed = memory - min(count * self.blocks.length, memory - 1)
+        rows = self._lay_out(donors).to(self.model.device)
+        plain = self._passes
+        try:
+            self._passes = _SwappingPasses(plain.base, rows, num_memory=memory, num_computed=num_computed)
+            return self(prompts)
+        finally:
+            self._passes = plain
 
 
 class _SwappingPasses(Passes):
@@ -80,7 +85,8 @@ class _SwappingPasses(Passes):
         first = len(rows.trunk) - self.num_memory
         start = len(rows.trunk) - self.num_computed
         cache.crop(-self.num_computed)
-        for layer, donor in zip(cache.layers, donors.layers, strict=True):
+        layers: Any = zip(cache.layers, donors.layers, strict=True)
+        for layer, donor in layers:
             if layer.is_initialized:  # else it reads another layer's
                 layer.keys = torch.cat([layer.keys[..., :first, :], donor.keys[..., first:start, :]], dim=-2)
                 layer.values = torch.cat([layer.values[..., :first, :], donor.values[..., first:start, :]], dim=-2)
