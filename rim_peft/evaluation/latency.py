@@ -53,17 +53,14 @@ class Latency:
     answer_ratio: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it, times rounded to a microsecond and ``prompt_tokens`` to an integer."""
-        return {
-            key: [round(part, 3) for part in value]
-            if isinstance(value, tuple)
-            else round(value)
-            if key == "prompt_tokens"
-            else round(value, 3)
-            if isinstance(value, float)
-            else value
-            for key, value in asdict(self).items()
-        }
+        """Return all of it as JSON takes it, rounded to 3 digits, and ``prompt_tokens`` to an integer."""
+        values = asdict(self)
+        for key, value in values.items():
+            if isinstance(value, float):
+                values[key] = round(value, 3)
+            elif isinstance(value, tuple):
+                values[key] = [round(part, 3) for part in value]
+        return {**values, "prompt_tokens": round(self.prompt_tokens)}
 
 
 @dataclass(frozen=True)
@@ -152,8 +149,8 @@ def _ask(way: Way, questions: Sequence[int]) -> _Sample:
     started = perf_counter()
     rows = way.answer(prompts, note)
     num_bytes = torch.cuda.max_memory_allocated(device) - held if is_cuda else None
-    longest = max(len(row) for row in rows)
-    if len(rows) != len(prompts) or len(ticks) < longest:
+    longest = max((len(row) for row in rows), default=0)
+    if len(rows) != len(prompts) or not 0 < longest <= len(ticks):
         raise ValueError(
             f"ways: {way.name!r} must give an answer for each prompt and call on_token for each token, got {len(rows)} "
             f"answers for {len(prompts)} prompts, and {len(ticks)} calls for {longest} tokens."

@@ -18,8 +18,9 @@ Prompts = Sequence[Sequence[int]]
 """Token ids of each prompt, without blocks or padding."""
 
 Answer = Callable[[Prompts, Callable[[], None]], list[list[int]]]
-"""``f(prompts, on_token)`` writes an answer for each prompt and returns its tokens, EOS included; it calls ``on_token()``
-whenever every row that is still being written has one token more."""
+"""``f(prompts, on_token)`` writes an answer for each prompt and returns its tokens, EOS included.
+
+It calls ``on_token()`` whenever every row that is still being written has one token more."""
 
 AnswerTokens = int | Callable[[Sequence[int]], int] | None
 
@@ -118,18 +119,24 @@ def by_thoughts(
 
 
 def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable[[Sequence[int]], int]:
-    """Return a function that counts the tokens behind the last separator of what was written.
+    """Return a function that counts the tokens from an answer's first one on, EOS included.
 
-    A token that completes the separator and begins the answer at once counts as the answer's. Without a separator, all
-    tokens are the answer; where nothing follows it, none.
+    Args:
+        tokenizer: the base's tokenizer.
+        separator: what stands behind each step. The answer begins with the token that brings the first character, white
+            space aside, behind the last separator; without a separator, with the first token.
     """
     stripped = separator.strip() or separator
 
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+
     def count(tokens: Sequence[int]) -> int:
-        end = tokenizer.decode(tokens).rpartition(stripped)
-        behind = len(end[0]) + len(end[1])
-        begins = next((i for i in range(len(tokens)) if len(tokenizer.decode(tokens[: i + 1])) > behind), len(tokens))
-        return len(tokens) - begins
+        text = decode(tokens)
+        found = text.rfind(stripped)
+        behind = 0 if found < 0 else found + len(stripped)
+        begins = (index for index in range(len(tokens)) if decode(tokens[: index + 1])[behind:].strip())
+        return len(tokens) - next(begins, len(tokens))
 
     return count
 

@@ -17,7 +17,6 @@ from rim_peft.cli.main import main
 from rim_peft.data.tasks.potions import is_correct
 from rim_peft.demo import BASE, RECIPE, showcase
 from rim_peft.demo.base import ANSWER, THINK, Pretraining, build_tokenizer, make_base, measure_accuracy
-from rim_peft.demo.latency import measure_latency
 from rim_peft.recipe import load_recipe
 from tests.integration.test_curriculum import SignalAtStep
 
@@ -120,14 +119,6 @@ def test_questions_of_the_test_split_were_never_trained_on() -> None:
     options = load_recipe(RECIPE, []).task()
     trained = {row["question"] for row in options.rows("train")}
     assert not trained & {example.question for example in showcase.draw_examples(100)}
-
-
-def test_latency_counts_what_is_written(base: tuple[Any, Any]) -> None:
-    model, tokenizer = base
-    prompts = [tokenizer(f"Tom boils Kim's brew. Kim's brew is red. {ANSWER}", return_tensors="pt")["input_ids"]] * 5
-    (latency,) = measure_latency({"direct": (model.generate, prompts, 2)}).values()
-    assert latency.num_tokens == 2
-    assert 0 < latency.first_token_ms < latency.answer_ms
 
 
 def test_a_damaged_output_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
