@@ -164,8 +164,8 @@ class Comparison:
     def twin(self, name: str) -> str | None:
         """Return the method with the same changes and the recipe's own number of steps."""
         changes = self.methods[name].changes
-        same = [key for key, method in self.methods.items() if method.changes == changes and method.view == "samples"]
-        return same[0] if same else None
+        same = (key for key, one in self.methods.items() if one.changes == changes and one.train and key != name)
+        return next((key for key in same if self.methods[key].view == "samples"), None)
 
     def entries(self) -> dict[str, MethodOptions]:
         """Return the methods and, for each value of the grid, the shared recipe with that one value changed."""

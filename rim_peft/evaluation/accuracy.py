@@ -200,5 +200,7 @@ def score_by_length(right: Sequence[bool], lengths: Sequence[int | None]) -> dic
 
 def score_overall_and_by_length(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int | str, Score]:
     """Count verdicts, all of them (``"all"``) and by number of steps."""
-    by_length: dict[int | str, Score] = {**score_by_length(right, lengths)}
-    return {"all": score(right), **by_length}
+    found: dict[int | str, Score] = {"all": score(right)}
+    for length, counted in score_by_length(right, lengths).items():
+        found[length] = counted
+    return found

@@ -57,6 +57,7 @@ def test_runs_come_seed_by_seed_and_those_of_equal_compute_last(write: Write) ->
         "answer-compute, seed 1",
     ]
     assert comparison.kind == "compare"
+    assert comparison.twin("answer-compute") == "answer"  # not the base, which has the same changes
     assert comparison.looked_into == ["rim"]
     assert (comparison.test.split, comparison.selection.split) == ("test", "validation")
 
