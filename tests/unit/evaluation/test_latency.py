@@ -146,7 +146,9 @@ def test_ways_must_fit_each_other_and_note_their_tokens() -> None:
         measure_latency([silent, Way("other", [[1], [2]], silent.answer)])
     with pytest.raises(ValueError, match="each with a name of its own, got"):
         measure_latency([silent, silent])
-    with pytest.raises(ValueError, match="'silent' must give .* got 1 answers for 1 prompts, and 0 calls for 1 tokens"):
+    with pytest.raises(
+        ValueError, match=r"'silent' must give .* got 1 answers for 1 prompts, and 0 calls for 1 tokens"
+    ):
         measure_latency([silent])
 
 
