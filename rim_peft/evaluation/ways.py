@@ -91,7 +91,10 @@ def by_generate(
 
 
 def by_decoder(name: str, prompts: Prompts, decoder: BlockDecoder) -> Way:
-    """Return the way of a block decoder; the answer is the one after the last block."""
+    """Return the way of a block decoder; the answer is the one after the last block.
+
+    A compiled decoder compiles when prompts of a new length come: let ``warm_up`` bring the longest and the shortest.
+    """
 
     def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
         return [answers[-1] for answers in decoder(batch, on_token=on_token).token_ids]

@@ -146,7 +146,9 @@ def test_ways_must_fit_each_other_and_note_their_tokens() -> None:
         measure_latency([silent, Way("other", [[1], [2]], silent.answer)])
     with pytest.raises(ValueError, match="each with a name of its own, got"):
         measure_latency([silent, silent])
-    with pytest.raises(ValueError, match=r"'silent' must give .* got 1 answers for 1 prompts, and 0 calls for 1 tokens"):
+    with pytest.raises(
+        ValueError, match=r"'silent' must give .* got 1 answers for 1 prompts, and 0 calls for 1 tokens"
+    ):
         measure_latency([silent])
 
 
@@ -199,3 +201,22 @@ def test_the_answer_is_counted_behind_the_last_separator(
     # One token for each character of the tests' tokenizer.
     tokens = [*tokenizer(text, add_special_tokens=False)["input_ids"], EOS_ID]
     assert count_behind(tokenizer, separator)(tokens) == len(tokens) - num_steps_characters
+
+
+def test_cuda_is_waited_for_and_its_peak_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch)
+    peaks = iter([5 * 2**20, 9 * 2**20, 7 * 2**20])
+
+    def synchronize(device: torch.device) -> None:
+        clock.now += 0.5  # what was still running
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 * 2**20)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
+    way = clock.way("a", lambda question: 0.1, {0: 2, 1: 2, 2: 2}, device="cuda:0")
+    (found,) = measure_latency([way], warm_up=0)
+    assert found.peak_memory_mb == 7.0
+    # 1 s and twice 0.1 s, and a wait of 0.5 s for each token; the one before the start doesn't count.
+    assert found.first_token_ms == pytest.approx(1600)
+    assert found.answer_ms == pytest.approx(2200)
