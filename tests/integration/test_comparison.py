@@ -1,0 +1,166 @@
+"""A comparison from its recipe to its report: every method, tiny trainings, the shipped base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from rim_peft.cli.main import main
+from rim_peft.comparison.reading import load_comparison
+from rim_peft.comparison.runner import BusyError, list_runs, run_comparison
+from rim_peft.demo import BASE, RECIPE
+from rim_peft.recipe import RecipeError
+
+STAGE = {"max_steps": 3, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1}
+STAGES = ("grounding", "refinement", "baseline", "coconut")
+METHODS: dict[str, Any] = {
+    "base": {"train": False, "changes": {"method": "answer"}},
+    "answer": {"label": "LoRA", "changes": {"method": "answer"}},
+    "answer-same-compute": {"changes": {"method": "answer"}, "same_compute_as": "rim"},
+    "cot": {"changes": {"method": "cot", "data.step_separator": ", ", "evaluation.max_new_tokens": 12}},
+    "pause": {"changes": {"method": "pause"}},
+    "coconut": {"changes": {"method": "coconut", "coconut.num_stages": 2, "data.step_separator": ", "}},
+    "rim": {},
+}
+ROWS = {"rows": 12, "options": {"seed": 1, "num_held_out": 12, "weights": None}}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    shared = {f"{stage}.{key}": value for stage in STAGES for key, value in STAGE.items()}
+    recipe = {
+        "output_dir": str(folder / "out"),
+        "recipe": str(RECIPE),
+        "seeds": [0],
+        "changes": {
+            **shared,
+            "model.name_or_path": str(BASE),
+            "data.options.num_rows": 16,
+            "data.options.num_held_out": 8,
+            "data.validation_rows": 4,
+            "grounding.save_total_limit": None,
+        },
+        "methods": METHODS,
+        "measures": {"budget": [0, 4], "latency_batch_sizes": [1, 2], "latency_questions": 3},
+        "test": ROWS,
+        "selection": {"split": "validation", **ROWS},
+        **changes,
+    }
+    path = folder / "compare.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def numbers(results: dict[str, Any]) -> Any:
+    """Everything that does not depend on the clock or the folder."""
+    if isinstance(results, dict):
+        hidden = {"started", "finished", "command", "folder", "seconds", "latency", "name", "sha256"}
+        return {key: numbers(value) for key, value in results.items() if key not in hidden and not key.endswith("_ms")}
+    return [numbers(value) for value in results] if isinstance(results, list) else results
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("comparison")
+    results = run_comparison(load_comparison(write(folder)), command=["rim-peft", "compare", "compare.yaml"])
+    return folder, results
+
+
+def test_every_method_is_trained_measured_and_reported(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = done
+    runs = {run["name"]: run for run in results["runs"]}
+    assert set(runs) == set(METHODS)
+    assert runs["base"]["training"] is None
+    assert {
+        name: run["training"]["num_samples"] for name, run in runs.items() if name in ("answer", "cot", "pause")
+    } == {
+        "answer": 12,
+        "cot": 12,
+        "pause": 12,
+    }
+    rim, more = runs["rim"]["training"], runs["answer-same-compute"]["training"]
+    assert rim["num_samples"] == 24
+    # Within two of its steps, whose rows differ in length.
+    assert abs(more["num_tokens"] - rim["num_tokens"]) <= 2 * runs["answer"]["training"]["num_tokens"] / 3
+    for name, run in runs.items():
+        assert run["accuracy"]["exact-word"]["num_rows"] == 12
+        assert (run["blocks"] is None) == (name not in ("rim", "pause"))
+        assert (run["budget"] is None) == (name != "rim")
+    assert [point["num_blocks"] for point in runs["rim"]["budget"]] == [0, 4]
+    final = runs["rim"]["accuracy"]["exact-word"]
+    assert runs["rim"]["budget"][1]["accuracy"] == final
+    assert runs["rim"]["selection"]["final"] == runs["rim"]["blocks"]["by_block"][-1]["all"] == final
+    names = [control["name"] for control in runs["rim"]["controls"]]
+    assert {"removed", "shuffled", "swapped"} <= set(names)
+    assert runs["rim"]["controls"][names.index("removed")]["accuracy"] == runs["rim"]["budget"][0]["accuracy"]
+    assert runs["rim"]["faithfulness"]["by_block"][0]["block"] == 1
+    steps = [point["step"] for point in results["representations"]["training"]["points"] if point["block"] == 1]
+    assert steps == [2, 3, 3]  # stage 1 keeps both of its checkpoints, stage 2 the last one
+    assert {(row["name"], row["batch_size"]) for row in results["latency"]} == {
+        (name, size) for name in ("answer", "cot", "pause", "coconut", "rim") for size in (1, 2)
+    }
+    assert {pair["name"] for pair in results["pairs"]} == set(METHODS) - {"rim"}
+    written = json.loads((folder / "out" / "results.json").read_text())
+    assert written == json.loads(json.dumps(results))
+    page = (folder / "out" / "results.html").read_text()
+    text = (folder / "out" / "results.md").read_text()
+    for label in ("LoRA", "cot", "coconut"):
+        assert label in page
+        assert label in text
+    assert (
+        len(list((folder / "out" / "plots").glob("*.svg"))) == len(list((folder / "out" / "plots").glob("*.png"))) > 5
+    )
+
+
+def test_what_is_finished_is_not_made_again(
+    done: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, results = done
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("adapter_model.safetensors")}
+    again = run_comparison(load_comparison(folder / "compare.yaml"))
+    assert numbers(again) == numbers(results)
+    assert again["latency"] == results["latency"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert main(["compare", str(folder / "compare.yaml"), "--plan"]) == 0
+    assert capsys.readouterr().out.count("finished") == len(METHODS)
+
+
+def test_the_same_recipe_gives_the_same_numbers(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    _, results = done
+    methods = {name: METHODS[name] for name in ("answer", "coconut", "rim")}
+    path = write(tmp_path, methods=methods, measures={"latency_batch_sizes": [], "budget": [0, 4]})
+    again = run_comparison(load_comparison(path))
+    kept = [run for run in results["runs"] if run["name"] in methods]
+    assert sorted(map(str, numbers(again["runs"]))) == sorted(map(str, numbers(kept)))
+
+
+def test_folders_with_other_values_and_other_processes_are_refused(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = done
+    path = folder / "compare.yaml"
+    with pytest.raises(RecipeError, match=r"measured with other values of measures\. Delete measured\.json"):
+        run_comparison(load_comparison(path, ["measures.controls=false"]))
+    with FileLock(folder / "out" / ".lock"), pytest.raises(BusyError, match="another process works on this comparison"):
+        run_comparison(load_comparison(path))
+    assert list_runs(load_comparison(path, ["output_dir=elsewhere"])).count("missing") == len(METHODS)
+
+
+def test_a_question_cannot_choose_and_decide(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "answer": "red", "steps": ["red"]} for n in range(3)]
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    changes = {"data.path": str(tmp_path), "data.task": "prosqa", "data.options": {}, "model.name_or_path": str(BASE)}
+    path = write(tmp_path, changes=changes, test={}, selection={}, methods={"rim": {}})
+    with pytest.raises(ValueError, match="selection: must share no question with test, got 3"):
+        run_comparison(load_comparison(path))
+
+
+def test_the_command_says_which_kind_a_recipe_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, methods={"rim": {}}, grid={"adapter.num_blocks": [2]})
+    assert main(["compare", str(path)]) == 1
+    assert "is for rim-peft ablate, since it has a grid" in capsys.readouterr().err
+    assert main(["ablate", str(path), "--plan"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["missing   rim, seed 0", "missing   adapter.num_blocks=2, seed 0"]
