@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from rim_peft.cli import compare
-from rim_peft.cli.compare import add_arguments
+from rim_peft.cli.compare import add_arguments, more_help
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "more_help", "run"]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,6 +9,14 @@ import sys
 KIND = "compare"
 
 
+def more_help() -> str:
+    """Return what ``--help`` says besides the arguments: the keys of a comparison's recipe."""
+    from rim_peft.comparison.options import list_options
+    from rim_peft.recipe.options import as_text
+
+    return f"keys of a comparison's recipe, with their defaults:\n{as_text(list_options())}"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file of the comparison (YAML)")

@@ -70,7 +70,7 @@ def run_controls(
     """Answer questions under interventions on the blocks: the less right the answers are, the more the blocks matter.
 
     The controls are ``removed``, ``shuffled``, ``random rows``, ``swapped`` and, with ``counterfactual``,
-    ``swapped after t`` for ``t = 1 … K - 1``; ``docs/evidence-controls.md`` describes them. A swap for which no two
+    ``swapped after t`` for ``t = 1 … K - 1``; ``docs/evidence.md`` describes them. A swap for which no two
     questions can be paired is left out, with a warning.
 
     Args:

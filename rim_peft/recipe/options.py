@@ -39,8 +39,12 @@ def list_options(section: str) -> list[Option]:
     """List the options of a section, or of the top level ("")."""
     owner = section_class(section) if section else Recipe
     inside = own_fields(section) if section else [field for field in fields(Recipe) if field.name not in SECTIONS]
+    return describe_fields(owner, inside, prefix=f"{section}." if section else "")
+
+
+def describe_fields(owner: type, inside: Sequence[Field[Any]], *, prefix: str) -> list[Option]:
+    """Describe fields of a dataclass as keys that begin with ``prefix``."""
     hints = get_type_hints(owner)
-    prefix = f"{section}." if section else ""
     return [
         Option(f"{prefix}{field.name}", _values(field, hints[field.name]), _default(field), _help(field))
         for field in inside
@@ -48,9 +52,14 @@ def list_options(section: str) -> list[Option]:
 
 
 def options_text(width: int = 100) -> str:
-    """Return all options for a terminal."""
+    """Return all options of a recipe for a terminal."""
+    return as_text([option for section in SECTIONS for option in list_options(section)], width)
+
+
+def as_text(options: Sequence[Option], width: int = 100) -> str:
+    """Return options for a terminal."""
     lines = []
-    for option in (option for section in SECTIONS for option in list_options(section)):
+    for option in options:
         lines.append(f"  {option.key} ({option.default})")
         lines.extend(textwrap.wrap(option.help, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines)
@@ -58,8 +67,13 @@ def options_text(width: int = 100) -> str:
 
 def options_table(section: str) -> str:
     """Return a section's options as a Markdown table."""
+    return as_table(list_options(section))
+
+
+def as_table(options: Sequence[Option]) -> str:
+    """Return options as a Markdown table."""
     lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
-    for option in list_options(section):
+    for option in options:
         cells = (f"`{option.key}`", option.values, f"`{option.default}`", option.help)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)

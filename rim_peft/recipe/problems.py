@@ -100,7 +100,7 @@ def join(section: str, name: object) -> str:
 
 def _culprit(make: Callable[..., Any], values: Mapping[str, Any], message: str) -> str | None:
     """Return the field that an error is about: the one it begins with, else the one without which it is not raised."""
-    named = re.match(r"(\w+): ", message)
+    named = re.match(r"([\w.+=,-]+): ", message)
     if named is not None:
         return named[1]
     for name in values:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from rim_peft.comparison.options import update_table
 from rim_peft.comparison.plan import plan_runs, run_recipe
 from rim_peft.comparison.reading import load_comparison
 from rim_peft.demo import BASE, RECIPE
 from rim_peft.recipe import RecipeError
 
 Write = Callable[..., Path]
+RECIPES = Path(__file__).parents[3] / "recipes" / "compare"
 SMALL: dict[str, Any] = {
     "output_dir": "out",
     "recipe": str(RECIPE),
@@ -63,7 +65,8 @@ def test_runs_come_seed_by_seed_and_those_of_equal_compute_last(write: Write) ->
 
 
 def test_a_run_is_the_shared_recipe_with_its_changes(write: Write) -> None:
-    comparison = load_comparison(write(), ["changes.adapter.r=8", "methods.answer.changes.baseline.max_steps=7"])
+    twins = [f"methods.{name}.changes.baseline.max_steps=7" for name in ("answer", "answer-compute")]
+    comparison = load_comparison(write(), ["changes.adapter.r=8", *twins])
     runs = {str(run): run for run in plan_runs(comparison)}
     recipe = run_recipe(comparison, runs["answer, seed 1"])
     assert (recipe.method, recipe.seed, recipe.adapter["r"], recipe.baseline["max_steps"]) == ("answer", 1, 8, 7)
@@ -131,3 +134,20 @@ def test_overrides_and_broken_files(write: Write, tmp_path: Path) -> None:
     comparison = load_comparison(write(), ["changes.adapter.num_blcks=3"])
     with pytest.raises(RecipeError, match="did you mean"):
         run_recipe(comparison, plan_runs(comparison)[0])
+
+
+def test_the_documentation_is_in_step() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert update_table(text) == text, "run: python -m rim_peft.comparison.options docs/comparison.md"
+    assert "methods.NAME.same_compute_as" in text
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_comparison_of_the_repository_is_good(path: Path) -> None:
+    comparison = load_comparison(path)
+    for run in plan_runs(comparison):
+        assert run_recipe(comparison, run).stage_trainers()
+    text = path.read_text(encoding="utf-8").partition("output_dir:")[0]
+    for heading in ("# Purpose: ", f"# Command: rim-peft {comparison.kind} recipes/compare/{path.name}", "# Hardware: "):
+        assert heading in text
+    assert "# Expected: " in text
