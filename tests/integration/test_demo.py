@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rim_peft.cli.main import main
 from rim_peft.data.tasks.potions import is_correct
 from rim_peft.demo import BASE, RECIPE, showcase
+from rim_peft.demo import base as base_module
 from rim_peft.demo.base import ANSWER, THINK, Pretraining, build_tokenizer, make_base, measure_accuracy
 from rim_peft.recipe import load_recipe
 from tests.integration.test_curriculum import SignalAtStep
@@ -61,6 +63,33 @@ def test_the_base_is_made_by_its_command(tmp_path: Path) -> None:
     for name, parameter in first.named_parameters():
         torch.testing.assert_close(parameter, second.get_parameter(name), atol=0, rtol=0, msg=name)
     assert (tmp_path / "a" / "made.json").exists()
+
+
+def test_a_base_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Pretraining(
+        num_steps=5, plain_steps=1, num_layers=2, batch_size=4, save_steps=2, num_colours=7, num_names=20, distractors=2
+    )
+    make_base(options, tmp_path / "unbroken")
+    draw, drawn = base_module.draw_sample, []
+
+    def stop(*args: Any, **kwargs: Any) -> tuple[str, str]:
+        drawn.append(1)
+        if len(drawn) > 4 * 3:
+            raise KeyboardInterrupt
+        return draw(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(base_module, "draw_sample", stop)
+        make_base(options, tmp_path / "stopped")
+    with pytest.raises(SystemExit, match="holds a training with other options"):
+        make_base(replace(options, seed=1), tmp_path / "stopped")
+    make_base(options, tmp_path / "stopped")
+    first, second = (AutoModelForCausalLM.from_pretrained(tmp_path / folder) for folder in ("unbroken", "stopped"))
+    for name, parameter in first.named_parameters():
+        torch.testing.assert_close(parameter, second.get_parameter(name), atol=0, rtol=0, msg=name)
+    assert not (tmp_path / "stopped" / "training").exists()
+    made = json.loads((tmp_path / "stopped" / "made.json").read_text())
+    assert (made["options"]["distractors"], list(made["validation"]["direct"])) == (2, ["1", "2", "3", "4"])
 
 
 def test_from_training_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

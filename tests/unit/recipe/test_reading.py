@@ -12,7 +12,11 @@ from rim_peft.demo import RECIPE as DEMO
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.recipe.syntax import read_yaml, write_yaml
 
-RECIPES = [DEMO, *sorted((Path(__file__).parents[3] / "recipes").glob("[!c]*/*.yaml"))]  # those in compare/ are recipes of comparisons
+# Those in compare/ are recipes of comparisons, in a form of their own.
+RECIPES = [DEMO, *sorted((Path(__file__).parents[3] / "recipes").glob("[!c]*/*.yaml"))]
+    DEMO,
+    *sorted((Path(__file__).parents[3] / "recipes").glob("[!c]*/*.yaml")),
+]  # those in compare/ are recipes of comparisons
 SMALL = """
 output_dir: out
 model: {name_or_path: some/base}
