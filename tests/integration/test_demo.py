@@ -78,9 +78,10 @@ def test_a_base_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path, mon
             raise KeyboardInterrupt
         return draw(*args, **kwargs)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(base_module, "draw_sample", stop)
+    monkeypatch.setattr(base_module, "draw_sample", stop)
+    with pytest.raises(KeyboardInterrupt):
         make_base(options, tmp_path / "stopped")
+    monkeypatch.setattr(base_module, "draw_sample", draw)
     with pytest.raises(SystemExit, match="holds a training with other options"):
         make_base(replace(options, seed=1), tmp_path / "stopped")
     make_base(options, tmp_path / "stopped")

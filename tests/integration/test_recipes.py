@@ -15,9 +15,6 @@ from tests.conftest import build_base, build_tokenizer
 
 # Those in compare/ are recipes of comparisons, in a form of their own.
 RECIPES = [DEMO, *sorted((Path(__file__).parents[2] / "recipes").glob("[!c]*/*.yaml"))]
-    DEMO,
-    *sorted((Path(__file__).parents[2] / "recipes").glob("[!c]*/*.yaml")),
-]  # those in compare/ are recipes of comparisons
 GSM8K: dict[str, Any] = {
     "question": "Tom has 3 bags of {n} nuts. How many?",
     "answer": "3*{n} = <<3*{n}={m}>>{m} nuts.\n#### {m}",

@@ -14,9 +14,6 @@ from rim_peft.recipe.syntax import read_yaml, write_yaml
 
 # Those in compare/ are recipes of comparisons, in a form of their own.
 RECIPES = [DEMO, *sorted((Path(__file__).parents[3] / "recipes").glob("[!c]*/*.yaml"))]
-    DEMO,
-    *sorted((Path(__file__).parents[3] / "recipes").glob("[!c]*/*.yaml")),
-]  # those in compare/ are recipes of comparisons
 SMALL = """
 output_dir: out
 model: {name_or_path: some/base}
