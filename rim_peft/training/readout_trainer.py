@@ -229,10 +229,10 @@ class ReadoutTrainer(ReadoutData):
             mode = "train" if self.model.training else "eval"
             # The parent logs the mean of each list.
             self._metrics[mode].update({name: [value] for name, value in self.figures(mode).items()})
-            self._metrics[mode]["num_tokens"] = [self._count_tokens()]
+            logs["num_tokens"] = self._count_tokens()
+            logs["train_seconds"] = round(self._clock.seconds, 3)
             if isinstance(self.train_dataset, Dataset):
-                self._metrics[mode]["num_samples"] = [round((self.state.epoch or 0.0) * len(self.train_dataset))]
-            self._metrics[mode]["train_seconds"] = [self._clock.seconds]
+                logs["num_samples"] = round((self.state.epoch or 0.0) * len(self.train_dataset))
         super().log(logs, start_time)
 
     def _count_tokens(self) -> int:
