@@ -20,6 +20,7 @@ from rim_peft.evaluation.accuracy import Score, answer_of, evaluate_accuracy, sc
 from rim_peft.evaluation.budget import budget_curve
 from rim_peft.evaluation.controls import run_controls
 from rim_peft.evaluation.faithfulness import judge_steps
+from rim_peft.evaluation.pairing import ChainCounterfactual, ChainTask
 from rim_peft.evaluation.probe import auroc_by_block, gap_closed, train_probe
 from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts
 from rim_peft.evaluation.representations import block_components, training_components
@@ -214,13 +215,12 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
             judge.model, judge.tokenizer, rows.test, rows.task, measures.budget, **judge.options
         )
     if measures.controls:
-        counterfactual = getattr(rows.task, "answer_from", None)
         controls = run_controls(
             judge.model,
             judge.tokenizer,
             rows.test,
             rows.task,
-            counterfactual=None if counterfactual is None else _Counterfactual(counterfactual),
+            counterfactual=ChainCounterfactual(rows.task) if isinstance(rows.task, ChainTask) else None,
             **judge.options,
         )
         found["controls"] = [control.to_dict() for control in controls]
@@ -235,17 +235,6 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
             "training": _components_over_training(judge),
         }
     return found
-
-
-class _Counterfactual:
-    """The answer that is right where the first blocks of one question hold another question's values."""
-
-    def __init__(self, answer_from: Any) -> None:
-        self._answer_from = answer_from
-
-    def __call__(self, example: Example, other: Example, step: int) -> str | None:
-        values = [*(other.steps or ()), other.answer]
-        return None if step >= len(values) else str(self._answer_from(example.question, step, values[step]))
 
 
 def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str, Any] | None:

@@ -54,6 +54,9 @@ def budget_curve(
     """
     _check_counts(counts)
     check_number("num_timed", num_timed, least=1)
+    prompts = tokenize_prompts([example.question for example in examples], tokenizer, templates)
+    # The largest count needs the most room: said before the others are judged.
+    _decoder(model, tokenizer, max(counts), max_new_tokens=max_new_tokens).check_room(prompts, name="examples")
     curve = []
     for count in counts:
         report = evaluate_accuracy(
@@ -69,9 +72,8 @@ def budget_curve(
         )
         by_length = {str(length): score.to_dict() for length, score in report.by_length.items()}
         curve.append({"num_blocks": count, "accuracy": report.final.to_dict(), "by_length": by_length})
-    timed = examples[:: max(1, len(examples) // num_timed)][:num_timed]
-    prompts = tokenize_prompts([example.question for example in timed], tokenizer, templates)
-    latencies = _time_counts(model, tokenizer, prompts, counts, max_new_tokens=max_new_tokens)
+    timed = prompts[:: max(1, len(prompts) // num_timed)][:num_timed]
+    latencies = _time_counts(model, tokenizer, timed, counts, max_new_tokens=max_new_tokens)
     for point, latency in zip(curve, latencies, strict=True):
         found = latency.to_dict()
         point.update(first_token_ms=found["first_token_ms"], answer_ms=found["answer_ms"])
@@ -87,16 +89,28 @@ def _time_counts(
     max_new_tokens: int,
 ) -> list[Latency]:
     """Time answers as ``answer_questions`` makes them."""
-    eos_id = tokenizer.eos_token_id
-    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    options: dict[str, Any] = {"eos_id": eos_id, "pad_id": pad_id, "max_new_tokens": max_new_tokens}
 
     def way(count: int) -> Way:
+        decoder = _decoder(model, tokenizer, count, max_new_tokens=max_new_tokens)
         if can_decode(model):
-            return by_decoder(str(count), prompts, BlockDecoder(model, num_blocks=count, **options))
-        return by_generate(str(count), prompts, model, num_blocks=count, **options)
+            return by_decoder(str(count), prompts, decoder)
+        return by_generate(
+            str(count),
+            prompts,
+            model,
+            num_blocks=count,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=decoder.pad_id,
+            max_new_tokens=max_new_tokens,
+        )
 
     return measure_latency([way(count) for count in counts], num_questions=len(prompts))
+
+
+def _decoder(model: PeftModel, tokenizer: PreTrainedTokenizerBase, count: int, *, max_new_tokens: int) -> BlockDecoder:
+    eos_id = tokenizer.eos_token_id
+    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return BlockDecoder(model, eos_id=eos_id, pad_id=pad_id, num_blocks=count, max_new_tokens=max_new_tokens)
 
 
 def _check_counts(counts: Sequence[int]) -> None:

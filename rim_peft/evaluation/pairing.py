@@ -4,15 +4,52 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 from rim_peft.data.examples import Example
 from rim_peft.data.tasks import Task
 
 Counterfactual = Callable[[Example, Example, int], str | None]
 """``f(a, b, t)``: the answer to question ``a`` if what its block ``t`` holds were what block ``t`` of ``b`` holds."""
+
+
+@runtime_checkable
+class ChainTask(Protocol):
+    """A task whose questions are chains of operations on one value, as :class:`~rim_peft.data.tasks.Potions`."""
+
+    def read_answer(self, text: str) -> str | None:
+        """Return the value that a step or an answer names."""
+
+    def is_correct(self, text: str, gold: str) -> bool:
+        """Tell whether a text names the value ``gold``."""
+
+    def answer_from(self, question: str, step: int, value: str, /) -> str:
+        """Return a question's answer if its value after ``step`` operations were another."""
+
+
+@dataclass(frozen=True)
+class ChainCounterfactual:
+    """The answer that is right where a question's first blocks hold another question's values.
+
+    Grounding puts a row's ``steps[t]``, which for a chain is the value after ``t`` operations, into block ``t``. So
+    with blocks ``1 … t`` of ``donor``, the answer is what the question's operations from ``t + 1`` on make of the
+    donor's ``steps[t]``. Where that is the donor's own answer too, the pair is refused: following could not be told
+    from copying.
+    """
+
+    task: ChainTask
+
+    def __call__(self, example: Example, donor: Example, count: int) -> str | None:
+        """Return the answer to ``example`` with blocks ``1 … count`` of ``donor``, None where the two will not do."""
+        steps = donor.steps or ()
+        value = self.task.read_answer(steps[count]) if count < len(steps) else None
+        if value is None or not isinstance(example.question, str):
+            return None
+        implied = self.task.answer_from(example.question, count, value)
+        return None if self.task.is_correct(implied, donor.answer) else implied
 
 
 @dataclass(frozen=True)
@@ -26,30 +63,30 @@ class Pair:
 
 def pair_examples(
     examples: Sequence[Example],
-    lengths: Sequence[int],
+    groups: Sequence[Hashable],
     imply: Callable[[Example, Example], str | None],
     *,
     seed: int,
 ) -> list[Pair]:
-    """Give each example a donor among those whose prompt is as long; those without one are left out.
+    """Give each example a donor of its own group; those without one are left out.
 
     An example's donor is the first that will do among those behind it in a random order, from the end on to the
     beginning, so that most examples serve as donors.
 
     Args:
         examples: the examples.
-        lengths: tokens in each example's prompt.
+        groups: each example's group, such as its prompt's length.
         imply: ``f(example, donor)``, the answer that the donor's blocks imply, None where the two will not do.
         seed: decides on the order.
 
     Returns:
         Pairs in the examples' order.
     """
-    groups: dict[int, list[int]] = defaultdict(list)
+    members: dict[Hashable, list[int]] = defaultdict(list)
     for index in random.Random(f"pairs {seed}").sample(range(len(examples)), len(examples)):
-        groups[lengths[index]].append(index)
+        members[groups[index]].append(index)
     found: dict[int, Pair] = {}
-    for group in groups.values():
+    for group in members.values():
         for place, index in enumerate(group):
             for other in [*group[place + 1 :], *group[:place]]:
                 implied = imply(examples[index], examples[other])
@@ -83,16 +120,19 @@ def plan_swaps(
     """
 
     def imply(example: Example, donor: Example, *, count: int | None) -> str | None:
-        if task.is_correct(donor.answer, example.answer):
-            return None
         if count is None or counterfactual is None:
-            return donor.answer
-        steps, others = example.steps or (), donor.steps or ()
-        if not count < len(steps) == len(others) or steps[count] == others[count]:
+            return None if task.is_correct(donor.answer, example.answer) else donor.answer
+        if (example.steps or ())[count] == (donor.steps or ())[count] or task.is_correct(donor.answer, example.answer):
             return None
         implied = counterfactual(example, donor, count)
         # An answer that is right anyway cannot tell whether the model follows.
         return None if implied is None or task.is_correct(implied, example.answer) else implied
 
+    def pair(count: int | None) -> list[Pair]:
+        # A chain that is too short has no partner: it would be compared with all others in vain.
+        rows = [row for row, example in enumerate(examples) if count is None or count < len(example.steps or ())]
+        groups = [(lengths[row], None if count is None else len(examples[row].steps or ())) for row in rows]
+        return pair_examples([examples[row] for row in rows], groups, partial(imply, count=count), seed=seed)
+
     counts = [None, *(range(1, num_blocks) if counterfactual is not None else ())]
-    return {count: pair_examples(examples, lengths, partial(imply, count=count), seed=seed) for count in counts}
+    return {count: pair(count) for count in counts}

@@ -47,9 +47,9 @@ def _projections(model: PeftModel, change: Any) -> Iterator[None]:
     handles = [
         module.register_forward_hook(lambda _module, _args, output, name=name: change(name, output))
         for name, module in model.named_modules()
-        if name.endswith(("k_proj", "v_proj"))
+        if name.endswith(("k_proj", "v_proj", "attn.c_attn"))
     ]
-    assert len(handles) == 2 * model.config.num_hidden_layers
+    assert len(handles) == model.config.num_hidden_layers * (1 if model.config.model_type == "gpt2" else 2)
     try:
         yield
     finally:
@@ -70,7 +70,8 @@ def _reference(model: PeftModel, prompt: list[int], donor: list[int], *, num_swa
 
     def replace(name: str, output: Tensor) -> Tensor:
         output = output.clone()
-        output[:, len(prompt) : stop] = recorded[name][:, len(prompt) : stop]
+        first = model.config.hidden_size if name.endswith("c_attn") else 0  # queries come first there, and stay
+        output[:, len(prompt) : stop, first:] = recorded[name][:, len(prompt) : stop, first:]
         return output
 
     answer: list[int] = []
@@ -107,6 +108,7 @@ def _deep_rim(architecture: str, **options: Any) -> Any:
         ("llama", {"target_modules": ["q_proj", "up_proj"]}),
         ("llama", {"bidirectional_blocks": True}),
         ("llama", {"insertion_layer": 1}),
+        ("gpt2", {}),
         ("qwen3", {}),
         ("gemma3", {}),
         ("mistral", {}),

@@ -96,3 +96,13 @@ def test_timed_answers_are_those_that_are_judged(
 def test_counts_that_cannot_be_are_named(counts: list[int], message: str, make_rim: MakeRim, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=message):
         budget_curve(make_rim(), tokenizer, [Example("a", answer="b")], SameText(), counts)
+
+
+def test_room_for_the_largest_count_is_asked_for_first(
+    make_rim: MakeRim, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+    monkeypatch.setattr(module, "evaluate_accuracy", lambda *args, num_blocks, **options: judged.append(num_blocks))
+    with pytest.raises(ValueError, match=r"examples\[0\]: prompt \(2 tokens\), blocks \(800\) and answer"):
+        budget_curve(make_rim(), tokenizer, [Example("a", answer="b")], SameText(), [1, 200])
+    assert judged == []

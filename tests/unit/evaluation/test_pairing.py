@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from rim_peft.data.examples import Example
+from typing import Literal
+
+import pytest
+
+from rim_peft.data.examples import Example, read_example
 from rim_peft.data.tasks import Task
+from rim_peft.data.tasks.potions import Potions
 from rim_peft.evaluation.controls import shuffle_ids
-from rim_peft.evaluation.pairing import pair_examples, plan_swaps
+from rim_peft.evaluation.pairing import ChainCounterfactual, ChainTask, pair_examples, plan_swaps
 
 
 class Plain(Task):
@@ -72,6 +77,55 @@ def test_a_swap_of_first_blocks_needs_equal_chains_that_differ_there() -> None:
     assert swaps[3] == []
     assert ("d", "b", 1) in asked
     assert not any("c" in pair[:2] for pair in asked)
+
+
+@pytest.mark.parametrize("colours", [("blue", "plum"), ("Dan blue", "Moe plum")])
+def test_a_chains_answer_from_what_another_held(colours: tuple[str, str]) -> None:
+    # A stir adds 1 and a shake 4 to a colour's number: red 0, gold 1, green 2, blue 3, plum 4.
+    question = "Finn shakes Moe's brew. Moe stirs Dan's brew. Dan's brew is red. What colour is Finn's brew?"
+    example = Example(question, "red", ("red", "gold"))
+    counterfactual = ChainCounterfactual(Potions())
+    # Block 1 of the donor holds its colour after one operation, plum; shaken, that is blue.
+    assert counterfactual(example, Example("b", "gold", colours), 1) == "blue"
+    assert counterfactual(example, Example("b", "blue", colours), 1) is None  # the donor's own answer
+    assert counterfactual(example, Example("b", "gold", colours), 2) is None  # the donor's chain is over
+    assert counterfactual(example, Example("b", "gold", ("x", "no colour")), 1) is None
+    chat = Example([{"role": "user", "content": question}], "red", ("red", "gold"))
+    assert counterfactual(chat, Example("b", "gold", colours), 1) is None
+
+
+@pytest.mark.parametrize("steps", ["values", "sentences"])
+def test_pairs_of_chains_tell_following_from_copying_and_from_staying(steps: Literal["values", "sentences"]) -> None:
+    task = Potions(steps=steps, num_held_out=120)
+    assert isinstance(task, ChainTask)
+    assert not isinstance(Plain(), ChainTask)
+    examples = [read_example(row) for row in task.rows("test")]
+    lengths = [len(str(example.question).split()) for example in examples]
+    swaps = plan_swaps(examples, lengths, task, num_blocks=4, seed=0, counterfactual=ChainCounterfactual(task))
+    for count in (1, 2, 3):
+        longer = [example for example in examples if len(example.steps or ()) > count]
+        assert 0.8 * len(longer) < len(swaps[count]) <= len(longer)
+        for pair in swaps[count]:
+            assert len({pair.example.answer, pair.donor.answer, pair.implied}) == 3
+            colour = task.read_answer((pair.donor.steps or ())[count])
+            *links, _root, _ = str(pair.example.question).split(". ")
+            for link in list(reversed(links))[count:]:
+                colour = task.world.apply_verb(link.split()[1], str(colour))
+            assert colour == pair.implied
+
+
+def test_chains_that_are_too_short_are_not_compared_with_all_others() -> None:
+    class Counting(Plain):
+        num_verdicts = 0
+
+        def is_correct(self, text: str, gold: str) -> bool:
+            Counting.num_verdicts += 1
+            return super().is_correct(text, gold)
+
+    examples = [_example(f"q{index}", "red", str(index)) for index in range(40)]  # one step each
+    swaps = plan_swaps(examples, [9] * 40, Counting(), num_blocks=8, seed=0, counterfactual=lambda a, b, t: "x")
+    assert {count: len(pairs) for count, pairs in swaps.items()} == {None: 40, **dict.fromkeys(range(1, 8), 0)}
+    assert Counting.num_verdicts == 40  # those of the swap of all blocks
 
 
 def test_a_pair_whose_answer_would_stay_the_same_says_nothing() -> None:
