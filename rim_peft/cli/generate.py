@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_model_loading()
     loaded = load_run(args.adapter, base=args.base)
-    answer = loaded.answering.get("answer", answer_questions)
+    ask = loaded.answering.get("answer", answer_questions)
     options = loaded.recipe.evaluation if loaded.recipe is not None else EvaluationOptions()
     questions = iter([args.question]) if args.question is not None else read_questions(sys.stdin)
     while batch := list(islice(questions, args.batch_size)):
-        answers = answer(
+        answers = ask(
             loaded.model,
             loaded.tokenizer,
             batch,

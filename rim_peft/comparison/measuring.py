@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,14 +23,17 @@ from rim_peft.evaluation.budget import budget_curve
 from rim_peft.evaluation.controls import run_controls
 from rim_peft.evaluation.faithfulness import judge_steps
 from rim_peft.evaluation.pairing import ChainCounterfactual, ChainTask
-from rim_peft.evaluation.probe import auroc_by_block, gap_closed, train_probe
-from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts
+from rim_peft.evaluation.probe import auroc_by_block, fit_probe
+from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts, gap_closed
 from rim_peft.evaluation.representations import block_components, training_components
 from rim_peft.inference.selection import select_by_confidence, select_by_score, select_by_vote, select_final
 from rim_peft.recipe import Recipe
+from rim_peft.recipe.sections import METHODS
+from rim_peft.recipe.snapshot import resolve
 from rim_peft.run import Run
-from rim_peft.run.rows import fingerprint, read_examples
+from rim_peft.run.rows import fingerprint, load_rows, read_examples
 from rim_peft.tuner.config import active_config
+from rim_peft.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -49,24 +54,53 @@ class JudgedRows:
     selection: list[Example]
     hashes: dict[str, dict[str, Any]]
 
-    def spec(self, comparison: Comparison, run: PlannedRun) -> dict[str, Any]:
-        """Return what decides a run's numbers besides its training."""
+    def spec(self, comparison: Comparison, run: PlannedRun, recipe: Recipe) -> dict[str, Any]:
+        """Return what decides a run's numbers."""
         measures = {key: value for key, value in asdict(comparison.measures).items() if not key.startswith("latency")}
         measures["of"] = run.name in comparison.looked_into
         return {
             "data": self.hashes,
+            "answer_rule": self.task.answer_rule,
             "measures": measures,
-            "method": {"changes": {**comparison.changes, **run.method.changes}, "view": run.method.view},
+            "recipe": recipe_hash(recipe),
+            "base": base_hash(recipe),
+            "same_compute_as": run.method.same_compute_as,
+            "version": __version__,
         }
 
 
+def recipe_hash(recipe: Recipe) -> str:
+    """Return a SHA-256 of what a recipe's method reads of it, wherever its folder lies."""
+    values = resolve(recipe)
+    others = {stage for stages in METHODS.values() for stage in stages} - set(recipe.stages)
+    kept = {key: value for key, value in values.items() if key not in {*others, "output_dir", "resume"}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def base_hash(recipe: Recipe) -> str | None:
+    """Return a SHA-256 of the weight files of a base in a folder; None for one of the Hub."""
+    folder = Path(recipe.model.name_or_path or "")
+    files = sorted(folder.glob("*.safetensors")) if recipe.model.name_or_path and folder.is_dir() else []
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest() if files else None
+
+
 def load_judged_rows(comparison: Comparison, recipe: Recipe) -> JudgedRows:
-    """Load the test and selection rows.
+    """Load the test and selection rows; of rows with the same question the first one counts.
+
+    Args:
+        comparison: which rows.
+        recipe: the shared recipe, whose training and checkpoint rows must not be among them.
 
     Raises:
-        ValueError: there are none, or a question is in both.
+        ValueError: there are none, or a question is in two of test, selection, training and checkpoint rows.
     """
     test, selection = (_load(recipe, options) for options in (comparison.test, comparison.selection))
+    _check_apart(recipe, test, selection)
     shared = {repr(example.question) for example in test} & {repr(example.question) for example in selection}
     if shared:
         raise ValueError(
@@ -81,13 +115,35 @@ def _load(recipe: Recipe, options: RowsOptions) -> list[Example]:
     task = get_task(data.task, **{**data.options, **options.options})
     rows = task.load(options.split, path=options.path or data.path)
     examples = read_examples(rows, on_bad_rows=data.on_bad_rows, limit=options.rows)
+    examples = list({repr(example.question): example for example in reversed(examples)}.values())[::-1]
     if not examples:
         raise ValueError(f"split: must hold rows, got none in {options.split!r}.")
     return examples
 
 
+def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Example]) -> None:
+    """Refuse judged rows that a run trains on, and test rows that choose its checkpoint."""
+    if recipe.data.streaming:
+        return  # which would be read to its end
+    rows = load_rows(recipe.data, recipe.task())
+    seen = {"training rows": rows.train, "rows that choose the checkpoint": rows.validation}
+    judged = {"test": test, "selection": selection}
+    for name, used in seen.items():
+        questions = {repr(row["question"]) for row in used} if used is not None else set()
+        for split, examples in judged.items():
+            shared = sum(repr(example.question) in questions for example in examples)
+            if shared and (split == "test" or name == "training rows"):
+                raise ValueError(
+                    f"{split}: must share no question with the {name}, got {shared} of {len(examples)}. Choose other "
+                    "splits (data.train_split, data.validation_split, test, selection)."
+                )
+
+
 def _hash(examples: Sequence[Example]) -> dict[str, Any]:
-    return fingerprint({"question": example.question, "answer": example.answer} for example in examples)
+    return fingerprint(
+        {"question": example.question, "steps": list(example.steps or ()), "answer": example.answer}
+        for example in examples
+    )
 
 
 def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: JudgedRows) -> dict[str, Any]:
@@ -99,19 +155,30 @@ def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: Jud
     """
     if run.recipe is None:
         raise ValueError("run: must have been trained from a recipe, got an adapter without one.")
-    judge = _Judge(comparison, run, run.recipe, rows)
-    has_blocks = active_config(run.model).num_blocks > 0 and comparison.measures.blocks
-    readouts = judge.read(rows.test) if has_blocks else None
+    judge = _Judge(comparison, run, run.recipe, rows, planned.folder)
+    last = planned.folder / run.recipe.stages[-1] / "final.safetensors"
+    if not planned.method.train:
+        return _measure(judge, planned)
+    # Not the weights that validation liked best, which for one seed may be those of another stage than for the next.
+    with _weights(run, load_file(last)):
+        return _measure(judge, planned)
+
+
+def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
+    run, rows, comparison = judge.run, judge.rows, judge.comparison
+    has_blocks = active_config(run.model).num_blocks > 0
+    looks_into = has_blocks and planned.name in comparison.looked_into
+    readouts = judge.read(rows.test) if has_blocks and (comparison.measures.blocks or looks_into) else None
     texts = [row[-1] for row in readouts.texts] if readouts is not None else judge.answer(rows.test)
     verdicts = judge.verdicts(texts)
     right = [verdict[rows.task.answer_rule] for verdict in verdicts]
     final = score_overall_and_by_length(right, [_length(example) for example in rows.test])
-    looks_into = has_blocks and planned.name in comparison.looked_into
     return {
+        "recipe_sha256": recipe_hash(judge.recipe),
         "training": _training(run),
         "accuracy": {rule: _score([verdict[rule] for verdict in verdicts]).to_dict() for rule in verdicts[0]},
         "by_length": _by_length(final),
-        **_measure_blocks(judge, readouts),
+        **_measure_blocks(judge, readouts if comparison.measures.blocks else None),
         **_look_into(judge, readouts if looks_into else None),
         "final": final["all"].to_dict(),
         "right": "".join("1" if is_right else "0" for is_right in right),
@@ -128,6 +195,7 @@ class _Judge:
     run: Run
     recipe: Recipe
     rows: JudgedRows
+    folder: Path
 
     @property
     def model(self) -> Any:
@@ -157,9 +225,16 @@ class _Judge:
         )
         return report.predictions
 
-    def read(self, examples: Sequence[Example]) -> BlockReadouts:
+    def read(self, examples: Sequence[Example], **options: Any) -> BlockReadouts:
         """Read every block out."""
-        return collect_readouts(self.model, self.tokenizer, examples, self.rows.task, **self.options)
+        return collect_readouts(self.model, self.tokenizer, examples, self.rows.task, **{**self.options, **options})
+
+    def longest_step(self) -> int:
+        """Return the tokens that a step of the test rows takes at most, EOS included, or an answer."""
+        template = self.run.templates.step
+        texts = [template.format(step=step) for example in self.rows.test for step in example.steps or ()]
+        longest = max(len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        return max(longest + 1, self.recipe.evaluation.max_new_tokens)
 
     def verdicts(self, texts: Sequence[str]) -> list[dict[str, bool]]:
         """Judge texts on the test rows under every rule."""
@@ -174,17 +249,16 @@ def _measure_blocks(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, 
     """Score every block, and the ways to choose an answer from them."""
     if readouts is None:
         return {"blocks": None, "selection": None, "probe": None}
-    probe = train_probe(judge.read(judge.rows.selection))
+    probe = fit_probe(judge.read(judge.rows.selection))
     chosen = {
         "final": select_final(*readouts.right.shape),
         "vote": select_by_vote(readouts.answers),
         "confidence": select_by_confidence(readouts.log_probs),
+        "probe": select_by_score(probe.scores(readouts.states)),
     }
-    if probe is not None:
-        chosen["probe"] = select_by_score(probe.scores(readouts.states))
     scores = {way: readouts.chosen(blocks) for way, blocks in chosen.items()}
     any_block = readouts.any_block()
-    final, best = scores["final"]["all"].accuracy, any_block["all"].accuracy
+    final, best = scores["final"]["all"], any_block["all"]
     ways = [way for way in scores if way != "final"]
     return {
         "blocks": {
@@ -195,12 +269,10 @@ def _measure_blocks(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, 
         "selection": {
             **{way: found["all"].to_dict() for way, found in scores.items()},
             "any_block": any_block["all"].to_dict(),
-            "gap_closed": {way: gap_closed(final, best, scores[way]["all"].accuracy) for way in ways},
+            "gap_closed": {way: gap_closed(final, best, scores[way]["all"]) for way in ways},
             "by_length": {way: _by_length(found) for way, found in scores.items()},
         },
-        "probe": None
-        if probe is None
-        else {"auroc_by_block": auroc_by_block(probe, readouts), "num_training_rows": probe.num_training_rows},
+        "probe": {"auroc_by_block": auroc_by_block(probe, readouts), "num_training_rows": probe.num_training_rows},
     }
 
 
@@ -224,10 +296,10 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
             **judge.options,
         )
         found["controls"] = [control.to_dict() for control in controls]
-    grounded = Path(judge.recipe.output_dir) / "grounding" / "final.safetensors"
-    if measures.faithfulness and grounded.exists():
+    grounded = judge.folder / "grounding" / "final.safetensors"
+    if measures.faithfulness and grounded.exists() and any(example.steps for example in rows.test):
         with _weights(judge.run, load_file(grounded)):
-            after_stage_1 = judge.read(rows.test)
+            after_stage_1 = judge.read(rows.test, max_new_tokens=judge.longest_step())
         found["faithfulness"] = judge_steps(after_stage_1, rows.test, templates=judge.run.templates)
     if measures.representations:
         found["representations"] = {
@@ -241,7 +313,7 @@ def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str,
     """Follow the blocks' states over the checkpoints that a run kept."""
     checkpoints = []
     for stage in judge.recipe.stages:
-        folders = (Path(judge.recipe.output_dir) / stage).glob("checkpoint-*")
+        folders = (judge.folder / stage).glob("checkpoint-*")
         for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1])):
             weights = folder / "adapter_model.safetensors"
             if weights.exists():

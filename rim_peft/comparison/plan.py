@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rim_peft.comparison.sections import Comparison, MethodOptions
-from rim_peft.recipe import Recipe, load_recipe
+from rim_peft.recipe import Recipe, RecipeError, load_recipe
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,35 @@ def plan_runs(comparison: Comparison) -> list[PlannedRun]:
         if seed in _seeds(comparison, method)
     ]
     return sorted(runs, key=lambda run: run.method.view == "compute")
+
+
+def shared_recipe(comparison: Comparison) -> Recipe:
+    """Return the recipe that all runs share, with the changes for all of them."""
+    changes = {**comparison.changes, "output_dir": comparison.output_dir}
+    return load_recipe(comparison.recipe, overrides(changes))
+
+
+def check_runs(comparison: Comparison, runs: Sequence[PlannedRun], recipes: Sequence[Recipe]) -> None:
+    """Say what would only come out after others have trained.
+
+    Raises:
+        RecipeError: compute is to be equal for a method of several stages or without ``max_steps``, or with a seed that
+            the methods it depends on don't have.
+    """
+    there = {(run.name, run.seed) for run in runs}
+    for run, recipe in zip(runs, recipes, strict=True):
+        if run.method.view == "samples":
+            continue
+        key = f"methods.{run.name}.same_compute_as"
+        steps = getattr(recipe, recipe.stages[0]).get("max_steps", -1)
+        if len(recipe.stages) != 1 or steps < 1:
+            raise RecipeError(
+                f"{key}: needs a method with one stage that gives max_steps, got {', '.join(recipe.stages)} with "
+                f"max_steps {steps}. Give it."
+            )
+        for name in (run.method.same_compute_as, comparison.twin(run.name)):
+            if (name, run.seed) not in there:
+                raise RecipeError(f"{key}: needs {name} with seed {run.seed} too, whose tokens count. Add the seed.")
 
 
 def run_recipe(comparison: Comparison, run: PlannedRun, *, max_steps: int | None = None) -> Recipe:

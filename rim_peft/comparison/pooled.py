@@ -17,7 +17,7 @@ class Method:
         name: its key in the document.
         label: what tables and plots call it; says so where the method had the reference's compute.
         method: how it answers (``"rim"``, ``"cot"``, …).
-        view: what it has in common with the others, ``"samples"`` or ``"compute"``.
+        view: what it has in common with the others, ``"samples"``, ``"compute"`` or neither (``"own"``).
         changes: recipe keys in which it departs from the shared recipe, with their values.
     """
 

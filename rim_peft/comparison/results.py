@@ -11,9 +11,9 @@ from typing import Any
 
 from rim_peft.comparison.measuring import JudgedRows
 from rim_peft.comparison.plan import PlannedRun, overrides
-from rim_peft.comparison.sections import Comparison
+from rim_peft.comparison.sections import Comparison, MethodOptions
 from rim_peft.evaluation.accuracy import Score
-from rim_peft.evaluation.significance import paired_difference
+from rim_peft.evaluation.significance import PairedDifference, paired_difference, pooled_difference
 from rim_peft.recipe import load_recipe
 from rim_peft.run.record import describe_hardware, describe_versions
 
@@ -75,7 +75,7 @@ def assemble(
                 "name": name,
                 "label": method.label or name,
                 "method": _method_name(recipe.method, method.changes, trained=method.train),
-                "view": method.view,
+                "view": _view(name, method, comparison, plan, measured),
                 "changes": method.changes,
             }
             for name, method in entries.items()
@@ -89,6 +89,22 @@ def assemble(
         "latency": list(latency),
         "representations": next((found["representations"] for found in measured if found["representations"]), None),
     }
+
+
+def _view(
+    name: str,
+    method: MethodOptions,
+    comparison: Comparison,
+    plan: Sequence[PlannedRun],
+    measured: Sequence[Mapping[str, Any]],
+) -> str:
+    """Say what a method's trainings have in common with the reference's: compute, samples, or neither ("own")."""
+    trainings = {(run.name, run.seed): found["training"] for run, found in zip(plan, measured, strict=True)}
+    own = [(seed, training) for (other, seed), training in trainings.items() if other == name and training]
+    reference = [trainings.get((comparison.reference, seed)) for seed, _ in own]
+    samples = [training["num_samples"] for _, training in own]
+    is_equal = samples == [other["num_samples"] if other else None for other in reference]
+    return method.view if method.view == "compute" or is_equal else "own"
 
 
 def _public(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,26 +148,29 @@ def _pairs(reference: str, plan: Sequence[PlannedRun], measured: Sequence[dict[s
     seeds = [seed for name, seed in right if name == reference]
     pairs = []
     for name in dict.fromkeys(run.name for run in plan if run.name != reference):
-        own = [seed for other, seed in right if other == name]
+        own = [run.seed for run in plan if run.name == name]
+        is_base = not next(run for run in plan if run.name == name).method.train
         # The base as it is has one seed, which is every reference's partner.
-        shared = [(seed, seed if seed in own else own[0]) for seed in seeds if seed in own or len(own) == 1]
+        shared = [(seed, own[0] if is_base else seed) for seed in seeds if is_base or seed in own]
         each = [(seed, _bits(right[reference, seed]), _bits(right[name, other])) for seed, other in shared]
         for seed, first, second in each:
             pairs.append(_pair(name, reference, seed, first, second))
         if len(each) > 1:
-            all_first = [bit for _, first, _ in each for bit in first]
-            all_second = [bit for _, _, second in each for bit in second]
-            pairs.append(_pair(name, reference, "all", all_first, all_second))
+            found = pooled_difference([(first, second) for _, first, second in each])
+            pairs.append(_entry(found, name, reference, "all", num_rows=len(each[0][1])))
     return pairs
 
 
 def _pair(name: str, reference: str, seed: int | str, first: list[bool], second: list[bool]) -> dict[str, Any]:
-    found = paired_difference(first, second)
+    return _entry(paired_difference(first, second), name, reference, seed, num_rows=len(first))
+
+
+def _entry(found: PairedDifference, name: str, reference: str, seed: int | str, *, num_rows: int) -> dict[str, Any]:
     return {
         "name": name,
         "reference": reference,
         "seed": seed,
-        "num_rows": len(first),
+        "num_rows": num_rows,
         "difference": round(found.difference, 6),
         "standard_error": round(found.standard_error, 6),
         "only_reference": found.only_a,

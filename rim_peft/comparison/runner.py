@@ -15,7 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rim_peft.comparison.measuring import JudgedRows, load_judged_rows, measure_run
-from rim_peft.comparison.plan import PlannedRun, plan_runs, run_recipe
+from rim_peft.comparison.plan import PlannedRun, check_runs, plan_runs, run_recipe, shared_recipe
+from rim_peft.comparison.plots import require_matplotlib
 from rim_peft.comparison.report import write_report
 from rim_peft.comparison.results import MEASURED, RESULTS, assemble
 from rim_peft.comparison.sections import Comparison
@@ -57,9 +58,12 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
     folder = Path(comparison.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     plan = plan_runs(comparison)
-    recipes = [run_recipe(comparison, run) for run in plan]  # all that is wrong is said before anything is trained
+    # All that is wrong is said before anything is trained.
+    require_matplotlib()
+    recipes = [run_recipe(comparison, run) for run in plan]
+    check_runs(comparison, plan, recipes)
     with _locked(folder / ".lock", shared=parallel):
-        rows = load_judged_rows(comparison, recipes[0])
+        rows = load_judged_rows(comparison, shared_recipe(comparison))
         progress = _Progress(plan)
         work = _Work(comparison, rows, list(command), progress, parallel)
         left = list(zip(plan, recipes, strict=True))
@@ -156,7 +160,7 @@ class _Work:
 
     def _spec(self, run: PlannedRun, recipe: Recipe) -> dict[str, Any]:
         """Return what decides a run's numbers besides its recipe."""
-        return self.rows.spec(self.comparison, run)
+        return self.rows.spec(self.comparison, run, recipe)
 
 
 @dataclass
@@ -201,6 +205,8 @@ def _locked(path: Path, *, shared: bool) -> Iterator[None]:
         BusyError: another process holds it.
     """
     if shared:
+        with _locked(path, shared=False):
+            pass  # nobody works here who does not share
         yield
         return
     try:

@@ -143,8 +143,11 @@ class Comparison:
         if self.reference not in self.methods:
             raise ValueError(f"reference: must be one of the methods, got {self.reference!r}. {self._there}")
         for name, method in self.methods.items():
-            if not re.fullmatch(r"[\w.,=+-]+", name):
-                raise ValueError(f"methods: a name must be letters, digits and any of . , = + - _, got {name!r}.")
+            if not re.fullmatch(r"\w[\w.,=+-]*", name):
+                raise ValueError(
+                    f"methods: a name must be letters, digits and any of . , = + - _, begin with one of the first, got "
+                    f"{name!r}."
+                )
             other = method.same_compute_as
             if other is None:
                 continue

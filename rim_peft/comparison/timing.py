@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rim_peft.comparison.measuring import JudgedRows
+from rim_peft.comparison.measuring import JudgedRows, recipe_hash
 from rim_peft.comparison.plan import PlannedRun, run_recipe
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
@@ -16,7 +16,7 @@ from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.evaluation.latency import measure_latency
 from rim_peft.evaluation.ways import Way, by_generate, by_thoughts, count_behind
 from rim_peft.run import Run, load_run
-from rim_peft.run.record import write_text
+from rim_peft.run.record import describe_hardware, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +40,19 @@ def time_methods(comparison: Comparison, plan: Sequence[PlannedRun], rows: Judge
     if not sizes:
         return []
     path = Path(comparison.output_dir) / LATENCY
-    spec = {"batch_sizes": sizes, "num_questions": number, "data": rows.hashes["test"]["sha256"]}
+    chosen = _one_of_each(comparison, plan)
+    spec = {
+        "batch_sizes": sizes,
+        "num_questions": number,
+        "data": rows.hashes["test"]["sha256"],
+        "runs": {run.name: recipe_hash(run_recipe(comparison, run)) for run, _ in chosen},
+        "hardware": describe_hardware(),
+    }
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["spec"] == spec:
             return list(kept["latency"])
     logger.info("timing answers side by side")
-    chosen = _one_of_each(comparison, plan)
     ways = [_way(run, method, rows.test[:number]) for run, method in chosen]
     reference = next((run.name for run, method in chosen if method == "answer"), None)
     found = [

@@ -57,10 +57,11 @@ def tokenize_separator(tokenizer: PreTrainedTokenizerBase, separator: str) -> li
         ValueError: the tokenizer has no tokens for it.
     """
     ids: list[int] = tokenizer(separator, add_special_tokens=False)["input_ids"]
-    if not ids:
+    read_back = str(tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+    if not ids or (separator.strip() or separator) not in (read_back.strip() or read_back):
         raise ValueError(
-            f"step_separator: must give tokens, got {separator!r}, which gives none with this tokenizer. Choose a text "
-            "that it knows."
+            f"step_separator: must be a text that the tokenizer can write, got {separator!r}, which it reads back as "
+            f"{read_back!r}. Choose another."
         )
     return ids
 

@@ -171,10 +171,16 @@ def evaluate_accuracy(
 def answer_of(text: str, separator: str | None) -> str:
     """Return what follows the last separator of a text that has its steps written out; all of it without one.
 
-    >>> answer_of("2*3=6, 6+1=7, 7", ", ")
-    '7'
+    The separator is looked for as it was written, and without its white space, which some tokenizers change, only
+    where it is not there.
+
+    >>> answer_of("2*3=6, 6+1=7, 7", ", "), answer_of("(3,4)=p, (3,4)", ", "), answer_of("a , b", ", ")
+    ('7', '(3,4)', 'b')
     """
-    return text if separator is None else text.rpartition(separator.strip() or separator)[2].strip()
+    if separator is None:
+        return text
+    mark = separator if separator in text else separator.strip() or separator
+    return text.rpartition(mark)[2].strip()
 
 
 def score_by_rule(

@@ -79,6 +79,7 @@ def measure_latency(
     batch_sizes: Sequence[int] = (1,),
     num_questions: int = 32,
     warm_up: int = 3,
+    min_rounds: int = 10,
     reference: str | None = None,
 ) -> list[Latency]:
     """Ask the same questions in several ways, in turn; every round begins with another way.
@@ -86,10 +87,11 @@ def measure_latency(
     Args:
         ways: the ways, each with a prompt for each question, in the same order of questions.
         batch_sizes: questions answered at a time.
-        num_questions: questions that are timed in each batch size, as far as there are any; a batch size that doesn't
-            divide their number is timed on as many whole batches as they fill, at least one, in which questions may
-            come twice.
+        num_questions: questions that are timed in each batch size, as far as there are any, on as many whole batches as
+            they fill.
         warm_up: batches of each way before the clock counts, in each batch size.
+        min_rounds: batches that are timed at the least, for which questions come again: fewer have no median worth the
+            name.
         reference: name of the way that ratios are formed with.
 
     Returns:
@@ -104,18 +106,16 @@ def measure_latency(
         check_number("batch_sizes", size, least=1)
     check_number("num_questions", num_questions, least=1)
     check_number("warm_up", warm_up, least=0)
-    return [
-        latency
-        for size in batch_sizes
-        for latency in _measure(ways, size, num_questions=num_questions, warm_up=warm_up, reference=reference)
-    ]
+    check_number("min_rounds", min_rounds, least=1)
+    counts = {"num_questions": num_questions, "warm_up": warm_up, "min_rounds": min_rounds}
+    return [latency for size in batch_sizes for latency in _measure(ways, size, reference=reference, **counts)]
 
 
 def _measure(
-    ways: Sequence[Way], size: int, *, num_questions: int, warm_up: int, reference: str | None
+    ways: Sequence[Way], size: int, *, num_questions: int, warm_up: int, min_rounds: int, reference: str | None
 ) -> list[Latency]:
     num_timed = min(num_questions, len(ways[0].prompts))
-    num_rounds = max(1, num_timed // size)
+    num_rounds = max(min_rounds, num_timed // size)
     rounds = [[(size * index + row) % num_timed for row in range(size)] for index in range(num_rounds)]
     samples: dict[str, list[_Sample]] = {way.name: [] for way in ways}
     for index in range(warm_up):

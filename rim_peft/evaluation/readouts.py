@@ -19,6 +19,8 @@ from rim_peft.data.tasks import Task
 from rim_peft.evaluation.accuracy import Score, score_overall_and_by_length
 from rim_peft.inference import read_blocks
 
+_LEAST_GAP = 10
+
 
 @dataclass(frozen=True)
 class BlockReadouts:
@@ -110,3 +112,17 @@ def collect_readouts(
         states=torch.stack([torch.stack([readout.hidden_state for readout in row]) for row in rows]),
         lengths=[len(example.steps) if example.steps else None for example in examples],
     )
+
+
+def gap_closed(final: Score, any_block: Score, chosen: Score) -> float | None:
+    """Return which share of the gap between final-block and any-block accuracy a choice closes.
+
+    >>> gap_closed(Score(40, 100), Score(60, 100), Score(50, 100))
+    0.5
+
+    Returns:
+        The share; below 0 where the choice loses against the last block; None where the gap is below ten rows, of which
+        shares say nothing.
+    """
+    gap = any_block.num_correct - final.num_correct
+    return round((chosen.num_correct - final.num_correct) / gap, 6) if gap >= _LEAST_GAP else None

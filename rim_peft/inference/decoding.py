@@ -107,6 +107,7 @@ class BlockDecoder:
         if compiled:
             check_uncompiled("compiled", config)
         self.model = model
+        self.adapter = model.active_adapter
         self.blocks = config.block_tokens
         self.every_block = every_block
         self.max_new_tokens = max_new_tokens
@@ -130,8 +131,12 @@ class BlockDecoder:
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise ValueError(f"prompts: must be at least one, each of at least one token, got {prompts!r}.")
         self.check_room(prompts)
-        if self.model.training:
-            self.model.eval()
+        if self.model.active_adapter != self.adapter or not can_decode(self.model):
+            raise ValueError(
+                f"model: must have the adapter active that the decoder was made for, {self.adapter!r}, got "
+                f"{self.model.active_adapter!r}, or it is disabled. Activate it, or make another decoder."
+            )
+        self.model.eval()  # an adapter that was added to a model in evaluation mode may still be in training mode
         rows = self._lay_out(prompts).to(self.model.device)
         return self._decode(rows, len(prompts), on_token)
 

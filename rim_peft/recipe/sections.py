@@ -205,6 +205,10 @@ class Recipe:
         """Check that there is something to train."""
         if not self.stages:
             raise ValueError("refinement: must not be null where grounding is null too. Keep a stage.")
+        if self.method in ("answer", "cot") and self.adapter.get("r") == 0:
+            raise ValueError(
+                f"adapter.r: must be at least 1 for method {self.method!r}, which trains LoRA alone, got 0."
+            )
         if self.method in ("rim", "pause") and self.adapter.get("num_blocks") == 0:
             raise ValueError(f"adapter.num_blocks: must be at least 1 for method {self.method!r}, got 0.")
 
@@ -215,8 +219,9 @@ class Recipe:
 
     def rim_config(self) -> RiMConfig:
         """Return a new configuration of the adapter: without blocks for methods that have none."""
-        has_blocks = self.method in ("rim", "pause")
-        return RiMConfig(**{**self.adapter, **({} if has_blocks else {"num_blocks": 0})})
+        if self.method in ("rim", "pause"):
+            return RiMConfig(**self.adapter)
+        return RiMConfig(**{**self.adapter, "num_blocks": 0, "insertion_layer": 0, "bidirectional_blocks": False})
 
     def task(self) -> Task:
         """Return the task with its options."""

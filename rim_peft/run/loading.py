@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Templates
 from rim_peft.inference import answer_with_thoughts
 from rim_peft.recipe import ModelOptions, Recipe, load_recipe
+from rim_peft.recipe.keys import STAGES
 from rim_peft.run.base import load_base, load_tokenizer, to_device
 from rim_peft.tuner import RiMConfig
 
@@ -86,7 +87,7 @@ def load_untrained(recipe: Recipe) -> Run:
     """
     source = recipe.model.name_or_path
     config = recipe.rim_config()
-    if source is None or config.num_blocks:
+    if source is None or recipe.method not in ("answer", "cot"):
         raise ValueError(
             "method: the base as it is can be asked without blocks alone (answer, cot), and must have been trained "
             f"before (model.name_or_path), got method {recipe.method!r} and base {source!r}."
@@ -137,7 +138,7 @@ def load_run(source: str | Path, *, base: str | None = None) -> Run:
 def _download(name: str) -> Path:
     """Fetch an adapter from the Hub, without a run's checkpoints."""
     try:
-        return Path(snapshot_download(name, ignore_patterns=["grounding/*", "refinement/*", "best.safetensors"]))
+        return Path(snapshot_download(name, ignore_patterns=[*(f"{stage}/*" for stage in STAGES), "best.safetensors"]))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"{name}: is no folder, and cannot be read from the Hub: {error}") from error
 

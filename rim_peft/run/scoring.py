@@ -42,6 +42,11 @@ def evaluate(
     Raises:
         ValueError: there is no task, no row, or there are bad ones.
     """
+    if (num_blocks or by_block) and run.recipe is not None and not run.recipe.rim_config().num_blocks:
+        raise ValueError(
+            f"num_blocks, by_block: must not be given for method {run.recipe.method!r}, which has no blocks. Leave "
+            "them out (--blocks, --by-block)."
+        )
     task = _task(run, task_name)
     data = run.recipe.data if run.recipe is not None and task_name in (None, run.recipe.data.task) else None
     options = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()

@@ -10,6 +10,7 @@ from rim_peft.training.readout_config import ReadoutConfig, check_share
 from rim_peft.training.schedules import coconut_stage
 
 _REFUSED: dict[str, Any] = {
+    "block_range": None,
     "pack_length": None,
     "max_tokens_per_batch": None,
     "pad_to_multiple_of": None,

@@ -105,6 +105,7 @@ def run_stages(
     resume: bool = False,
 ) -> CurriculumResult:
     """Train any stages one after the other, as :func:`run_curriculum` does its two, which has the arguments."""
+    _check_moments(stages)
     best = BestWeights(Path(output_dir) / "best.safetensors")
     _check_folders([best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)], resume=resume)
     _check_checkpoints([args for _, args in stages])
@@ -154,7 +155,20 @@ def run_stages(
 
 def _keeps_optimizer(following: Sequence[tuple[type[ReadoutTrainer], ReadoutConfig]]) -> bool:
     """Tell whether the next stage goes on with the optimiser of the one before it."""
-    return bool(following) and not getattr(following[0][1], "reset_optimizer", True)
+    args = following[0][1] if following else None
+    return isinstance(args, RefinementConfig) and not args.reset_optimizer
+
+
+def _check_moments(stages: Sequence[tuple[type[ReadoutTrainer], ReadoutConfig]]) -> None:
+    """Refuse a stage that would go on with an optimiser that is not there, or of another kind."""
+    for index, (_, args) in enumerate(stages):
+        if _keeps_optimizer(stages[index:]):
+            before = stages[index - 1][1].optim if index else None
+            if before != args.optim:
+                raise ValueError(
+                    f"reset_optimizer: must be True without a stage before that has the same optimiser, got False with "
+                    f"optim {args.optim} after {before or 'no stage'}. Leave it out, or give both stages one optim."
+                )
 
 
 class _GoOnWith(TrainerCallback):

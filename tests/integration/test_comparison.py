@@ -87,10 +87,12 @@ def test_every_method_is_trained_measured_and_reported(done: tuple[Path, dict[st
     # Within two of its steps, whose rows differ in length.
     assert abs(more["num_tokens"] - rim["num_tokens"]) <= 2 * runs["answer"]["training"]["num_tokens"] / 3
     for name, run in runs.items():
-        assert run["accuracy"]["exact-word"]["num_rows"] == 12
+        assert run["accuracy"]["exact-word"]["num_rows"] == results["data"]["test"]["num_rows"]
         assert (run["blocks"] is None) == (name not in ("rim", "pause"))
         assert (run["budget"] is None) == (name != "rim")
     assert [point["num_blocks"] for point in runs["rim"]["budget"]] == [0, 4]
+    assert all(len(run["recipe_sha256"]) == 64 for run in runs.values())
+    assert {method["name"]: method["view"] for method in results["methods"]}["answer"] == "own"  # 12 samples, not 24
     final = runs["rim"]["accuracy"]["exact-word"]
     assert runs["rim"]["budget"][1]["accuracy"] == final
     assert runs["rim"]["selection"]["final"] == runs["rim"]["blocks"]["by_block"][-1]["all"] == final
@@ -143,6 +145,8 @@ def test_folders_with_other_values_and_other_processes_are_refused(done: tuple[P
     path = folder / "compare.yaml"
     with pytest.raises(RecipeError, match=r"measured with other values of measures\. Delete measured\.json"):
         run_comparison(load_comparison(path, ["measures.controls=false"]))
+    with pytest.raises(RecipeError, match=r"measured with other values of recipe\. Delete measured\.json"):
+        run_comparison(load_comparison(path, ["changes.adapter.lora_alpha=8"]))
     with FileLock(folder / "out" / ".lock"), pytest.raises(BusyError, match="another process works on this comparison"):
         run_comparison(load_comparison(path))
     assert list_runs(load_comparison(path, ["output_dir=elsewhere"])).count("missing") == len(METHODS)
@@ -154,8 +158,28 @@ def test_a_question_cannot_choose_and_decide(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     changes = {"data.path": str(tmp_path), "data.task": "prosqa", "data.options": {}, "model.name_or_path": str(BASE)}
     path = write(tmp_path, changes=changes, test={}, selection={}, methods={"rim": {}})
-    with pytest.raises(ValueError, match="selection: must share no question with test, got 3"):
+    with pytest.raises(ValueError, match="test: must share no question with the training rows, got 3 of 3"):
         run_comparison(load_comparison(path))
+    others = [{**row, "question": f"{row['question']}?"} for row in rows]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in others))
+    with pytest.raises(ValueError, match="test: must share no question with the rows that choose the checkpoint"):
+        run_comparison(load_comparison(path))
+    with pytest.raises(ValueError, match="selection: must share no question with test, got 3"):
+        run_comparison(load_comparison(path, ["changes.data.validation_rows=0"]))
+
+
+def test_what_would_only_come_out_later_is_said_at_once(tmp_path: Path) -> None:
+    twin = {"changes": {"method": "answer", "baseline.max_steps": -1, "baseline.num_train_epochs": 1}}
+    methods = {"rim": {}, "answer": twin, "more": {**twin, "same_compute_as": "rim"}}
+    with pytest.raises(RecipeError, match=r"methods\.more\.same_compute_as: needs a method with one stage that gives"):
+        run_comparison(load_comparison(write(tmp_path, methods=methods)))
+    methods = {"rim": {}, "copy": {}, "more": {"same_compute_as": "rim"}}
+    with pytest.raises(RecipeError, match="got grounding, refinement"):
+        run_comparison(load_comparison(write(tmp_path, methods=methods)))
+    methods = {name: METHODS[name] for name in ("answer", "answer-same-compute", "rim")}
+    methods["answer"] = {**methods["answer"], "seeds": [1]}
+    with pytest.raises(RecipeError, match="needs answer with seed 0 too"):
+        run_comparison(load_comparison(write(tmp_path, methods=methods)))
 
 
 def test_the_command_says_which_kind_a_recipe_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from rim_peft import RefinementConfig, RefinementTrainer
+from rim_peft.cli.main import main
 from rim_peft.data.collator import ReadoutCollator
+from rim_peft.data.tokenization import tokenize_separator
+from rim_peft.demo import BASE
+from rim_peft.evaluation.accuracy import answer_of
 from rim_peft.recipe import RecipeError, load_recipe
 from rim_peft.run import evaluate, load_run, train
 from rim_peft.sequence import BlockTokens
@@ -264,11 +269,54 @@ def test_tokens_are_counted_over_a_resumption(tiny_base: Path, tmp_path: Path) -
     assert again["num_tokens"] == counted
 
 
+def test_a_separator_must_survive_the_tokenizer(tmp_path: Path) -> None:
+    """The demo's word-level tokenizer writes a semicolon as <unk>, which is not read back."""
+    demo = AutoTokenizer.from_pretrained(BASE)
+    assert tokenize_separator(demo, ", ") == demo(",").input_ids
+    for separator in ("; ", "\n"):
+        with pytest.raises(ValueError, match="step_separator: must be a text that the tokenizer can write"):
+            tokenize_separator(demo, separator)
+
+
+def test_an_answer_follows_the_separator_as_it_was_written() -> None:
+    assert answer_of("a, b, (3,4)", ", ") == "(3,4)"
+    assert answer_of("1.5+2=3.5. 3.5", ". ") == "3.5"
+    assert answer_of("a ,b", ", ") == "b"
+    assert answer_of("only", ", ") == "only"
+    assert answer_of("x\ny", None) == "x\ny"
+
+
+def test_questions_beyond_a_batch_are_answered(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(load_recipe(write_recipe(tmp_path, tiny_base, "coconut")))
+    monkeypatch.setattr("sys.stdin", io.StringIO("1+1?\n2+1?\n3+1?\n"))
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "out"), "--batch-size", "1"]) == 0
+    assert [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()] == ["1+1?", "2+1?", "3+1?"]
+    assert main(["evaluate", str(tmp_path / "out"), "--blocks", "3"]) == 1
+    assert "must not be given for method 'coconut', which has no blocks" in capsys.readouterr().err
+
+
+def test_moments_need_a_stage_before_with_the_same_optimiser(tmp_path: Path) -> None:
+    stages = _stages(tmp_path, reset=False)
+    with pytest.raises(ValueError, match=r"reset_optimizer: .* after no stage"):
+        train_both(tmp_path, **stages, grounding=None)
+    stages["refinement"].optim = "adafactor"
+    with pytest.raises(ValueError, match="got False with optim adafactor after "):
+        train_both(tmp_path, **stages)
+
+
 def test_recipes_say_what_a_method_cannot_have(tiny_base: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, tiny_base, "pause")
     with pytest.raises(RecipeError, match=r"num_blocks: must be at least 1 for method 'pause'"):
         load_recipe(path, ["adapter.num_blocks=0"])
     with pytest.raises(RecipeError, match=r"baseline\.written_steps: is set as method"):
         load_recipe(path, ["baseline.written_steps=true"])
+    with pytest.raises(RecipeError, match="r: must be at least 1 for method 'cot', which trains LoRA alone, got 0"):
+        load_recipe(path, ["method=cot", "adapter.r=0"])
+    assert load_recipe(path, ["method=coconut", "adapter.insertion_layer=1"]).rim_config().insertion_layer == 0
+    with pytest.raises(RecipeError, match="block_range: must stay None for Coconut"):
+        load_recipe(path, ["method=coconut", "coconut.block_range=[1, 2]"])
     with pytest.raises(RecipeError, match="method: must be 'rim', 'answer', 'cot', 'pause' or 'coconut'"):
         load_recipe(path, ["method=icot"])

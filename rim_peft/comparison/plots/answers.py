@@ -67,8 +67,11 @@ def draw_lengths(results: Results) -> list[Drawing]:
     """Accuracy by number of steps, one line a method; methods with the reference's compute in a panel of their own."""
     if not results.lengths:
         return []
-    views = {"samples": "same number of samples", "compute": "same compute"}
-    panels = [(title, [m for m in results.methods if m.view == view]) for view, title in views.items()]
+    own = [method for method in results.methods if method.view != "compute"]
+    panels = [
+        ("the recipe's own steps" if any(m.view == "own" for m in own) else "same number of samples", own),
+        ("same compute", [method for method in results.methods if method.view == "compute"]),
+    ]
     panels = [(title, methods) for title, methods in panels if methods]
     reference = [m for m in results.methods if m.name == results.reference]
     panels = [(title, methods if reference[0] in methods else [*methods, *reference]) for title, methods in panels]

@@ -58,8 +58,8 @@ def _main(results: Results) -> Table:
         "seed spread",
     )
     equal = (
-        "Equal says what a method has in common with the reference: the number of training samples, or the compute "
-        "(tokens); samples and tokens are means over seeds."
+        "Equal says what a method has in common with the reference: the number of training samples, the compute "
+        "(tokens), or neither (own); samples and tokens are means over seeds."
     )
     absent = f"{NONE}: not trained, or one seed alone."
     return Table("Right answers on the test rows", columns, rows, num_text_columns=2, notes=(_ERRORS, equal, absent))
@@ -161,15 +161,17 @@ def tabulate_pairs(results: Results) -> Section:
     notes = (
         f"Accuracy of the method less that of {reference} on the same rows, ± standard error; p-values are McNemar's, "
         "not adjusted for the number of comparisons.",
-        "All seeds together count every test row once for each seed, so that these rows are not independent: read "
-        "them beside the seeds one by one.",
+        "p holds the trained weights fixed: it says whether these adapters differ on rows like these. Two seeds of one "
+        "method may differ as much; how far seeds lie apart stands under accuracy.",
+        "All seeds together: a row's verdicts are averaged over the seeds before the rows' spread is taken; p is that "
+        "of a normal distribution.",
     )
     return Section("Paired differences", (Table(f"Methods beside {reference}", columns, rows, notes=notes),))
 
 
 def _difference(pair: Mapping[str, Any]) -> str:
-    """From the counts, so that the sign is what the heading says."""
-    return difference((pair["only_other"] - pair["only_reference"]) / pair["num_rows"], pair["standard_error"])
+    """The method less the reference, while the document has it the other way round."""
+    return difference(-pair["difference"], pair["standard_error"])
 
 
 def _marked(results: Results, method: Method) -> str:

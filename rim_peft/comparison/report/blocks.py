@@ -55,14 +55,15 @@ def tabulate_selection(results: Results) -> Section:
     rows = []
     for method in results.having("selection"):
         pooled = {way: pool(part.get(way) for part in results.parts(method.name, "selection")) for way in WAYS}
-        closed = [_gap_closed(pooled, way) for way in _CHOSEN]
+        number = len(results.parts(method.name, "selection"))
+        closed = [_gap_closed(pooled, way, num_seeds=number) for way in _CHOSEN]
         cells = [share_with_error(pooled[way]) for way in WAYS]
         seeds = results.seeds(method.name, "selection")
         rows.append((method.label, seeds, *cells, *(percent(value) for value in closed)))
     columns = ("method", "seeds", *_ways(), *(f"gap closed, {WAYS[way]}" for way in _CHOSEN))
     note = (
         "Gap closed: (way - final) / (any block - final), from the rows of all seeds together; below 0 a way loses "
-        f"against the last block, {NONE} where there is no gap."
+        f"against the last block, {NONE} where the gap is below ten rows a seed."
     )
     tables = [Table("Accuracy of the chosen answer", columns, rows, notes=(note,))]
     for method in results.detailed("selection"):
@@ -75,9 +76,9 @@ def _ways() -> list[str]:
     return [words.get(way, word) for way, word in WAYS.items()]
 
 
-def _gap_closed(scores: Mapping[str, Score | None], way: str) -> float | None:
+def _gap_closed(scores: Mapping[str, Score | None], way: str, *, num_seeds: int) -> float | None:
     final, oracle, chosen = scores["final"], scores["any_block"], scores[way]
-    if final is None or oracle is None or chosen is None or oracle.accuracy == final.accuracy:
+    if final is None or oracle is None or chosen is None or oracle.num_correct - final.num_correct < 10 * num_seeds:
         return None
     return (chosen.accuracy - final.accuracy) / (oracle.accuracy - final.accuracy)
 

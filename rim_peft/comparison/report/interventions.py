@@ -43,8 +43,9 @@ def tabulate_controls(results: Results, plots: PlotsOf) -> Section:
             rows.append((str(name), description, *_control_cells(results, scores[0], lengths, scores[1])))
         columns = ("control", "what is done", "accuracy", "follows", *(steps(n) for n in results.lengths))
         note = (
-            f"Seeds: {results.seeds(method.name, 'controls')}. Follows: the answer is the one of the question whose "
-            "states were put in."
+            f"Seeds: {results.seeds(method.name, 'controls')}. Follows: the answer is the one that the swapped states "
+            "imply: the other question's own where all blocks are swapped; after the first t, what the question's "
+            "remaining steps make of the other's value. Swaps are judged on the rows that have a partner."
         )
         tables.append(Table(f"{method.label}: controls", columns, rows, num_text_columns=2, notes=(note,)))
     return Section("Controls", (*tables, *plots("controls")))

@@ -85,8 +85,8 @@ def normalise_latex(text: str) -> str:
     text = text.replace("\\$", "").lstrip("$ \n\t").rstrip("$. \n\t")
     for old, new in _REPLACED:
         text = text.replace(old, new)
-    before, unit, _ = text.partition("\\text{ ")
-    text = before if unit and before else text
+    before, unit, after = text.partition("\\text{ ")
+    text = before if unit and before and "\\text{ " not in after else text
     text = text.replace("\\%", "")
     text = re.sub(r"(^|[\s{])\.(?=\d)", r"\g<1>0.", text).strip()
     if assignment := _ASSIGNMENT.fullmatch(text):

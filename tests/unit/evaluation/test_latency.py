@@ -49,7 +49,7 @@ def test_the_answer_begins_behind_the_steps(monkeypatch: pytest.MonkeyPatch) -> 
         clock.way("direct", lambda question: 0.1, {0: 2, 1: 2, 2: 2}),
         clock.way("chain", lambda question: 0.1, {0: 5, 1: 7, 2: 12}, answer_tokens=2),
     ]
-    direct, chain = measure_latency(ways, reference="direct")
+    direct, chain = measure_latency(ways, reference="direct", min_rounds=1)
     assert direct.first_token_ms == pytest.approx(1100)
     assert direct.answer_ms == pytest.approx(1200)
     assert (direct.first_token_ratio, direct.answer_ratio, direct.num_tokens) == (1.0, 1.0, 2.0)
@@ -70,16 +70,16 @@ def test_ratios_are_formed_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
         clock.way("mine", lambda question: (1.0, 3.0, 11.0)[question], lengths),
         clock.way("reference", lambda question: (9.0, 4.0, 5.0)[question], lengths),
     ]
-    mine, reference = measure_latency(ways, reference="reference")
+    mine, reference = measure_latency(ways, reference="reference", min_rounds=1)
     assert mine.answer_ratio == pytest.approx(0.8)
     assert reference.answer_ratio == 1.0
-    assert measure_latency(ways)[0].answer_ratio is None
+    assert measure_latency(ways, min_rounds=1)[0].answer_ratio is None
 
 
 def test_in_a_batch_the_slowest_row_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock(monkeypatch)
     way = clock.way("chain", lambda question: 1.0, {0: 3, 1: 6}, answer_tokens=lambda row: 1 if len(row) == 3 else 4)
-    (chain,) = measure_latency([way], batch_sizes=[2])
+    (chain,) = measure_latency([way], batch_sizes=[2], min_rounds=1)
     # Row 0's answer is its third token, row 1's begins with the third of six.
     assert chain.first_token_ms == pytest.approx(4000)
     assert chain.answer_ms == pytest.approx(7000)
@@ -90,7 +90,7 @@ def test_ways_take_turns_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> N
     clock = FakeClock(monkeypatch)
     lengths = dict.fromkeys(range(5), 1)
     ways = [clock.way(name, lambda question: 1.0, lengths) for name in ("a", "b")]
-    found = measure_latency(ways, batch_sizes=[1, 3], num_questions=4, warm_up=1)
+    found = measure_latency(ways, batch_sizes=[1, 3], num_questions=4, warm_up=1, min_rounds=1)
     assert [(row.name, row.batch_size) for row in found] == [("a", 1), ("b", 1), ("a", 3), ("b", 3)]
     assert clock.asked == [
         *[("a", [0]), ("b", [0])],  # warm-up
@@ -102,13 +102,13 @@ def test_ways_take_turns_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_batch_larger_than_the_questions_asks_some_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock(monkeypatch)
-    measure_latency([clock.way("a", lambda question: 1.0, {0: 1, 1: 1})], batch_sizes=[3], warm_up=0)
+    measure_latency([clock.way("a", lambda question: 1.0, {0: 1, 1: 1})], batch_sizes=[3], warm_up=0, min_rounds=1)
     assert clock.asked == [("a", [0, 1, 0])]
 
 
 def test_to_dict_is_what_results_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock(monkeypatch)
-    (found,) = measure_latency([clock.way("a", lambda question: 0.12345678, {0: 1, 1: 2})], reference="a")
+    (found,) = measure_latency([clock.way("a", lambda question: 0.12345678, {0: 1, 1: 2})], reference="a", min_rounds=1)
     assert found.to_dict() == {
         "name": "a",
         "batch_size": 1,
@@ -137,19 +137,19 @@ def test_to_dict_is_what_results_hold(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_measured_is_said(change: dict[str, Any], message: str) -> None:
     way = Way("a", [[1]], lambda prompts, on_token: [[2]])
     with pytest.raises(ValueError, match=message):
-        measure_latency(**{"ways": [way], **change})
+        measure_latency(**{"ways": [way], **change}, min_rounds=1)
 
 
 def test_ways_must_fit_each_other_and_note_their_tokens() -> None:
     silent = Way("silent", [[1]], lambda prompts, on_token: [[2]])
     with pytest.raises(ValueError, match=r"got \{'silent': 1, 'other': 2\}"):
-        measure_latency([silent, Way("other", [[1], [2]], silent.answer)])
+        measure_latency([silent, Way("other", [[1], [2]], silent.answer)], min_rounds=1)
     with pytest.raises(ValueError, match="each with a name of its own, got"):
-        measure_latency([silent, silent])
+        measure_latency([silent, silent], min_rounds=1)
     with pytest.raises(
         ValueError, match=r"'silent' must give .* got 1 answers for 1 prompts, and 0 calls for 1 tokens"
     ):
-        measure_latency([silent])
+        measure_latency([silent], min_rounds=1)
 
 
 def listen(way: Way, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
@@ -180,7 +180,7 @@ def test_every_way_writes_a_batch_as_one_at_a_time(make_rim: MakeRim, make_base:
     assert listen(ways[1], PROMPTS) == listen(ways[2], PROMPTS)
     assert listen(ways[2], PROMPTS)[0] == [answers[0] for answers in decoder(PROMPTS).token_ids]
     assert listen(ways[3], PROMPTS)[0] == decode_with_thoughts(model, PROMPTS, num_thoughts=2, **ends)
-    found = measure_latency(ways, batch_sizes=[1, 3], warm_up=1, reference="plain")
+    found = measure_latency(ways, batch_sizes=[1, 3], warm_up=1, reference="plain", min_rounds=1)
     assert [row.batch_size for row in found] == [1] * 4 + [3] * 4
     assert all(0 < row.first_token_ms <= row.answer_ms for row in found)
     assert found[0].prompt_tokens == (3 + 5 + 1 + 2) / 4
@@ -215,7 +215,7 @@ def test_cuda_is_waited_for_and_its_peak_noted(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
     way = clock.way("a", lambda question: 0.1, {0: 2, 1: 2, 2: 2}, device="cuda:0")
-    (found,) = measure_latency([way], warm_up=0)
+    (found,) = measure_latency([way], warm_up=0, min_rounds=1)
     assert found.peak_memory_mb == 7.0
     # 1 s and twice 0.1 s, and a wait of 0.5 s for each token; the one before the start doesn't count.
     assert found.first_token_ms == pytest.approx(1600)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,17 +11,17 @@ from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Example
 from rim_peft.data.tasks import get_task
+from rim_peft.evaluation.accuracy import Score
 from rim_peft.evaluation.faithfulness import judge_steps
-from rim_peft.evaluation.probe import Probe, auroc_by_block, gap_closed, train_probe
-from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts
+from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts, gap_closed
 from rim_peft.inference import read_blocks
 from tests.conftest import build_rim
 
 EXAMPLES = [Example(f"{n}+{n}", answer=str(2 * n), steps=tuple("ab"[: n % 3])) for n in range(5)]
 
 
-def readouts_of(right: list[list[bool]], states: torch.Tensor | None = None, **changes: object) -> BlockReadouts:
-    verdicts = np.array(right)
+def readouts_of(right: Any, states: torch.Tensor | None = None, **changes: object) -> BlockReadouts:
+    verdicts = np.array(right, dtype=bool)
     rows, blocks = verdicts.shape
     values = {
         "texts": [["x"] * blocks] * rows,
@@ -63,54 +63,11 @@ def test_blocks_and_choices_are_scored() -> None:
     assert readouts.chosen(np.array([1, 0, 0]))["all"].num_correct == 1
 
 
-# The probe.
-
-
-def _separable(num_rows: int, *, seed: int, noise: float) -> BlockReadouts:
-    """States whose first dimension says, with noise, whether the readout is right; the second one never varies."""
-    generator = torch.Generator().manual_seed(seed)
-    right = torch.rand(num_rows, 3, generator=generator) < torch.tensor([0.2, 0.5, 0.8])
-    states = torch.randn(num_rows, 3, 4, generator=generator)
-    states[..., 0] = right * 2.0 - 1.0 + noise * states[..., 0]
-    states[..., 1] = 5.0
-    return readouts_of(right.tolist(), states)
-
-
-def test_a_probe_finds_the_direction_and_ships_with_an_adapter(tmp_path: Path) -> None:
-    probe = train_probe(_separable(200, seed=0, noise=0.1))
-    assert probe is not None
-    test = _separable(100, seed=1, noise=0.1)
-    assert auroc_by_block(probe, test) == [1.0, 1.0, 1.0]
-    assert int(probe.weight.abs().argmax()) == 0
-    assert probe.num_training_rows == 200
-    probe.save(tmp_path / "probe.safetensors")
-    loaded = Probe.load(tmp_path / "probe.safetensors")
-    np.testing.assert_array_equal(loaded.scores(test.states), probe.scores(test.states))
-    with pytest.raises(ValueError, match=r"states: must be \(N, 3, 4\), got \(100, 2, 4\)"):
-        probe.scores(test.states[:, :2])
-
-
-def test_a_probe_of_noise_is_at_chance() -> None:
-    probe = train_probe(_separable(300, seed=0, noise=1e6))
-    assert probe is not None
-    areas = [area for area in auroc_by_block(probe, _separable(300, seed=1, noise=1e6)) if area is not None]
-    assert all(0.35 < area < 0.65 for area in areas)
-
-
-def test_a_probe_needs_both_kinds_and_enough_questions() -> None:
-    assert train_probe(readouts_of([[True, True]] * 20)) is None
-    with pytest.raises(ValueError, match="at least 10 questions, got 3"):
-        train_probe(readouts_of([[True, False]] * 3))
-    probe = train_probe(_separable(50, seed=0, noise=0.1))
-    assert probe is not None
-    all_right = _separable(20, seed=1, noise=0.1)
-    assert auroc_by_block(probe, readouts_of([[True, False, True]] * 20, all_right.states)) == [None, None, None]
-
-
 def test_the_gap_may_be_closed_or_overdone() -> None:
-    assert gap_closed(0.5, 0.7, 0.6) == pytest.approx(0.5)
-    assert gap_closed(0.5, 0.7, 0.4) == pytest.approx(-0.5)
-    assert gap_closed(0.7, 0.7, 0.7) is None
+    final, best = Score(50, 100), Score(70, 100)
+    assert gap_closed(final, best, Score(60, 100)) == pytest.approx(0.5)
+    assert gap_closed(final, best, Score(40, 100)) == pytest.approx(-0.5)
+    assert gap_closed(Score(61, 100), best, best) is None  # nine rows say nothing
 
 
 # Faithfulness.

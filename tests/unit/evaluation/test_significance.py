@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest
 
 from rim_peft.evaluation.accuracy import Score
-from rim_peft.evaluation.significance import paired_difference
+from rim_peft.evaluation.significance import paired_difference, pooled_difference
 
 
 @pytest.mark.parametrize(("correct", "rows"), [(0, 10), (10, 10), (3, 7), (450, 1000), (1, 250)])
@@ -46,3 +46,17 @@ def test_pairs_need_the_same_rows() -> None:
         paired_difference([True], [True, False])
     with pytest.raises(ValueError, match="at least one"):
         paired_difference([], [])
+
+
+def test_seeds_that_judge_the_same_rows_are_no_rows_of_their_own() -> None:
+    first, second = [True, True, False, True] * 25, [False, True, False, False] * 25
+    once, thrice = pooled_difference([(first, second)]), pooled_difference([(first, second)] * 3)
+    assert (once.difference, once.standard_error) == pytest.approx((thrice.difference, thrice.standard_error))
+    assert once.p_value == pytest.approx(thrice.p_value)
+    assert (thrice.only_a, thrice.only_b) == (150, 0)
+    plain = paired_difference(first, second)
+    assert (once.difference, once.standard_error) == pytest.approx((plain.difference, plain.standard_error))
+    opposite = pooled_difference([(first, second), (second, first)])
+    assert (opposite.difference, opposite.p_value) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="all of the same rows"):
+        pooled_difference([(first, second), (first[:3], second[:3])])
