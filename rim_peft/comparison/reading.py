@@ -10,7 +10,8 @@ from typing import Any, get_type_hints
 from rim_peft.comparison.sections import Comparison, MeasureOptions, MethodOptions, RowsOptions
 from rim_peft.recipe import RecipeError
 from rim_peft.recipe.problems import COMMAND_LINE, Problems, join
-from rim_peft.recipe.syntax import read_override, read_yaml
+from rim_peft.recipe.reading import read_mapping
+from rim_peft.recipe.syntax import read_override
 
 SECTIONS: dict[str, type] = {"test": RowsOptions, "selection": RowsOptions, "measures": MeasureOptions}
 
@@ -26,12 +27,7 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
         RecipeError: all that is wrong, one line each.
         OSError: the file cannot be read.
     """
-    try:
-        values = read_yaml(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: must hold keys with values, such as 'recipe: recipes/gsm8k/tiny.yaml'.")
+    values = read_mapping(path, example="recipe: recipes/gsm8k/tiny.yaml")
     problems = Problems(str(path), _all_keys)
     for text in overrides:
         try:

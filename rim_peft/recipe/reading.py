@@ -27,12 +27,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check: bool 
         RecipeError: all that is wrong, one line each.
         OSError: the file cannot be read.
     """
-    try:
-        values = read_yaml(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: must hold keys with values, such as 'output_dir: outputs/run'.")
+    values = read_mapping(path, example="output_dir: outputs/run")
     problems = Problems(str(path), all_keys)
     given = _read_overrides(overrides, problems)
     problems.overridden = frozenset(given)
@@ -45,6 +40,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check: bool 
     if recipe is None:
         raise RecipeError(f"{path}: cannot be read.")
     return recipe
+
+
+def read_mapping(path: str | Path, *, example: str) -> dict[str, Any]:
+    """Read a YAML file that holds keys with values; ``example`` shows one where it does not.
+
+    Raises:
+        RecipeError: it is no YAML, or holds something else.
+        OSError: the file cannot be read.
+    """
+    try:
+        values = read_yaml(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: must hold keys with values, such as '{example}'.")
+    return values
 
 
 def _read_overrides(overrides: Sequence[str], problems: Problems) -> dict[str, Any]:
