@@ -48,9 +48,13 @@ def can_decode(model: PeftModel) -> bool:
         check_layers(base.config)
     except ValueError:
         return False
+    return not _missing_inputs(base) and base.get_input_embeddings().current_adapter is not None
+
+
+def _missing_inputs(base: Any) -> list[str]:
+    """List the inputs that decoding needs and a base's ``forward`` does not take."""
     parameters = inspect.signature(base.forward).parameters
-    takes_all = {"position_ids", "past_key_values", "logits_to_keep"} <= parameters.keys()
-    return takes_all and base.get_input_embeddings().current_adapter is not None
+    return [name for name in ("position_ids", "past_key_values", "logits_to_keep") if name not in parameters]
 
 
 class BlockDecoder:
@@ -104,6 +108,11 @@ class BlockDecoder:
         base: Any = model.get_base_model()
         if every_block or compiled:
             check_architecture(base)
+            if missing := _missing_inputs(base):
+                raise ValueError(
+                    f"model: {type(base).__name__} takes no {', '.join(missing)}, which decoding beside a cache needs. "
+                    "Ask it through generate, or use another base."
+                )
         if compiled:
             check_uncompiled("compiled", config)
         self.model = model

@@ -138,7 +138,8 @@ def predict(
     """
     queries, keys = places
     if branches:
-        dtype = base.get_output_embeddings().weight.dtype
+        head = base.get_output_embeddings().weight
+        dtype = head.dtype if head.is_floating_point() else base.dtype  # a quantised head holds integers
         mask = attention_masks(base.config, layout, dtype=dtype, places=places)
     else:
         mask = layout.attention_mask[:, keys]

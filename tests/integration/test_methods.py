@@ -129,18 +129,25 @@ def test_every_batch_draws_its_own_number_of_blocks() -> None:
 
 
 def test_a_drawn_number_of_blocks_is_weighed_as_its_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    model = build_rim(num_blocks=2)
+    model = build_rim(num_blocks=3)
     args = RefinementConfig(
         output_dir=str(tmp_path), block_range=[3, 3], gradient_checkpointing=False, report_to="none", max_steps=2
     )
     trainer = RefinementTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
     batch = trainer.data_collator(list(trainer.train_dataset))
     drawn = trainer.compute_loss(trainer.model, batch)
-    model.peft_config["default"].num_blocks = 3
     args = RefinementConfig(output_dir=str(tmp_path), gradient_checkpointing=False, report_to="none", max_steps=2)
     fixed = RefinementTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
     torch.testing.assert_close(drawn, fixed.compute_loss(fixed.model, batch))
     trainer.train()
+
+
+def test_a_range_must_hold_the_adapters_own_number(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    args = RefinementConfig(output_dir=str(tmp_path), block_range=[1, 3], report_to="none", max_steps=1)
+    with pytest.raises(ValueError, match=r"block_range: must hold the adapter's num_blocks, 4.* got \[1, 3\]"):
+        RefinementTrainer(
+            build_rim(num_blocks=4), args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer
+        )
 
 
 @pytest.mark.parametrize("value", [[0, 2], [3, 2], [1], "1-2", [1.0, 2.0]])
