@@ -56,7 +56,11 @@ class GSM8K(Task):
         solution, mark, gold = answer.partition("####")
         if not mark:
             solution, gold = "", answer
-        lines = _solution_lines(row) if not solution.strip() else solution.split("\n")
+        lines = (
+            _solution_lines(row, wants_equations=self.steps == "equations")
+            if not solution.strip()
+            else solution.split("\n")
+        )
         gold = gold.replace(",", "").strip()
         if not _is_number(gold):
             rule = "what follows '####' must be a number" if mark else "must be a number or hold '####' and a number"
@@ -87,7 +91,7 @@ def _split_line(line: str) -> dict[str, str]:
     return {"question": question.strip(), "answer": answer}
 
 
-def _solution_lines(row: Mapping[str, Any]) -> list[str]:
+def _solution_lines(row: Mapping[str, Any], *, wants_equations: bool) -> list[str]:
     """Return the steps of a row whose answer does not hold them: from ``steps`` or ``cot``, or none."""
     steps = row.get("steps", row.get("cot"))
     if steps is None:
@@ -96,7 +100,15 @@ def _solution_lines(row: Mapping[str, Any]) -> list[str]:
         steps = steps.split("\n")
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
         raise RowError(f"steps: must be a text or a list of texts, got {steps!r}")
-    return [f"<<{step}>>" if _BARE_EQUATION.fullmatch(step) else step for step in steps]
+    lines = [f"<<{step}>>" if _BARE_EQUATION.fullmatch(step) else step for step in steps]
+    for index, line in enumerate(lines):
+        if wants_equations and "=" in line and not _EQUATION.search(line):
+            # Left out, it would be a hole in the chain.
+            raise RowError(
+                f"steps[{index}]: must be an equation of numbers alone or mark it as <<..>>, got {line[:60]!r}; or use "
+                "the option steps='sentences'"
+            )
+    return lines
 
 
 def _is_number(text: str) -> bool:

@@ -56,6 +56,17 @@ def test_a_line_that_is_an_equation_counts_only_where_steps_are_listed() -> None
     assert get_task("gsm8k").read_row(row).steps == ("9*2=18", "9+9=18")
 
 
+@pytest.mark.parametrize("step", ["48/2=24 clips", "2×3=6"])
+def test_a_step_that_is_nearly_an_equation_is_not_left_out_silently(step: str) -> None:
+    row = {"question": "q", "steps": ["24*2=48", step], "answer": "48"}
+    with pytest.raises(RowError, match=r"steps\[1\]: must be an equation of numbers alone or mark it"):
+        get_task("gsm8k").read_row(row)
+    assert get_task("gsm8k", steps="sentences").read_row({**row, "steps": ["Twice 24.", step]}).steps == (
+        "Twice 24.",
+        step,
+    )
+
+
 def test_a_solution_without_equations_has_no_steps() -> None:
     row = {"question": "q", "answer": "He has eighteen.\n#### 18"}
     assert get_task("gsm8k").read_row(row).steps is None
