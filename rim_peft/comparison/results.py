@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rim_peft.comparison.measuring import JudgedRows
 from rim_peft.comparison.plan import PlannedRun, overrides
+from rim_peft.comparison.rows import JudgedRows
 from rim_peft.comparison.sections import Comparison, MethodOptions
 from rim_peft.evaluation.accuracy import Score
 from rim_peft.evaluation.significance import PairedDifference, paired_difference, pooled_difference

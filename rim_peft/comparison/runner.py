@@ -14,11 +14,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rim_peft.comparison.measuring import JudgedRows, load_judged_rows, measure_run
+from rim_peft.comparison.measuring import measure_run
 from rim_peft.comparison.plan import PlannedRun, check_runs, plan_runs, run_recipe, shared_recipe
 from rim_peft.comparison.plots import require_matplotlib
 from rim_peft.comparison.report import write_report
 from rim_peft.comparison.results import MEASURED, RESULTS, assemble
+from rim_peft.comparison.rows import JudgedRows, load_judged_rows
 from rim_peft.comparison.sections import Comparison
 from rim_peft.comparison.timing import time_methods
 from rim_peft.recipe import Recipe, RecipeError

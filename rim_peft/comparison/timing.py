@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rim_peft.comparison.measuring import JudgedRows, recipe_hash
 from rim_peft.comparison.plan import PlannedRun, run_recipe
+from rim_peft.comparison.rows import JudgedRows, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
 from rim_peft.data.preparation import tokenize_prompts

@@ -1,0 +1,128 @@
+"""The rows that a comparison judges, kept apart from those that train and choose; and what decides a run's numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rim_peft.comparison.plan import PlannedRun
+from rim_peft.comparison.sections import Comparison, RowsOptions
+from rim_peft.data.examples import Example
+from rim_peft.data.tasks import Task, get_task
+from rim_peft.recipe import Recipe
+from rim_peft.recipe.sections import METHODS
+from rim_peft.recipe.snapshot import resolve
+from rim_peft.run.rows import fingerprint, load_rows, read_examples
+from rim_peft.version import __version__
+
+
+@dataclass(frozen=True)
+class JudgedRows:
+    """The rows that decide and those that choose, the same for all runs.
+
+    Attributes:
+        task: the task of the shared recipe.
+        test: examples that decide.
+        selection: examples for the probe.
+        hashes: of both, ``num_rows`` and ``sha256`` each.
+    """
+
+    task: Task
+    test: list[Example]
+    selection: list[Example]
+    hashes: dict[str, dict[str, Any]]
+
+    def spec(self, comparison: Comparison, run: PlannedRun, recipe: Recipe) -> dict[str, Any]:
+        """Return what decides a run's numbers."""
+        measures = {key: value for key, value in asdict(comparison.measures).items() if not key.startswith("latency")}
+        measures["of"] = run.name in comparison.looked_into
+        return {
+            "data": self.hashes,
+            "answer_rule": self.task.answer_rule,
+            "measures": measures,
+            "recipe": recipe_hash(recipe),
+            "base": base_hash(recipe),
+            "same_compute_as": run.method.same_compute_as,
+            "version": __version__,
+        }
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Return a SHA-256 of what a recipe's method reads of it, wherever its folder lies."""
+    values = resolve(recipe)
+    others = {stage for stages in METHODS.values() for stage in stages} - set(recipe.stages)
+    kept = {key: value for key, value in values.items() if key not in {*others, "output_dir", "resume"}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def base_hash(recipe: Recipe) -> str | None:
+    """Return a SHA-256 of the weight files of a base in a folder; None for one of the Hub."""
+    folder = Path(recipe.model.name_or_path or "")
+    files = sorted(folder.glob("*.safetensors")) if recipe.model.name_or_path and folder.is_dir() else []
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest() if files else None
+
+
+def load_judged_rows(comparison: Comparison, recipe: Recipe) -> JudgedRows:
+    """Load the test and selection rows; of rows with the same question the first one counts.
+
+    Args:
+        comparison: which rows.
+        recipe: the shared recipe, whose training and checkpoint rows must not be among them.
+
+    Raises:
+        ValueError: there are none, or a question is in two of test, selection, training and checkpoint rows.
+    """
+    test, selection = (_load(recipe, options) for options in (comparison.test, comparison.selection))
+    _check_apart(recipe, test, selection)
+    shared = {repr(example.question) for example in test} & {repr(example.question) for example in selection}
+    if shared:
+        raise ValueError(
+            f"selection: must share no question with test, got {len(shared)} of them, such as "
+            f"{sorted(shared)[0][:80]}. Choose another split."
+        )
+    return JudgedRows(recipe.task(), test, selection, {"test": _hash(test), "selection": _hash(selection)})
+
+
+def _load(recipe: Recipe, options: RowsOptions) -> list[Example]:
+    data = recipe.data
+    task = get_task(data.task, **{**data.options, **options.options})
+    rows = task.load(options.split, path=options.path or data.path)
+    examples = read_examples(rows, on_bad_rows=data.on_bad_rows, limit=options.rows)
+    examples = list({repr(example.question): example for example in reversed(examples)}.values())[::-1]
+    if not examples:
+        raise ValueError(f"split: must hold rows, got none in {options.split!r}.")
+    return examples
+
+
+def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Example]) -> None:
+    """Refuse judged rows that a run trains on, and test rows that choose its checkpoint."""
+    if recipe.data.streaming:
+        return  # which would be read to its end
+    rows = load_rows(recipe.data, recipe.task())
+    seen = {"training rows": rows.train, "rows that choose the checkpoint": rows.validation}
+    judged = {"test": test, "selection": selection}
+    for name, used in seen.items():
+        questions = {repr(row["question"]) for row in used} if used is not None else set()
+        for split, examples in judged.items():
+            shared = sum(repr(example.question) in questions for example in examples)
+            if shared and (split == "test" or name == "training rows"):
+                raise ValueError(
+                    f"{split}: must share no question with the {name}, got {shared} of {len(examples)}. Choose other "
+                    "splits (data.train_split, data.validation_split, test, selection)."
+                )
+
+
+def _hash(examples: Sequence[Example]) -> dict[str, Any]:
+    return fingerprint(
+        {"question": example.question, "steps": list(example.steps or ()), "answer": example.answer}
+        for example in examples
+    )
