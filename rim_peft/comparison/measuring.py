@@ -36,15 +36,20 @@ def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: Jud
         A run's part of the results document, and what only assembling it needs: ``final`` (score under the deciding
         rule), ``right`` (a bit for each test row), ``train_data`` and ``base_parameters``.
     """
-    if run.recipe is None:
-        raise ValueError("run: must have been trained from a recipe, got an adapter without one.")
-    judge = _Judge(comparison, run, run.recipe, rows, planned.folder)
-    last = planned.folder / run.recipe.stages[-1] / "final.safetensors"
-    if not planned.method.train:
-        return _measure(judge, planned)
-    # Not the weights that validation liked best, which for one seed may be those of another stage than for the next.
-    with _weights(run, load_file(last)):
-        return _measure(judge, planned)
+    with _last_weights(planned, run) as recipe:
+        return _measure(_Judge(comparison, run, recipe, rows, planned.folder), planned)
+
+
+def judge_trial(comparison: Comparison, planned: PlannedRun, run: Run, rows: JudgedRows) -> dict[str, Any]:
+    """Judge a trial of searched values on the selection rows; the test rows are not read.
+
+    Returns:
+        ``score`` under the deciding rule.
+    """
+    with _last_weights(planned, run) as recipe:
+        judge = _Judge(comparison, run, recipe, rows, planned.folder)
+        verdicts = judge.verdicts(judge.answer(rows.selection), rows.selection)
+        return {"score": _score([verdict[rows.task.answer_rule] for verdict in verdicts]).to_dict()}
 
 
 def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
     looks_into = has_blocks and planned.name in comparison.looked_into
     readouts = judge.read(rows.test) if has_blocks and (comparison.measures.blocks or looks_into) else None
     texts = [row[-1] for row in readouts.texts] if readouts is not None else judge.answer(rows.test)
-    verdicts = judge.verdicts(texts)
+    verdicts = judge.verdicts(texts, rows.test)
     right = [verdict[rows.task.answer_rule] for verdict in verdicts]
     final = score_overall_and_by_length(right, [_length(example) for example in rows.test])
     return {
@@ -119,12 +124,12 @@ class _Judge:
         longest = max(len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"])
         return max(longest + 1, self.recipe.evaluation.max_new_tokens)
 
-    def verdicts(self, texts: Sequence[str]) -> list[dict[str, bool]]:
-        """Judge texts on the test rows under every rule."""
+    def verdicts(self, texts: Sequence[str], examples: Sequence[Example]) -> list[dict[str, bool]]:
+        """Judge the examples' texts under every rule."""
         separator = self.run.answering.get("separator")
         return [
             self.rows.task.judge(answer_of(text, separator), example.answer)
-            for text, example in zip(texts, self.rows.test, strict=True)
+            for text, example in zip(texts, examples, strict=True)
         ]
 
 
@@ -206,6 +211,21 @@ def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str,
         with _weights(judge.run, load_file(weights)):
             states.append((stage, step, judge.read(judge.rows.selection[:num_rows]).states))
     return training_components(states) if states else None
+
+
+@contextmanager
+def _last_weights(planned: PlannedRun, run: Run) -> Iterator[Recipe]:
+    """While entered, a trained run has the weights that its last stage ended with; yields its recipe.
+
+    Not those that validation liked best, which for one seed may be those of another stage than for the next.
+    """
+    if run.recipe is None:
+        raise ValueError("run: must have been trained from a recipe, got an adapter without one.")
+    if not planned.method.train:
+        yield run.recipe
+        return
+    with _weights(run, load_file(planned.folder / run.recipe.stages[-1] / "final.safetensors")):
+        yield run.recipe
 
 
 @contextmanager

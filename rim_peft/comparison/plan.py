@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rim_peft.comparison.sections import Comparison, MethodOptions
+from rim_peft.comparison.sections import Comparison, MethodOptions, name_of
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 
 
@@ -20,28 +21,88 @@ class PlannedRun:
         name: the method's name.
         seed: seed of the training.
         method: in what it differs from the shared recipe.
-        folder: where it lies.
+        parent: folder of the method's runs.
+        values: the searched keys' values; None until they are chosen, empty where nothing is searched.
+        is_trial: whether it is judged on the selection rows, to choose the values.
     """
 
     name: str
     seed: int
     method: MethodOptions
-    folder: Path
+    parent: Path
+    values: Mapping[str, Any] | None
+    is_trial: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies; a run with the values of a trial is that trial's, trained once."""
+        if self.values is None:
+            raise ValueError(f"{self}: must have been chosen from its trials before it has a folder.")
+        return self.parent / name_of(self.values) / f"seed-{self.seed}"
+
+    @property
+    def record(self) -> Path:
+        """File that says what was found; where it is, the run is finished."""
+        return self.folder / ("tried.json" if self.is_trial else "measured.json")
 
     def __str__(self) -> str:
-        return f"{self.name}, seed {self.seed}"
+        trial = f", trying {name_of(self.values)}" if self.is_trial and self.values else ""
+        return f"{self.name}, seed {self.seed}{trial}"
 
 
 def plan_runs(comparison: Comparison) -> list[PlannedRun]:
-    """List the runs: seed by seed, so that one seed of all methods is there first, those with equal compute last."""
+    """List the runs in an order in which each has what it needs.
+
+    Seed by seed, so that one seed of all methods is there first; a method's trials before it; those with equal compute
+    last.
+    """
     entries = comparison.entries()
     runs = [
-        PlannedRun(name, seed, method, Path(comparison.output_dir) / "runs" / name / f"seed-{seed}")
+        run
         for seed in dict.fromkeys([*comparison.seeds, *(s for m in entries.values() for s in m.seeds or ())])
         for name, method in entries.items()
-        if seed in _seeds(comparison, method)
+        for run in _runs(comparison, name, method, seed)
     ]
     return sorted(runs, key=lambda run: run.method.view == "compute")
+
+
+def _runs(comparison: Comparison, name: str, method: MethodOptions, seed: int) -> Iterator[PlannedRun]:
+    """Yield a method's run with a seed, its trials first where the seed is the first."""
+    seeds = _seeds(comparison, method)
+    if seed not in seeds:
+        return
+    run = PlannedRun(name, seed, method, Path(comparison.output_dir) / "runs" / name, None if method.search else {})
+    if method.search and seed == seeds[0]:
+        for values in itertools.product(*method.search.values()):
+            yield replace(run, values=dict(zip(method.search, values, strict=True)), is_trial=True)
+    yield run
+
+
+def trials_of(plan: Sequence[PlannedRun], run: PlannedRun) -> list[PlannedRun]:
+    """Return the trials that a run's values are chosen from."""
+    return [other for other in plan if other.name == run.name and other.is_trial]
+
+
+def chosen(plan: Sequence[PlannedRun], run: PlannedRun) -> PlannedRun:
+    """Return a run with the values that did best in its trials, the first of equally good ones.
+
+    Raises:
+        FileNotFoundError: a trial is not finished.
+    """
+    if run.values is not None:
+        return run
+    best = max(trials_of(plan, run), key=lambda trial: read_record(trial)["score"]["accuracy"])
+    return replace(run, values=best.values)
+
+
+def read_record(run: PlannedRun) -> dict[str, Any]:
+    """Return what was found of a finished run.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+    """
+    record: dict[str, Any] = json.loads(run.record.read_text(encoding="utf-8"))
+    return record
 
 
 def shared_recipe(comparison: Comparison) -> Recipe:
@@ -50,15 +111,18 @@ def shared_recipe(comparison: Comparison) -> Recipe:
     return load_recipe(comparison.recipe, overrides(changes))
 
 
-def check_runs(comparison: Comparison, runs: Sequence[PlannedRun], recipes: Sequence[Recipe]) -> None:
+def check_runs(comparison: Comparison, runs: Sequence[PlannedRun]) -> None:
     """Say what would only come out after others have trained.
 
     Raises:
-        RecipeError: compute is to be equal for a method of several stages or without ``max_steps``, or with a seed that
-            the methods it depends on don't have.
+        RecipeError: a run's recipe is none; or compute is to be equal for a method of several stages or without
+            ``max_steps``, or with a seed that the methods it depends on don't have.
     """
     there = {(run.name, run.seed) for run in runs}
-    for run, recipe in zip(runs, recipes, strict=True):
+    for run in runs:
+        if run.values is None:  # as its first trial, which has the same keys
+            run = replace(run, values=trials_of(runs, run)[0].values)
+        recipe = run_recipe(comparison, run)
         if run.method.view == "samples":
             continue
         key = f"methods.{run.name}.same_compute_as"
@@ -84,9 +148,12 @@ def run_recipe(comparison: Comparison, run: PlannedRun, *, max_steps: int | None
     Raises:
         RecipeError: the shared recipe with the run's changes is no recipe.
     """
+    if run.values is None:
+        raise ValueError(f"{run}: must have been chosen from its trials before it has a recipe.")
     changes = {
         **comparison.changes,
         **run.method.changes,
+        **run.values,
         "output_dir": str(run.folder),
         "seed": run.seed,
     }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rim_peft.comparison.plan import PlannedRun, overrides
+from rim_peft.comparison.plan import PlannedRun, overrides, read_record
 from rim_peft.comparison.rows import JudgedRows
 from rim_peft.comparison.sections import Comparison, MethodOptions
 from rim_peft.evaluation.accuracy import Score
@@ -18,15 +17,7 @@ from rim_peft.recipe import load_recipe
 from rim_peft.run.record import describe_hardware, describe_versions
 
 FORMAT = 1
-MEASURED = "measured.json"
-"""File in a run's folder that says what was measured; where it is, the run is finished."""
 RESULTS = "results.json"
-
-
-def read_measured(run: PlannedRun) -> dict[str, Any]:
-    """Return what was measured of a finished run."""
-    measured: dict[str, Any] = json.loads((run.folder / MEASURED).read_text(encoding="utf-8"))
-    return measured
 
 
 def assemble(
@@ -42,13 +33,15 @@ def assemble(
 
     Args:
         comparison: what was compared.
-        plan: its runs.
+        plan: its runs with their values, trials among them.
         rows: the rows that were judged.
         latency: rows of the latency table.
         started: when this process began, in seconds since 1970.
         command: the command line.
     """
-    measured = [read_measured(run) for run in plan]
+    search = [_trial(run, plan) for run in plan if run.is_trial]
+    plan = [run for run in plan if not run.is_trial]
+    measured = [read_record(run) for run in plan]
     recipe = load_recipe(comparison.recipe, overrides(comparison.changes))
     reference = next(found for run, found in zip(plan, measured, strict=True) if run.name == comparison.reference)
     entries = comparison.entries()
@@ -76,10 +69,11 @@ def assemble(
                 "label": method.label or name,
                 "method": _method_name(recipe.method, method.changes, trained=method.train),
                 "view": _view(name, method, comparison, plan, measured),
-                "changes": method.changes,
+                "changes": {**method.changes, **next(run.values or {} for run in plan if run.name == name)},
             }
             for name, method in entries.items()
         ],
+        "search": search,
         "runs": [
             {"name": run.name, "seed": run.seed, "folder": str(run.folder), **_public(found)}
             for run, found in zip(plan, measured, strict=True)
@@ -88,6 +82,17 @@ def assemble(
         "pairs": _pairs(comparison.reference, plan, measured),
         "latency": list(latency),
         "representations": next((found["representations"] for found in measured if found["representations"]), None),
+    }
+
+
+def _trial(run: PlannedRun, plan: Sequence[PlannedRun]) -> dict[str, Any]:
+    is_chosen = any(other.values == run.values for other in plan if other.name == run.name and not other.is_trial)
+    return {
+        "name": run.name,
+        "seed": run.seed,
+        "values": run.values,
+        "score": read_record(run)["score"],
+        "is_chosen": is_chosen,
     }
 
 

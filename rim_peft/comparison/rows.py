@@ -41,9 +41,9 @@ class JudgedRows:
         measures = {key: value for key, value in asdict(comparison.measures).items() if not key.startswith("latency")}
         measures["of"] = run.name in comparison.looked_into
         return {
-            "data": self.hashes,
+            "data": {"selection": self.hashes["selection"]} if run.is_trial else self.hashes,
             "answer_rule": self.task.answer_rule,
-            "measures": measures,
+            "measures": {} if run.is_trial else measures,
             "recipe": recipe_hash(recipe),
             "base": base_hash(recipe),
             "same_compute_as": run.method.same_compute_as,

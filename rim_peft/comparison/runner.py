@@ -14,11 +14,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rim_peft.comparison.measuring import measure_run
-from rim_peft.comparison.plan import PlannedRun, check_runs, plan_runs, run_recipe, shared_recipe
+from rim_peft.comparison.measuring import judge_trial, measure_run
+from rim_peft.comparison.plan import (
+    PlannedRun,
+    check_runs,
+    chosen,
+    plan_runs,
+    read_record,
+    run_recipe,
+    shared_recipe,
+)
 from rim_peft.comparison.plots import require_matplotlib
 from rim_peft.comparison.report import write_report
-from rim_peft.comparison.results import MEASURED, RESULTS, assemble
+from rim_peft.comparison.results import RESULTS, assemble
 from rim_peft.comparison.rows import JudgedRows, load_judged_rows
 from rim_peft.comparison.sections import Comparison
 from rim_peft.comparison.timing import time_methods
@@ -61,18 +69,18 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
     plan = plan_runs(comparison)
     # All that is wrong is said before anything is trained.
     require_matplotlib()
-    recipes = [run_recipe(comparison, run) for run in plan]
-    check_runs(comparison, plan, recipes)
+    check_runs(comparison, plan)
     with _locked(folder / ".lock", shared=parallel):
         rows = load_judged_rows(comparison, shared_recipe(comparison))
         progress = _Progress(plan)
         work = _Work(comparison, rows, list(command), progress, parallel)
-        left = list(zip(plan, recipes, strict=True))
-        while left := [(run, recipe) for run, recipe in left if not work.finish(run, recipe)]:
+        left = plan
+        while left := [run for run in left if not work.finish(run)]:
             time.sleep(_POLL_SECONDS)  # until the others' processes have finished them, or have ended and left them
+        finished = [chosen(plan, run) for run in plan]
         with FileLock(folder / ".report.lock"):
-            latency = time_methods(comparison, plan, rows)
-            results = assemble(comparison, plan, rows, latency=latency, started=started, command=command)
+            latency = time_methods(comparison, [run for run in finished if not run.is_trial], rows)
+            results = assemble(comparison, finished, rows, latency=latency, started=started, command=command)
             write_text(folder / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
             write_report(results, folder)
     return results
@@ -80,8 +88,15 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
 
 def list_runs(comparison: Comparison) -> str:
     """Return the runs of a comparison, one a line, with what is finished."""
-    states = {True: "finished", False: "missing"}
-    return "\n".join(f"{states[(run.folder / MEASURED).exists()]:9} {run}" for run in plan_runs(comparison))
+    plan = plan_runs(comparison)
+
+    def state(run: PlannedRun) -> str:
+        try:
+            return "finished" if chosen(plan, run).record.exists() else "missing"
+        except FileNotFoundError:  # a trial
+            return "missing"
+
+    return "\n".join(f"{state(run):9} {run}" for run in plan)
 
 
 @dataclass
@@ -94,10 +109,12 @@ class _Work:
     progress: _Progress
     parallel: bool
 
-    def finish(self, run: PlannedRun, recipe: Recipe) -> bool:
+    def finish(self, run: PlannedRun) -> bool:
         """Make a run unless it is finished; return whether it is finished now, and not another process's."""
-        run.folder.mkdir(parents=True, exist_ok=True)
         try:
+            run = self._known(run)
+            recipe = run_recipe(self.comparison, run)
+            run.folder.mkdir(parents=True, exist_ok=True)
             with _locked(run.folder.with_name(f".{run.folder.name}.lock"), shared=False):
                 if self._is_finished(run, recipe):
                     self.progress.skip(run)
@@ -110,15 +127,14 @@ class _Work:
         return True
 
     def _is_finished(self, run: PlannedRun, recipe: Recipe) -> bool:
-        path = run.folder / MEASURED
-        if not path.exists():
+        if not run.record.exists():
             return False
-        kept = json.loads(path.read_text(encoding="utf-8"))["spec"]
-        if (wanted := self._spec(run, recipe)) != kept:
+        kept = read_record(run)["spec"]
+        if (wanted := self.rows.spec(self.comparison, run, recipe)) != kept:
             differing = sorted(key for key in {**kept, **wanted} if kept.get(key) != wanted.get(key))
             raise RecipeError(
                 f"output_dir: {run.folder} was measured with other values of {', '.join(differing)}. Delete "
-                f"{path.name} there to measure it anew, or give another output_dir."
+                f"{run.record.name} there to measure it anew, or give another output_dir."
             )
         return True
 
@@ -127,11 +143,12 @@ class _Work:
         self.progress.begin(run, "training" if run.method.train else "the base as it is")
         trained = self._train(run, recipe)
         self.progress.begin(run, "measuring")
-        measured = measure_run(self.comparison, run, trained, self.rows)
-        measured["spec"] = self._spec(run, recipe)
-        measured["seconds"] = round(time.perf_counter() - begun, 1)
-        write_text(run.folder / MEASURED, json.dumps(measured, ensure_ascii=False) + "\n")
-        self.progress.end(run, measured["seconds"])
+        measure = judge_trial if run.is_trial else measure_run
+        found = measure(self.comparison, run, trained, self.rows)
+        found["spec"] = self.rows.spec(self.comparison, run, recipe)
+        found["seconds"] = round(time.perf_counter() - begun, 1)
+        write_text(run.record, json.dumps(found, ensure_ascii=False) + "\n")
+        self.progress.end(run, found["seconds"])
 
     def _train(self, run: PlannedRun, recipe: Recipe) -> Run:
         if not run.method.train:
@@ -148,20 +165,24 @@ class _Work:
         return max(1, math.floor(stage["max_steps"] * wanted["num_tokens"] / own["num_tokens"]))
 
     def _training(self, name: str | None, seed: int) -> dict[str, Any]:
-        path = Path(self.comparison.output_dir) / "runs" / str(name) / f"seed-{seed}" / MEASURED
-        if (
-            not path.exists()
-            and self.parallel
-            and any((run.name, run.seed) == (name, seed) for run in self.progress.plan)
-        ):
-            raise BusyError(f"{path.parent}: another process makes this run, whose tokens are needed.")
-        if not path.exists():
-            raise RecipeError(f"seeds: {name} must be trained with seed {seed} too, whose tokens are counted. Add it.")
-        return json.loads(path.read_text(encoding="utf-8"))["training"]
+        plan = self.progress.plan
+        run = next(run for run in plan if (run.name, run.seed, run.is_trial) == (name, seed, False))
+        with self._others_may_make():
+            training: dict[str, Any] = read_record(chosen(plan, run))["training"]
+        return training
 
-    def _spec(self, run: PlannedRun, recipe: Recipe) -> dict[str, Any]:
-        """Return what decides a run's numbers besides its recipe."""
-        return self.rows.spec(self.comparison, run, recipe)
+    def _known(self, run: PlannedRun) -> PlannedRun:
+        """Return the run with its values."""
+        with self._others_may_make():
+            return chosen(self.progress.plan, run)
+
+    @contextmanager
+    def _others_may_make(self) -> Iterator[None]:
+        """Turn a run that is needed and not finished, which only another process's can be, into one to wait for."""
+        try:
+            yield
+        except FileNotFoundError as missing:
+            raise BusyError(f"{missing.filename}: another process makes this run, which is needed.") from None
 
 
 @dataclass
@@ -178,8 +199,7 @@ class _Progress:
 
     def skip(self, run: PlannedRun) -> None:
         """Count a run that was finished before; its time is that of the time it was made."""
-        seconds = json.loads((run.folder / MEASURED).read_text(encoding="utf-8"))["seconds"]
-        self.end(run, seconds)
+        self.end(run, read_record(run)["seconds"])
 
     def end(self, run: PlannedRun, seconds: float) -> None:
         """Count a finished run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,6 +86,13 @@ class MethodOptions:
     changes: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Recipe keys and their values, as on the command line."}
     )
+    search: dict[str, list[Any]] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Recipe keys, each with values: all combinations are trained with the first seed, and the one that "
+            "does best on the selection rows is the method, with every seed."
+        },
+    )
     train: bool = field(default=True, metadata={"help": "false: judge the base as it is."})
     same_compute_as: str | None = field(
         default=None,
@@ -103,6 +111,13 @@ class MethodOptions:
         """
         if self.same_compute_as is not None and not self.train:
             raise ValueError("same_compute_as: must be null where train is false, since nothing is trained.")
+        if self.search and not self.train:
+            raise ValueError("search: must be empty where train is false, since nothing is trained.")
+        for key, values in self.search.items():
+            if not values:
+                raise ValueError(f"search: must give values to each key, got none for {key}.")
+            if key in self.changes:
+                raise ValueError(f"search: must not hold a key of changes too, got {key}. Leave it out of one of them.")
 
     @property
     def view(self) -> Literal["samples", "compute"]:
@@ -175,9 +190,8 @@ class Comparison:
         found = dict(self.methods)
         for key, values in self.grid.items():
             for value in values:
-                text = value if isinstance(value, str) else json.dumps(value)
-                name = re.sub(r"[^\w.,=+-]+", "_", f"{key}={text}")
-                found[name] = MethodOptions(label=f"{key}: {text}", changes={key: value})
+                label = f"{key}: {value if isinstance(value, str) else json.dumps(value)}"
+                found[name_of({key: value})] = MethodOptions(label=label, changes={key: value})
         return found
 
     @property
@@ -193,3 +207,13 @@ class Comparison:
     def kind(self) -> Literal["compare", "ablate"]:
         """Which command it is for."""
         return "ablate" if self.grid else "compare"
+
+
+def name_of(values: Mapping[str, Any]) -> str:
+    """Return a folder's name for recipe keys and their values.
+
+    >>> name_of({"baseline.learning_rate": 1e-3, "baseline.lr_scheduler_type": "linear"})
+    'baseline.learning_rate=0.001,baseline.lr_scheduler_type=linear'
+    """
+    texts = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+    return re.sub(r"[^\w.,=+-]+", "_", ",".join(texts))

@@ -140,6 +140,50 @@ def test_the_same_recipe_gives_the_same_numbers(done: tuple[Path, dict[str, Any]
     assert sorted(map(str, numbers(again["runs"]))) == sorted(map(str, numbers(kept)))
 
 
+def test_searched_values_are_chosen_on_the_selection_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"baseline.learning_rate": [10.0, 1e-9], "baseline.lr_scheduler_type": ["constant"]}
+    answer = {"changes": {"method": "answer"}, "search": rates}
+    methods = {"rim": {}, "answer": answer, "more": {**answer, "same_compute_as": "rim"}}
+    measures = {"blocks": False, "budget": [], "controls": False, "faithfulness": False, "representations": False}
+    rows = {"rows": 40, "options": {**ROWS["options"], "num_held_out": 40}}
+    path = write(
+        tmp_path,
+        methods=methods,
+        seeds=[3, 4],
+        measures={**measures, "latency_batch_sizes": [1], "latency_questions": 2},
+        selection={"split": "validation", **rows},
+    )
+    assert main(["compare", str(path), "--plan"]) == 0
+    planned = capsys.readouterr().out.splitlines()
+    assert len(planned) == 6 + 4
+    trial = "answer, seed 3, trying baseline.learning_rate=10.0,baseline.lr_scheduler_type=constant"
+    assert planned.index(f"missing   {trial}") < planned.index("missing   answer, seed 3")
+    results = run_comparison(load_comparison(path))
+    trials = [entry for entry in results["search"] if entry["name"] == "answer"]
+    assert [entry["values"]["baseline.learning_rate"] for entry in trials] == [10.0, 1e-9]
+    assert trials[0]["score"]["accuracy"] < trials[1]["score"]["accuracy"]
+    assert [entry["is_chosen"] for entry in trials] == [False, True]
+    assert {entry["score"]["num_rows"] for entry in trials} == {results["data"]["selection"]["num_rows"]} != {12}
+    changes = {method["name"]: method["changes"] for method in results["methods"]}
+    assert changes["answer"] == {"method": "answer", **trials[1]["values"]}
+    runs = [run for run in results["runs"] if run["name"] == "answer"]
+    folder = Path(runs[0]["folder"])
+    assert [run["seed"] for run in runs] == [3, 4]
+    assert {path.name for path in folder.glob("*.json")} >= {"tried.json", "measured.json"}  # trained once
+    rates_tried = (
+        tmp_path / "out" / "runs" / "answer" / "baseline.learning_rate=10.0,baseline.lr_scheduler_type=constant"
+    )
+    assert not (rates_tried / "seed-3" / "measured.json").exists()
+    assert not (rates_tried / "seed-4").exists()
+    assert "1e-09" in (tmp_path / "out" / "results.md").read_text()
+    again = run_comparison(load_comparison(path))
+    assert numbers(again) == numbers(results)
+    assert main(["compare", str(path), "--plan"]) == 0
+    assert capsys.readouterr().out.count("finished") == len(planned)
+    with pytest.raises(RecipeError, match="must not hold a key of changes too, got method"):
+        load_comparison(path, ["methods.answer.search.method=[pause]"])
+
+
 def test_folders_with_other_values_and_other_processes_are_refused(done: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = done
     path = folder / "compare.yaml"

@@ -12,7 +12,7 @@ from rim_peft.comparison.report.blocks import tabulate_blocks, tabulate_probe, t
 from rim_peft.comparison.report.content import Bullets, Part, PlotsOf, Report, Section, Table
 from rim_peft.comparison.report.costs import tabulate_latency, tabulate_states
 from rim_peft.comparison.report.interventions import tabulate_budget, tabulate_controls, tabulate_faithfulness
-from rim_peft.comparison.report.setting import describe_setting, list_runs
+from rim_peft.comparison.report.setting import describe_setting, list_runs, tabulate_search
 
 _PARTS = {
     "blocks": "readouts by block and any-block accuracy",
@@ -37,7 +37,10 @@ def build_report(document: Mapping[str, Any], plots: Sequence[Plot] | None = Non
     def of(topic: str) -> Sequence[Part]:
         return [plot for plot in plots or () if plot.topic == topic]
 
-    sections = [describe_setting(results), *_accuracy(results, of)]
+    sections = [describe_setting(results)]
+    if document.get("search"):
+        sections.append(tabulate_search(results))
+    sections += _accuracy(results, of)
     if document.get("pairs"):
         sections.append(tabulate_pairs(results))
     sections += _looked_into(results, of)

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from rim_peft.comparison.numbers import NONE, count, setting, share
+from rim_peft.comparison.numbers import NONE, count, setting, share, share_with_error
 from rim_peft.comparison.pooled import Results
 from rim_peft.comparison.report.content import Code, Section, Table
+from rim_peft.evaluation.accuracy import Score
 
 _HASH_DIGITS = 16
 
@@ -70,6 +71,28 @@ def _methods(results: Results) -> Table:
     note = "Changes are recipe keys that depart from the shared recipe; equal means equal to the reference's."
     columns = ("method", "name", "answers by", "equal", "changes")
     return Table("Methods", columns, rows, num_text_columns=5, notes=(note,))
+
+
+def tabulate_search(results: Results) -> Section:
+    """Return the section that says which values were tried, and which were chosen."""
+    rows = [
+        (
+            results.label(trial["name"]),
+            _assignments(trial["values"]),
+            share_with_error(Score(trial["score"]["num_correct"], trial["score"]["num_rows"])),
+            "yes" if trial["is_chosen"] else "",
+        )
+        for trial in results.document["search"]
+    ]
+    rule, seeds = results.document["task"]["answer_rule"], {trial["seed"] for trial in results.document["search"]}
+    note = (
+        f"Judged on the selection rows with seed {', '.join(map(str, sorted(seeds)))}; the chosen values are used "
+        "with every seed. The test rows were not read."
+    )
+    columns = ("method", "values", f"accuracy ({rule})", "chosen")
+    return Section(
+        "Values chosen", (Table("Trials on the selection rows", columns, rows, num_text_columns=2, notes=(note,)),)
+    )
 
 
 def list_runs(results: Results) -> Section:
