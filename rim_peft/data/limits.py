@@ -37,7 +37,7 @@ class Limits:
         """
         try:
             if self.needs_steps and read_example(row).steps is None:
-                raise RowError("steps: there are none, and stage 1 needs at least one")
+                raise RowError("steps: there are none, and this training needs at least one")
             if isinstance(tokenized, RowError):
                 raise tokenized
             self._check_length(tokenized)

@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, asdict, fields
 from typing import Any
 
 from rim_peft.recipe.keys import STAGES, option_names, section_class
-from rim_peft.recipe.sections import Recipe
+from rim_peft.recipe.sections import METHODS, Recipe
 
 _FREE_ON_RESUME = ("output_dir", "resume")
 """Keys that may change between a run and its resumption: the folder may have been moved."""
@@ -25,14 +25,18 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
 
 
 def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """List the keys in which two resolved recipes differ, apart from those that a resumed run may change.
+    """List the keys in which two resolved recipes differ.
 
-    >>> differing_keys({"seed": 0, "data": {"path": "a"}}, {"seed": 0, "data": {"path": "b"}, "resume": True})
+    Left out are those that a resumed run may change, and what the second one's method does not read.
+
+    >>> first = {"method": "cot", "seed": 0, "data": {"path": "a"}, "coconut": {"num_stages": 3}}
+    >>> differing_keys(first, {"method": "cot", "seed": 0, "data": {"path": "b"}, "coconut": {}, "resume": True})
     ['data.path']
     """
     before, after = dict(_leaves(first)), dict(_leaves(second))
     missing = object()
-    keys = [key for key in {**before, **after} if key not in _FREE_ON_RESUME]
+    free = {*_FREE_ON_RESUME, *STAGES} - set(METHODS.get(str(second.get("method")), STAGES))
+    keys = [key for key in {**before, **after} if key.partition(".")[0] not in free]
     return [key for key in keys if before.get(key, missing) != after.get(key, missing)]
 
 

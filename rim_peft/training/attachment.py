@@ -49,7 +49,7 @@ def check_adapter(model: PeftModel, config: RiMConfig, *, min_blocks: int = 1) -
         )
     base_model: Any = model.base_model
     rows = base_model.memory.rows(model.active_adapter)
-    # A training without blocks leaves the rows frozen.
+    # A training without blocks may have left the rows frozen.
     is_frozen = not rows.requires_grad if config.num_blocks else not any(p.requires_grad for p in model.parameters())
     if is_frozen:
         raise ValueError(

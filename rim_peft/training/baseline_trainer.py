@@ -32,10 +32,10 @@ class BaselineTrainer(ReadoutTrainer):
     least_blocks = 0
     args: BaselineConfig
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self._rim_config.num_blocks == 0:
-            self.model.base_model.memory.rows(self.model.active_adapter).requires_grad_(False)
+    @property
+    def trains_memory(self) -> bool:
+        """Without blocks the memory rows are left as they are."""
+        return self._rim_config.num_blocks > 0
 
     @property
     def needs_steps(self) -> bool:

@@ -32,22 +32,35 @@ class ReadoutProgress(ProgressCallback):
 
 
 class TrainingClock(TrainerCallback):
-    """The seconds of a training, evaluation included; one that is resumed goes on from its last log line."""
+    """The seconds of a training, evaluation included; one that is resumed goes on from its checkpoint.
+
+    Attributes:
+        before: seconds of the parts before a resumption.
+    """
 
     def __init__(self) -> None:
-        self._start(0.0)
-
-    def _start(self, before: float) -> None:
-        self._started, self._before = time.perf_counter(), before
+        self._started, self.before = time.perf_counter(), 0.0
 
     @property
     def seconds(self) -> float:
         """Seconds so far."""
-        return self._before + time.perf_counter() - self._started
+        return self.before + time.perf_counter() - self._started
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start."""
-        self._start(max((line.get("train_seconds", 0.0) for line in state.log_history), default=0.0))
+        """Start, with the seconds that a checkpoint holds."""
+        kept: Any = state.stateful_callbacks
+        self._started, self.before = (
+            time.perf_counter(),
+            kept.get(type(self).__name__, _NO_TIME)["attributes"]["before"],
+        )
+
+    def keep(self, state: TrainerState) -> None:
+        """Write the seconds so far into what a checkpoint is about to hold."""
+        kept: Any = state.stateful_callbacks
+        kept[type(self).__name__] = {"args": {}, "attributes": {"before": self.seconds}}
+
+
+_NO_TIME: dict[str, Any] = {"attributes": {"before": 0.0}}
 
 
 def format_log(logs: Mapping[str, Any], *, step: int, max_steps: int) -> str:

@@ -76,8 +76,8 @@ class ReadoutData(SFTTrainer, ABC):
         if set(COLUMNS) <= set(dataset.column_names or ()):
             if self.needs_steps and isinstance(dataset, Dataset) and not all(dataset["step_ids"]):
                 raise ValueError(
-                    f"{dataset_name} dataset: rows that are tokenised already must have steps for stage 1, some have "
-                    "none. Give rows with question, steps and answer."
+                    f"{dataset_name} dataset: rows that are tokenised already must have steps for this training, some "
+                    "have none. Give rows with question, steps and answer."
                 )
             return dataset
         limits = self.row_limits(processing_class)

@@ -94,6 +94,7 @@ class ReadoutTrainer(ReadoutData):
         peft_model = attach(model, peft_config, args, quantization_config=quantization)
         self._rim_config = active_config(peft_model)
         check_adapter(peft_model, self._rim_config, min_blocks=self.least_blocks)
+        peft_model.base_model.memory.rows(peft_model.active_adapter).requires_grad_(self.trains_memory)
         _check_range(args.block_range, self._rim_config.num_blocks)
         check_architecture(peft_model.get_base_model())
         if args.compile_layers:
@@ -129,6 +130,11 @@ class ReadoutTrainer(ReadoutData):
         if args.dropout is not None:
             peft_model.base_model.set_dropout(args.dropout)
         self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
+
+    @property
+    def trains_memory(self) -> bool:
+        """Whether the loss reaches the memory rows."""
+        return True
 
     def make_collator(self, *, pad_id: int) -> Any:
         """Return what makes batches of tokenised rows; it must travel to data loader processes."""
@@ -249,6 +255,7 @@ class ReadoutTrainer(ReadoutData):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._count_tokens()
+        self._clock.keep(self.state)
         super()._save_checkpoint(*args, **kwargs)
 
     def prediction_step(

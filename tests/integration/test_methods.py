@@ -23,7 +23,7 @@ from rim_peft.evaluation.accuracy import answer_of
 from rim_peft.recipe import RecipeError, load_recipe
 from rim_peft.run import evaluate, load_run, train
 from rim_peft.sequence import BlockTokens
-from rim_peft.training import BaselineConfig, BaselineTrainer
+from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutConfig, CoconutTrainer
 from tests.conftest import EOS_ID, build_base, build_rim, build_tokenizer
 from tests.integration.test_curriculum import _assert_equal, _weights
 from tests.integration.test_curriculum import train as train_both
@@ -100,6 +100,13 @@ def test_memory_rows_are_trained_where_there_are_blocks_alone(
         trainer.train()
         has_changed = not torch.equal(before, model.base_model.memory.rows("default"))
         assert has_changed == (num_blocks > 0)
+        CoconutTrainer(
+            model,
+            CoconutConfig(output_dir=str(tmp_path / "next"), report_to="none"),
+            train_dataset=Dataset.from_list(ROWS),
+            processing_class=tokenizer,
+        )
+        assert model.base_model.memory.rows("default").requires_grad  # whatever was trained before
 
 
 def test_a_separator_must_have_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -258,7 +265,7 @@ def test_a_recipe_trains_answers_and_counts(method: str, tiny_base: Path, tmp_pa
     assert first["num_rows"] == 8
 
 
-def test_tokens_are_counted_over_a_resumption(tiny_base: Path, tmp_path: Path) -> None:
+def test_tokens_and_seconds_are_counted_over_a_resumption(tiny_base: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, tiny_base, "answer")
     whole = train(load_recipe(path)).recipe
     assert whole is not None
@@ -271,9 +278,16 @@ def test_tokens_are_counted_over_a_resumption(tiny_base: Path, tmp_path: Path) -
         (folder / name).unlink()
     for checkpoint in (folder / "baseline").glob("checkpoint-3"):
         (checkpoint / "trainer_state.json").unlink()
+    for path_of_state in (folder / "baseline").glob("checkpoint-*/trainer_state.json"):
+        state = json.loads(path_of_state.read_text())
+        kept = state["stateful_callbacks"]["TrainingClock"]["attributes"]
+        assert kept["before"] > max((line.get("train_seconds", 0.0) for line in state["log_history"]), default=0.0)
+        kept["before"] = 1000.0
+        path_of_state.write_text(json.dumps(state))
     train(load_recipe(path, ["resume=true"]))
     again = json.loads((folder / "run.json").read_text())["training"]
     assert again["num_tokens"] == counted
+    assert 1000 <= again["seconds"] < 1100
 
 
 def test_a_separator_must_survive_the_tokenizer(tmp_path: Path) -> None:

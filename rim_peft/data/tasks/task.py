@@ -134,8 +134,11 @@ class Task:
             ValueError: the rule cannot read ``gold``.
         """
         answer = self.read_answer(text)
-        rule = answers.RULES.get(self.answer_rule)
-        return rule.is_right(answer, gold) if rule else answer is not None and answer == self.read_answer(gold)
+        if rule := answers.RULES.get(self.answer_rule):
+            return rule.is_right(answer, gold)
+        if (wanted := self.read_answer(gold)) is None:
+            raise ValueError(f"gold: must give an answer under {self.answer_rule}, got {gold!r}. Correct the row.")
+        return answer == wanted
 
     def judge(self, text: str, gold: str) -> dict[str, bool]:
         """Return every rule's verdict on a generated text, in the order of ``answer_rules``.

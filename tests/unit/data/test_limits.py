@@ -66,7 +66,7 @@ def test_a_rows_own_fault_comes_first_then_missing_steps_then_its_tokens() -> No
         "answer: is empty (question: 'q')"
     )
     assert first.explain({**ROW, "steps": None}, fault) == (
-        "steps: there are none, and stage 1 needs at least one (question: 'q')"
+        "steps: there are none, and this training needs at least one (question: 'q')"
     )
     assert second.explain({**ROW, "steps": None}, fault) == "holds EOS (question: 'q')"
     assert second.explain({**ROW, "question": None}, RowError("question: is none")) == "question: is none"

@@ -74,8 +74,8 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"question": " "}, "question: is empty"),
     ({"answer": ""}, "answer: is empty"),
     ({"steps": ["2+2=4", " "]}, r"steps\[1\]: is empty"),
-    ({"steps": None}, "steps: there are none, and stage 1 needs at least one"),
-    ({"steps": []}, "steps: there are none, and stage 1 needs at least one"),
+    ({"steps": None}, "steps: there are none, and this training needs at least one"),
+    ({"steps": []}, "steps: there are none, and this training needs at least one"),
     ({"answer": "6<eos>6"}, "holds the EOS token"),
     ({"question": "x" * 500}, "too long: prompt, 2 blocks and readouts take 513 tokens, max_length is 200"),
 ]
@@ -107,10 +107,10 @@ def test_all_bad_rows_are_reported_at_once_with_their_questions() -> None:
     with pytest.raises(BadRowsError, match=r"dataset: 2 bad rows\.") as caught:
         prepare(rows)
     assert caught.value.rows == [
-        (0, "steps: there are none, and stage 1 needs at least one (question: 'first')"),
+        (0, "steps: there are none, and this training needs at least one (question: 'first')"),
         (
             2,
-            "steps: there are none, and stage 1 needs at least one (question: 'third third third third third third thir'...)",  # noqa: E501 - the whole reason
+            "steps: there are none, and this training needs at least one (question: 'third third third third third third thir'...)",  # noqa: E501 - the whole reason
         ),
     ]
 

@@ -143,7 +143,7 @@ def test_what_several_processes_store_serves_one(texts: list[str]) -> None:
 
 def test_bad_rows_are_reported_from_the_disk_as_at_first(texts: list[str]) -> None:
     rows = [ROWS[0], {**ROWS[1], "answer": ""}, {**ROWS[1], "answer": "2<eos>2", "steps": None}]
-    reasons = ["answer: is empty", "steps: there are none, and stage 1 needs at least one"]
+    reasons = ["answer: is empty", "steps: there are none, and this training needs at least one"]
     later = "a step or the answer holds the EOS token '<eos>' before its end"
     for _ in range(2):
         for stage, expected in zip(STAGES, (reasons, [reasons[0], later]), strict=True):

@@ -166,12 +166,17 @@ def test_loads_from_the_hub_form(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Tom is a Lempus.", "Tom is a lempus.", False),
         ("Tom is a scrompus.", "Tom is a lempus.", False),
         ("", "Tom is a lempus.", False),
-        (".", ".", False),
+        (".", "Tom is a lempus.", False),
     ],
 )
 def test_answers_are_compared_as_exact_texts(text: str, gold: str, expected: bool) -> None:
     assert get_task("prosqa").is_correct(text, gold) is expected
     assert get_task("prosqa").answer_rule == "exact-text"
+
+
+def test_a_gold_without_an_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"gold: must give an answer under exact-text, got '\.'\. Correct the row"):
+        get_task("prosqa").is_correct(".", ".")
 
 
 def test_prosqa_reads_its_files_and_nothing_of_the_graph(write_rows: WriteRows) -> None:
