@@ -54,7 +54,7 @@ th, td { padding: .3rem .65rem; border-bottom: 1px solid var(--line); text-align
 th { font-weight: 600; }
 tbody th { font-weight: 500; min-width: 9rem; }
 tbody tr:nth-child(even) { background: var(--band); }
-th.words, td.words { text-align: left; overflow-wrap: anywhere; }
+th.words, td.words { text-align: left; overflow-wrap: break-word; }
 .note { margin: .2rem 0; color: var(--soft); font-size: .9rem; max-width: 60rem; }
 figure { margin: 1.5rem 0; }
 figure img { display: block; width: 100%; max-width: 56rem; height: auto; background: #fff; border-radius: 4px; }
