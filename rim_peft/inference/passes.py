@@ -49,7 +49,9 @@ class Passes:
     def read_trunk(self, rows: AnswerRows, cache: Cache) -> Prediction:
         """Compute the trunk, and predict the first token of every answer."""
         places = (rows.trunk, rows.trunk)
-        return predict(self.base, rows.layout, cache, rows.trunk_ids, places, branches=False, ends=rows.end_columns)
+        # Numbers, not a tensor: a base spread over devices moves tensors to its first one, its states lie on the last.
+        ends = rows.end_columns.tolist()
+        return predict(self.base, rows.layout, cache, rows.trunk_ids, places, branches=False, ends=ends)
 
     def extend(self, rows: AnswerRows, cache: Cache, tokens: Tensor, step: int) -> Prediction:
         """Compute token ``step`` (from 0) of every answer, (B, R), and predict the one behind it."""
@@ -123,7 +125,7 @@ def predict(
     places: tuple[Tensor, Tensor],
     *,
     branches: bool,
-    ends: Tensor | None = None,
+    ends: Tensor | list[int] | None = None,
 ) -> Prediction:
     """Run a base on some places of its rows.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -96,6 +97,29 @@ def test_a_batch_equals_its_rows_alone(every_block: bool) -> None:
         assert alone.token_ids == [together.token_ids[row]]
         torch.testing.assert_close(torch.tensor(alone.log_probs[0]), torch.tensor(together.log_probs[row]))
         torch.testing.assert_close(alone.states[0], together.states[row], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("every_block", [True, False])
+def test_states_are_picked_by_numbers_which_have_no_device(every_block: bool) -> None:
+    model = build_rim(num_blocks=2)
+    kept: list[Any] = []
+    hook = model.get_base_model().register_forward_pre_hook(
+        lambda module, args, kwargs: kept.append(kwargs["logits_to_keep"]), with_kwargs=True
+    )
+    _decoder(model, every_block=every_block)(PROMPTS)
+    hook.remove()
+    # Accelerate moves what a spread base is given to its first device; its last states could not be indexed with that.
+    assert kept == [[17, 21] if every_block else [21], 0, 0, 0]
+
+
+def test_bases_with_layers_on_disk(tmp_path: Path) -> None:
+    places = {"model.layers.0": "disk", "model.layers.1": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    places.update({"model.embed_tokens": "cpu", "lm_head": "disk"})
+    base = dispatch_model(build_base(), places, main_device="cpu", offload_dir=str(tmp_path))
+    model = build_rim(base=base, num_blocks=2, target_modules=["q_proj"], layers_to_transform=[1])
+    found = _decoder(model, every_block=True)(PROMPTS)
+    for prompt, answers in zip(PROMPTS, found.token_ids, strict=True):
+        assert answers == [_generate(model, prompt, k) for k in (1, 2)]
 
 
 @pytest.mark.parametrize(("every_block", "num_readouts"), [(True, 3), (False, 1)])
