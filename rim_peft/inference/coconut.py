@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
 from rim_peft.inference.decoding import check_number
+from rim_peft.inference.generation import cut_behind_eos
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks, think
 
@@ -113,11 +114,7 @@ def decode_with_thoughts(
             "past_key_values": thoughts.cache,
             "use_cache": True,
         }
-    return [_cut(answer, eos_id) for answer in torch.cat(answers, dim=1).tolist()]
-
-
-def _cut(answer: list[int], eos_id: int | None) -> list[int]:
-    return answer[: answer.index(eos_id) + 1] if eos_id is not None and eos_id in answer else answer
+    return [cut_behind_eos(answer, eos_id) for answer in torch.cat(answers, dim=1).tolist()]
 
 
 def _check_room(model: PeftModel, prompts: Sequence[Sequence[int]], *, num_thoughts: int, max_new_tokens: int) -> None:

@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
 from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number
-from rim_peft.sequence import Sample, build_layout
-from rim_peft.tuner.config import active_config
+from rim_peft.inference.generation import generate_greedily
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,14 @@ def answer_questions(
         if can_decode(model):
             answers = [answer for (answer,) in decoder(batch).token_ids]
         else:
-            answers = _generate(model, tokenizer, batch, num_blocks=decoder.num_blocks, max_new_tokens=max_new_tokens)
+            answers = generate_greedily(
+                model,
+                batch,
+                eos_id=tokenizer.eos_token_id,
+                pad_id=decoder.pad_id,
+                max_new_tokens=max_new_tokens,
+                num_blocks=decoder.num_blocks,
+            )
         for answer in answers:
             yield _text(tokenizer, answer)
 
@@ -123,41 +129,6 @@ def read_blocks(
 
 def _decoder(model: PeftModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> BlockDecoder:
     return BlockDecoder(model, eos_id=tokenizer.eos_token_id, pad_id=_pad_id(tokenizer), **options)
-
-
-PLAIN_GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-}
-"""Greedy search and nothing else, whatever generation settings the base came with: what a decoder does too."""
-
-
-def _generate(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    num_blocks: int,
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """Answer through ``generate``, which knows every kind of cache."""
-    samples = [Sample(prompt, []) for prompt in prompts]
-    blocks = active_config(model).block_tokens
-    rows = build_layout(samples, blocks, pad_id=_pad_id(tokenizer), padding_side="left").to(model.device)
-    output = model.generate(
-        input_ids=rows.input_ids,
-        attention_mask=rows.attention_mask,
-        num_blocks=num_blocks,
-        max_new_tokens=max_new_tokens,
-        **PLAIN_GREEDY,
-        pad_token_id=_pad_id(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    answers: list[list[int]] = output[:, rows.input_ids.shape[1] :].tolist()
-    return answers
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
