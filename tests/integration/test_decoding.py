@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -209,6 +210,28 @@ def test_compiled_passes_say_the_same_and_are_used_again(architecture: str) -> N
         compiled(PROMPTS)
     with pytest.raises(ValueError, match="prompts: a compiled batch holds batch_size=3 at most, got 4"):
         compiled(PROMPTS[:1] * 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="compiling takes a C++ compiler")
+def test_compiled_passes_go_with_their_decoder() -> None:
+    def num_graphs() -> int:
+        gc.collect()
+        return sum(type(held).__name__ == "CompiledFxGraph" for held in gc.get_objects())
+
+    model = build_rim(num_blocks=2)
+    before = num_graphs()
+    first, second = (_decoder(model, compiled=True, batch_size=3) for _ in range(2))
+    expected = first(PROMPTS).token_ids
+    after_one = num_graphs()
+    assert second(PROMPTS).token_ids == expected
+    assert before < after_one < num_graphs()
+    del first
+    assert num_graphs() == after_one
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert second(PROMPTS).token_ids == expected
+    del second
+    assert num_graphs() == before
 
 
 def test_bases_that_cannot_branch_answer_after_the_last_block(tokenizer: PreTrainedTokenizerFast) -> None:
