@@ -14,6 +14,7 @@ from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
 from rim_peft.inference.decoding import check_number
 from rim_peft.inference.generation import cut_behind_eos
+from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks, think
 
@@ -118,11 +119,11 @@ def decode_with_thoughts(
 
 
 def _check_room(model: PeftModel, prompts: Sequence[Sequence[int]], *, num_thoughts: int, max_new_tokens: int) -> None:
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = num_positions(model.config)
     for index, prompt in enumerate(prompts):
         if room is not None and len(prompt) + num_thoughts + 2 + max_new_tokens > room:
             raise ValueError(
                 f"questions[{index}]: prompt ({len(prompt)} tokens), thoughts ({num_thoughts} and 2) and answer "
-                f"({max_new_tokens}) must fit into the base's {room} positions. Leave the question out, or lower "
-                "max_new_tokens."
+                f"({max_new_tokens}) must fit into the base's {room} positions (max_position_embeddings; with longrope "
+                "original_max_position_embeddings). Leave the question out, or lower max_new_tokens."
             )

@@ -15,6 +15,7 @@ from rim_peft.inference.passes import CompiledPasses, Passes
 from rim_peft.inference.rows import AnswerRows, lay_out_answers
 from rim_peft.sequence import check_architecture
 from rim_peft.sequence.masks import check_layers
+from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.layers import check_uncompiled
 
@@ -151,14 +152,15 @@ class BlockDecoder:
 
     def check_room(self, prompts: Sequence[Sequence[int]], *, name: str = "prompts") -> None:
         """Refuse prompts whose blocks and answers do not fit into the base's positions; ``name`` is the error's."""
-        room = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        room = num_positions(self.model.config)
         memory = self.num_blocks * self.blocks.length
         for index, prompt in enumerate(prompts):
             if room is not None and len(prompt) + memory + self.max_new_tokens > room:
                 raise ValueError(
                     f"{name}[{index}]: prompt ({len(prompt)} tokens), blocks ({memory}) and answer "
-                    f"({self.max_new_tokens}) must fit into the base's {room} positions. Leave the question out, or "
-                    "lower max_new_tokens or num_blocks."
+                    f"({self.max_new_tokens}) must fit into the base's {room} positions (max_position_embeddings; with "
+                    "longrope original_max_position_embeddings). Leave the question out, or lower max_new_tokens or "
+                    "num_blocks."
                 )
 
     def _lay_out(self, prompts: Sequence[Sequence[int]]) -> AnswerRows:

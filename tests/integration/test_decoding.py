@@ -123,6 +123,30 @@ def test_bases_with_layers_on_disk(tmp_path: Path) -> None:
         assert answers == [_generate(model, prompt, k) for k in (1, 2)]
 
 
+ROPE = {"rope_theta": 10000.0}
+LONGROPE = {
+    **ROPE,
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 26,
+    "short_factor": [1.0] * 4,
+    "long_factor": [8.0, 6.0, 4.0, 3.0],
+}
+DYNAMIC = {**ROPE, "rope_type": "dynamic", "factor": 4.0}
+
+
+@pytest.mark.parametrize(("rope", "positions"), [(LONGROPE, 512), (DYNAMIC, 26)])
+def test_rotations_that_depend_on_the_longest_row_are_the_same_for_all_that_fit(
+    rope: dict[str, Any], positions: int
+) -> None:
+    base = build_base(rope_parameters=rope, max_position_embeddings=positions)
+    model = build_rim(base=base, num_blocks=2)
+    found = _decoder(model, every_block=True)(PROMPTS)  # 14 + 8 + 4 positions
+    for prompt, answers in zip(PROMPTS, found.token_ids, strict=True):
+        assert answers == [_generate(model, prompt, k) for k in (1, 2)]
+    with pytest.raises(ValueError, match=r"must fit into the base's 26 positions .* longrope original_max_position"):
+        _decoder(model)([PROMPTS[0], [*PROMPTS[2], 7]])
+
+
 @pytest.mark.parametrize(("every_block", "num_readouts"), [(True, 3), (False, 1)])
 def test_all_answers_take_one_pass_over_the_trunk_and_one_a_token(every_block: bool, num_readouts: int) -> None:
     model = build_rim(num_blocks=3)
