@@ -61,14 +61,13 @@ def by_generate(
     Args:
         name: the way's name.
         prompts: token ids of each question's prompt.
-        model: a causal language model, with or without a RiM adapter; it is put into evaluation mode.
+        model: a causal language model, with or without a RiM adapter.
         eos_id: the token that ends what is written, None for none.
         pad_id: id to pad with; padding is masked.
         max_new_tokens: tokens written at most, EOS included.
         answer_tokens: see :class:`Way`.
         options: more arguments of ``generate``, as ``num_blocks``.
     """
-    model.eval()
 
     def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
         return generate_greedily(
@@ -100,7 +99,6 @@ def by_thoughts(
     name: str, prompts: Prompts, model: PeftModel, *, num_thoughts: int, eos_id: int | None, max_new_tokens: int = 64
 ) -> Way:
     """Return the way of continuous thoughts (Coconut); the arguments are those of ``decode_with_thoughts``."""
-    model.eval()
 
     def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
         return decode_with_thoughts(

@@ -14,6 +14,7 @@ from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
 from rim_peft.inference.decoding import check_number
 from rim_peft.inference.generation import cut_behind_eos
+from rim_peft.inference.mode import evaluation_mode
 from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks, think
@@ -50,7 +51,6 @@ def answer_with_thoughts(
     check_thinks(model)
     prompts = tokenize_prompts(questions, tokenizer, templates)
     _check_room(model, prompts, num_thoughts=num_thoughts, max_new_tokens=max_new_tokens)
-    model.eval()
     for start in range(0, len(prompts), batch_size):
         answers = decode_with_thoughts(
             model,
@@ -63,7 +63,6 @@ def answer_with_thoughts(
             yield str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
 
-@torch.no_grad()
 def decode_with_thoughts(
     model: PeftModel,
     prompts: Sequence[Sequence[int]],
@@ -76,7 +75,7 @@ def decode_with_thoughts(
     """Decode a batch of prompts greedily after their thoughts, in ``max(1, N)`` passes and one for each token.
 
     Args:
-        model: a model in evaluation mode with an active RIM adapter.
+        model: a model with an active RIM adapter.
         prompts: token ids, at least one of each prompt.
         num_thoughts: thoughts after each prompt, N.
         eos_id: the token that ends an answer, None for none.
@@ -95,26 +94,27 @@ def decode_with_thoughts(
             [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts],
         )
     )
-    thoughts = think(model, ids, mask, num_thoughts=num_thoughts)
-    new = ids.new_full((len(prompts), 1), active_config(model).block_tokens.end)
-    inputs = thoughts.followed_by(base, new, torch.ones_like(new))
-    answers: list[Tensor] = []
-    is_done = torch.zeros_like(new, dtype=torch.bool)
-    while True:
-        new = base(**inputs, logits_to_keep=1).logits.argmax(-1)
-        answers.append(new)
-        if on_token is not None:
-            on_token()
-        is_done = is_done | (new == (-1 if eos_id is None else eos_id))  # no token is -1
-        if len(answers) == max_new_tokens or bool(is_done.all()):
-            break
-        inputs = {
-            "input_ids": new,
-            "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(new)], dim=1),
-            "position_ids": inputs["position_ids"][:, -1:] + 1,
-            "past_key_values": thoughts.cache,
-            "use_cache": True,
-        }
+    with torch.no_grad(), evaluation_mode(model):
+        thoughts = think(model, ids, mask, num_thoughts=num_thoughts)
+        new = ids.new_full((len(prompts), 1), active_config(model).block_tokens.end)
+        inputs = thoughts.followed_by(base, new, torch.ones_like(new))
+        answers: list[Tensor] = []
+        is_done = torch.zeros_like(new, dtype=torch.bool)
+        while True:
+            new = base(**inputs, logits_to_keep=1).logits.argmax(-1)
+            answers.append(new)
+            if on_token is not None:
+                on_token()
+            is_done = is_done | (new == (-1 if eos_id is None else eos_id))  # no token is -1
+            if len(answers) == max_new_tokens or bool(is_done.all()):
+                break
+            inputs = {
+                "input_ids": new,
+                "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(new)], dim=1),
+                "position_ids": inputs["position_ids"][:, -1:] + 1,
+                "past_key_values": thoughts.cache,
+                "use_cache": True,
+            }
     return [cut_behind_eos(answer, eos_id) for answer in torch.cat(answers, dim=1).tolist()]
 
 

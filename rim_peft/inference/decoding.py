@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from rim_peft.inference.mode import evaluation_mode
 from rim_peft.inference.passes import CompiledPasses, Passes
 from rim_peft.inference.rows import AnswerRows, lay_out_answers
 from rim_peft.sequence import check_architecture
@@ -146,9 +147,9 @@ class BlockDecoder:
                 f"model: must have the adapter active that the decoder was made for, {self.adapter!r}, got "
                 f"{self.model.active_adapter!r}, or it is disabled. Activate it, or make another decoder."
             )
-        self.model.eval()  # an adapter that was added to a model in evaluation mode may still be in training mode
         rows = self._lay_out(prompts).to(self.model.device)
-        return self._decode(rows, len(prompts), on_token)
+        with evaluation_mode(self.model):
+            return self._decode(rows, len(prompts), on_token)
 
     def check_room(self, prompts: Sequence[Sequence[int]], *, name: str = "prompts") -> None:
         """Refuse prompts whose blocks and answers do not fit into the base's positions; ``name`` is the error's."""

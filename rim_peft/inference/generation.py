@@ -10,6 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig
 
+from rim_peft.inference.mode import evaluation_mode
+
 
 def generate_greedily(
     model: Any,
@@ -23,7 +25,7 @@ def generate_greedily(
     """Return what follows each prompt, EOS included if it was reached, whatever settings the base came with.
 
     Args:
-        model: a causal language model in evaluation mode, with or without a RiM adapter.
+        model: a causal language model, with or without a RiM adapter.
         prompts: token ids of each prompt, without blocks; they are padded on the left.
         eos_id: the token that ends an answer, None for none.
         pad_id: id to pad with; padding is masked.
@@ -34,7 +36,7 @@ def generate_greedily(
     longest = max(len(prompt) for prompt in prompts)
     ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    with _plain_settings(base):
+    with evaluation_mode(base), _plain_settings(base):
         output = base.generate(
             input_ids=torch.tensor(ids, device=base.device),
             attention_mask=torch.tensor(mask, device=base.device),

@@ -64,7 +64,6 @@ def answer_questions(
     check_number("batch_size", batch_size, least=1)
     prompts = tokenize_prompts(questions, tokenizer, templates)
     decoder.check_room(prompts, name="questions")
-    model.eval()
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         if can_decode(model):
@@ -116,7 +115,6 @@ def read_blocks(
     if not prompts:
         return []
     decoder.check_room(prompts, name="questions")
-    model.eval()
     decoded = decoder(prompts)
     return [
         [
