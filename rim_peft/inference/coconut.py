@@ -29,6 +29,7 @@ def answer_with_thoughts(
     templates: Templates | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 8,
+    on_cut: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """Answer questions greedily after continuous thoughts, one text per question, in their order.
 
@@ -40,6 +41,7 @@ def answer_with_thoughts(
         templates: how a prompt is written; the ones that the adapter was trained with.
         max_new_tokens: tokens of an answer at most, EOS included.
         batch_size: questions answered at a time; it does not change the answers.
+        on_cut: called with each answer that had not ended within ``max_new_tokens``.
 
     Raises:
         ValueError: the model cannot think (:func:`~rim_peft.tuner.thoughts.check_thinks`), a number is out of range, or
@@ -60,7 +62,10 @@ def answer_with_thoughts(
             max_new_tokens=max_new_tokens,
         )
         for answer in answers:
-            yield str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+            text = str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+            if on_cut is not None and tokenizer.eos_token_id not in answer:
+                on_cut(text)
+            yield text
 
 
 def decode_with_thoughts(

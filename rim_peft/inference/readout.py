@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ def answer_questions(
     num_blocks: int | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 8,
+    on_cut: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """Answer questions greedily after the last block, one text per question, in their order.
 
@@ -55,6 +56,7 @@ def answer_questions(
         num_blocks: blocks after each prompt; the adapter's own if not given.
         max_new_tokens: tokens of an answer at most, EOS included.
         batch_size: questions answered at a time; it does not change the answers.
+        on_cut: called with each answer that had not ended within ``max_new_tokens``.
 
     Raises:
         ValueError: the model has no active RIM adapter, a number is out of range, or a question leaves no room for its
@@ -78,7 +80,10 @@ def answer_questions(
                 num_blocks=decoder.num_blocks,
             )
         for answer in answers:
-            yield _text(tokenizer, answer)
+            text = _text(tokenizer, answer)
+            if on_cut is not None and tokenizer.eos_token_id not in answer:
+                on_cut(text)
+            yield text
 
 
 def read_blocks(
