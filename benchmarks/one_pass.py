@@ -15,6 +15,7 @@ from benchmarks.registry import Settings, benchmark
 from benchmarks.report import Measured, Row, at_least
 from benchmarks.steps import RowSizes, TrainingStep, random_rows, readout_step
 from rim_peft.sequence import IGNORE_INDEX
+from rim_peft.training.head import head_at
 from rim_peft.training.losses import readout_loss
 from rim_peft.training.schedules import refinement_weights
 from rim_peft.tuner.config import active_config
@@ -27,7 +28,7 @@ def run(settings: Settings) -> Iterator[Row]:
     """Compare stage 2's loss of interleaved rows with that of sequences ``x, m_<=k, readout_k``.
 
     The separate way is the fast one: all sequences of the batch at once, padded on the right, so that a plain causal
-    mask does (no mask is passed at all) and the head is the trainer's own fused one.
+    mask does (no mask is passed at all) and the head is the trainer's own, at supervised positions alone.
     """
     cases = settings.choose(
         quick=[(16, 4)],
@@ -78,14 +79,18 @@ class _Separate:
         device = step.trainer.model.device
         self.tokens = sum(len(sequence) for sequence in sequences)
         self.input_ids = pad_sequence(sequences, batch_first=True).to(device)
-        self.labels = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX).to(device)
-        self.weights = torch.tensor(weights, device=device)[:, None]
+        padded = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
+        is_label = padded != IGNORE_INDEX
+        self.places = is_label.flatten().nonzero()[:, 0].to(device)
+        self.labels = padded[is_label].to(device)
+        self.weights = torch.tensor(weights).repeat_interleave(is_label.sum(1)).to(device)
 
     def loss(self) -> Tensor:
         """Forward: ``L2``, in nats per sample."""
-        with self.trainer.compute_loss_context_manager():
-            outputs = self.model(input_ids=self.input_ids, shift_labels=self.labels, fused_lm_head=True)
-        return readout_loss(outputs.log_probs, self.weights, num_samples=self.batch)
+        base = self.trainer.model.get_base_model()
+        with self.trainer.compute_loss_context_manager(), head_at(base, self.places):
+            outputs = self.model(input_ids=self.input_ids, shift_labels=self.labels[None], fused_lm_head=True)
+        return readout_loss(outputs.log_probs[0], self.weights, num_samples=self.batch)
 
 
 def _backward(way: TrainingStep | _Separate) -> None:

@@ -73,6 +73,9 @@ def _table(result: dict[str, Any]) -> str:
     lines.extend(_line(f"  {length} steps", score) for length, score in result["by_length"].items())
     for number, block in enumerate(result["by_block"], start=1):
         lines.append(_line(f"block {number}", block["all"]))
+    if result["num_cut"]:
+        cut = f"{result['num_cut']} of {result['num_rows']} answers"
+        lines.append(f"{cut} were cut before they ended: raise evaluation.max_new_tokens.")
     return "\n".join(lines)
 
 

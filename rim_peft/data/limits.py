@@ -16,6 +16,8 @@ from rim_peft.data.collator import grounding_readouts, refinement_readouts
 from rim_peft.data.examples import RowError, read_example
 from rim_peft.data.tokenization import TokenizedExample
 
+_WHOSE = " (max_position_embeddings; with longrope original_max_position_embeddings)"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -75,13 +77,13 @@ class Limits:
             raise RowError(f"too long: {parts} take {length} tokens, max_length is {self.max_length}")
         last = max(prompt + k * self.block_length + len(readout) for k, readout in enumerate(readouts, start=1))
         if self.max_positions is not None and last > self.max_positions:
-            raise RowError(f"too long: readouts reach {last} positions, the model has {self.max_positions}")
+            raise RowError(f"too long: readouts reach {last} positions, the model has {self.max_positions}{_WHOSE}")
 
     def _check_counted(self, length: int) -> None:
         if self.max_length is not None and length > self.max_length:
             raise RowError(f"too long: it takes {length} tokens, max_length is {self.max_length}")
         if self.max_positions is not None and length > self.max_positions:
-            raise RowError(f"too long: it takes {length} tokens, the model has {self.max_positions} positions")
+            raise RowError(f"too long: it takes {length} tokens, the model has {self.max_positions} positions{_WHOSE}")
 
 
 def _lengths(lists: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,11 @@ from rim_peft.inference import answer_questions, read_blocks
 from rim_peft.tuner.config import active_config
 
 AnswerFunction = Callable[..., Iterable[str]]
-"""``f(model, tokenizer, questions, templates=, num_blocks=, max_new_tokens=, batch_size=)``, one text per question."""
+"""``f(model, tokenizer, questions, templates=, num_blocks=, max_new_tokens=, batch_size=, on_cut=)``.
+
+It gives one text per question, and calls ``on_cut(text)`` with each that had not ended within ``max_new_tokens``."""
+
+logger = logging.getLogger(__name__)
 
 
 _Z = 1.959964  # of a normal distribution 95 % lie within so many standard deviations
@@ -77,6 +82,7 @@ class AccuracyReport:
         by_block: for every block the score of its readout, overall (``"all"``) and by number of steps; empty unless
             asked for.
         predictions: the answers after the last block, in the rows' order.
+        num_cut: how many of these had not ended within ``max_new_tokens``; they are judged as they are.
     """
 
     answer_rule: str
@@ -86,6 +92,7 @@ class AccuracyReport:
     by_length: dict[int, Score]
     by_block: list[dict[int | str, Score]]
     predictions: list[str]
+    num_cut: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the predictions, as JSON takes it."""
@@ -93,6 +100,7 @@ class AccuracyReport:
             "answer_rule": self.answer_rule,
             "num_blocks": self.num_blocks,
             **self.final.to_dict(),
+            "num_cut": self.num_cut,
             "by_rule": {rule: score.to_dict() for rule, score in self.by_rule.items()},
             "by_length": {str(length): score.to_dict() for length, score in self.by_length.items()},
             "by_block": [{str(key): score.to_dict() for key, score in block.items()} for block in self.by_block],
@@ -136,19 +144,30 @@ def evaluate_accuracy(
     """
     if not examples:
         raise ValueError("examples: there are none to evaluate on. Check the split and the limit.")
+    ask = answer or answer_questions
     count = active_config(model).num_blocks if num_blocks is None else num_blocks
     options: dict[str, Any] = {"templates": templates, "num_blocks": count, "max_new_tokens": max_new_tokens}
     readouts: list[list[str]] = []  # for each example its readouts as text, the final one last
+    cut: list[str] = []  # the final ones that had not ended
     with tqdm(total=len(examples), desc="Evaluating", unit="row", disable=not progress) as bar:
         for start in range(0, len(examples), batch_size):
             questions = [example.question for example in examples[start : start + batch_size]]
             if by_block:
                 rows = read_blocks(model, tokenizer, questions, **options)
                 readouts.extend([readout.text for readout in row] for row in rows)
+                cut.extend(row[-1].text for row in rows if tokenizer.eos_token_id not in row[-1].token_ids)
             else:
-                answers = (answer or answer_questions)(model, tokenizer, questions, batch_size=batch_size, **options)
+                answers = ask(model, tokenizer, questions, batch_size=batch_size, on_cut=cut.append, **options)
                 readouts.extend([text] for text in answers)
             bar.update(len(questions))
+    if cut:
+        logger.warning(
+            "max_new_tokens: %d of %d answers were cut at %d tokens, before they ended, and are judged as they are. "
+            "Raise evaluation.max_new_tokens.",
+            len(cut),
+            len(examples),
+            max_new_tokens,
+        )
     right = [
         [task.is_correct(answer_of(text, separator), example.answer) for text in row]
         for row, example in zip(readouts, examples, strict=True)
@@ -165,6 +184,7 @@ def evaluate_accuracy(
         if by_block
         else [],
         predictions=[row[-1] for row in readouts],
+        num_cut=len(cut),
     )
 
 

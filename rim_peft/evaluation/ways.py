@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.inference.coconut import decode_with_thoughts
 from rim_peft.inference.decoding import BlockDecoder
-from rim_peft.inference.readout import PLAIN_GREEDY
+from rim_peft.inference.generation import generate_greedily
 
 Prompts = Sequence[Sequence[int]]
 """Token ids of each prompt, without blocks or padding."""
@@ -61,31 +61,24 @@ def by_generate(
     Args:
         name: the way's name.
         prompts: token ids of each question's prompt.
-        model: a causal language model, with or without an adapter; it is put into evaluation mode.
+        model: a causal language model, with or without a RiM adapter.
         eos_id: the token that ends what is written, None for none.
         pad_id: id to pad with; padding is masked.
         max_new_tokens: tokens written at most, EOS included.
         answer_tokens: see :class:`Way`.
         options: more arguments of ``generate``, as ``num_blocks``.
     """
-    model.eval()
 
     def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
-        longest = max(len(prompt) for prompt in batch)
-        padding = [longest - len(prompt) for prompt in batch]
-        ids = [[pad_id] * count + list(prompt) for count, prompt in zip(padding, batch, strict=True)]
-        mask = [[0] * count + [1] * (longest - count) for count in padding]
-        output = model.generate(
-            input_ids=torch.tensor(ids, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
+        return generate_greedily(
+            model,
+            batch,
+            eos_id=eos_id,
+            pad_id=pad_id,
             max_new_tokens=max_new_tokens,
-            eos_token_id=eos_id,
-            pad_token_id=pad_id,
             streamer=_Streamer(on_token),
-            **PLAIN_GREEDY,
             **options,
         )
-        return [_cut(row, eos_id) for row in output[:, longest:].tolist()]
 
     return Way(name, prompts, answer, answer_tokens, model.device)
 
@@ -106,7 +99,6 @@ def by_thoughts(
     name: str, prompts: Prompts, model: PeftModel, *, num_thoughts: int, eos_id: int | None, max_new_tokens: int = 64
 ) -> Way:
     """Return the way of continuous thoughts (Coconut); the arguments are those of ``decode_with_thoughts``."""
-    model.eval()
 
     def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
         return decode_with_thoughts(
@@ -159,7 +151,3 @@ class _Streamer:
 
     def end(self) -> None:
         """Nothing is left to note."""
-
-
-def _cut(row: list[int], eos_id: int | None) -> list[int]:
-    return row[: row.index(eos_id) + 1] if eos_id is not None and eos_id in row else row

@@ -11,10 +11,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from rim_peft.inference.mode import evaluation_mode
 from rim_peft.inference.passes import CompiledPasses, Passes
 from rim_peft.inference.rows import AnswerRows, lay_out_answers
 from rim_peft.sequence import check_architecture
 from rim_peft.sequence.masks import check_layers
+from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.layers import check_uncompiled
 
@@ -145,20 +147,21 @@ class BlockDecoder:
                 f"model: must have the adapter active that the decoder was made for, {self.adapter!r}, got "
                 f"{self.model.active_adapter!r}, or it is disabled. Activate it, or make another decoder."
             )
-        self.model.eval()  # an adapter that was added to a model in evaluation mode may still be in training mode
         rows = self._lay_out(prompts).to(self.model.device)
-        return self._decode(rows, len(prompts), on_token)
+        with evaluation_mode(self.model):
+            return self._decode(rows, len(prompts), on_token)
 
     def check_room(self, prompts: Sequence[Sequence[int]], *, name: str = "prompts") -> None:
         """Refuse prompts whose blocks and answers do not fit into the base's positions; ``name`` is the error's."""
-        room = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        room = num_positions(self.model.config)
         memory = self.num_blocks * self.blocks.length
         for index, prompt in enumerate(prompts):
             if room is not None and len(prompt) + memory + self.max_new_tokens > room:
                 raise ValueError(
                     f"{name}[{index}]: prompt ({len(prompt)} tokens), blocks ({memory}) and answer "
-                    f"({self.max_new_tokens}) must fit into the base's {room} positions. Leave the question out, or "
-                    "lower max_new_tokens or num_blocks."
+                    f"({self.max_new_tokens}) must fit into the base's {room} positions (max_position_embeddings; with "
+                    "longrope original_max_position_embeddings). Leave the question out, or lower max_new_tokens or "
+                    "num_blocks."
                 )
 
     def _lay_out(self, prompts: Sequence[Sequence[int]]) -> AnswerRows:

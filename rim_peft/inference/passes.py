@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import weakref
+from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +17,6 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from rim_peft.inference.rows import AnswerRows
 from rim_peft.sequence import Layout, attention_masks
-
-_decoder_numbers = itertools.count()
 
 # The last layer's states alone, where transformers can choose; 5.17 cannot, 5.23 can.
 _LAST_LAYER: Any = [-1] if Version(transformers.__version__) >= Version("5.23") else True
@@ -49,7 +49,9 @@ class Passes:
     def read_trunk(self, rows: AnswerRows, cache: Cache) -> Prediction:
         """Compute the trunk, and predict the first token of every answer."""
         places = (rows.trunk, rows.trunk)
-        return predict(self.base, rows.layout, cache, rows.trunk_ids, places, branches=False, ends=rows.end_columns)
+        # Numbers, not a tensor: a base spread over devices moves tensors to its first one, its states lie on the last.
+        ends = rows.end_columns.tolist()
+        return predict(self.base, rows.layout, cache, rows.trunk_ids, places, branches=False, ends=ends)
 
     def extend(self, rows: AnswerRows, cache: Cache, tokens: Tensor, step: int) -> Prediction:
         """Compute token ``step`` (from 0) of every answer, (B, R), and predict the one behind it."""
@@ -69,12 +71,13 @@ class CompiledPasses:
 
     def __init__(self, base: Any) -> None:
         self.base = base
-        self._number = next(_decoder_numbers)
         options: dict[str, Any] = {
             "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
             "triton.cudagraphs": base.device.type == "cuda",
         }
-        self._predict = torch.compile(_predict_in, fullgraph=True, dynamic=False, options=options)
+        own = _copied(_predict_in)
+        self._predict = torch.compile(own, fullgraph=True, dynamic=False, options=options)
+        weakref.finalize(self, torch._dynamo.reset_code, own.__code__).atexit = False
         # torch's own limit, 8 versions of a function, is meant for shapes that keep changing.
         self._many_versions = torch._dynamo.config.patch(recompile_limit=256)
         self._caches: dict[int, Cache] = {}
@@ -100,7 +103,7 @@ class CompiledPasses:
 
     def _run(self, rows: AnswerRows, cache: Cache, ids: Tensor, queries: Tensor, **options: Any) -> Prediction:
         memory = self.base.get_input_embeddings()
-        state = f"decoder {self._number}, adapter {memory.current_adapter}, merged {memory.merged_adapters}"
+        state = f"adapter {memory.current_adapter}, merged {memory.merged_adapters}"
         places = (queries, rows.order)
         with self._many_versions:
             torch.compiler.cudagraph_mark_step_begin()
@@ -115,6 +118,11 @@ def _predict_in(state: str, *inputs: Any, **options: Any) -> Prediction:
     return predict(*inputs, **options)
 
 
+def _copied(function: Callable[..., Any]) -> FunctionType:
+    """Copy a function with its code, by which torch keeps what it compiled: it can then be dropped for one decoder."""
+    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+
+
 def predict(
     base: Any,
     layout: Layout,
@@ -123,7 +131,7 @@ def predict(
     places: tuple[Tensor, Tensor],
     *,
     branches: bool,
-    ends: Tensor | None = None,
+    ends: Tensor | list[int] | None = None,
 ) -> Prediction:
     """Run a base on some places of its rows.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
 from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number
-from rim_peft.sequence import Sample, build_layout
-from rim_peft.tuner.config import active_config
+from rim_peft.inference.generation import generate_greedily
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ def answer_questions(
     num_blocks: int | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 8,
+    on_cut: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """Answer questions greedily after the last block, one text per question, in their order.
 
@@ -56,6 +56,7 @@ def answer_questions(
         num_blocks: blocks after each prompt; the adapter's own if not given.
         max_new_tokens: tokens of an answer at most, EOS included.
         batch_size: questions answered at a time; it does not change the answers.
+        on_cut: called with each answer that had not ended within ``max_new_tokens``.
 
     Raises:
         ValueError: the model has no active RIM adapter, a number is out of range, or a question leaves no room for its
@@ -65,15 +66,24 @@ def answer_questions(
     check_number("batch_size", batch_size, least=1)
     prompts = tokenize_prompts(questions, tokenizer, templates)
     decoder.check_room(prompts, name="questions")
-    model.eval()
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         if can_decode(model):
             answers = [answer for (answer,) in decoder(batch).token_ids]
         else:
-            answers = _generate(model, tokenizer, batch, num_blocks=decoder.num_blocks, max_new_tokens=max_new_tokens)
+            answers = generate_greedily(
+                model,
+                batch,
+                eos_id=tokenizer.eos_token_id,
+                pad_id=decoder.pad_id,
+                max_new_tokens=max_new_tokens,
+                num_blocks=decoder.num_blocks,
+            )
         for answer in answers:
-            yield _text(tokenizer, answer)
+            text = _text(tokenizer, answer)
+            if on_cut is not None and tokenizer.eos_token_id not in answer:
+                on_cut(text)
+            yield text
 
 
 def read_blocks(
@@ -110,7 +120,6 @@ def read_blocks(
     if not prompts:
         return []
     decoder.check_room(prompts, name="questions")
-    model.eval()
     decoded = decoder(prompts)
     return [
         [
@@ -123,41 +132,6 @@ def read_blocks(
 
 def _decoder(model: PeftModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> BlockDecoder:
     return BlockDecoder(model, eos_id=tokenizer.eos_token_id, pad_id=_pad_id(tokenizer), **options)
-
-
-PLAIN_GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-}
-"""Greedy search and nothing else, whatever generation settings the base came with: what a decoder does too."""
-
-
-def _generate(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    num_blocks: int,
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """Answer through ``generate``, which knows every kind of cache."""
-    samples = [Sample(prompt, []) for prompt in prompts]
-    blocks = active_config(model).block_tokens
-    rows = build_layout(samples, blocks, pad_id=_pad_id(tokenizer), padding_side="left").to(model.device)
-    output = model.generate(
-        input_ids=rows.input_ids,
-        attention_mask=rows.attention_mask,
-        num_blocks=num_blocks,
-        max_new_tokens=max_new_tokens,
-        **PLAIN_GREEDY,
-        pad_token_id=_pad_id(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    answers: list[list[int]] = output[:, rows.input_ids.shape[1] :].tolist()
-    return answers
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:

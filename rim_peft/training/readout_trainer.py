@@ -12,11 +12,7 @@ from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.profiler import record_function
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProgressCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from rim_peft.data.collator import ReadoutCollator
@@ -30,6 +26,7 @@ from rim_peft.training.metrics import BlockMetrics
 from rim_peft.training.progress import ReadoutProgress, TrainingClock
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_data import ReadoutData
+from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
 from rim_peft.tuner.layers import check_uncompiled
 
@@ -100,7 +97,7 @@ class ReadoutTrainer(ReadoutData):
         if args.compile_layers:
             check_uncompiled("compile_layers", self._rim_config)
         fall_back_from_flex(peft_model.get_base_model(), device_type=args.device.type)
-        self._max_positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
+        self._max_positions = num_positions(peft_model.config)
         self._validate = validate
         self._block_metrics = {"train": BlockMetrics(), "eval": BlockMetrics()}
         self._clock = TrainingClock()

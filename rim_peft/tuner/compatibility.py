@@ -1,4 +1,4 @@
-"""Which bases and which targets a RiM adapter can be attached to; checked before the base is changed."""
+"""Which bases and which targets a RiM adapter can be attached to, checked before the base is changed; its positions."""
 
 from __future__ import annotations
 
@@ -23,6 +23,24 @@ def check_base(model: nn.Module) -> None:
             f"model: must be a transformers causal language model, got {type(model).__name__}. Load the base with "
             "AutoModelForCausalLM."
         )
+
+
+def num_positions(config: Any) -> int | None:
+    """Return how many positions a row may take on a base with this config; None for any number.
+
+    These are its ``max_position_embeddings``. With ``longrope`` they are those that it was trained on first, since
+    longer rows are rotated by other frequencies, and with them all rows of their batch and all readouts of their own.
+    """
+    config = config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [rope for rope in ropes.values() if isinstance(rope, dict)]
+    limits = [rope["original_max_position_embeddings"] for rope in [ropes, *by_layer_type] if _is_longrope(rope)]
+    limits.append(getattr(config, "max_position_embeddings", None))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _is_longrope(rope: dict[str, Any]) -> bool:
+    return rope.get("rope_type") == "longrope"
 
 
 def keep_unpacked(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -96,6 +98,53 @@ def test_a_batch_equals_its_rows_alone(every_block: bool) -> None:
         assert alone.token_ids == [together.token_ids[row]]
         torch.testing.assert_close(torch.tensor(alone.log_probs[0]), torch.tensor(together.log_probs[row]))
         torch.testing.assert_close(alone.states[0], together.states[row], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("every_block", [True, False])
+def test_states_are_picked_by_numbers_which_have_no_device(every_block: bool) -> None:
+    model = build_rim(num_blocks=2)
+    kept: list[Any] = []
+    hook = model.get_base_model().register_forward_pre_hook(
+        lambda module, args, kwargs: kept.append(kwargs["logits_to_keep"]), with_kwargs=True
+    )
+    _decoder(model, every_block=every_block)(PROMPTS)
+    hook.remove()
+    # Accelerate moves what a spread base is given to its first device; its last states could not be indexed with that.
+    assert kept == [[17, 21] if every_block else [21], 0, 0, 0]
+
+
+def test_bases_with_layers_on_disk(tmp_path: Path) -> None:
+    places = {"model.layers.0": "disk", "model.layers.1": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    places.update({"model.embed_tokens": "cpu", "lm_head": "disk"})
+    base = dispatch_model(build_base(), places, main_device="cpu", offload_dir=str(tmp_path))
+    model = build_rim(base=base, num_blocks=2, target_modules=["q_proj"], layers_to_transform=[1])
+    found = _decoder(model, every_block=True)(PROMPTS)
+    for prompt, answers in zip(PROMPTS, found.token_ids, strict=True):
+        assert answers == [_generate(model, prompt, k) for k in (1, 2)]
+
+
+ROPE = {"rope_theta": 10000.0}
+LONGROPE = {
+    **ROPE,
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 26,
+    "short_factor": [1.0] * 4,
+    "long_factor": [8.0, 6.0, 4.0, 3.0],
+}
+DYNAMIC = {**ROPE, "rope_type": "dynamic", "factor": 4.0}
+
+
+@pytest.mark.parametrize(("rope", "positions"), [(LONGROPE, 512), (DYNAMIC, 26)])
+def test_rotations_that_depend_on_the_longest_row_are_the_same_for_all_that_fit(
+    rope: dict[str, Any], positions: int
+) -> None:
+    base = build_base(rope_parameters=rope, max_position_embeddings=positions)
+    model = build_rim(base=base, num_blocks=2)
+    found = _decoder(model, every_block=True)(PROMPTS)  # 14 + 8 + 4 positions
+    for prompt, answers in zip(PROMPTS, found.token_ids, strict=True):
+        assert answers == [_generate(model, prompt, k) for k in (1, 2)]
+    with pytest.raises(ValueError, match=r"must fit into the base's 26 positions .* longrope original_max_position"):
+        _decoder(model)([PROMPTS[0], [*PROMPTS[2], 7]])
 
 
 @pytest.mark.parametrize(("every_block", "num_readouts"), [(True, 3), (False, 1)])
@@ -185,6 +234,28 @@ def test_compiled_passes_say_the_same_and_are_used_again(architecture: str) -> N
         compiled(PROMPTS)
     with pytest.raises(ValueError, match="prompts: a compiled batch holds batch_size=3 at most, got 4"):
         compiled(PROMPTS[:1] * 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="compiling takes a C++ compiler")
+def test_compiled_passes_go_with_their_decoder() -> None:
+    def num_graphs() -> int:
+        gc.collect()
+        return sum(type(held).__name__ == "CompiledFxGraph" for held in gc.get_objects())
+
+    model = build_rim(num_blocks=2)
+    before = num_graphs()
+    first, second = (_decoder(model, compiled=True, batch_size=3) for _ in range(2))
+    expected = first(PROMPTS).token_ids
+    after_one = num_graphs()
+    assert second(PROMPTS).token_ids == expected
+    assert before < after_one < num_graphs()
+    del first
+    assert num_graphs() == after_one
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert second(PROMPTS).token_ids == expected
+    del second
+    assert num_graphs() == before
 
 
 def test_bases_that_cannot_branch_answer_after_the_last_block(tokenizer: PreTrainedTokenizerFast) -> None:

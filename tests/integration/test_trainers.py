@@ -24,6 +24,7 @@ from transformers import (
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.collator import TokenizedRow
+from rim_peft.inference import read_blocks
 from rim_peft.training.compilation import CompiledLayers
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from tests.conftest import ARCHITECTURES, VOCAB_SIZE, build_base, build_rim
@@ -444,6 +445,26 @@ def test_bad_rows_are_named_before_training(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(GroundingTrainer, build_rim(), rows=rows, on_bad_rows="drop")
     assert len(trainer.train_dataset) == len(ROWS)
     assert len(make_trainer(RefinementTrainer, build_rim(), rows=rows).train_dataset) == len(rows)
+
+
+class _ReadsBlocks(TrainerCallback):
+    """Looks into the blocks while a stage runs."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        read_blocks(kwargs["model"], kwargs["processing_class"], ["2+3"], max_new_tokens=2)
+
+
+def test_callbacks_that_read_blocks_leave_the_training_as_it_is(make_trainer: MakeTrainer) -> None:
+    lines = []
+    for callbacks in ([], [_ReadsBlocks()]):
+        trainer = make_trainer(RefinementTrainer, build_rim(num_blocks=2), max_steps=2, logging_steps=1)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        trainer.train()
+        lines.append([line for line in trainer.state.log_history if "loss" in line])
+    plain, reading = [[(line.keys(), line["loss"], line["block_2/loss"]) for line in found] for found in lines]
+    assert reading == plain
+    assert len(plain) == 2
 
 
 def test_rows_beyond_the_models_positions_are_named(make_trainer: MakeTrainer) -> None:

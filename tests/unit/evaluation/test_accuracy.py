@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from rim_peft.data.examples import Example
+from rim_peft.data.examples import Example, Templates
 from rim_peft.data.tasks import get_task
 from rim_peft.evaluation import accuracy as module
 from rim_peft.evaluation import evaluate_accuracy
 from rim_peft.evaluation.accuracy import Score
-from rim_peft.inference import Readout, read_blocks
-from tests.conftest import build_rim
+from rim_peft.inference import Readout, answer_with_thoughts, decode_with_thoughts, read_blocks
+from tests.conftest import EOS_ID, build_rim
 
 EXAMPLES = [
     Example("a", answer="1", steps=("0",)),
@@ -32,12 +32,14 @@ class _Said:
 
     texts = {"a": ["0", "1"], "b": ["2", "#### 2"], "c": ["3", "so 33"], "d": ["none", "4.0"]}  # noqa: RUF012
 
-    def answers(self, model: Any, tokenizer: Any, questions: Sequence[str], **options: Any) -> Iterator[str]:
+    def answers(
+        self, model: Any, tokenizer: Any, questions: Sequence[str], *, on_cut: Callable[[str], None], **options: Any
+    ) -> Iterator[str]:
         return (self.texts[question][-1] for question in questions)
 
     def blocks(self, model: Any, tokenizer: Any, questions: Sequence[str], **options: Any) -> list[list[Readout]]:
         return [
-            [Readout(k, text, [], [], torch.empty(0)) for k, text in enumerate(self.texts[question], start=1)]
+            [Readout(k, text, [EOS_ID], [0.0], torch.empty(0)) for k, text in enumerate(self.texts[question], start=1)]
             for question in questions
         ]
 
@@ -71,6 +73,7 @@ def test_every_block_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
         "answer_rule": "last-number-float",
         "num_blocks": 2,
         **Score(3, 4).to_dict(),
+        "num_cut": 0,
         "by_rule": {"last-number-float": Score(3, 4).to_dict(), "strict-string": Score(2, 4).to_dict()},
         "by_length": {"1": Score(1, 1).to_dict(), "2": Score(1, 2).to_dict()},
         "by_block": [
@@ -88,6 +91,43 @@ def test_a_real_model_is_judged_by_its_own_readouts(tokenizer: PreTrainedTokeniz
     report = evaluate_accuracy(model, tokenizer, examples, get_task("gsm8k"), max_new_tokens=4)
     assert report.predictions == said
     assert report.num_blocks == 2
+
+
+def test_answers_that_had_not_ended_are_counted(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_rim(num_blocks=2)
+    questions = ["a", "b", "c"]
+    said = [row[-1].token_ids for row in read_blocks(model, tokenizer, questions, max_new_tokens=4)]
+    # What the first answer says second is declared to be the end.
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(said[0][1])
+    expected = sum(said[0][1] not in ids for ids in said)
+    assert 0 < expected < 3
+    examples = [Example(question, answer="5") for question in questions]
+    for by_block in (True, False):
+        caplog.clear()
+        report = evaluate_accuracy(
+            model, tokenizer, examples, get_task("gsm8k"), by_block=by_block, max_new_tokens=4, batch_size=2
+        )
+        assert report.num_cut == report.to_dict()["num_cut"] == expected
+        (message,) = caplog.messages
+        assert f"max_new_tokens: {expected} of 3 answers were cut at 4 tokens" in message
+    assert evaluate_accuracy(model, tokenizer, examples[:1], get_task("gsm8k"), max_new_tokens=4).num_cut == 0
+    assert len(caplog.messages) == 1
+
+
+def test_answers_after_thoughts_that_had_not_ended_are_counted(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_rim()
+    prompts = [tokenizer(question)["input_ids"] for question in "abc"]
+    said = decode_with_thoughts(model, prompts, num_thoughts=2, eos_id=None, max_new_tokens=4)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(said[0][1])
+    expected = [text for ids in said if said[0][1] not in ids for text in [tokenizer.decode(ids).strip()]]
+    assert 0 < len(expected) < 3
+    cut: list[str] = []
+    options: dict[str, Any] = {"num_thoughts": 2, "max_new_tokens": 4, "templates": Templates(prompt="{question}")}
+    texts = list(answer_with_thoughts(model, tokenizer, list("abc"), on_cut=cut.append, **options))
+    assert cut == [text for text in texts if text in expected]
+    assert len(cut) == len(expected)
 
 
 def test_no_examples_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
