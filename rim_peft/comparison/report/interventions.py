@@ -24,9 +24,9 @@ def tabulate_budget(results: Results, plots: PlotsOf) -> Section:
             rows.append((str(num_blocks), score, *(significant(time) for time in times), *by_length))
         columns = ("blocks", "accuracy", "first token (ms)", "answer (ms)", *(steps(n) for n in results.lengths))
         note = (
-            f"Seeds: {results.seeds(method.name, 'budget')}; milliseconds are means over seeds, of single questions with "
-            "LoRA not merged, taken when each run was measured: other processes may have run beside it. The latency "
-            "table is taken alone, with LoRA merged."
+            f"Seeds: {results.seeds(method.name, 'budget')}; milliseconds are means over seeds, of single questions "
+            "with LoRA not merged, taken when each run was measured: other processes may have run beside it. The "
+            "latency table is taken alone, with LoRA merged."
         )
         tables.append(Table(f"{method.label}: blocks at inference", columns, rows, notes=(note,)))
     return Section("Budget", (*tables, *plots("budget")))
