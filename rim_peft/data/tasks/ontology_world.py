@@ -15,6 +15,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 # fmt: off
 NAMES = (
@@ -59,7 +60,7 @@ class Story:
     @property
     def steps(self) -> list[str]:
         """The statements on the way from the person to the right kind."""
-        return [state(subject, kind) for subject, kind in zip(self.path, self.path[1:], strict=False)]
+        return [state(subject, kind) for subject, kind in pairwise(self.path)]
 
     @property
     def answer(self) -> str:
@@ -110,19 +111,19 @@ class World:
         return self.num_kinds // 2
 
     def draw_story(self, rng: random.Random, length: int) -> Story:
-        r"""Draw a story of two chains of `length` steps, the first of which is asked for.
+        """Draw a story of two chains of `length` steps, the first of which is asked for.
 
         >>> story = World(num_kinds=4, num_statements=5).draw_story(random.Random(0), 2)
-        >>> print(story.question.replace(". ", ".\n"))
-        Bob is a wumpus.
-        Eva is a numpus.
-        Every wumpus is a numpus.
-        Every jelpus is a gorpus.
-        Sam is a jelpus.
-        Is Sam a gorpus or numpus?
+        >>> story.question.split(". ")[2:]
+        ['Every wumpus is a numpus', 'Every jelpus is a gorpus', 'Sam is a jelpus', 'Is Sam a gorpus or numpus?']
         >>> story.steps, story.answer
         (['Sam is a jelpus.', 'Every jelpus is a gorpus.'], 'Sam is a gorpus.')
+
+        Raises:
+            ValueError: the chains need more kinds than there are.
         """
+        if length > self.longest:
+            raise ValueError(f"length: must be at most {self.longest} with {self.num_kinds} kinds, got {length}.")
         first, second, *others = rng.sample(NAMES, rng.randint(2, self.num_people))
         joining = {rng.randrange(self.num_kinds): other for other in others}
         owners = [0] * length + [1] * length + [None] * (self.num_kinds - 2 * length)
