@@ -177,7 +177,8 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[A
         model: on the device where it trains.
         tokenizer: the task's.
         options: how it is made.
-        state: folder of a training that was stopped, to go on from; it is written every `save_steps`.
+        state: folder of a training that was stopped, to go on from; it is written every `save_steps` and in
+            the end.
     """
     rng = random.Random(f"{options.task} base {options.seed}")
     results = torch.tensor(tokenizer.convert_tokens_to_ids(options.results), device=model.device)
@@ -201,7 +202,7 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[A
         schedule.step()
         if step % 100 == 99:
             print(f"step {step + 1}/{options.num_steps}  unsaid {unsaid:.2f}  loss {loss.item():.4f}", flush=True)
-        if (step + 1) % options.save_steps == 0 and step + 1 < options.num_steps:
+        if (step + 1) % options.save_steps == 0 or step + 1 == options.num_steps:
             _write_state(state, model, optimizer, schedule, rng, step + 1)
 
 
