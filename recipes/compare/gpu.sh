@@ -31,18 +31,27 @@ slice() {
   return "$code"
 }
 
-outputs=outputs changes=() quick=()
-base=(--num-layers 15 --hidden-size 768 --num-heads 12 --batch-size 256 --num-steps 8000 --plain-steps 2000 --learning-rate 6e-4
-  --save-steps 250)
-if [ "$size" = small ]; then
-  outputs=outputs/dry-run quick=(cpu --quick)
-  base=(--num-layers 2 --hidden-size 32 --num-heads 2 --batch-size 8 --num-steps 60 --plain-steps 20 --save-steps 20 --max-length 2)
-  changes=({changes,methods.rim-stage-1-alone.changes}.grounding.max_steps=6 changes.grounding.save_steps=3
-    {changes,methods.rim-stage-2-alone.changes}.refinement.max_steps=6 changes.baseline.max_steps=6 changes.coconut.max_steps=12
-    changes.{grounding,refinement,baseline,coconut}.per_device_train_batch_size=4
-    changes.data.options.num_rows=64 changes.data.validation_rows=8 {test,selection}.rows=16
-    {test,selection}.options.num_held_out=16 'measures.budget=[1,2]' 'measures.latency_batch_sizes=[1]')
-fi
+case $size in
+  large)
+    outputs=outputs changes=() quick=()
+    base=(--num-layers 15 --hidden-size 768 --num-heads 12 --batch-size 256 --num-steps 8000 --plain-steps 2000
+      --learning-rate 6e-4 --save-steps 250)
+    ;;
+  small)
+    outputs=outputs/dry-run quick=(cpu --quick)
+    base=(--num-layers 2 --hidden-size 32 --num-heads 2 --batch-size 8 --num-steps 60 --plain-steps 20 --save-steps 20
+      --max-length 2)
+    changes=({changes,methods.rim-stage-1-alone.changes}.grounding.max_steps=6 changes.grounding.save_steps=3
+      {changes,methods.rim-stage-2-alone.changes}.refinement.max_steps=6 changes.baseline.max_steps=6
+      changes.coconut.max_steps=12 changes.{grounding,refinement,baseline,coconut}.per_device_train_batch_size=4
+      changes.data.options.num_rows=64 changes.data.validation_rows=8 {test,selection}.rows=16
+      {test,selection}.options.num_held_out=16 "measures.budget=[1,2]" "measures.latency_batch_sizes=[1]")
+    ;;
+  *)
+    echo "usage: gpu.sh [SECONDS [large|small]]" >&2
+    exit 2
+    ;;
+esac
 
 # Make a base, unless it is there.
 make_base() { # NAME OPTION...

@@ -16,7 +16,6 @@ stopped goes on when the same command is given again.
 import argparse
 import json
 import random
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -67,7 +66,7 @@ def make_base(options: Pretraining[Any], output: Path) -> None:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     output.mkdir(parents=True, exist_ok=True)
     _check_same(options, output / "training.json")
-    train(model, tokenizer, options, output / "training")
+    train(model, tokenizer, options, output / "training.pt")
     seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     model.eval()
     task = "" if options.task == DEFAULT else f" --task {options.task}"
@@ -85,8 +84,8 @@ def make_base(options: Pretraining[Any], output: Path) -> None:
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     (output / "made.json").write_text(json.dumps(made, indent=2) + "\n")
-    (output / "training.json").unlink()
-    shutil.rmtree(output / "training", ignore_errors=True)
+    for name in ("training.json", "training.pt"):
+        (output / name).unlink()
     print(json.dumps(made["validation"], indent=2))
 
 

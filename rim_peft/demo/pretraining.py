@@ -6,9 +6,7 @@ task's stories look like, and which words they need, a subclass of :class:`Pretr
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
-from safetensors.torch import load_model, save_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -177,8 +174,7 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[A
         model: on the device where it trains.
         tokenizer: the task's.
         options: how it is made.
-        state: folder of a training that was stopped, to go on from; it is written every `save_steps` and in
-            the end.
+        state: file of a training that was stopped, to go on from; it is written every `save_steps` and in the end.
     """
     rng = random.Random(f"{options.task} base {options.seed}")
     results = torch.tensor(tokenizer.convert_tokens_to_ids(options.results), device=model.device)
@@ -206,28 +202,22 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[A
             _write_state(state, model, optimizer, schedule, rng, step + 1)
 
 
-def _write_state(state: Path, model: Any, optimizer: Any, schedule: Any, rng: random.Random, step: int) -> None:
+def _write_state(path: Path, model: Any, optimizer: Any, schedule: Any, rng: random.Random, step: int) -> None:
     """Write all that a training goes on from, at once."""
-    unfinished = state.with_name(f"{state.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    save_model(model, str(unfinished / "model.safetensors"))
-    torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, unfinished / "optimizer.pt")
-    (unfinished / "progress.json").write_text(json.dumps({"step": step, "random": rng.getstate()}))
-    shutil.rmtree(state, ignore_errors=True)
-    unfinished.rename(state)
+    unfinished = path.with_suffix(".partial")
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    states = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({**states, "random": rng.getstate(), "step": step}, unfinished)
+    unfinished.replace(path)
 
 
-def _read_state(state: Path, model: Any, optimizer: Any, schedule: Any, rng: random.Random) -> int:
+def _read_state(path: Path, model: Any, optimizer: Any, schedule: Any, rng: random.Random) -> int:
     """Go on from a state, if there is one; return the step that comes next."""
-    if not state.exists():
+    if not path.exists():
         return 0
-    load_model(model, str(state / "model.safetensors"))
-    kept = torch.load(state / "optimizer.pt", map_location=model.device, weights_only=True)
-    optimizer.load_state_dict(kept["optimizer"])
-    schedule.load_state_dict(kept["schedule"])
-    progress = json.loads((state / "progress.json").read_text())
-    version, numbers, gauss = progress["random"]
-    rng.setstate((version, tuple(numbers), gauss))
-    print(f"going on from step {progress['step']}", flush=True)
-    return int(progress["step"])
+    kept = torch.load(path, map_location=model.device, weights_only=True)
+    for name, part in {"model": model, "optimizer": optimizer, "schedule": schedule}.items():
+        part.load_state_dict(kept[name])
+    rng.setstate(kept["random"])
+    print(f"going on from step {kept['step']}", flush=True)
+    return int(kept["step"])

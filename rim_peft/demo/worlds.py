@@ -91,11 +91,8 @@ class OntologyBase(Pretraining[ontology_world.Story]):
         """The forms that a name and a kind take."""
         names, kinds = ontology_world.NAMES, (*ontology_world.KINDS, NOTHING)
         of_names = [form.format(name) for form in ("{} is a", "Is {} a") for name in names]
-        return [
-            "\n",
-            *of_names,
-            *(form.format(kind) for form in ("Every {} is a", "{}.", "{} or", "{}?") for kind in kinds),
-        ]
+        of_kinds = [form.format(kind) for form in ("Every {} is a", "{}.", "{} or", "{}?") for kind in kinds]
+        return ["\n", *of_names, *of_kinds]
 
     @property
     def results(self) -> list[str]:

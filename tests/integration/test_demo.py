@@ -99,7 +99,7 @@ def test_a_base_that_was_stopped_goes_on_to_the_same_weights(
     first, second = (AutoModelForCausalLM.from_pretrained(tmp_path / folder) for folder in ("unbroken", "stopped"))
     for name, parameter in first.named_parameters():
         torch.testing.assert_close(parameter, second.get_parameter(name), atol=0, rtol=0, msg=name)
-    assert not (tmp_path / "stopped" / "training").exists()
+    assert not list((tmp_path / "stopped").glob("training*"))
     made = json.loads((tmp_path / "stopped" / "made.json").read_text())
     assert (made["options"]["max_length"], list(made["validation"]["direct"])) == (3, ["1", "2", "3"])
 
