@@ -13,6 +13,7 @@ from rim_peft.data.tasks.ontology_world import KINDS
 from rim_peft.demo import base
 from rim_peft.demo.pretraining import ANSWER, THINK, Pretraining, build_tokenizer, encode
 from rim_peft.demo.worlds import BASES, OntologyBase, PotionsBase
+from tests.unit.data.conftest import DATA_DIR
 
 
 @pytest.fixture(params=BASES)
@@ -78,6 +79,16 @@ def test_the_bases_words_are_enough_for_the_tasks_rows(split: str) -> None:
             assert tokenizer.unk_token_id not in tokenizer(text).input_ids
     assert len(tokenizer.tokenize("Every terpus is a impus. Is Sally a hilpus or sterpus? Answer:")) == 6
     assert len(OntologyBase().results) == len(KINDS)
+
+
+@pytest.mark.skipif(not DATA_DIR.is_dir(), reason="the authors' files are not here")
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_the_bases_words_are_enough_for_the_published_rows(split: str) -> None:
+    tokenizer = build_tokenizer(OntologyBase())
+    for row in get_task("prosqa").load(split, path=str(DATA_DIR / "prosqa")):
+        assert (
+            tokenizer.unk_token_id not in tokenizer(" ".join([row["question"], *row["steps"], row["answer"]])).input_ids
+        )
 
 
 def test_the_command_knows_each_tasks_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
