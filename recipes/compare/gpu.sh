@@ -5,7 +5,7 @@
 #
 #   bash recipes/compare/gpu.sh                # to its end
 #   bash recipes/compare/gpu.sh 540            # for nine minutes; give it again until it says "complete"
-#   bash recipes/compare/gpu.sh 90 small       # a dry run on a CPU in slices of 90 seconds, which says that everything runs
+#   bash recipes/compare/gpu.sh 100 small      # a dry run on a CPU, ten such slices, which says that everything runs
 set -euo pipefail
 seconds=${1:-0} size=${2:-large}
 python=${PYTHON:-python}
