@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from rim_peft.data.examples import Example, read_example
 from rim_peft.data.tasks.potions import Potions
 from rim_peft.demo import BASE, FOLDER, RECIPE
-from rim_peft.demo.base import ANSWER, LENGTHS, THINK
 from rim_peft.demo.baseline import count_right, train_answer_only
+from rim_peft.demo.pretraining import ANSWER, THINK
 from rim_peft.evaluation import evaluate_accuracy
 from rim_peft.evaluation.accuracy import Score
 from rim_peft.evaluation.latency import measure_latency
@@ -21,6 +21,7 @@ from rim_peft.inference import read_blocks
 from rim_peft.recipe import Recipe, load_recipe
 from rim_peft.run import Run, train_or_load
 
+LENGTHS = Potions().lengths
 STORED = FOLDER / "results.json"
 """Figures of runs that take too long to repeat in every demo, with the commands that made them."""
 

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rim_peft.cli.main import main
 from rim_peft.data.tasks.potions import is_correct
 from rim_peft.demo import BASE, RECIPE, showcase
-from rim_peft.demo import base as base_module
-from rim_peft.demo.base import ANSWER, THINK, Pretraining, build_tokenizer, make_base, measure_accuracy
+from rim_peft.demo.base import make_base, measure_accuracy
+from rim_peft.demo.pretraining import ANSWER, THINK, Pretraining, build_tokenizer
+from rim_peft.demo.worlds import OntologyBase, PotionsBase
 from rim_peft.recipe import load_recipe
 from tests.integration.test_curriculum import SignalAtStep
 
@@ -38,8 +39,8 @@ def base() -> tuple[Any, Any]:
 
 
 def test_the_base_thinks_aloud_but_cannot_answer_longer_questions_at_once(base: tuple[Any, Any]) -> None:
-    thinking = measure_accuracy(*base, THINK, num_rows=100)
-    direct = measure_accuracy(*base, ANSWER, num_rows=100)
+    thinking = measure_accuracy(*base, THINK, options=PotionsBase(), num_rows=100)
+    direct = measure_accuracy(*base, ANSWER, options=PotionsBase(), num_rows=100)
     assert all(accuracy >= 0.95 for accuracy in thinking.values()), thinking
     assert direct[1] >= 0.95
     # Chance is 0.2, with a standard error of 0.04 on 100 rows.
@@ -48,7 +49,7 @@ def test_the_base_thinks_aloud_but_cannot_answer_longer_questions_at_once(base: 
 
 def test_the_base_is_what_its_tokenizer_says(base: tuple[Any, Any]) -> None:
     model, tokenizer = base
-    assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
+    assert tokenizer.get_vocab() == build_tokenizer(PotionsBase()).get_vocab()
     assert model.config.vocab_size == len(tokenizer)
     assert sum(path.stat().st_size for path in BASE.glob("*.safetensors")) < 4_200_000
     made = json.loads((BASE / "made.json").read_text())
@@ -56,7 +57,7 @@ def test_the_base_is_what_its_tokenizer_says(base: tuple[Any, Any]) -> None:
 
 
 def test_the_base_is_made_by_its_command(tmp_path: Path) -> None:
-    options = Pretraining(num_steps=4, plain_steps=1, num_layers=2, batch_size=4)
+    options = PotionsBase(num_steps=4, plain_steps=1, num_layers=2, batch_size=4)
     for folder in ("a", "b"):
         make_base(options, tmp_path / folder)
     first, second = (AutoModelForCausalLM.from_pretrained(tmp_path / folder) for folder in ("a", "b"))
@@ -65,12 +66,22 @@ def test_the_base_is_made_by_its_command(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "made.json").exists()
 
 
-def test_a_base_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Pretraining(
-        num_steps=5, plain_steps=1, num_layers=2, batch_size=4, save_steps=2, num_colours=7, num_names=20, distractors=2
-    )
+SMALL_BASE = {"num_steps": 5, "plain_steps": 1, "num_layers": 2, "batch_size": 4, "save_steps": 2, "max_length": 3}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        PotionsBase(**SMALL_BASE, num_colours=7, num_names=20, distractors=2),
+        OntologyBase(**SMALL_BASE, num_kinds=8, num_statements=12),
+    ],
+    ids=lambda options: options.task,
+)
+def test_a_base_that_was_stopped_goes_on_to_the_same_weights(
+    options: Pretraining[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_base(options, tmp_path / "unbroken")
-    draw, drawn = base_module.draw_sample, []
+    draw, drawn = Pretraining.draw_sample, []
 
     def stop(*args: Any, **kwargs: Any) -> tuple[str, str]:
         drawn.append(1)
@@ -78,19 +89,19 @@ def test_a_base_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path, mon
             raise KeyboardInterrupt
         return draw(*args, **kwargs)
 
-    monkeypatch.setattr(base_module, "draw_sample", stop)
+    monkeypatch.setattr(Pretraining, "draw_sample", stop)
     with pytest.raises(KeyboardInterrupt):
         make_base(options, tmp_path / "stopped")
-    monkeypatch.setattr(base_module, "draw_sample", draw)
+    monkeypatch.setattr(Pretraining, "draw_sample", draw)
     with pytest.raises(SystemExit, match="holds a training with other options"):
         make_base(replace(options, seed=1), tmp_path / "stopped")
     make_base(options, tmp_path / "stopped")
     first, second = (AutoModelForCausalLM.from_pretrained(tmp_path / folder) for folder in ("unbroken", "stopped"))
     for name, parameter in first.named_parameters():
         torch.testing.assert_close(parameter, second.get_parameter(name), atol=0, rtol=0, msg=name)
-    assert not (tmp_path / "stopped" / "training").exists()
+    assert not list((tmp_path / "stopped").glob("training*"))
     made = json.loads((tmp_path / "stopped" / "made.json").read_text())
-    assert (made["options"]["distractors"], list(made["validation"]["direct"])) == (2, ["1", "2", "3", "4"])
+    assert (made["options"]["max_length"], list(made["validation"]["direct"])) == (3, ["1", "2", "3"])
 
 
 def test_from_training_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.demo import RECIPE as DEMO
 from rim_peft.recipe import load_recipe
 from rim_peft.run import train
@@ -15,6 +16,8 @@ from tests.conftest import build_base, build_tokenizer
 
 # Those in compare/ are recipes of comparisons, in a form of their own.
 RECIPES = [DEMO, *sorted((Path(__file__).parents[2] / "recipes").glob("[!c]*/*.yaml"))]
+# The tiny base has 512 positions, and its tokenizer a token for every byte.
+SHORTER = {"ontology": ["data.options.num_kinds=12", "data.options.num_statements=12"]}
 GSM8K: dict[str, Any] = {
     "question": "Tom has 3 bags of {n} nuts. How many?",
     "answer": "3*{n} = <<3*{n}={m}>>{m} nuts.\n#### {m}",
@@ -51,8 +54,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_two_steps_of_each_stage(path: Path, tiny_base: Path, tmp_path: Path) -> None:
     overrides = [f"model.name_or_path={tiny_base}", f"output_dir={tmp_path / 'out'}"]
-    if load_recipe(path).data.task == "potions":
-        overrides.append("data.options.num_rows=16")  # its rows are generated
+    if isinstance(load_recipe(path).task(), GeneratedTask):
+        overrides += ["data.options.num_rows=16", *SHORTER.get(load_recipe(path).data.task, [])]
     else:
         write_rows(tmp_path / "rows", load_recipe(path).data.task)
         overrides.append(f"data.path={tmp_path / 'rows'}")

@@ -19,6 +19,7 @@ TASKS = {
     "math": "rim_peft.data.tasks.hendrycks_math:MATH",
     "multiarith": "rim_peft.data.tasks.multiarith:MultiArith",
     "multiplication": "rim_peft.data.tasks.multiplication:Multiplication",
+    "ontology": "rim_peft.data.tasks.ontology:Ontology",
     "potions": "rim_peft.data.tasks.potions:Potions",
     "prosqa": "rim_peft.data.tasks.prosqa:ProsQA",
     "strategyqa": "rim_peft.data.tasks.strategyqa:StrategyQA",

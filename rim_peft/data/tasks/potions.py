@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from typing import Any, ClassVar, Literal
 
-from rim_peft.data.tasks.potions_world import NAMES, SPLITS, Chain, Split, World, split_of
-from rim_peft.data.tasks.task import GeneratedTask
+from rim_peft.data.tasks.potions_world import NAMES, Chain, World
+from rim_peft.data.tasks.stories import SPLITS, Split, StoryTask, split_of
 
 __all__ = [
     "COLOURS",
@@ -71,8 +69,8 @@ def is_correct(text: str, gold: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Potions(GeneratedTask):
-    """The task's options; the same options give the same rows.
+class Potions(StoryTask):
+    """The task's options; `lengths` are numbers of operations.
 
     >>> row = next(Potions(lengths=(2,)).rows("train"))
     >>> row["question"]
@@ -84,17 +82,6 @@ class Potions(GeneratedTask):
     name: ClassVar[str] = "potions"
     answer_rules: ClassVar[tuple[str, ...]] = ("exact-word",)
 
-    lengths: tuple[int, ...] = (1, 2, 3, 4)
-    """Numbers of operations to draw from: as many dependent steps has a question. What names and distractors leave room
-    for: at most `num_names - 1 - distractors`."""
-    weights: tuple[float, ...] | None = None
-    """How often each of `lengths` is drawn, relative to the others; equally often where absent."""
-    num_rows: int = 1000
-    """Rows to train on."""
-    num_held_out: int = 1000
-    """Rows in each of the other splits."""
-    seed: int = 0
-    """Seed of the rows; a split holds other questions than the other splits under every seed."""
     steps: Literal["values", "sentences"] = "values"
     """A step's text: the colour alone, or the brew's owner and its colour."""
     num_colours: int = 5
@@ -104,53 +91,21 @@ class Potions(GeneratedTask):
     distractors: int = 0
     """Statements in every question about people outside its chain."""
 
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: an option is out of range.
-        """
-        super().__post_init__()
-        longest = self.world.longest
-        if not self.lengths or not all(1 <= length <= longest for length in self.lengths):
-            raise ValueError(f"lengths: must hold numbers of steps from 1 to {longest}, got {self.lengths!r}.")
-        if self.weights is not None and (len(self.weights) != len(self.lengths) or not sum(self.weights) > 0):
-            raise ValueError(
-                f"weights: must hold a weight for each of the {len(self.lengths)} lengths, not all 0, got "
-                f"{self.weights!r}."
-            )
-        if self.num_rows < 1 or self.num_held_out < 1:
-            raise ValueError(f"num_rows, num_held_out: must be at least 1, got {self.num_rows}, {self.num_held_out}.")
-
     @property
     def world(self) -> World:
         """The world that the options describe."""
         return _world(self.num_colours, self.num_names, self.distractors)
 
-    def row(self, index: int) -> dict[str, Any]:
-        """Return candidate `index`, whatever its split: `length + 1` colours, of which the last is the answer."""
-        rng = random.Random(f"potions {self.seed} {index}")
-        length = rng.choices(self.lengths, self.weights)[0]
+    @property
+    def longest(self) -> int:
+        """The most operations that names and distractors leave room for: `num_names - 1 - distractors`."""
+        return self.world.longest
+
+    def draw_row(self, rng: random.Random, length: int) -> dict[str, Any]:
+        """Draw a story of `length + 1` colours, of which the last is the answer, whatever its split."""
         chain = self.world.draw_chain(rng, length)
         steps = list(chain.colours[:-1]) if self.steps == "values" else chain.thoughts[:-1]
-        return {"question": chain.question, "steps": steps, "answer": chain.colours[-1], "length": length}
-
-    def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split: the candidates whose question hashes into it.
-
-        Raises:
-            ValueError: on a split that is none of train, validation and test.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
-        left = self.num_rows if split == "train" else self.num_held_out
-        for index in count():
-            if left <= 0:
-                return
-            row = self.row(index)
-            if split_of(row["question"]) == split:
-                left -= 1
-                yield row
+        return {"question": chain.question, "steps": steps, "answer": chain.answer}
 
     def read_answer(self, text: str) -> str | None:
         """Return the last of the world's colours named in a generated text, or None where it names none."""

@@ -6,13 +6,11 @@ that every verb does the same work in every world that has it.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Literal
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23)
 """How many colours a ring can have: with a prime number of them every factor permutes them."""
@@ -44,9 +42,6 @@ NAMES = (
 
 MOST_NAMES = 4000
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
 _STATEMENT = re.compile(r"(\w+) (\w+) (\w+)'s brew\.")
 _ASKED = re.compile(r"What colour is (\w+)'s brew\?")
 
@@ -72,6 +67,11 @@ class Chain:
         for place, statement in self.distractors:
             statements.insert(place, statement)
         return " ".join([*statements, f"What colour is {self.people[-1]}'s brew?"])
+
+    @property
+    def answer(self) -> str:
+        """The colour of the brew that the question asks for."""
+        return self.colours[-1]
 
     @property
     def thoughts(self) -> list[str]:
@@ -196,16 +196,3 @@ class World:
         if not asked or f"{person}'s brew is " not in question or not set(verbs) <= set(self.verbs):
             raise ValueError(f"question: must be one of this world of {self.num_colours} colours, got {question!r}.")
         return tuple(reversed(verbs))
-
-
-def split_of(question: str) -> Split:
-    """Return the split a question belongs to: 90 % train, 5 % validation, 5 % test, by a hash of its text.
-
-    A question has one text and a text has one split, so no question is ever in two splits, whatever the seeds.
-
-    >>> split_of("Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?")
-    'train'
-    """
-    bucket = hashlib.blake2b(question.encode(), digest_size=2).digest()
-    twentieth = int.from_bytes(bucket, "big") % 20
-    return {0: SPLITS[1], 1: SPLITS[2]}.get(twentieth, SPLITS[0])

@@ -48,7 +48,7 @@ def test_every_recipe_of_the_repository_is_good(path: Path) -> None:
     recipe = load_recipe(path)
     assert [trainer.__name__ for trainer, _ in recipe.stage_trainers()] == ["GroundingTrainer", "RefinementTrainer"]
     # As many as the longest chain has steps, where that is known.
-    longest = max(recipe.data.options.get("lengths", [4])) if recipe.data.task == "potions" else 8
+    longest = max(recipe.data.options.get("lengths", [4])) if recipe.data.task in ("potions", "ontology") else 8
     assert recipe.rim_config().num_blocks == longest
     text = path.read_text(encoding="utf-8")
     for heading in ("# Purpose: ", "# Command: rim-peft train ", "# Hardware: ", "# Expected: "):
@@ -64,6 +64,7 @@ def test_there_are_recipes() -> None:
         "gsm8k/tiny.yaml",
         "potions/large.yaml",
         "potions/long.yaml",
+        "prosqa/generated.yaml",
         "prosqa/tiny.yaml",
     ]
 
