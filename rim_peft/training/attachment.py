@@ -40,12 +40,19 @@ def attach(
     return get_peft_model(base, peft_config)
 
 
-def check_adapter(model: PeftModel, config: RiMConfig, *, min_blocks: int = 1) -> None:
-    """Refuse adapters that training would leave as they are, and those with fewer blocks than it needs."""
+def check_adapter(
+    model: PeftModel, config: RiMConfig, *, min_blocks: int = 1, block_range: list[int] | None = None
+) -> None:
+    """Refuse adapters that training would leave as they are, and those with other numbers of blocks than it trains."""
     if config.num_blocks < min_blocks:
         raise ValueError(
             f"num_blocks: training needs at least one block, got {config.num_blocks}. Attach an adapter with "
             "RiMConfig(num_blocks=...)."
+        )
+    if block_range is not None and not block_range[0] <= config.num_blocks <= block_range[1]:
+        raise ValueError(
+            f"block_range: must hold the adapter's num_blocks, {config.num_blocks}, with which it answers and is "
+            f"validated, got {block_range}. Widen it, or give the adapter another num_blocks."
         )
     base_model: Any = model.base_model
     rows = base_model.memory.rows(model.active_adapter)

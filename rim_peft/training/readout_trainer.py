@@ -90,9 +90,8 @@ class ReadoutTrainer(ReadoutData):
         quantization = kwargs.pop("quantization_config", None)
         peft_model = attach(model, peft_config, args, quantization_config=quantization)
         self._rim_config = active_config(peft_model)
-        check_adapter(peft_model, self._rim_config, min_blocks=self.least_blocks)
+        check_adapter(peft_model, self._rim_config, min_blocks=self.least_blocks, block_range=args.block_range)
         peft_model.base_model.memory.rows(peft_model.active_adapter).requires_grad_(self.trains_memory)
-        _check_range(args.block_range, self._rim_config.num_blocks)
         check_architecture(peft_model.get_base_model())
         if args.compile_layers:
             check_uncompiled("compile_layers", self._rim_config)
@@ -294,12 +293,3 @@ class ReadoutTrainer(ReadoutData):
             metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
             output = output._replace(metrics=metrics)
         return output
-
-
-def _check_range(block_range: list[int] | None, num_blocks: int) -> None:
-    """Refuse a range of blocks without the number that the adapter answers with by default."""
-    if block_range is not None and not block_range[0] <= num_blocks <= block_range[1]:
-        raise ValueError(
-            f"block_range: must hold the adapter's num_blocks, {num_blocks}, with which it answers and is validated, "
-            f"got {block_range}. Widen it, or give the adapter another num_blocks."
-        )
