@@ -52,7 +52,7 @@ def run_kind(args: argparse.Namespace, *, kind: str) -> int:
     if args.plan:
         print(list_runs(comparison))
         return 0
-    command = ["rim-peft", kind, args.recipe, *args.overrides]
+    command = ["rim-peft", kind, args.recipe, *args.overrides, *(["--parallel"] if args.parallel else [])]
     quiet_model_loading()
     try:
         with results_only():

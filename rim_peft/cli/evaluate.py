@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=positive, metavar="N", help="judge the first N rows")
     parser.add_argument("--blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)")
     parser.add_argument("--by-block", action="store_true", help="judge the readout of every block too")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="tokens of an answer at most (default: the recipe's)"
+    )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="questions at a time (default: the recipe's)")
     parser.add_argument(
         "--on-bad-rows",
@@ -48,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
             limit=args.limit,
             num_blocks=args.blocks,
             by_block=args.by_block,
+            max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             on_bad_rows=args.on_bad_rows,
             progress=True,
@@ -75,7 +79,7 @@ def _table(result: dict[str, Any]) -> str:
         lines.append(_line(f"block {number}", block["all"]))
     if result["num_cut"]:
         cut = f"{result['num_cut']} of {result['num_rows']} answers"
-        lines.append(f"{cut} were cut before they ended: raise evaluation.max_new_tokens.")
+        lines.append(f"{cut} were cut before they ended: raise --max-new-tokens.")
     return "\n".join(lines)
 
 

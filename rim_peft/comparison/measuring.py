@@ -15,7 +15,13 @@ from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.rows import JudgedRows, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
-from rim_peft.evaluation.accuracy import Score, answer_of, evaluate_accuracy, score_overall_and_by_length
+from rim_peft.evaluation.accuracy import (
+    AccuracyReport,
+    Score,
+    answer_of,
+    evaluate_accuracy,
+    score_overall_and_by_length,
+)
 from rim_peft.evaluation.budget import budget_curve
 from rim_peft.evaluation.controls import run_controls
 from rim_peft.evaluation.faithfulness import judge_steps
@@ -48,7 +54,7 @@ def judge_trial(comparison: Comparison, planned: PlannedRun, run: Run, rows: Jud
     """
     with _last_weights(planned, run) as recipe:
         judge = _Judge(comparison, run, recipe, rows, planned.folder)
-        verdicts = judge.verdicts(judge.answer(rows.selection), rows.selection)
+        verdicts = judge.verdicts(judge.answer(rows.selection).predictions, rows.selection)
         return {"score": _score([verdict[rows.task.answer_rule] for verdict in verdicts]).to_dict()}
 
 
@@ -57,7 +63,11 @@ def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
     has_blocks = active_config(run.model).num_blocks > 0
     looks_into = has_blocks and planned.name in comparison.looked_into
     readouts = judge.read(rows.test) if has_blocks and (comparison.measures.blocks or looks_into) else None
-    texts = [row[-1] for row in readouts.texts] if readouts is not None else judge.answer(rows.test)
+    if readouts is not None:
+        texts, num_cut = [row[-1] for row in readouts.texts], readouts.num_cut
+    else:
+        report = judge.answer(rows.test)
+        texts, num_cut = report.predictions, report.num_cut
     verdicts = judge.verdicts(texts, rows.test)
     right = [verdict[rows.task.answer_rule] for verdict in verdicts]
     final = score_overall_and_by_length(right, [_length(example) for example in rows.test])
@@ -65,6 +75,7 @@ def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
         "recipe_sha256": recipe_hash(judge.recipe),
         "training": _training(run),
         "accuracy": {rule: _score([verdict[rule] for verdict in verdicts]).to_dict() for rule in verdicts[0]},
+        "num_cut": num_cut,
         "by_length": _by_length(final),
         **_measure_blocks(judge, readouts if comparison.measures.blocks else None),
         **_look_into(judge, readouts if looks_into else None),
@@ -106,12 +117,11 @@ class _Judge:
             "progress": True,
         }
 
-    def answer(self, examples: Sequence[Example]) -> list[str]:
-        """Return the run's answers."""
-        report = evaluate_accuracy(
+    def answer(self, examples: Sequence[Example]) -> AccuracyReport:
+        """Answer, and judge under the deciding rule."""
+        return evaluate_accuracy(
             self.model, self.tokenizer, examples, self.rows.task, **self.options, **self.run.answering
         )
-        return report.predictions
 
     def read(self, examples: Sequence[Example], **options: Any) -> BlockReadouts:
         """Read every block out."""

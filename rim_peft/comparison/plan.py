@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rim_peft.comparison.sections import Comparison, MethodOptions, name_of
-from rim_peft.recipe import Recipe, RecipeError, load_recipe
+from rim_peft.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -57,25 +57,21 @@ def plan_runs(comparison: Comparison) -> list[PlannedRun]:
     last.
     """
     entries = comparison.entries()
-    runs = [
-        run
-        for seed in dict.fromkeys([*comparison.seeds, *(s for m in entries.values() for s in m.seeds or ())])
-        for name, method in entries.items()
-        for run in _runs(comparison, name, method, seed)
-    ]
+    runs: list[PlannedRun] = []
+    for seed in dict.fromkeys([*comparison.seeds, *(s for m in entries.values() for s in m.seeds or ())]):
+        for name, method in entries.items():
+            if seed in _seeds(comparison, method):
+                parent = Path(comparison.output_dir) / "runs" / name
+                run = PlannedRun(name, seed, method, parent, None if method.search else {})
+                runs += [run] if trials_of(runs, run) else [*_trials(run), run]
     return sorted(runs, key=lambda run: run.method.view == "compute")
 
 
-def _runs(comparison: Comparison, name: str, method: MethodOptions, seed: int) -> Iterator[PlannedRun]:
-    """Yield a method's run with a seed, its trials first where the seed is the first."""
-    seeds = _seeds(comparison, method)
-    if seed not in seeds:
-        return
-    run = PlannedRun(name, seed, method, Path(comparison.output_dir) / "runs" / name, None if method.search else {})
-    if method.search and seed == seeds[0]:
-        for values in itertools.product(*method.search.values()):
-            yield replace(run, values=dict(zip(method.search, values, strict=True)), is_trial=True)
-    yield run
+def _trials(run: PlannedRun) -> Iterator[PlannedRun]:
+    """Yield a trial of each combination of searched values, with the run's seed; none where nothing is searched."""
+    if run.values is None:
+        for values in itertools.product(*run.method.search.values()):
+            yield replace(run, values=dict(zip(run.method.search, values, strict=True)), is_trial=True)
 
 
 def trials_of(plan: Sequence[PlannedRun], run: PlannedRun) -> list[PlannedRun]:
@@ -109,32 +105,6 @@ def shared_recipe(comparison: Comparison) -> Recipe:
     """Return the recipe that all runs share, with the changes for all of them."""
     changes = {**comparison.changes, "output_dir": comparison.output_dir}
     return load_recipe(comparison.recipe, overrides(changes))
-
-
-def check_runs(comparison: Comparison, runs: Sequence[PlannedRun]) -> None:
-    """Say what would only come out after others have trained.
-
-    Raises:
-        RecipeError: a run's recipe is none; or compute is to be equal for a method of several stages or without
-            ``max_steps``, or with a seed that the methods it depends on don't have.
-    """
-    there = {(run.name, run.seed) for run in runs}
-    for run in runs:
-        if run.values is None:  # as its first trial, which has the same keys
-            run = replace(run, values=trials_of(runs, run)[0].values)
-        recipe = run_recipe(comparison, run)
-        if run.method.view == "samples":
-            continue
-        key = f"methods.{run.name}.same_compute_as"
-        steps = getattr(recipe, recipe.stages[0]).get("max_steps", -1)
-        if len(recipe.stages) != 1 or steps < 1:
-            raise RecipeError(
-                f"{key}: needs a method with one stage that gives max_steps, got {', '.join(recipe.stages)} with "
-                f"max_steps {steps}. Give it."
-            )
-        for name in (run.method.same_compute_as, comparison.twin(run.name)):
-            if (name, run.seed) not in there:
-                raise RecipeError(f"{key}: needs {name} with seed {run.seed} too, whose tokens count. Add the seed.")
 
 
 def run_recipe(comparison: Comparison, run: PlannedRun, *, max_steps: int | None = None) -> Recipe:

@@ -45,6 +45,7 @@ def assemble(
     recipe = load_recipe(comparison.recipe, overrides(comparison.changes))
     reference = next(found for run, found in zip(plan, measured, strict=True) if run.name == comparison.reference)
     entries = comparison.entries()
+    changes = {run.name: {**run.method.changes, **(run.values or {})} for run in plan}
     return {
         "format": FORMAT,
         "name": Path(comparison.output_dir).name,
@@ -67,9 +68,9 @@ def assemble(
             {
                 "name": name,
                 "label": method.label or name,
-                "method": _method_name(recipe.method, method.changes, trained=method.train),
+                "method": _method_name(recipe.method, changes[name], trained=method.train),
                 "view": _view(name, method, comparison, plan, measured),
-                "changes": {**method.changes, **next(run.values or {} for run in plan if run.name == name)},
+                "changes": changes[name],
             }
             for name, method in entries.items()
         ],

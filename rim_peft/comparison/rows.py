@@ -27,7 +27,7 @@ class JudgedRows:
     Attributes:
         task: the task of the shared recipe.
         test: examples that decide.
-        selection: examples for the probe.
+        selection: examples that searched values are chosen on, and the probe is trained on.
         hashes: of both, ``num_rows`` and ``sha256`` each.
     """
 
@@ -71,18 +71,20 @@ def base_hash(recipe: Recipe) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def load_judged_rows(comparison: Comparison, recipe: Recipe) -> JudgedRows:
+def load_judged_rows(comparison: Comparison, recipe: Recipe, recipes: Sequence[Recipe]) -> JudgedRows:
     """Load the test and selection rows; of rows with the same question the first one counts.
 
     Args:
         comparison: which rows.
-        recipe: the shared recipe, whose training and checkpoint rows must not be among them.
+        recipe: the shared recipe.
+        recipes: of the runs, whose training and checkpoint rows must not be among them.
 
     Raises:
         ValueError: there are none, or a question is in two of test, selection, training and checkpoint rows.
     """
     test, selection = (_load(recipe, options) for options in (comparison.test, comparison.selection))
-    _check_apart(recipe, test, selection)
+    for data in {repr(other.data): other for other in recipes}.values():
+        _check_apart(data, test, selection)
     shared = {repr(example.question) for example in test} & {repr(example.question) for example in selection}
     if shared:
         raise ValueError(

@@ -14,16 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rim_peft.comparison.checking import check_runs
 from rim_peft.comparison.measuring import judge_trial, measure_run
-from rim_peft.comparison.plan import (
-    PlannedRun,
-    check_runs,
-    chosen,
-    plan_runs,
-    read_record,
-    run_recipe,
-    shared_recipe,
-)
+from rim_peft.comparison.plan import PlannedRun, chosen, plan_runs, read_record, run_recipe, shared_recipe
 from rim_peft.comparison.plots import require_matplotlib
 from rim_peft.comparison.report import write_report
 from rim_peft.comparison.results import RESULTS, assemble
@@ -31,7 +24,7 @@ from rim_peft.comparison.rows import JudgedRows, load_judged_rows
 from rim_peft.comparison.sections import Comparison
 from rim_peft.comparison.timing import time_methods
 from rim_peft.recipe import Recipe, RecipeError
-from rim_peft.run import Run, train_or_load
+from rim_peft.run import train_or_load
 from rim_peft.run.loading import load_untrained
 from rim_peft.run.record import write_text
 
@@ -69,14 +62,18 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
     plan = plan_runs(comparison)
     # All that is wrong is said before anything is trained.
     require_matplotlib()
-    check_runs(comparison, plan)
+    recipes = check_runs(comparison, plan)
     with _locked(folder / ".lock", shared=parallel):
-        rows = load_judged_rows(comparison, shared_recipe(comparison))
+        rows = load_judged_rows(comparison, shared_recipe(comparison), recipes)
         progress = _Progress(plan)
         work = _Work(comparison, rows, list(command), progress, parallel)
         left = plan
         while left := [run for run in left if not work.finish(run)]:
-            time.sleep(_POLL_SECONDS)  # until the others' processes have finished them, or have ended and left them
+            if work.is_waiting:
+                time.sleep(_POLL_SECONDS)  # until the others' processes have finished them, or have ended and left them
+            else:
+                logger.info("waiting for other processes: %s", "; ".join(str(run) for run in left))
+                work.is_waiting = True
         finished = [chosen(plan, run) for run in plan]
         with FileLock(folder / ".report.lock"):
             latency = time_methods(comparison, [run for run in finished if not run.is_trial], rows)
@@ -87,8 +84,13 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
 
 
 def list_runs(comparison: Comparison) -> str:
-    """Return the runs of a comparison, one a line, with what is finished."""
+    """Return the runs of a comparison, one a line, with what is finished.
+
+    Raises:
+        RecipeError: as :func:`run_comparison`, but for what only rows and finished runs say.
+    """
     plan = plan_runs(comparison)
+    check_runs(comparison, plan)
 
     def state(run: PlannedRun) -> str:
         try:
@@ -108,17 +110,19 @@ class _Work:
     command: list[str]
     progress: _Progress
     parallel: bool
+    is_waiting: bool = False
 
     def finish(self, run: PlannedRun) -> bool:
         """Make a run unless it is finished; return whether it is finished now, and not another process's."""
         try:
             run = self._known(run)
-            recipe = run_recipe(self.comparison, run)
+            recipe = self._recipe(run)
             run.folder.mkdir(parents=True, exist_ok=True)
             with _locked(run.folder.with_name(f".{run.folder.name}.lock"), shared=False):
                 if self._is_finished(run, recipe):
                     self.progress.skip(run)
                 else:
+                    self.is_waiting = False
                     self._make(run, recipe)
         except BusyError:
             if not self.parallel:
@@ -132,16 +136,21 @@ class _Work:
         kept = read_record(run)["spec"]
         if (wanted := self.rows.spec(self.comparison, run, recipe)) != kept:
             differing = sorted(key for key in {**kept, **wanted} if kept.get(key) != wanted.get(key))
+            is_other_training = {"recipe", "base"} & set(differing)
+            remedy = "it to train it" if is_other_training else f"{run.record.name} there to measure it"
             raise RecipeError(
-                f"output_dir: {run.folder} was measured with other values of {', '.join(differing)}. Delete "
-                f"{run.record.name} there to measure it anew, or give another output_dir."
+                f"output_dir: {run.folder} was measured with other values of {', '.join(differing)}. Delete {remedy} "
+                "anew, or give another output_dir."
             )
         return True
 
     def _make(self, run: PlannedRun, recipe: Recipe) -> None:
         begun = time.perf_counter()
         self.progress.begin(run, "training" if run.method.train else "the base as it is")
-        trained = self._train(run, recipe)
+        try:
+            trained = train_or_load(recipe, command=self.command) if run.method.train else load_untrained(recipe)
+        except ValueError as error:
+            raise ValueError(f"{run}: {error}") from error
         self.progress.begin(run, "measuring")
         measure = judge_trial if run.is_trial else measure_run
         found = measure(self.comparison, run, trained, self.rows)
@@ -150,12 +159,12 @@ class _Work:
         write_text(run.record, json.dumps(found, ensure_ascii=False) + "\n")
         self.progress.end(run, found["seconds"])
 
-    def _train(self, run: PlannedRun, recipe: Recipe) -> Run:
-        if not run.method.train:
-            return load_untrained(recipe)
-        if run.method.view == "compute":
-            recipe = run_recipe(self.comparison, run, max_steps=self._steps_of_same_compute(run, recipe))
-        return train_or_load(recipe, command=self.command)
+    def _recipe(self, run: PlannedRun) -> Recipe:
+        """Return a run's recipe, with the steps that equal compute asks for."""
+        recipe = run_recipe(self.comparison, run)
+        if run.method.view == "samples":
+            return recipe
+        return run_recipe(self.comparison, run, max_steps=self._steps_of_same_compute(run, recipe))
 
     def _steps_of_same_compute(self, run: PlannedRun, recipe: Recipe) -> int:
         """Return the steps that take as many tokens as the reference took, by what the same method took by step."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+_LONGEST_NAME = 150
+"""Characters of a folder's name that come from a recipe's values."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +117,10 @@ class MethodOptions:
             raise ValueError("same_compute_as: must be null where train is false, since nothing is trained.")
         if self.search and not self.train:
             raise ValueError("search: must be empty where train is false, since nothing is trained.")
-        for key, values in self.search.items():
-            if not values:
-                raise ValueError(f"search: must give values to each key, got none for {key}.")
+        if self.seeds == []:
+            raise ValueError("seeds: must hold at least one, or be null for those of all methods, got [].")
+        _check_values("search", self.search)
+        for key in self.search:
             if key in self.changes:
                 raise ValueError(f"search: must not hold a key of changes too, got {key}. Leave it out of one of them.")
 
@@ -136,7 +141,7 @@ class Comparison:
     output_dir: str = field(metadata={"help": "Folder to write to; what is finished there is not done again."})
     recipe: str = field(metadata={"help": "Recipe file that all runs share."})
     test: RowsOptions = field(metadata={"help": "Rows that decide."})
-    selection: RowsOptions = field(metadata={"help": "Rows that choose: for the probe, never the test's."})
+    selection: RowsOptions = field(metadata={"help": "Rows that choose: searched values, the probe; never the test's."})
     reference: str = field(default="rim", metadata={"help": "Method that the others are paired with."})
     changes: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Recipe keys and their values, for all runs."}
@@ -155,6 +160,7 @@ class Comparison:
         """Check names."""
         if not self.seeds:
             raise ValueError("seeds: must hold at least one, got [].")
+        _check_values("grid", self.grid)
         if self.reference not in self.methods:
             raise ValueError(f"reference: must be one of the methods, got {self.reference!r}. {self._there}")
         for name, method in self.methods.items():
@@ -215,5 +221,13 @@ def name_of(values: Mapping[str, Any]) -> str:
     >>> name_of({"baseline.learning_rate": 1e-3, "baseline.lr_scheduler_type": "linear"})
     'baseline.learning_rate=0.001,baseline.lr_scheduler_type=linear'
     """
-    texts = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
-    return re.sub(r"[^\w.,=+-]+", "_", ",".join(texts))
+    text = ",".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+    name = re.sub(r"[^\w.,=+-]+", "_", text)[:_LONGEST_NAME]
+    # What was cut or replaced must not make two folders one.
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _check_values(name: str, values: Mapping[str, Any]) -> None:
+    for key, listed in values.items():
+        if not isinstance(listed, list) or not listed:
+            raise ValueError(f"{name}: must give each key a list of values, got {listed!r} for {key}.")

@@ -33,6 +33,7 @@ class BlockReadouts:
         log_probs: (N, K) float64, natural logarithm of the probability of the whole readout, EOS included.
         states: (N, K, H) float32, the last layer's state at the block's end, which the head reads.
         lengths: N numbers of reasoning steps, None where an example has none.
+        num_cut: questions whose last readout had not ended within ``max_new_tokens``.
     """
 
     texts: list[list[str]]
@@ -41,6 +42,7 @@ class BlockReadouts:
     log_probs: NDArray[np.float64]
     states: Tensor
     lengths: list[int | None]
+    num_cut: int = 0
 
     @property
     def num_blocks(self) -> int:
@@ -111,6 +113,7 @@ def collect_readouts(
         log_probs=np.array([[sum(readout.token_log_probs) for readout in row] for row in rows], dtype=np.float64),
         states=torch.stack([torch.stack([readout.hidden_state for readout in row]) for row in rows]),
         lengths=[len(example.steps) if example.steps else None for example in examples],
+        num_cut=sum(tokenizer.eos_token_id not in row[-1].token_ids for row in rows),
     )
 
 

@@ -21,6 +21,7 @@ def evaluate(
     limit: int | None = None,
     num_blocks: int | None = None,
     by_block: bool = False,
+    max_new_tokens: int | None = None,
     batch_size: int | None = None,
     on_bad_rows: str = "error",
     progress: bool = False,
@@ -35,6 +36,7 @@ def evaluate(
         limit: judge the first so many rows.
         num_blocks: blocks after each prompt; the adapter's own if not given.
         by_block: judge every block's readout too.
+        max_new_tokens: tokens of an answer at most, EOS included; the recipe's if not given.
         batch_size: questions at a time; the recipe's if not given.
         on_bad_rows: ``"error"`` or ``"drop"``.
         progress: show a progress bar on stderr.
@@ -61,7 +63,7 @@ def evaluate(
         templates=run.templates,
         num_blocks=num_blocks,
         by_block=by_block,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=max_new_tokens or options.max_new_tokens,
         batch_size=batch_size or options.batch_size,
         progress=progress,
         **run.answering,

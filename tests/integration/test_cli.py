@@ -82,7 +82,7 @@ def test_evaluation_as_a_table(trained: Path, capsys: Capture) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "prosqa validation, 2 blocks, answer rule exact-text"
     assert [line[:12].rstrip() for line in lines[2:-1]] == ["last block", "  2 steps", "block 1", "block 2"]
-    assert lines[-1] == "4 of 4 answers were cut before they ended: raise evaluation.max_new_tokens."
+    assert lines[-1] == "4 of 4 answers were cut before they ended: raise --max-new-tokens."
 
 
 def test_a_question(trained: Path, capsys: Capture) -> None:

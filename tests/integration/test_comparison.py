@@ -11,8 +11,10 @@ import yaml
 from filelock import FileLock
 
 from rim_peft.cli.main import main
+from rim_peft.comparison.plan import plan_runs
 from rim_peft.comparison.reading import load_comparison
 from rim_peft.comparison.runner import BusyError, list_runs, run_comparison
+from rim_peft.comparison.sections import name_of
 from rim_peft.demo import BASE, RECIPE
 from rim_peft.recipe import RecipeError
 
@@ -180,8 +182,67 @@ def test_searched_values_are_chosen_on_the_selection_rows(tmp_path: Path, capsys
     assert numbers(again) == numbers(results)
     assert main(["compare", str(path), "--plan"]) == 0
     assert capsys.readouterr().out.count("finished") == len(planned)
-    with pytest.raises(RecipeError, match="must not hold a key of changes too, got method"):
-        load_comparison(path, ["methods.answer.search.method=[pause]"])
+    # The steps of equal compute follow from the reference's tokens: with other ones they are other trainings.
+    with pytest.raises(
+        RecipeError, match=r"more.*was measured with other values of recipe\. Delete it to train it anew"
+    ):
+        run_comparison(load_comparison(path, ["methods.rim.search.grounding.max_steps=[1]"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search": {"method": ["pause"]}}, "search: must not hold a key of changes too, got method"),
+        ({"search": {"baseline.max_steps": 3}}, "search: must give each key a list of values, got 3 for baseline.max_"),
+        ({"search": {"baseline.max_steps": []}}, r"search: must give each key a list of values, got \[\] for"),
+        (
+            {"search": {"baseline.max_stepz": [3]}},
+            r"methods\.answer: baseline\.max_stepz: unknown key, did you mean max",
+        ),
+        (
+            {"search": {"refinement.max_steps": [3, 4]}},
+            "search: values must differ in what the method reads, got refin",
+        ),
+        ({"search": {"seed": [3, 4]}}, "search: values must differ in what the method reads, got seed=3 and seed=4"),
+        (
+            {"search": {"baseline.max_steps": [3, 4]}},
+            "search: must leave the tokens of a step as they are where compute",
+        ),
+        ({"seeds": []}, r"seeds: must hold at least one, or be null for those of all methods, got \[\]"),
+    ],
+)
+def test_searches_that_cannot_be_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    answer = {"changes": {"method": "answer"}, **changes}
+    methods = {"rim": {}, "answer": answer, "more": {"changes": {"method": "answer"}, "same_compute_as": "rim"}}
+    with pytest.raises(RecipeError, match=message):
+        list_runs(load_comparison(write(tmp_path, methods=methods)))
+
+
+def test_a_methods_own_rows_are_kept_apart_too(tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        rows = [{"question": f"{name} {n}", "answer": "red", "steps": ["red"]} for n in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    changes = {"data.path": str(tmp_path), "data.task": "prosqa", "data.options": {}, "model.name_or_path": str(BASE)}
+    methods = {"rim": {"search": {"data.train_split": ["train", "test"]}}}
+    path = write(tmp_path, changes=changes, test={}, selection={}, methods=methods)
+    with pytest.raises(ValueError, match="test: must share no question with the training rows, got 3 of 3"):
+        run_comparison(load_comparison(path))
+
+
+def test_trials_come_first_whatever_the_order_of_seeds(tmp_path: Path) -> None:
+    rates = {"baseline.learning_rate": [1e-3, 1e-4]}
+    answer = {"changes": {"method": "answer"}, "search": rates, "seeds": [1, 0]}
+    comparison = load_comparison(write(tmp_path, methods={"rim": {}, "answer": answer}, seeds=[0, 1]))
+    kinds = [(run.seed, run.is_trial) for run in plan_runs(comparison) if run.name == "answer"]
+    assert kinds == [(0, True), (0, True), (0, False), (1, False)]
+
+
+def test_names_of_values_are_folders_of_their_own() -> None:
+    templates = [{"data.prompt_template": text} for text in ("{question} :", "{question}; ", "x" * 400, "x" * 401)]
+    names = [name_of(values) for values in templates]
+    assert len(set(names)) == 4
+    assert all(len(name) < 200 and "/" not in name for name in names)
+    assert name_of({"adapter.r": 4}) == "adapter.r=4"
 
 
 def test_folders_with_other_values_and_other_processes_are_refused(done: tuple[Path, dict[str, Any]]) -> None:
@@ -189,7 +250,7 @@ def test_folders_with_other_values_and_other_processes_are_refused(done: tuple[P
     path = folder / "compare.yaml"
     with pytest.raises(RecipeError, match=r"measured with other values of measures\. Delete measured\.json"):
         run_comparison(load_comparison(path, ["measures.controls=false"]))
-    with pytest.raises(RecipeError, match=r"measured with other values of recipe\. Delete measured\.json"):
+    with pytest.raises(RecipeError, match=r"measured with other values of recipe\. Delete it to train it anew"):
         run_comparison(load_comparison(path, ["changes.adapter.lora_alpha=8"]))
     with FileLock(folder / "out" / ".lock"), pytest.raises(BusyError, match="another process works on this comparison"):
         run_comparison(load_comparison(path))

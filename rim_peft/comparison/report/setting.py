@@ -43,7 +43,7 @@ def describe_setting(results: Results) -> Section:
 
 
 def _rows(data: Mapping[str, Any]) -> Table:
-    uses = {"train": "training", "selection": "selection (probe)", "test": "test (all figures below)"}
+    uses = {"train": "training", "selection": "selection (searched values, probe)", "test": "test (all figures below)"}
     rows = [
         (uses.get(split, split), str(entry.get("sha256") or NONE)[:_HASH_DIGITS], count(entry.get("num_rows")))
         for split, entry in data.items()

@@ -124,7 +124,7 @@ def test_what_was_not_measured_is_said_and_has_no_section() -> None:
     ]
     headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
     assert headings == ["What was compared", "Accuracy", "Not measured", "Runs"]
-    assert "No rows are recorded for selection (probe)." in text
+    assert "No rows are recorded for selection (searched values, probe)." in text
 
 
 def test_an_ablation_has_one_table_for_each_key_with_the_reference_on_top() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from rim_peft.comparison.checking import check_runs
 from rim_peft.comparison.options import update_table
-from rim_peft.comparison.plan import check_runs, plan_runs, run_recipe
+from rim_peft.comparison.plan import plan_runs, run_recipe
 from rim_peft.comparison.reading import load_comparison
 from rim_peft.demo import BASE, RECIPE
 from rim_peft.recipe import RecipeError
@@ -84,7 +85,7 @@ def test_a_grid_changes_one_value_at_a_time(write: Write) -> None:
         ("rim", {}),
         ("adapter.num_blocks=1", {"adapter.num_blocks": 1}),
         ("adapter.num_blocks=2", {"adapter.num_blocks": 2}),
-        ("adapter.target_modules=_q_proj_", {"adapter.target_modules": ["q_proj"]}),
+        ("adapter.target_modules=_q_proj_-e4dcbcbb", {"adapter.target_modules": ["q_proj"]}),
     ]
 
 
