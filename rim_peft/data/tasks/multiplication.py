@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rim_peft.data.holdout import question_hash
-from rim_peft.data.tasks.task import GeneratedTask
-
-SPLITS = ("train", "validation", "test")
+from rim_peft.data.tasks.stories import DrawnTask
 
 
 @dataclass(frozen=True)
-class Multiplication(GeneratedTask):
-    """The task's options; the same options give the same rows.
+class Multiplication(DrawnTask):
+    """The task's options.
 
     >>> Multiplication(num_digits=2, num_rows=100, num_held_out=100).make_row(23, 14)
     {'question': '3 2 * 4 1', 'steps': ['2 9 0', '0 3 2 0'], 'answer': '2 2 3 0'}
@@ -40,10 +38,6 @@ class Multiplication(GeneratedTask):
     """Digits of either factor, and steps of a row; iCoT has 4, 5, 7, 9 and more."""
     num_rows: int = 10000
     """Rows to train on."""
-    num_held_out: int = 1000
-    """Rows in each of the other splits."""
-    seed: int = 0
-    """Seed of the rows; a split holds other questions than the other splits under every seed."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -54,8 +48,6 @@ class Multiplication(GeneratedTask):
         super().__post_init__()
         if self.num_digits < 2:
             raise ValueError(f"num_digits: must be at least 2, got {self.num_digits}.")
-        if self.num_rows < 1 or self.num_held_out < 1:
-            raise ValueError(f"num_rows, num_held_out: must be at least 1, got {self.num_rows}, {self.num_held_out}.")
         num_products = (9 * 10 ** (self.num_digits - 1)) ** 2
         for name, share in (("num_rows", 0.9), ("num_held_out", 0.05)):
             # Drawing the last products that are left would take long.
@@ -85,9 +77,7 @@ class Multiplication(GeneratedTask):
         Raises:
             ValueError: on a split that is none of train, validation and test.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
-        wanted = self.num_rows if split == "train" else self.num_held_out
+        wanted = self.num_in(split)
         rng = random.Random(f"multiplication {self.seed}")
         numbers = range(10 ** (self.num_digits - 1), 10**self.num_digits)
         seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Tasks whose rows are stories of so many steps: which lengths are drawn how often, and which split a story is in."""
+"""Tasks whose rows are drawn by a seed: how many there are in a split; stories of so many steps, and their splits."""
 
 from __future__ import annotations
 
@@ -30,19 +30,45 @@ def split_of(question: str) -> Split:
 
 
 @dataclass(frozen=True)
-class StoryTask(GeneratedTask):
-    """Base of tasks that draw stories; the same options give the same rows."""
+class DrawnTask(GeneratedTask):
+    """Base of tasks that draw as many rows as they are asked for; the same options give the same rows."""
 
-    lengths: tuple[int, ...] = (1, 2, 3, 4)
-    """Numbers of steps to draw from: as many dependent steps has a question."""
-    weights: tuple[float, ...] | None = None
-    """How often each of `lengths` is drawn, relative to the others; equally often where absent."""
     num_rows: int = 1000
     """Rows to train on."""
     num_held_out: int = 1000
     """Rows in each of the other splits."""
     seed: int = 0
     """Seed of the rows; a split holds other questions than the other splits under every seed."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        super().__post_init__()
+        if self.num_rows < 1 or self.num_held_out < 1:
+            raise ValueError(f"num_rows, num_held_out: must be at least 1, got {self.num_rows}, {self.num_held_out}.")
+
+    def num_in(self, split: str) -> int:
+        """Return the number of rows in a split.
+
+        Raises:
+            ValueError: on a split that is none of train, validation and test.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
+        return self.num_rows if split == "train" else self.num_held_out
+
+
+@dataclass(frozen=True)
+class StoryTask(DrawnTask):
+    """Base of tasks that draw stories."""
+
+    lengths: tuple[int, ...] = (1, 2, 3, 4)
+    """Numbers of steps to draw from: as many dependent steps has a question."""
+    weights: tuple[float, ...] | None = None
+    """How often each of `lengths` is drawn, relative to the others; equally often where absent."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -59,8 +85,6 @@ class StoryTask(GeneratedTask):
                 f"weights: must hold a weight for each of the {len(self.lengths)} lengths, not all 0, got "
                 f"{self.weights!r}."
             )
-        if self.num_rows < 1 or self.num_held_out < 1:
-            raise ValueError(f"num_rows, num_held_out: must be at least 1, got {self.num_rows}, {self.num_held_out}.")
 
     @property
     @abstractmethod
@@ -83,9 +107,7 @@ class StoryTask(GeneratedTask):
         Raises:
             ValueError: on a split that is none of train, validation and test.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
-        left = self.num_rows if split == "train" else self.num_held_out
+        left = self.num_in(split)
         for index in count():
             if left <= 0:
                 return
