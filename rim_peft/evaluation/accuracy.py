@@ -12,7 +12,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.examples import Example, Templates
+from rim_peft.data.examples import Example, Question, Templates
 from rim_peft.data.tasks import Task
 from rim_peft.inference import answer_questions, read_blocks
 from rim_peft.tuner.config import active_config
@@ -144,27 +144,23 @@ def evaluate_accuracy(
     """
     if not examples:
         raise ValueError("examples: there are none to evaluate on. Check the split and the limit.")
-    ask = answer or answer_questions
     count = active_config(model).num_blocks if num_blocks is None else num_blocks
     options: dict[str, Any] = {"templates": templates, "num_blocks": count, "max_new_tokens": max_new_tokens}
+    ask = None if by_block else answer or answer_questions
     readouts: list[list[str]] = []  # for each example its readouts as text, the final one last
-    cut: list[str] = []  # the final ones that had not ended
+    num_cut = 0  # of the final ones
     with tqdm(total=len(examples), desc="Evaluating", unit="row", disable=not progress) as bar:
         for start in range(0, len(examples), batch_size):
             questions = [example.question for example in examples[start : start + batch_size]]
-            if by_block:
-                rows = read_blocks(model, tokenizer, questions, **options)
-                readouts.extend([readout.text for readout in row] for row in rows)
-                cut.extend(row[-1].text for row in rows if tokenizer.eos_token_id not in row[-1].token_ids)
-            else:
-                answers = ask(model, tokenizer, questions, batch_size=batch_size, on_cut=cut.append, **options)
-                readouts.extend([text] for text in answers)
+            texts, cut = _read(model, tokenizer, questions, ask=ask, **options)
+            readouts += texts
+            num_cut += cut
             bar.update(len(questions))
-    if cut:
+    if num_cut:
         logger.warning(
             "max_new_tokens: %d of %d answers were cut at %d tokens, before they ended, and are judged as they are. "
             "Raise evaluation.max_new_tokens.",
-            len(cut),
+            num_cut,
             len(examples),
             max_new_tokens,
         )
@@ -184,8 +180,26 @@ def evaluate_accuracy(
         if by_block
         else [],
         predictions=[row[-1] for row in readouts],
-        num_cut=len(cut),
+        num_cut=num_cut,
     )
+
+
+def _read(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    ask: AnswerFunction | None,
+    **options: Any,
+) -> tuple[list[list[str]], int]:
+    """Return the texts of a batch, every block's where ``ask`` is None, and how many of the last had not ended."""
+    if ask is None:
+        rows = read_blocks(model, tokenizer, questions, **options)
+        num_cut = sum(tokenizer.eos_token_id not in row[-1].token_ids for row in rows)
+        return [[readout.text for readout in row] for row in rows], num_cut
+    cut: list[str] = []
+    answers = ask(model, tokenizer, questions, batch_size=len(questions), on_cut=cut.append, **options)
+    return [[text] for text in answers], len(cut)
 
 
 def answer_of(text: str, separator: str | None) -> str:

@@ -49,18 +49,13 @@ class TrainingClock(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start, with the seconds that a checkpoint holds."""
         kept: Any = state.stateful_callbacks
-        self._started, self.before = (
-            time.perf_counter(),
-            kept.get(type(self).__name__, _NO_TIME)["attributes"]["before"],
-        )
+        part = kept.get(type(self).__name__)
+        self._started, self.before = time.perf_counter(), part["attributes"]["before"] if part else 0.0
 
     def keep(self, state: TrainerState) -> None:
         """Write the seconds so far into what a checkpoint is about to hold."""
         kept: Any = state.stateful_callbacks
         kept[type(self).__name__] = {"args": {}, "attributes": {"before": self.seconds}}
-
-
-_NO_TIME: dict[str, Any] = {"attributes": {"before": 0.0}}
 
 
 def format_log(logs: Mapping[str, Any], *, step: int, max_steps: int) -> str:

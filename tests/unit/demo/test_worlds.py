@@ -81,7 +81,9 @@ def test_the_bases_words_are_enough_for_the_tasks_rows(split: str) -> None:
     assert len(OntologyBase().results) == len(KINDS)
 
 
-@pytest.mark.skipif(not DATA_DIR.is_dir(), reason="the authors' files are not here")
+@pytest.mark.skipif(
+    not DATA_DIR.is_dir(), reason="the repository holds no data set, and the authors' files are not beside it"
+)
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_the_bases_words_are_enough_for_the_published_rows(split: str) -> None:
     tokenizer = build_tokenizer(OntologyBase())

@@ -107,7 +107,9 @@ def test_nothing_that_is_counted_at_the_two_kinds_gives_the_answer_away() -> Non
     assert all(abs(accuracy - 0.5) < 0.045 for accuracy in cues.values()), cues
 
 
-@pytest.mark.skipif(not DATA_DIR.is_dir(), reason="the authors' files are not here")
+@pytest.mark.skipif(
+    not DATA_DIR.is_dir(), reason="the repository holds no data set, and the authors' files are not beside it"
+)
 def test_the_published_rows_are_given_away_as_the_docs_say() -> None:
     rows = [
         row for split in ("validation", "test") for row in get_task("prosqa").load(split, path=f"{DATA_DIR}/prosqa")
