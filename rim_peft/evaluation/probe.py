@@ -1,4 +1,4 @@
-"""A linear probe: from the state at a block's end, is the block's readout right?"""
+"""A linear probe: from the states at the blocks' ends, which readouts are right?"""
 
 from __future__ import annotations
 
@@ -18,34 +18,32 @@ from rim_peft.evaluation.readouts import BlockReadouts
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE, METADATA_FILE = "probe.safetensors", "probe.json"
-_ARRAYS = ("weight", "block_bias", "mean", "scale")
+_ARRAYS = ("weight", "bias", "mean", "scale")
 
-INVERSE_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+INVERSE_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """What cross-validation chooses from: scikit-learn's ``C``, the inverse of the L2 penalty's strength."""
 NUM_FOLDS = 5
-BLOCK_UNIT = 100.0
-"""Value of a block's own feature, beside states of standard deviation 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Log-odds that a readout is right: ``weight · (state - mean) / scale + block_bias[k]``.
+    """Log-odds that block k's readout is right: ``sum_j weight[k, j] · (state[j] - mean[j]) / scale[j] + bias[k]``.
 
-    One direction serves all blocks, since what is compared across blocks must be on one scale, and K probes would each
-    have a K-th of the data; a bias for each block holds how often it is right.
+    Each block has weights of its own on the states of all blocks, since what tells that a block is right may stand in
+    another one: that the chain went on after it, or had ended before.
 
     Attributes:
-        weight: (H,) float64.
-        block_bias: (K,) float64.
-        mean: (H,) float64, mean state of the selection split's blocks.
-        scale: (H,) float64, their standard deviation; 1 where it is 0.
+        weight: (K, K, H) float64, for each judged block the weights of each block's state.
+        bias: (K,) float64.
+        mean: (K, H) float64, mean state of each block on the selection split.
+        scale: (K, H) float64, their standard deviations; 1 where they are 0.
         inverse_strength: chosen ``C``; None if every readout of the selection split was right, or every one wrong. Then
             the probe knows nothing: it scores all readouts alike, and choosing by it is choosing the last block.
         num_training_rows: questions of the selection split; each gave K readouts.
     """
 
     weight: NDArray[np.float64]
-    block_bias: NDArray[np.float64]
+    bias: NDArray[np.float64]
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
     inverse_strength: float | None
@@ -54,25 +52,25 @@ class Probe:
     @property
     def num_blocks(self) -> int:
         """K, the blocks that the probe was fitted on."""
-        return len(self.block_bias)
+        return len(self.bias)
 
     def scores(self, states: Tensor) -> NDArray[np.float64]:
         """Return (N, K) log-odds that the readouts are right.
 
         Args:
-            states: (N, K, H) last layer's states at the blocks' ends, block 1 first; K may be smaller than the probe's,
-                since a block's state does not depend on later ones.
+            states: (N, K, H) last layer's states at the blocks' ends, block 1 first.
 
         Raises:
-            ValueError: states of another width, or of more blocks than the probe has seen.
+            ValueError: states of another width, or of another number of blocks than the probe has seen.
         """
-        if states.ndim != 3 or states.shape[1] > self.num_blocks or states.shape[2] != len(self.weight):
+        if states.ndim != 3 or tuple(states.shape[1:]) != self.mean.shape:
             raise ValueError(
-                f"states: must be (questions, at most {self.num_blocks} blocks, {len(self.weight)}) for this probe, "
-                f"got {tuple(states.shape)}. Fit a probe on this adapter with as many blocks."
+                f"states: must be (questions, {', '.join(str(size) for size in self.mean.shape)}), blocks and width of "
+                f"what this probe was fitted on, got {tuple(states.shape)}. Fit a probe on this adapter with as many "
+                "blocks."
             )
         features = (states.double().numpy() - self.mean) / self.scale
-        scores: NDArray[np.float64] = features @ self.weight + self.block_bias[: states.shape[1]]
+        scores: NDArray[np.float64] = np.einsum("njh,kjh->nk", features, self.weight) + self.bias
         return scores
 
     def save(self, folder: str | Path) -> None:
@@ -82,9 +80,9 @@ class Probe:
         save_file({name: getattr(self, name) for name in _ARRAYS}, folder / WEIGHTS_FILE)
         metadata = {
             "format": 1,
-            "kind": "logistic regression on the last layer's state at a block's end",
+            "kind": "for each block a logistic regression on the last layer's states at all blocks' ends",
             "num_blocks": self.num_blocks,
-            "hidden_size": len(self.weight),
+            "hidden_size": self.mean.shape[1],
             "inverse_strength": self.inverse_strength,
             "num_training_rows": self.num_training_rows,
         }
@@ -126,9 +124,9 @@ def fit_probe(selection: BlockReadouts) -> Probe:
             "readouts alike; choosing by it is choosing the last block.",
             "right" if right.all() else "wrong",
         )
-        _, num_blocks, hidden_size = states.shape
-        zeros = np.zeros(hidden_size)
-        return Probe(zeros, np.zeros(num_blocks), zeros.copy(), np.ones(hidden_size), None, len(right))
+        shape = tuple(states.shape[1:])
+        nothing = np.zeros((shape[0], *shape)), np.zeros(shape[0]), np.zeros(shape), np.ones(shape)
+        return Probe(*nothing, None, len(right))
     return _fit(states, right, strength=_choose_strength(states, right))
 
 
@@ -178,23 +176,34 @@ def _choose_strength(states: Tensor, right: NDArray[np.bool_]) -> float:
 
 def _fit(states: Tensor, right: NDArray[np.bool_], *, strength: float) -> Probe:
     num_rows, num_blocks, hidden_size = states.shape
-    flat = states.double().numpy().reshape(-1, hidden_size)
-    mean, deviation = flat.mean(axis=0), flat.std(axis=0)
+    values = states.double().numpy()
+    mean, deviation = values.mean(axis=0), values.std(axis=0)
     scale = np.where(deviation > 0, deviation, 1.0)
-    # How often a block is right is known well, and the penalty should not draw blocks together: in large units a bias
-    # has a small weight, which it hardly reaches.
-    block_numbers = np.tile(np.eye(num_blocks) * BLOCK_UNIT, (num_rows, 1))
-    regression = _import_sklearn().linear_model.LogisticRegression(C=strength, max_iter=5000)
-    regression.fit(np.hstack([(flat - mean) / scale, block_numbers]), right.reshape(-1))
-    weight = regression.coef_[0]
+    features = ((values - mean) / scale).reshape(num_rows, -1)
+    # An L2 penalty keeps the weights in the space of the rows, which has fewer dimensions where K·H is large: the same
+    # regression in that space's own coordinates.
+    axes = np.linalg.svd(features, full_matrices=False)[2] if num_rows < features.shape[1] else None
+    heads = [_fit_head(features if axes is None else features @ axes.T, one, strength) for one in right.T]
+    weight = np.stack([weight for weight, _ in heads])
     return Probe(
-        weight=weight[:hidden_size].copy(),
-        block_bias=weight[hidden_size:] * BLOCK_UNIT + regression.intercept_[0],
+        weight=(weight if axes is None else weight @ axes).reshape(num_blocks, num_blocks, hidden_size),
+        bias=np.array([bias for _, bias in heads]),
         mean=mean,
         scale=scale,
         inverse_strength=strength,
         num_training_rows=num_rows,
     )
+
+
+def _fit_head(
+    features: NDArray[np.float64], right: NDArray[np.bool_], strength: float
+) -> tuple[NDArray[np.float64], float]:
+    if 0 < right.sum() < len(right):
+        regression = _import_sklearn().linear_model.LogisticRegression(C=strength, max_iter=5000)
+        regression.fit(features, right)
+        return regression.coef_[0], float(regression.intercept_[0])
+    # Always right or always wrong: nothing to learn from the states, half a case to the other side in the odds.
+    return np.zeros(features.shape[1]), float(np.log((right.sum() + 0.5) / ((~right).sum() + 0.5)))
 
 
 def _import_sklearn() -> Any:

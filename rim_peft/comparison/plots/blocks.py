@@ -110,8 +110,8 @@ def draw_probe(results: Results) -> list[Drawing]:
     axes.set_ylabel("AUROC (1 = perfect, 0.5 = chance)")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     caption = (
-        "How well a linear probe on each block's hidden state tells right readouts from wrong ones on the test rows "
-        "(area under the ROC curve): mean over seeds, bars from the lowest to the highest seed."
+        "How well a linear probe on the blocks' hidden states tells each block's right readouts from its wrong ones on "
+        "the test rows (area under the ROC curve): mean over seeds, bars from the lowest to the highest seed."
     )
     return [Drawing("probe", "Probe by block", caption, "probe", figure)]
 

@@ -107,9 +107,9 @@ def tabulate_probe(results: Results, plots: PlotsOf) -> Section:
         rows.append((method.label, results.seeds(method.name, "probe"), count(trained_on), *cells))
     columns = ("method", "seeds", "training rows", *(f"block {k + 1}" for k in range(num_blocks)))
     note = (
-        "Area under the ROC curve of a linear probe that tells right readouts from wrong ones by the block's state; it "
-        f"is trained on the selection rows. Mean over seeds, in brackets the lowest and the highest; {NONE} where all "
-        "readouts were right or all wrong."
+        "Area under the ROC curve of a linear probe that tells each block's right readouts from its wrong ones by the "
+        "states of all blocks; it is trained on the selection rows. Mean over seeds, in brackets the lowest and the "
+        f"highest; {NONE} where all readouts were right or all wrong."
     )
     table = Table("AUROC by block (0.5 is chance, 1 is perfect)", columns, rows, notes=(note,))
     return Section("Probe", (table, *plots("probe")))
