@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let several processes with this option share the work, each on a run of its own",
     )
-    parser.add_argument("--plan", action="store_true", help="list the runs and what is finished, and do nothing")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="list the runs: finished, missing, or made with other values (differs)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

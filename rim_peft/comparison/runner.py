@@ -84,21 +84,15 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
 
 
 def list_runs(comparison: Comparison) -> str:
-    """Return the runs of a comparison, one a line, with what is finished.
+    """Return the runs of a comparison, one a line: finished, missing, or differs, which was made with other values.
 
     Raises:
-        RecipeError: as :func:`run_comparison`, but for what only rows and finished runs say.
+        ValueError: as :func:`run_comparison`, before it trains.
     """
     plan = plan_runs(comparison)
-    check_runs(comparison, plan)
-
-    def state(run: PlannedRun) -> str:
-        try:
-            return "finished" if chosen(plan, run).record.exists() else "missing"
-        except FileNotFoundError:  # a trial
-            return "missing"
-
-    return "\n".join(f"{state(run):9} {run}" for run in plan)
+    rows = load_judged_rows(comparison, shared_recipe(comparison), check_runs(comparison, plan))
+    work = _Work(comparison, rows, [], _Progress(plan), parallel=False)
+    return "\n".join(f"{work.state(run):9} {run}" for run in plan)
 
 
 @dataclass
@@ -129,6 +123,16 @@ class _Work:
                 raise
             return False
         return True
+
+    def state(self, run: PlannedRun) -> str:
+        """Return whether a run is finished, differs, or is missing, as it is where one that it needs is missing."""
+        try:
+            run = self._known(run)
+            return "finished" if self._is_finished(run, self._recipe(run)) else "missing"
+        except BusyError:
+            return "missing"
+        except RecipeError:
+            return "differs"
 
     def _is_finished(self, run: PlannedRun, recipe: Recipe) -> bool:
         if not run.record.exists():

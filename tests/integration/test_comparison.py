@@ -255,6 +255,9 @@ def test_folders_with_other_values_and_other_processes_are_refused(done: tuple[P
     with FileLock(folder / "out" / ".lock"), pytest.raises(BusyError, match="another process works on this comparison"):
         run_comparison(load_comparison(path))
     assert list_runs(load_comparison(path, ["output_dir=elsewhere"])).count("missing") == len(METHODS)
+    assert not Path("elsewhere").exists()
+    listed = list_runs(load_comparison(path, ["measures.controls=false"]))
+    assert [line.split(" ")[0] for line in listed.splitlines()].count("differs") == listed.count("\n") + 1
 
 
 def test_a_question_cannot_choose_and_decide(tmp_path: Path) -> None:
