@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What needs a GPU: for each of two generated tasks a base of about 115M parameters from scratch, then all methods on it; in the
 # end the speed benchmarks. It works in slices: after SECONDS it stops with everything saved, and the same command goes on. Run it
-# from anywhere in a clone.
+# from anywhere in a clone. Trainings go on where they were stopped; measuring one run is a piece of work that is begun anew, so a
+# slice must be longer than it (minutes).
 #
 #   bash recipes/compare/gpu.sh                # to its end
 #   bash recipes/compare/gpu.sh 540            # for nine minutes; give it again until it says "complete"

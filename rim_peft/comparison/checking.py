@@ -18,7 +18,7 @@ KEEP_TOKENS = (
 
 
 def check_runs(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[Recipe]:
-    """Return the recipes of all runs whose values are known; trials stand for the runs that are chosen from them.
+    """Return the recipes of all trainings whose values are known; trials stand for the runs chosen from them.
 
     Raises:
         RecipeError: runs' recipes are none, one line for each problem; two trials are the same training; or compute
@@ -56,7 +56,7 @@ def check_runs(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[Recip
                     f"methods.{run.name}.same_compute_as: needs {name} with seed {run.seed} too, whose tokens count. "
                     "Add the seed."
                 )
-    return [recipe for _, recipe in known]
+    return [recipe for run, recipe in known if run.method.train]
 
 
 def _check_compute(comparison: Comparison, run: PlannedRun, recipe: Recipe) -> None:

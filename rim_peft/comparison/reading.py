@@ -45,9 +45,9 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
 
 
 def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set a key in nested values; inside ``changes`` and ``search`` the rest of the path is one key."""
+    """Set a key in nested values; inside ``changes``, ``search`` and ``grid`` the rest of the path is one key."""
     for depth, name in enumerate(path[:-1]):
-        if name in ("changes", "search"):
+        if name in ("changes", "search", "grid"):
             values[name] = {**(values.get(name) or {}), ".".join(path[depth + 1 :]): value}
             return
         inside = values.get(name)

@@ -9,15 +9,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.sections import Comparison, RowsOptions
+from rim_peft.data.caching import rows_hash
 from rim_peft.data.examples import Example
 from rim_peft.data.tasks import Task, get_task
-from rim_peft.recipe import Recipe
+from rim_peft.recipe import DataOptions, Recipe
 from rim_peft.recipe.sections import METHODS
 from rim_peft.recipe.snapshot import resolve
 from rim_peft.run.rows import fingerprint, load_rows, read_examples
 from rim_peft.version import __version__
+
+MEASURES = 2
+"""Raised with each change that gives a measured figure another value, so that old and new ones never share a table."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +35,27 @@ class JudgedRows:
         test: examples that decide.
         selection: examples that searched values are chosen on, and the probe is trained on.
         hashes: of both, ``num_rows`` and ``sha256`` each.
+        train: by :func:`_source`, a hash of the rows that the runs train on; None for streams.
     """
 
     task: Task
     test: list[Example]
     selection: list[Example]
     hashes: dict[str, dict[str, Any]]
+    train: dict[str, str | None]
 
     def spec(self, comparison: Comparison, run: PlannedRun, recipe: Recipe) -> dict[str, Any]:
         """Return what decides a run's numbers."""
-        measures = {key: value for key, value in asdict(comparison.measures).items() if not key.startswith("latency")}
-        measures["of"] = run.name in comparison.looked_into
+        is_looked_into = run.name in comparison.looked_into
+        options = asdict(comparison.measures) if is_looked_into else {"blocks": comparison.measures.blocks}
+        measures = {key: value for key, value in options.items() if not key.startswith("latency")}
+        judged = {"selection": self.hashes["selection"]} if run.is_trial else self.hashes
         return {
-            "data": {"selection": self.hashes["selection"]} if run.is_trial else self.hashes,
+            "data": {**judged, "train": self.train[_source(recipe.data)] if run.method.train else None},
             "answer_rule": self.task.answer_rule,
-            "measures": {} if run.is_trial else measures,
+            "measures": {"version": MEASURES}
+            if run.is_trial
+            else {**measures, "of": is_looked_into, "version": MEASURES},
             "recipe": recipe_hash(recipe),
             "base": base_hash(recipe),
             "same_compute_as": run.method.same_compute_as,
@@ -77,21 +89,21 @@ def load_judged_rows(comparison: Comparison, recipe: Recipe, recipes: Sequence[R
     Args:
         comparison: which rows.
         recipe: the shared recipe.
-        recipes: of the runs, whose training and checkpoint rows must not be among them.
+        recipes: of the runs that train, whose training and checkpoint rows must not be among them.
 
     Raises:
         ValueError: there are none, or a question is in two of test, selection, training and checkpoint rows.
     """
     test, selection = (_load(recipe, options) for options in (comparison.test, comparison.selection))
-    for data in {repr(other.data): other for other in recipes}.values():
-        _check_apart(data, test, selection)
-    shared = {repr(example.question) for example in test} & {repr(example.question) for example in selection}
+    sources = {_source(other.data): other for other in recipes}
+    train = {source: _check_apart(other, test, selection) for source, other in sources.items()}
+    shared = {_text(example.question) for example in test} & {_text(example.question) for example in selection}
     if shared:
         raise ValueError(
             f"selection: must share no question with test, got {len(shared)} of them, such as "
             f"{sorted(shared)[0][:80]}. Choose another split."
         )
-    return JudgedRows(recipe.task(), test, selection, {"test": _hash(test), "selection": _hash(selection)})
+    return JudgedRows(recipe.task(), test, selection, {"test": _hash(test), "selection": _hash(selection)}, train)
 
 
 def _load(recipe: Recipe, options: RowsOptions) -> list[Example]:
@@ -99,28 +111,44 @@ def _load(recipe: Recipe, options: RowsOptions) -> list[Example]:
     task = get_task(data.task, **{**data.options, **options.options})
     rows = task.load(options.split, path=options.path or data.path)
     examples = read_examples(rows, on_bad_rows=data.on_bad_rows, limit=options.rows)
-    examples = list({repr(example.question): example for example in reversed(examples)}.values())[::-1]
+    examples = list({_text(example.question): example for example in reversed(examples)}.values())[::-1]
     if not examples:
         raise ValueError(f"split: must hold rows, got none in {options.split!r}.")
     return examples
 
 
-def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Example]) -> None:
-    """Refuse judged rows that a run trains on, and test rows that choose its checkpoint."""
+def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Example]) -> str | None:
+    """Refuse judged rows that a run trains on, and test rows that choose its checkpoint.
+
+    Returns:
+        A hash of the training rows; None for a stream.
+    """
     if recipe.data.streaming:
-        return  # which would be read to its end
+        return None  # which would be read to its end
     rows = load_rows(recipe.data, recipe.task())
     seen = {"training rows": rows.train, "rows that choose the checkpoint": rows.validation}
     judged = {"test": test, "selection": selection}
     for name, used in seen.items():
-        questions = {repr(row["question"]) for row in used} if used is not None else set()
+        questions = {_text(row["question"]) for row in used} if used is not None else set()
         for split, examples in judged.items():
-            shared = sum(repr(example.question) in questions for example in examples)
+            shared = sum(_text(example.question) in questions for example in examples)
             if shared and (split == "test" or name == "training rows"):
                 raise ValueError(
                     f"{split}: must share no question with the {name}, got {shared} of {len(examples)}. Choose other "
                     "splits (data.train_split, data.validation_split, test, selection)."
                 )
+    return rows_hash(rows.train) if isinstance(rows.train, Dataset) else None
+
+
+def _source(data: DataOptions) -> str:
+    """Return what tells which rows are loaded: a section ``data`` without the texts that they are put into."""
+    texts = ("prompt_template", "step_template", "answer_template", "step_separator", "max_length")
+    return repr({key: value for key, value in asdict(data).items() if key not in texts})
+
+
+def _text(question: Any) -> str:
+    """Return a question, text or messages, as one text."""
+    return json.dumps(question, sort_keys=True, ensure_ascii=False)
 
 
 def _hash(examples: Sequence[Example]) -> dict[str, Any]:

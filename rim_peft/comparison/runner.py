@@ -16,13 +16,14 @@ from filelock import FileLock, Timeout
 
 from rim_peft.comparison.checking import check_runs
 from rim_peft.comparison.measuring import judge_trial, measure_run
-from rim_peft.comparison.plan import PlannedRun, chosen, plan_runs, read_record, run_recipe, shared_recipe
+from rim_peft.comparison.plan import PlannedRun, chosen, plan_runs, read_record, run_recipe, shared_recipe, trials_of
 from rim_peft.comparison.plots import require_matplotlib
 from rim_peft.comparison.report import write_report
 from rim_peft.comparison.results import RESULTS, assemble
 from rim_peft.comparison.rows import JudgedRows, load_judged_rows
 from rim_peft.comparison.sections import Comparison
 from rim_peft.comparison.timing import time_methods
+from rim_peft.evaluation.probe import import_sklearn
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.run import train_or_load
 from rim_peft.run.loading import load_untrained
@@ -62,6 +63,8 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
     plan = plan_runs(comparison)
     # All that is wrong is said before anything is trained.
     require_matplotlib()
+    if comparison.measures.blocks:
+        import_sklearn()
     recipes = check_runs(comparison, plan)
     with _locked(folder / ".lock", shared=parallel):
         rows = load_judged_rows(comparison, shared_recipe(comparison), recipes)
@@ -125,7 +128,10 @@ class _Work:
         return True
 
     def state(self, run: PlannedRun) -> str:
-        """Return whether a run is finished, differs, or is missing, as it is where one that it needs is missing."""
+        """Return whether a run is finished, differs or is missing; one that it needs counts with it."""
+        for other in self._needed(run):
+            if (state := self.state(other)) != "finished":
+                return state
         try:
             run = self._known(run)
             return "finished" if self._is_finished(run, self._recipe(run)) else "missing"
@@ -133,6 +139,15 @@ class _Work:
             return "missing"
         except RecipeError:
             return "differs"
+
+    def _needed(self, run: PlannedRun) -> list[PlannedRun]:
+        """Return the runs whose values or tokens a run takes."""
+        plan = self.progress.plan
+        needed = trials_of(plan, run) if run.values is None else []
+        if run.method.view == "compute":
+            names = (self.comparison.twin(run.name), run.method.same_compute_as)
+            needed += [other for other in plan if not other.is_trial and other.name in names and other.seed == run.seed]
+        return needed
 
     def _is_finished(self, run: PlannedRun, recipe: Recipe) -> bool:
         if not run.record.exists():
@@ -153,11 +168,12 @@ class _Work:
         self.progress.begin(run, "training" if run.method.train else "the base as it is")
         try:
             trained = train_or_load(recipe, command=self.command) if run.method.train else load_untrained(recipe)
-        except ValueError as error:
-            raise ValueError(f"{run}: {error}") from error
-        self.progress.begin(run, "measuring")
-        measure = judge_trial if run.is_trial else measure_run
-        found = measure(self.comparison, run, trained, self.rows)
+            self.progress.begin(run, "measuring")
+            measure = judge_trial if run.is_trial else measure_run
+            found = measure(self.comparison, run, trained, self.rows)
+        except Exception:
+            logger.error("%s: stopped by an error", run)
+            raise
         found["spec"] = self.rows.spec(self.comparison, run, recipe)
         found["seconds"] = round(time.perf_counter() - begun, 1)
         write_text(run.record, json.dumps(found, ensure_ascii=False) + "\n")

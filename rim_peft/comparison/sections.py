@@ -72,10 +72,13 @@ class MeasureOptions:
         """Check the values.
 
         Raises:
-            ValueError: a number is out of range.
+            ValueError: a number is out of range, or there twice.
         """
         if any(count < 0 for count in self.budget):
             raise ValueError(f"budget: must hold numbers of blocks from 0 on, got {self.budget}.")
+        for name in ("of", "budget", "latency_batch_sizes"):
+            if len(set(values := getattr(self, name))) < len(values):
+                raise ValueError(f"{name}: must hold each entry once, got {values}.")
         if any(size < 1 for size in self.latency_batch_sizes):
             raise ValueError(f"latency_batch_sizes: must hold numbers from 1 on, got {self.latency_batch_sizes}.")
         if self.latency_questions < 1:
@@ -221,10 +224,20 @@ def name_of(values: Mapping[str, Any]) -> str:
     >>> name_of({"baseline.learning_rate": 1e-3, "baseline.lr_scheduler_type": "linear"})
     'baseline.learning_rate=0.001,baseline.lr_scheduler_type=linear'
     """
-    text = ",".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+    text = ",".join(f"{key}={_value(value)}" for key, value in values.items())
     name = re.sub(r"[^\w.,=+-]+", "_", text)[:_LONGEST_NAME]
     # What was cut or replaced must not make two folders one.
     return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _value(value: Any) -> str:
+    """Return a value as JSON, a text without its quotes unless it would be read as something else."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return value
+    return json.dumps(value)
 
 
 def _check_values(name: str, values: Mapping[str, Any]) -> None:

@@ -16,7 +16,6 @@ stopped goes on when the same command is given again.
 import argparse
 import json
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -31,6 +30,8 @@ from rim_peft.demo.worlds import BASES
 
 DEFAULT = "potions"
 """The demo's own task."""
+MADE = "made.json"
+"""File that says how a base was made; where it is, it is finished."""
 
 
 @torch.no_grad()
@@ -59,22 +60,22 @@ def measure_accuracy(
 
 def make_base(options: Pretraining[Any], output: Path) -> None:
     """Pre-train a base and save weights, tokenizer and `made.json`, which says how it was made."""
-    started = time.perf_counter(), time.process_time()
+    if (output / MADE).exists():
+        raise SystemExit(f"output: {output} holds a finished base ({MADE}). Give another folder.")
     torch.manual_seed(options.seed)
     tokenizer = build_tokenizer(options)
     model: Any = build_model(options, len(tokenizer))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     output.mkdir(parents=True, exist_ok=True)
     _check_same(options, output / "training.json")
-    train(model, tokenizer, options, output / "training.pt")
-    seconds = time.perf_counter() - started[0], time.process_time() - started[1]
+    seconds = train(model, tokenizer, options, output / "training.pt")
     model.eval()
     task = "" if options.task == DEFAULT else f" --task {options.task}"
     made = {
         "command": f"python -m rim_peft.demo.base{task} --output DIR",
         "options": asdict(options),
         "parameters": model.num_parameters(),
-        "seconds": {"wall": round(seconds[0]), "cpu": round(seconds[1])},
+        "seconds": {clock: round(taken) for clock, taken in seconds.items()},
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "validation": {
             "thinking": measure_accuracy(model, tokenizer, THINK, options=options),
@@ -83,7 +84,7 @@ def make_base(options: Pretraining[Any], output: Path) -> None:
     }
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    (output / "made.json").write_text(json.dumps(made, indent=2) + "\n")
+    (output / MADE).write_text(json.dumps(made, indent=2) + "\n")
     for name in ("training.json", "training.pt"):
         (output / name).unlink()
     print(json.dumps(made["validation"], indent=2))

@@ -7,6 +7,7 @@ task's stories look like, and which words they need, a subclass of :class:`Pretr
 from __future__ import annotations
 
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -167,7 +168,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, samples: Sequence[tuple[str, str]
     return ids, labels
 
 
-def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[Any], state: Path) -> None:
+def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[Any], state: Path) -> dict[str, float]:
     """Train in place. What is no result counts a tenth: which results stay unsaid is chance, not something to learn.
 
     Args:
@@ -175,12 +176,18 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[A
         tokenizer: the task's.
         options: how it is made.
         state: file of a training that was stopped, to go on from; it is written every `save_steps` and in the end.
+
+    Returns:
+        Seconds that it took with what it went on from, "wall" and "cpu".
     """
     rng = random.Random(f"{options.task} base {options.seed}")
     results = torch.tensor(tokenizer.convert_tokens_to_ids(options.results), device=model.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, options.rate_at)
-    first = _read_state(state, model, optimizer, schedule, rng)
+    first, before = _read_state(state, model, optimizer, schedule, rng)
+    clocks = {"wall": time.perf_counter, "cpu": time.process_time}
+    started = {name: clock() - before[name] for name, clock in clocks.items()}
+    seconds = before
     for step in range(first, options.num_steps):
         unsaid = options.unsaid_at(step)
         samples = [options.draw_sample(rng, unsaid=unsaid) for _ in range(options.batch_size)]
@@ -199,25 +206,37 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[A
         if step % 100 == 99:
             print(f"step {step + 1}/{options.num_steps}  unsaid {unsaid:.2f}  loss {loss.item():.4f}", flush=True)
         if (step + 1) % options.save_steps == 0 or step + 1 == options.num_steps:
-            _write_state(state, model, optimizer, schedule, rng, step + 1)
+            seconds = {name: clock() - started[name] for name, clock in clocks.items()}
+            _write_state(state, model, optimizer, schedule, rng, step + 1, seconds)
+    return seconds
 
 
-def _write_state(path: Path, model: Any, optimizer: Any, schedule: Any, rng: random.Random, step: int) -> None:
+def _write_state(
+    path: Path,
+    model: Any,
+    optimizer: Any,
+    schedule: Any,
+    rng: random.Random,
+    step: int,
+    seconds: dict[str, float],
+) -> None:
     """Write all that a training goes on from, at once."""
     unfinished = path.with_suffix(".partial")
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     states = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({**states, "random": rng.getstate(), "step": step}, unfinished)
+    torch.save({**states, "random": rng.getstate(), "step": step, "seconds": seconds}, unfinished)
     unfinished.replace(path)
 
 
-def _read_state(path: Path, model: Any, optimizer: Any, schedule: Any, rng: random.Random) -> int:
-    """Go on from a state, if there is one; return the step that comes next."""
+def _read_state(
+    path: Path, model: Any, optimizer: Any, schedule: Any, rng: random.Random
+) -> tuple[int, dict[str, float]]:
+    """Go on from a state, if there is one; return the step that comes next, and the seconds that it took so far."""
     if not path.exists():
-        return 0
+        return 0, {"wall": 0.0, "cpu": 0.0}
     kept = torch.load(path, map_location=model.device, weights_only=True)
     for name, part in {"model": model, "optimizer": optimizer, "schedule": schedule}.items():
         part.load_state_dict(kept[name])
     rng.setstate(kept["random"])
     print(f"going on from step {kept['step']}", flush=True)
-    return int(kept["step"])
+    return int(kept["step"]), kept["seconds"]

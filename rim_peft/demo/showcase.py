@@ -72,13 +72,17 @@ def judge(run: Run, *, num_rows: int, seed: int = 1) -> dict[str, Any]:
 def judge_plain(
     model: Any, tokenizer: PreTrainedTokenizerBase, examples: list[Example], *, ending: str
 ) -> dict[str, dict[str, float]]:
-    """Return accuracy by chain length of what a model writes after ``ending``, without blocks."""
+    """Return accuracy by chain length of what a model writes after ``ending``, without blocks.
+
+    Answering at once it has as many tokens as RiM: a model that writes on would be judged by another colour than its
+    answer.
+    """
     scores = {}
     for length in LENGTHS:
         chosen = [example for example in examples if len(example.steps or ()) == length]
         prompts = [f"{example.question} {ending}" for example in chosen]
         gold = [example.answer for example in chosen]
-        right = count_right(model, tokenizer, prompts, gold, max_new_tokens=3 * length + 4)
+        right = count_right(model, tokenizer, prompts, gold, max_new_tokens=2 if ending == ANSWER else 3 * length + 4)
         scores[str(length)] = Score(right, len(chosen)).to_dict()
     return scores
 

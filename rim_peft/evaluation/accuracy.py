@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -205,16 +206,27 @@ def _read(
 def answer_of(text: str, separator: str | None) -> str:
     """Return what follows the last separator of a text that has its steps written out; all of it without one.
 
-    The separator is looked for as it was written, and without its white space, which some tokenizers change, only
-    where it is not there.
-
     >>> answer_of("2*3=6, 6+1=7, 7", ", "), answer_of("(3,4)=p, (3,4)", ", "), answer_of("a , b", ", ")
     ('7', '(3,4)', 'b')
     """
-    if separator is None:
-        return text
-    mark = separator if separator in text else separator.strip() or separator
-    return text.rpartition(mark)[2].strip()
+    return text if separator is None else text[answer_start(text, separator) :].strip()
+
+
+def answer_start(text: str, separator: str) -> int:
+    """Return the index behind the last separator of a text; 0 if it has none.
+
+    Some tokenizers change the white space around a separator. So where it does not stand as it was written, its mark
+    with white space on one side counts.
+
+    >>> [answer_start(text, ", ") for text in ("a=1, 7", "a=1 , 7", "1,234")]
+    [5, 6, 0]
+    """
+    found = text.rfind(separator)
+    if found >= 0:
+        return found + len(separator)
+    mark = re.escape(separator.strip())
+    ends = [match.end() for match in re.finditer(rf"\s{mark}\s*|{mark}\s+", text)] if mark else []
+    return ends[-1] if ends else 0
 
 
 def score_by_rule(

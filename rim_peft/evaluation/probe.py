@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from rim_peft.evaluation.readouts import BlockReadouts
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE, METADATA_FILE = "probe.safetensors", "probe.json"
+FORMAT = 2
 _ARRAYS = ("weight", "bias", "mean", "scale")
 
 INVERSE_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -79,7 +81,7 @@ class Probe:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: getattr(self, name) for name in _ARRAYS}, folder / WEIGHTS_FILE)
         metadata = {
-            "format": 1,
+            "format": FORMAT,
             "kind": "for each block a logistic regression on the last layer's states at all blocks' ends",
             "num_blocks": self.num_blocks,
             "hidden_size": self.mean.shape[1],
@@ -94,6 +96,7 @@ class Probe:
 
         Raises:
             FileNotFoundError: the folder holds no probe.
+            ValueError: the probe is of another version of this package.
         """
         weights, metadata = Path(folder) / WEIGHTS_FILE, Path(folder) / METADATA_FILE
         if not weights.is_file() or not metadata.is_file():
@@ -101,6 +104,11 @@ class Probe:
                 f"folder: {folder} must hold {WEIGHTS_FILE} and {METADATA_FILE}. Save a probe there."
             )
         known = json.loads(metadata.read_text(encoding="utf-8"))
+        if known["format"] != FORMAT:
+            raise ValueError(
+                f"folder: {metadata} must have format {FORMAT}, got {known['format']}. Fit the probe anew, or load it "
+                "with the version of rim-peft that wrote it."
+            )
         return cls(
             **load_file(weights),
             inverse_strength=known["inverse_strength"],
@@ -127,7 +135,8 @@ def fit_probe(selection: BlockReadouts) -> Probe:
         shape = tuple(states.shape[1:])
         nothing = np.zeros((shape[0], *shape)), np.zeros(shape[0]), np.zeros(shape), np.ones(shape)
         return Probe(*nothing, None, len(right))
-    return _fit(states, right, strength=_choose_strength(states, right))
+    values = states.double().numpy()
+    return _Rows(values, right).fit(_choose_strength(values, right))
 
 
 def auroc_by_block(probe: Probe, readouts: BlockReadouts) -> list[float | None]:
@@ -146,7 +155,7 @@ def auroc_by_block(probe: Probe, readouts: BlockReadouts) -> list[float | None]:
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    area = _import_sklearn().metrics.roc_auc_score
+    area = import_sklearn().metrics.roc_auc_score
     scores = probe.scores(readouts.states)
     return [
         float(area(right, scores[:, k])) if 0 < right.sum() < len(right) else None
@@ -154,19 +163,20 @@ def auroc_by_block(probe: Probe, readouts: BlockReadouts) -> list[float | None]:
     ]
 
 
-def _choose_strength(states: Tensor, right: NDArray[np.bool_]) -> float:
+def _choose_strength(states: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
     """Return the inverse strength with the least log loss on held-out questions; of equals the strongest penalty."""
     order = np.random.default_rng(0).permutation(len(right))
-    folds = [
-        (np.setdiff1d(order, held_out), held_out) for held_out in np.array_split(order, min(NUM_FOLDS, len(order)))
-    ]
-    # A part that is all right or all wrong, or empty, cannot be fitted.
-    folds = [(train, held_out) for train, held_out in folds if 0 < right[train].sum() < right[train].size]
+    folds = []
+    for held_out in np.array_split(order, min(NUM_FOLDS, len(order))):
+        train = np.setdiff1d(order, held_out)
+        # A part that is all right or all wrong, or empty, cannot be fitted.
+        if 0 < right[train].sum() < right[train].size:
+            folds.append((_Rows(states[train], right[train]), held_out))
 
     def loss(strength: float) -> float:
         total = 0.0
-        for train, held_out in folds:
-            scores = _fit(states[train], right[train], strength=strength).scores(states[held_out])
+        for rows, held_out in folds:
+            scores = rows.fit(strength).scores(torch.from_numpy(states[held_out]))
             # log(1 + exp(-margin)), without overflow
             total += float(np.logaddexp(0, -scores * np.where(right[held_out], 1, -1)).sum())
         return total
@@ -174,39 +184,52 @@ def _choose_strength(states: Tensor, right: NDArray[np.bool_]) -> float:
     return min(INVERSE_STRENGTHS, key=loss)
 
 
-def _fit(states: Tensor, right: NDArray[np.bool_], *, strength: float) -> Probe:
-    num_rows, num_blocks, hidden_size = states.shape
-    values = states.double().numpy()
-    mean, deviation = values.mean(axis=0), values.std(axis=0)
-    scale = np.where(deviation > 0, deviation, 1.0)
-    features = ((values - mean) / scale).reshape(num_rows, -1)
-    # An L2 penalty keeps the weights in the space of the rows, which has fewer dimensions where K·H is large: the same
-    # regression in that space's own coordinates.
-    axes = np.linalg.svd(features, full_matrices=False)[2] if num_rows < features.shape[1] else None
-    heads = [_fit_head(features if axes is None else features @ axes.T, one, strength) for one in right.T]
-    weight = np.stack([weight for weight, _ in heads])
-    return Probe(
-        weight=(weight if axes is None else weight @ axes).reshape(num_blocks, num_blocks, hidden_size),
-        bias=np.array([bias for _, bias in heads]),
-        mean=mean,
-        scale=scale,
-        inverse_strength=strength,
-        num_training_rows=num_rows,
-    )
+class _Rows:
+    """Questions to fit on, with what fits of any strength share."""
+
+    def __init__(self, states: NDArray[np.float64], right: NDArray[np.bool_]) -> None:
+        self.right = right
+        self.mean, deviation = states.mean(axis=0), states.std(axis=0)
+        self.scale = np.where(deviation > 0, deviation, 1.0)
+        self.features = ((states - self.mean) / self.scale).reshape(len(states), -1)
+        self.axes: NDArray[np.float64] | None = None
+        if len(states) < self.features.shape[1]:
+            # An L2 penalty keeps the weights in the space of the rows, which has fewer dimensions where K·H is large:
+            # the same regression in that space's own coordinates.
+            self.axes = np.linalg.svd(self.features, full_matrices=False)[2]
+            self.features = self.features @ self.axes.T
+
+    def fit(self, strength: float) -> Probe:
+        """Return the probe of one inverse strength."""
+        heads = [_fit_head(self.features, one, strength) for one in self.right.T]
+        weight = np.stack([weight for weight, _ in heads])
+        return Probe(
+            weight=(weight if self.axes is None else weight @ self.axes).reshape(len(heads), *self.mean.shape),
+            bias=np.array([bias for _, bias in heads]),
+            mean=self.mean,
+            scale=self.scale,
+            inverse_strength=strength,
+            num_training_rows=len(self.right),
+        )
 
 
 def _fit_head(
     features: NDArray[np.float64], right: NDArray[np.bool_], strength: float
 ) -> tuple[NDArray[np.float64], float]:
     if 0 < right.sum() < len(right):
-        regression = _import_sklearn().linear_model.LogisticRegression(C=strength, max_iter=5000)
+        regression = import_sklearn().linear_model.LogisticRegression(C=strength, max_iter=5000)
         regression.fit(features, right)
         return regression.coef_[0], float(regression.intercept_[0])
     # Always right or always wrong: nothing to learn from the states, half a case to the other side in the odds.
     return np.zeros(features.shape[1]), float(np.log((right.sum() + 0.5) / ((~right).sum() + 0.5)))
 
 
-def _import_sklearn() -> Any:
+def import_sklearn() -> Any:
+    """Return scikit-learn, with what the probe uses.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import sklearn.linear_model
         import sklearn.metrics

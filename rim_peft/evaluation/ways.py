@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from rim_peft.evaluation.accuracy import answer_start
 from rim_peft.inference.coconut import decode_with_thoughts
 from rim_peft.inference.decoding import BlockDecoder
 from rim_peft.inference.generation import generate_greedily
@@ -121,15 +122,12 @@ def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable
         separator: what stands behind each step. The answer begins with the token that brings the first character, white
             space aside, behind the last separator; without a separator, with the first token.
     """
-    stripped = separator.strip() or separator
 
     def decode(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
     def count(tokens: Sequence[int]) -> int:
-        text = decode(tokens)
-        found = text.rfind(stripped)
-        behind = 0 if found < 0 else found + len(stripped)
+        behind = answer_start(decode(tokens), separator)
         begins = (index for index in range(len(tokens)) if decode(tokens[: index + 1])[behind:].strip())
         return len(tokens) - next(begins, len(tokens))
 

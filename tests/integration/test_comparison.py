@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ import yaml
 from filelock import FileLock
 
 from rim_peft.cli.main import main
-from rim_peft.comparison.plan import plan_runs
+from rim_peft.comparison.checking import check_runs
+from rim_peft.comparison.plan import plan_runs, shared_recipe
 from rim_peft.comparison.reading import load_comparison
+from rim_peft.comparison.rows import load_judged_rows
 from rim_peft.comparison.runner import BusyError, list_runs, run_comparison
 from rim_peft.comparison.sections import name_of
 from rim_peft.demo import BASE, RECIPE
@@ -229,6 +234,44 @@ def test_a_methods_own_rows_are_kept_apart_too(tmp_path: Path) -> None:
         run_comparison(load_comparison(path))
 
 
+def test_training_rows_that_changed_in_their_file_are_noticed(tmp_path: Path) -> None:
+    def spec(word: str) -> dict[str, Any]:
+        rows = [{"question": f"train {n}", "answer": word, "steps": [word]} for n in range(3)]
+        (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        comparison = load_comparison(path)
+        plan = plan_runs(comparison)
+        recipes = check_runs(comparison, plan)
+        return load_judged_rows(comparison, shared_recipe(comparison), recipes).spec(comparison, plan[0], recipes[0])
+
+    for name in ("valid", "test"):
+        row = {"question": f"{name}", "answer": "red", "steps": ["red"]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    changes = {"data.path": str(tmp_path), "data.task": "prosqa", "data.options": {}, "data.validation_rows": 0}
+    path = write(tmp_path, changes=changes, test={}, selection={}, methods={"rim": {}})
+    first, other, again = spec("red"), spec("blue"), spec("red")
+    assert first == again
+    assert {key for key in first if first[key] != other[key]} == {"data"}
+
+
+def test_two_processes_share_a_comparison(tmp_path: Path) -> None:
+    methods = {name: METHODS[name] for name in ("base", "answer", "pause", "rim", "answer-same-compute")}
+    measures = {"blocks": False, "budget": [], "controls": False, "faithfulness": False, "representations": False}
+    path = write(tmp_path, methods=methods, measures={**measures, "latency_batch_sizes": []})
+    code = "import sys; from rim_peft.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "compare", str(path), "--parallel"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs[0][1] + outputs[1][1]
+    assert all(tables.startswith("# Comparison") for tables, _ in outputs)
+    begun = [line.split("] ")[1] for _, log in outputs for line in log.splitlines() if ": training" in line]
+    assert sorted(line.partition(",")[0] for line in begun) == sorted(name for name in methods if name != "base")
+    shared = json.loads((tmp_path / "out" / "results.json").read_text())
+    alone = run_comparison(load_comparison(path, [f"output_dir={tmp_path / 'alone'}"]))
+    assert numbers(shared["runs"]) == numbers(alone["runs"])
+
+
 def test_trials_come_first_whatever_the_order_of_seeds(tmp_path: Path) -> None:
     rates = {"baseline.learning_rate": [1e-3, 1e-4]}
     answer = {"changes": {"method": "answer"}, "search": rates, "seeds": [1, 0]}
@@ -243,21 +286,25 @@ def test_names_of_values_are_folders_of_their_own() -> None:
     assert len(set(names)) == 4
     assert all(len(name) < 200 and "/" not in name for name in names)
     assert name_of({"adapter.r": 4}) == "adapter.r=4"
+    assert len({name_of({"key": value}) for value in (1, "1", None, "null", True, "true", "a")}) == 7
 
 
 def test_folders_with_other_values_and_other_processes_are_refused(done: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = done
     path = folder / "compare.yaml"
+    change = "measures.controls=false"
     with pytest.raises(RecipeError, match=r"measured with other values of measures\. Delete measured\.json"):
-        run_comparison(load_comparison(path, ["measures.controls=false"]))
+        run_comparison(load_comparison(path, [change]))
     with pytest.raises(RecipeError, match=r"measured with other values of recipe\. Delete it to train it anew"):
         run_comparison(load_comparison(path, ["changes.adapter.lora_alpha=8"]))
     with FileLock(folder / "out" / ".lock"), pytest.raises(BusyError, match="another process works on this comparison"):
         run_comparison(load_comparison(path))
     assert list_runs(load_comparison(path, ["output_dir=elsewhere"])).count("missing") == len(METHODS)
     assert not Path("elsewhere").exists()
-    listed = list_runs(load_comparison(path, ["measures.controls=false"]))
-    assert [line.split(" ")[0] for line in listed.splitlines()].count("differs") == listed.count("\n") + 1
+    listed = dict(reversed(line.split()[:2]) for line in list_runs(load_comparison(path, [change])).splitlines())
+    # The reference alone has controls; another one takes its tokens.
+    differing = {name.rstrip(",") for name, state in listed.items() if state == "differs"}
+    assert differing == {"rim", "answer-same-compute"}
 
 
 def test_a_question_cannot_choose_and_decide(tmp_path: Path) -> None:

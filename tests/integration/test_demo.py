@@ -100,6 +100,8 @@ def test_a_base_that_was_stopped_goes_on_to_the_same_weights(
     for name, parameter in first.named_parameters():
         torch.testing.assert_close(parameter, second.get_parameter(name), atol=0, rtol=0, msg=name)
     assert not list((tmp_path / "stopped").glob("training*"))
+    with pytest.raises(SystemExit, match=r"holds a finished base \(made\.json\)"):
+        make_base(replace(options, seed=1), tmp_path / "stopped")
     made = json.loads((tmp_path / "stopped" / "made.json").read_text())
     assert (made["options"]["max_length"], list(made["validation"]["direct"])) == (3, ["1", "2", "3"])
 

@@ -305,6 +305,7 @@ def test_an_answer_follows_the_separator_as_it_was_written() -> None:
     assert answer_of("1.5+2=3.5. 3.5", ". ") == "3.5"
     assert answer_of("a ,b", ", ") == "b"
     assert answer_of("only", ", ") == "only"
+    assert answer_of("1,234", ", ") == "1,234"
     assert answer_of("x\ny", None) == "x\ny"
 
 

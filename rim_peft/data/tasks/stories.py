@@ -80,10 +80,11 @@ class StoryTask(DrawnTask):
         longest = self.longest
         if not self.lengths or not all(1 <= length <= longest for length in self.lengths):
             raise ValueError(f"lengths: must hold numbers of steps from 1 to {longest}, got {self.lengths!r}.")
-        if self.weights is not None and (len(self.weights) != len(self.lengths) or not sum(self.weights) > 0):
+        weights = self.weights
+        if weights is not None and (len(weights) != len(self.lengths) or min(weights) < 0 or sum(weights) <= 0):
             raise ValueError(
-                f"weights: must hold a weight for each of the {len(self.lengths)} lengths, not all 0, got "
-                f"{self.weights!r}."
+                f"weights: must hold a weight for each of the {len(self.lengths)} lengths, none below 0 and not all 0, "
+                f"got {self.weights!r}."
             )
 
     @property

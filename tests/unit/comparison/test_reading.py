@@ -119,6 +119,7 @@ def test_all_problems_are_said_at_once(write: Write) -> None:
         ),
         ({"measures": {"of": ["cot"]}}, "measures.of: must hold methods, got 'cot'"),
         ({"measures": {"budget": [-1]}}, "budget: must hold numbers of blocks from 0 on"),
+        ({"measures": {"budget": [1, 1]}}, "budget: must hold each entry once, got [1, 1]"),
         ({"measures": {"latency_batch_sizes": [0]}}, "latency_batch_sizes: must hold numbers from 1 on"),
         ({"selection": {"split": "test"}}, "selection.split: must differ from test.split"),
         ({"test": {"rows": 0}}, "rows: must be at least 1 or null"),
@@ -130,6 +131,8 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str, wri
 
 def test_overrides_and_broken_files(write: Write, tmp_path: Path) -> None:
     assert load_comparison(write(), ["seeds=[7]", "measures.controls=false"]).measures.controls is False
+    ablation = load_comparison(write(grid={"adapter.r": [8]}), ["grid.adapter.r=[4]", "grid.seed=[1]"])
+    assert ablation.grid == {"adapter.r": [4], "seed": [1]}
     assert "command line: must read" in problems(write(), "seeds")[0].replace("seeds: ", "")
     assert problems(write([1, 2])) == ["must hold keys with values, such as 'recipe: recipes/gsm8k/tiny.yaml'."]
     comparison = load_comparison(write(), ["changes.adapter.num_blcks=3"])

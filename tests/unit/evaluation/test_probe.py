@@ -140,6 +140,11 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         probe.scores(torch.zeros(2, 2, HIDDEN))
     with pytest.raises(ValueError, match=r"got \(2, 3, 5\)"):
         probe.scores(torch.zeros(2, 3, 5))
+    probe.save(tmp_path / "old")
+    metadata = tmp_path / "old" / "probe.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "format": 1}))
+    with pytest.raises(ValueError, match="must have format 2, got 1"):
+        Probe.load(tmp_path / "old")
     with pytest.raises(FileNotFoundError, match=r"must hold probe\.safetensors and probe\.json"):
         Probe.load(tmp_path)
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
