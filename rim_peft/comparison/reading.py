@@ -47,7 +47,7 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
 def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     """Set a key in nested values; inside ``changes``, ``search`` and ``grid`` the rest of the path is one key."""
     for depth, name in enumerate(path[:-1]):
-        if name in ("changes", "search", "grid"):
+        if name in ("changes", "search") or (name == "grid" and depth == 0):
             values[name] = {**(values.get(name) or {}), ".".join(path[depth + 1 :]): value}
             return
         inside = values.get(name)

@@ -9,11 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
 from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.sections import Comparison, RowsOptions
-from rim_peft.data.caching import rows_hash
 from rim_peft.data.examples import Example
 from rim_peft.data.tasks import Task, get_task
 from rim_peft.recipe import DataOptions, Recipe
@@ -35,14 +32,18 @@ class JudgedRows:
         test: examples that decide.
         selection: examples that searched values are chosen on, and the probe is trained on.
         hashes: of both, ``num_rows`` and ``sha256`` each.
-        train: by :func:`_source`, a hash of the rows that the runs train on; None for streams.
+        train: by :func:`_source`, the same of the rows that the runs train on; None for streams.
     """
 
     task: Task
     test: list[Example]
     selection: list[Example]
     hashes: dict[str, dict[str, Any]]
-    train: dict[str, str | None]
+    train: dict[str, dict[str, Any] | None]
+
+    def trained_on(self, recipe: Recipe) -> dict[str, Any] | None:
+        """Return ``num_rows`` and ``sha256`` of the rows that a recipe trains on; None for a stream."""
+        return self.train[_source(recipe.data)]
 
     def spec(self, comparison: Comparison, run: PlannedRun, recipe: Recipe) -> dict[str, Any]:
         """Return what decides a run's numbers."""
@@ -51,7 +52,7 @@ class JudgedRows:
         measures = {key: value for key, value in options.items() if not key.startswith("latency")}
         judged = {"selection": self.hashes["selection"]} if run.is_trial else self.hashes
         return {
-            "data": {**judged, "train": self.train[_source(recipe.data)] if run.method.train else None},
+            "data": {**judged, "train": self.trained_on(recipe) if run.method.train else None},
             "answer_rule": self.task.answer_rule,
             "measures": {"version": MEASURES}
             if run.is_trial
@@ -117,11 +118,11 @@ def _load(recipe: Recipe, options: RowsOptions) -> list[Example]:
     return examples
 
 
-def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Example]) -> str | None:
+def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Example]) -> dict[str, Any] | None:
     """Refuse judged rows that a run trains on, and test rows that choose its checkpoint.
 
     Returns:
-        A hash of the training rows; None for a stream.
+        ``num_rows`` and ``sha256`` of the training rows; None for a stream.
     """
     if recipe.data.streaming:
         return None  # which would be read to its end
@@ -137,7 +138,7 @@ def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Ex
                     f"{split}: must share no question with the {name}, got {shared} of {len(examples)}. Choose other "
                     "splits (data.train_split, data.validation_split, test, selection)."
                 )
-    return rows_hash(rows.train) if isinstance(rows.train, Dataset) else None
+    return fingerprint(rows.train)
 
 
 def _source(data: DataOptions) -> str:

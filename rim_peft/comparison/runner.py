@@ -25,7 +25,7 @@ from rim_peft.comparison.sections import Comparison
 from rim_peft.comparison.timing import time_methods
 from rim_peft.evaluation.probe import import_sklearn
 from rim_peft.recipe import Recipe, RecipeError
-from rim_peft.run import train_or_load
+from rim_peft.run import Run, train_or_load
 from rim_peft.run.loading import load_untrained
 from rim_peft.run.record import write_text
 
@@ -155,7 +155,9 @@ class _Work:
         kept = read_record(run)["spec"]
         if (wanted := self.rows.spec(self.comparison, run, recipe)) != kept:
             differing = sorted(key for key in {**kept, **wanted} if kept.get(key) != wanted.get(key))
-            is_other_training = {"recipe", "base"} & set(differing)
+            is_other_training = {"recipe", "base"} & {*differing} or kept["data"].get("train") != wanted["data"][
+                "train"
+            ]
             remedy = "it to train it" if is_other_training else f"{run.record.name} there to measure it"
             raise RecipeError(
                 f"output_dir: {run.folder} was measured with other values of {', '.join(differing)}. Delete {remedy} "
@@ -167,7 +169,7 @@ class _Work:
         begun = time.perf_counter()
         self.progress.begin(run, "training" if run.method.train else "the base as it is")
         try:
-            trained = train_or_load(recipe, command=self.command) if run.method.train else load_untrained(recipe)
+            trained = self._train(run, recipe) if run.method.train else load_untrained(recipe)
             self.progress.begin(run, "measuring")
             measure = judge_trial if run.is_trial else measure_run
             found = measure(self.comparison, run, trained, self.rows)
@@ -178,6 +180,17 @@ class _Work:
         found["seconds"] = round(time.perf_counter() - begun, 1)
         write_text(run.record, json.dumps(found, ensure_ascii=False) + "\n")
         self.progress.end(run, found["seconds"])
+
+    def _train(self, run: PlannedRun, recipe: Recipe) -> Run:
+        """Train, or load what is trained on the rows that there are now."""
+        trained = train_or_load(recipe, command=self.command)
+        rows, used = self.rows.trained_on(recipe), trained.record["data"]["train"]
+        if rows is not None and rows != used:
+            raise RecipeError(
+                f"output_dir: {run.folder} was trained on {used['num_rows']} rows that are not those of data.path now. "
+                "Delete it to train it anew, or give another output_dir."
+            )
+        return trained
 
     def _recipe(self, run: PlannedRun) -> Recipe:
         """Return a run's recipe, with the steps that equal compute asks for."""

@@ -51,9 +51,12 @@ def measure_accuracy(
         stories = [options.draw_from(rng, length, split) for _ in range(num_rows)]
         texts = [f"{story.question} {ending}" for story in stories]
         prompts = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-        output = model.generate(**prompts, max_new_tokens=3 * length + 4, do_sample=False)
-        answers = tokenizer.batch_decode(output[:, prompts.input_ids.shape[1] :], skip_special_tokens=True)
         gold = [story.answer for story in stories]
+        # A model that writes on behind its direct answer would be judged by something else.
+        longest = max(len(ids) for ids in tokenizer(gold)["input_ids"]) + 1
+        num_tokens = longest if ending == ANSWER else 3 * length + 4
+        output = model.generate(**prompts, max_new_tokens=num_tokens, do_sample=False)
+        answers = tokenizer.batch_decode(output[:, prompts.input_ids.shape[1] :], skip_special_tokens=True)
         accuracy[length] = sum(map(options.is_right, answers, gold)) / num_rows
     return accuracy
 

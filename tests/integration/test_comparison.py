@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from rim_peft.comparison.reading import load_comparison
 from rim_peft.comparison.rows import load_judged_rows
 from rim_peft.comparison.runner import BusyError, list_runs, run_comparison
 from rim_peft.comparison.sections import name_of
+from rim_peft.data.tasks.potions import Potions
 from rim_peft.demo import BASE, RECIPE
 from rim_peft.recipe import RecipeError
 
@@ -251,6 +253,34 @@ def test_training_rows_that_changed_in_their_file_are_noticed(tmp_path: Path) ->
     first, other, again = spec("red"), spec("blue"), spec("red")
     assert first == again
     assert {key for key in first if first[key] != other[key]} == {"data"}
+
+
+def test_an_adapter_of_other_rows_is_not_measured_as_one_of_these(tmp_path: Path) -> None:
+    def save(split: str, seed: int) -> None:
+        rows = itertools.islice(Potions(seed=seed, num_rows=16, num_held_out=8).rows(split), 8)
+        name = "valid" if split == "validation" else split
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    for split in ("train", "validation", "test"):
+        save(split, 0)
+    shared = {f"{stage}.{key}": value for stage in STAGES for key, value in STAGE.items()}
+    data = {"data.path": str(tmp_path), "data.task": "prosqa", "data.options": {}, "data.validation_rows": 0}
+    measures = {"blocks": False, "budget": [], "controls": False, "faithfulness": False, "representations": False}
+    path = write(
+        tmp_path,
+        changes={**shared, **data, "model.name_or_path": str(BASE)},
+        test={},
+        selection={},
+        methods={"rim": {}},
+        measures={**measures, "latency_batch_sizes": []},
+    )
+    run_comparison(load_comparison(path))
+    save("train", 1)
+    with pytest.raises(RecipeError, match=r"measured with other values of data\. Delete it to train it anew"):
+        run_comparison(load_comparison(path))
+    (tmp_path / "out" / "runs" / "rim" / "seed-0" / "measured.json").unlink()
+    with pytest.raises(RecipeError, match=r"seed-0 was trained on 8 rows that are not those of data\.path now"):
+        run_comparison(load_comparison(path))
 
 
 def test_two_processes_share_a_comparison(tmp_path: Path) -> None:

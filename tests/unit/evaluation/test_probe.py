@@ -47,14 +47,14 @@ def test_pure_noise_gets_the_strongest_penalties() -> None:
 
 
 def test_what_another_block_says_counts() -> None:
-    # The last block's state tells how long the chain is, and so which of the blocks is right.
+    # The last block's state tells how long the chain is, and so which of the blocks is right; the others' say nothing.
     rng = np.random.default_rng(0)
 
     def draw(num_rows: int) -> BlockReadouts:
         length = rng.integers(3, size=num_rows)
         states = rng.normal(size=(num_rows, 3, HIDDEN))
         states[:, 2, 4] = np.where(length == 0, 3.0, -3.0)
-        states[:, 1, 2] = np.where(length == 1, 3.0, -3.0)
+        states[:, 2, 2] = np.where(length == 1, 3.0, -3.0)
         return build_readouts(np.eye(3)[length], states=torch.tensor(states, dtype=torch.float32))
 
     probe, test = fit_probe(draw(300)), draw(200)
