@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from transformers.trainer_utils import EvalLoopOutput
 
 from rim_peft.data.collator import ReadoutCollator
-from rim_peft.sequence import Layout, attention_masks, check_architecture, keep_readouts, pack_rows
+from rim_peft.sequence import Layout, check_architecture, keep_readouts, pack_rows
 from rim_peft.training.attachment import attach, check_adapter, fall_back_from_flex
 from rim_peft.training.card import write_card
 from rim_peft.training.compilation import CompiledLayers
-from rim_peft.training.head import head_at
+from rim_peft.training.head import score_labels
 from rim_peft.training.losses import label_weights, readout_loss
 from rim_peft.training.metrics import BlockMetrics
 from rim_peft.training.progress import ReadoutProgress, TrainingClock
@@ -192,16 +192,7 @@ class ReadoutTrainer(ReadoutData):
             labels = layout.labels()
             device = self.args.device
             layout, labels, weights = layout.to(device), labels.to(device), weights.to(device)
-        with record_function("rim_peft.mask"):
-            mask = attention_masks(base.config, layout, dtype=base.get_output_embeddings().weight.dtype)
-        with head_at(base, labels.places), record_function("rim_peft.forward"):
-            outputs = model(
-                input_ids=layout.input_ids,
-                attention_mask=mask,
-                position_ids=layout.position_ids,
-                shift_labels=labels.token_ids[None],
-                fused_lm_head=True,
-            )
+        outputs = score_labels(model, base, layout, labels)
         num_samples = len(weights) if num_items_in_batch is None else num_items_in_batch
         log_probs, is_top1 = outputs.log_probs[0], outputs.is_top1[0]
         loss = readout_loss(log_probs, label_weights(weights, labels), num_samples=num_samples)

@@ -1,0 +1,77 @@
+"""Simulated memory against what a real step of the real trainer allocates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
+
+from benchmarks.measure import peak_memory
+from benchmarks.models import attach_rim
+from benchmarks.steps import RowSizes, TrainingStep, readout_step
+from rim_peft.sequence import Layout
+from rim_peft.training.simulation import simulate_step
+
+BASES: dict[str, Any] = {
+    "llama": LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4
+    ),
+    "gpt2": GPT2Config(vocab_size=512, n_embd=64, n_layer=3, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+    "gemma3": Gemma3TextConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=32,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+}
+SIZES = RowSizes(batch=3, prompt=40)
+
+
+def arranged(step: TrainingStep) -> tuple[Layout, torch.Tensor]:
+    """Return the rows and weights of a trainer's batch, as its loss makes them."""
+    layout = Layout(**{name: value for name, value in step.batch.items() if name != "num_steps"})
+    num_blocks = (layout.block_ends >= 0).sum(dim=1)
+    weights = step.trainer.block_weights(step.batch["num_steps"], num_blocks, progress=0.0)
+    return step.trainer._arrange(layout, weights), weights
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_it_is_what_a_real_step_allocates(base: str, checkpointing: bool, attention: str) -> None:
+    def build() -> Any:
+        return AutoModelForCausalLM.from_config(BASES[base], dtype=torch.float32, attn_implementation=attention)
+
+    step = readout_step(attach_rim(build(), rank=8, num_blocks=4), "stage 2", SIZES, checkpointing=checkpointing)
+    step()  # allocates the optimiser's state
+    measured = peak_memory(step.forward_and_backward)
+    layout, weights = arranged(step)
+    with torch.device("meta"):
+        base_model = build()
+    model = attach_rim(base_model, rank=8, num_blocks=4)
+    simulated = simulate_step(model, layout, weights, checkpointing=checkpointing)
+    assert simulated.total == pytest.approx(measured, rel=0.02)
+    assert simulated.logits > 0
+
+
+def test_only_logits_grow_with_the_vocabulary() -> None:
+    found = {}
+    for size in (4096, 16384):
+        config = LlamaConfig(**{**BASES["llama"].to_dict(), "vocab_size": size})
+        step = readout_step(
+            attach_rim(AutoModelForCausalLM.from_config(config), rank=8, num_blocks=4), "stage 1", SIZES
+        )
+        layout, weights = arranged(step)
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        found[size] = simulate_step(attach_rim(base, rank=8, num_blocks=4), layout, weights)
+    small, large = found.values()
+    assert large.logits > 2 * small.logits  # TRL's head works in tiles of 32k, with room of their own
+    assert large.activations == small.activations
