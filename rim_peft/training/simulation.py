@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,19 +26,23 @@ LAYERS, HEAD = "activations", "logits"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes that a step holds at its peak, beside weights and optimiser.
+    """Bytes that training holds, but for the optimiser's state.
 
     Attributes:
+        weights: of the base, with its buffers and what quantised weights need besides.
+        adapter: of memory rows and LoRA.
         activations: of the layers: what backward needs, gradients, and what is held for a moment.
         logits: of the output head, on supervised positions.
     """
 
+    weights: int
+    adapter: int
     activations: int
     logits: int
 
     @property
-    def total(self) -> int:
-        """Bytes of both."""
+    def step(self) -> int:
+        """Bytes that a step takes at its peak, on top of what is held between steps."""
         return self.activations + self.logits
 
 
@@ -57,7 +61,8 @@ def simulate_step(
     much.
 
     Args:
-        model: the base with a RIM adapter on the device ``meta``; it is of no use afterwards.
+        model: the base with a RIM adapter on the device ``meta``, its layers those of bitsandbytes if it is to be
+            quantised; it is of no use afterwards.
         layout: the batch's rows as a stage arranges them, on the CPU.
         weights: (D, K) loss weights of the readouts.
         checkpointing: whether layers are computed again in backward, as ``gradient_checkpointing`` does.
@@ -72,20 +77,22 @@ def simulate_step(
     tracker = _Tracker()
     # Row indices and labels are real: which places are picked, and how many, decides shapes.
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model)
+        states = _make_fake(model)
         add_fused_lm_head(base, outputs=FUSED_OUTPUTS)
         if checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
         model.train()
-        tracker.leave_out(*model.parameters(), *model.buffers())
+        held = [*model.parameters(), *model.buffers(), *states]
+        tracker.leave_out(*held)
         mixed = torch.autocast("cpu", dtype=autocast) if autocast is not None else nullcontext()
         with tracker, _told_where(base, tracker):
             with mixed:
                 outputs = score_labels(model, base, _cloned(layout), labels)
                 loss = readout_loss(outputs.log_probs[0], label_weights(weights, labels), num_samples=len(weights))
             loss.backward()
-    return StepMemory(tracker.at_peak[LAYERS], tracker.at_peak[HEAD])
+    adapter = _num_bytes(tensor for tensor in held if tensor.requires_grad)
+    return StepMemory(_num_bytes(held) - adapter, adapter, tracker.at_peak[LAYERS], tracker.at_peak[HEAD])
 
 
 class _Tracker(TorchDispatchMode):
@@ -142,10 +149,18 @@ def _told_where(base: Any, tracker: _Tracker) -> Iterator[None]:
         hook.remove()
 
 
-def _make_fake(model: nn.Module) -> None:
-    """Give a model on the device ``meta`` weights that say they lie on the CPU, in place; tied ones stay tied."""
+def _make_fake(model: nn.Module) -> list[Tensor]:
+    """Give a model on the device ``meta`` weights that say they lie on the CPU, in place; tied ones stay tied.
+
+    Returns:
+        Tensors that quantised weights need besides.
+    """
     made: dict[Tensor, nn.Parameter] = {}
+    states: list[Tensor] = []
     for module in model.modules():
+        if type(module).__module__.startswith("bitsandbytes") and type(module).__name__ in _QUANTIZED:
+            states += _QUANTIZED[type(module).__name__](module)
+            continue
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter not in made:
                 empty = torch.empty_like(parameter, device="cpu")
@@ -155,6 +170,62 @@ def _make_fake(model: nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
+    return states
+
+
+def _make_4bit(layer: Any) -> list[Tensor]:
+    """Give a ``bitsandbytes.nn.Linear4bit`` a packed weight, as loading it would; return its scales."""
+    from bitsandbytes.functional import QuantState
+
+    weight, shape = layer.weight, layer.weight.shape
+    num_scales = -(-weight.numel() // weight.blocksize)
+    scales = torch.empty(num_scales, dtype=torch.uint8 if weight.compress_statistics else torch.float32)
+    tensors = [scales, torch.empty(16)]
+    nested: dict[str, Any] = {}
+    if weight.compress_statistics:  # the scales are quantised once more
+        tensors += [torch.empty(()), torch.empty(-(-num_scales // _NESTED_BLOCK)), torch.empty(256)]
+        inner = QuantState(absmax=tensors[3], code=tensors[4], blocksize=_NESTED_BLOCK, dtype=torch.float32)
+        nested = {"offset": tensors[2], "state2": inner}
+    packed: Any = nn.Parameter(torch.empty((weight.numel() + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = QuantState(
+        absmax=scales,
+        shape=shape,
+        code=tensors[1],
+        blocksize=weight.blocksize,
+        quant_type=weight.quant_type,
+        dtype=layer.compute_dtype or weight.dtype,
+        **nested,
+    )
+    packed.bnb_quantized, packed.module = True, layer
+    layer._parameters["weight"] = packed
+    return tensors + _fake_bias(layer)
+
+
+def _make_8bit(layer: Any) -> list[Tensor]:
+    """Give a ``bitsandbytes.nn.Linear8bitLt`` its int8 weight; return its scales."""
+    weight: Any = nn.Parameter(torch.empty(layer.weight.shape, dtype=torch.int8), requires_grad=False)
+    scales = torch.empty(layer.weight.shape[0])
+    weight.CB, weight.SCB, weight.has_fp16_weights = weight.data, scales, False
+    layer._parameters["weight"] = weight
+    layer.state.CB, layer.state.SCB = weight.data, scales
+    return [scales, *_fake_bias(layer)]
+
+
+def _fake_bias(layer: nn.Module) -> list[Tensor]:
+    bias = layer._parameters["bias"]
+    if bias is not None:
+        layer._parameters["bias"] = nn.Parameter(torch.empty_like(bias, device="cpu"), requires_grad=False)
+    return []
+
+
+_QUANTIZED = {"Linear4bit": _make_4bit, "Linear8bitLt": _make_8bit}
+"""What fills a layer of bitsandbytes, by its class."""
+_NESTED_BLOCK = 256
+"""Scales that share one scale where they are quantised themselves: bitsandbytes' own number."""
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
 def _cloned(layout: Layout) -> Layout:

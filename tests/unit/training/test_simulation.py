@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma3TextConfig, GPT2Config, LlamaConfig
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-from benchmarks.measure import peak_memory
+from benchmarks.measure import peak_memory, tensor_bytes
 from benchmarks.models import attach_rim
 from benchmarks.steps import RowSizes, TrainingStep, readout_step
 from rim_peft.sequence import Layout
@@ -57,7 +59,7 @@ def test_it_is_what_a_real_step_allocates(base: str, checkpointing: bool, attent
         base_model = build()
     model = attach_rim(base_model, rank=8, num_blocks=4)
     simulated = simulate_step(model, layout, weights, checkpointing=checkpointing)
-    assert simulated.total == pytest.approx(measured, rel=0.02)
+    assert simulated.step == pytest.approx(measured, rel=0.02)
     assert simulated.logits > 0
 
 
@@ -75,3 +77,43 @@ def test_only_logits_grow_with_the_vocabulary() -> None:
     small, large = found.values()
     assert large.logits > 2 * small.logits  # TRL's head works in tiles of 32k, with room of their own
     assert large.activations == small.activations
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_quantised_bases_are_those_of_a_real_step(quantization: str, checkpointing: bool) -> None:
+    settings = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if quantization == "int8"
+        else BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+    )
+    config = LlamaConfig(**{**BASES["llama"].to_dict(), "hidden_size": 128, "intermediate_size": 320})
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    real = type(plain).from_pretrained(
+        None, config=config, state_dict=plain.state_dict(), dtype=torch.float32, quantization_config=settings
+    )
+    real_model = attach_rim(real, rank=8, num_blocks=4)
+    step = readout_step(real_model, "stage 2", SIZES, checkpointing=checkpointing)
+    step()
+    measured = peak_memory(step.forward_and_backward)
+    layout, weights = arranged(step)
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    replace_with_bnb_linear(base, ["lm_head"], settings)
+    base.is_loaded_in_4bit, base.is_loaded_in_8bit = quantization == "nf4", quantization == "int8"
+    simulated = simulate_step(attach_rim(base, rank=8, num_blocks=4), layout, weights, checkpointing=checkpointing)
+    assert simulated.step == pytest.approx(measured, rel=0.02)
+    held = [*real_model.parameters(), *real_model.buffers()]
+    for layer in real_model.modules():
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            state = layer.weight.quant_state
+            held += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+        elif isinstance(layer, bitsandbytes.nn.Linear8bitLt):
+            held.append(layer.state.SCB)
+    # A table of codes that all layers share is one in the real model.
+    assert simulated.weights + simulated.adapter == pytest.approx(tensor_bytes(held), rel=0.05)
