@@ -155,9 +155,8 @@ class _Work:
         kept = read_record(run)["spec"]
         if (wanted := self.rows.spec(self.comparison, run, recipe)) != kept:
             differing = sorted(key for key in {**kept, **wanted} if kept.get(key) != wanted.get(key))
-            is_other_training = {"recipe", "base"} & {*differing} or kept["data"].get("train") != wanted["data"][
-                "train"
-            ]
+            other_rows = kept["data"].get("train") != wanted["data"]["train"]
+            is_other_training = other_rows or {"recipe", "base"} & {*differing}
             remedy = "it to train it" if is_other_training else f"{run.record.name} there to measure it"
             raise RecipeError(
                 f"output_dir: {run.folder} was measured with other values of {', '.join(differing)}. Delete {remedy} "
