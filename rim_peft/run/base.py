@@ -15,11 +15,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     set_seed,
 )
+from transformers.quantizers import AutoHfQuantizer
 
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.recipe import ModelOptions
@@ -45,6 +47,33 @@ def load_base(source: str, options: ModelOptions) -> PreTrainedModel:
         device_map={"": torch.cuda.current_device()} if quantization and torch.cuda.is_available() else None,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def build_meta_base(config: PretrainedConfig, options: ModelOptions) -> PreTrainedModel:
+    """Return a base without weights, on the device ``meta``: the layers that :func:`load_base` would give it.
+
+    Args:
+        config: of the base.
+        options: type, attention and quantisation of its weights.
+
+    Raises:
+        ImportError: bitsandbytes is needed and not installed.
+    """
+    dtype = config.get_text_config().dtype or torch.float32 if options.dtype == "auto" else options.dtype
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype,
+            attn_implementation=options.attn_implementation,
+            trust_remote_code=options.trust_remote_code,
+        )
+    quantization = _quantization(options)
+    if quantization is not None:
+        # transformers' own way: it knows which layers stay as they are.
+        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
+        quantizer.preprocess_model(model=model, device_map=None)
+        quantizer.postprocess_model(model)
+    return model.eval()
 
 
 def to_device(model: PeftModel, options: ModelOptions) -> PeftModel:

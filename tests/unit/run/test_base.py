@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.recipe import ModelOptions
-from rim_peft.run.base import build_base, load_base, load_tokenizer
+from rim_peft.run.base import build_base, build_meta_base, load_base, load_tokenizer
 from tests.conftest import build_base as tiny_base
 
 CONFIG = {"model_type": "gpt2", "vocab_size": 300, "n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 128}
@@ -84,3 +84,25 @@ def test_quantised_bases(tmp_path: Path, quantization: Any) -> None:
         assert config.load_in_8bit
     layer = base.model.layers[0].self_attn.q_proj.weight
     assert layer.dtype in (torch.uint8, torch.int8)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16"}, {"quantization": "nf4"}, {"quantization": "int8"}])
+def test_a_base_without_weights_has_the_same_layers(architecture: str, changes: Any, tmp_path: Path) -> None:
+    tiny_base(architecture, **({"hidden_size": 64} if architecture == "llama" else {"n_embd": 64})).save_pretrained(
+        tmp_path
+    )
+    options = ModelOptions(name_or_path=str(tmp_path), **changes)
+    real = load_base(str(tmp_path), options)
+    outline = build_meta_base(AutoConfig.from_pretrained(tmp_path), options)
+    assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+    assert [(name, type(module)) for name, module in outline.named_modules()] == [
+        (name, type(module)) for name, module in real.named_modules()
+    ]
+    kept = {name: p for name, p in real.named_parameters() if p.dtype not in (torch.uint8, torch.int8)}
+    found = dict(outline.named_parameters())
+    assert {name: (found[name].shape, found[name].dtype) for name in kept} == {
+        name: (parameter.shape, parameter.dtype) for name, parameter in kept.items()
+    }
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        assert getattr(outline, flag, False) == getattr(real, flag, False)

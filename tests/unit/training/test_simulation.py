@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma3TextConfig, GPT2Config, LlamaConfig
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 
 from benchmarks.measure import peak_memory, tensor_bytes
 from benchmarks.models import attach_rim
 from benchmarks.steps import RowSizes, TrainingStep, readout_step
+from rim_peft.recipe import ModelOptions
+from rim_peft.run.base import build_meta_base, load_base
 from rim_peft.sequence import Layout
 from rim_peft.training.simulation import simulate_step
 
@@ -81,31 +83,17 @@ def test_only_logits_grow_with_the_vocabulary() -> None:
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_quantised_bases_are_those_of_a_real_step(quantization: str, checkpointing: bool) -> None:
-    settings = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if quantization == "int8"
-        else BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
-        )
-    )
+def test_quantised_bases_are_those_of_a_real_step(quantization: Any, checkpointing: bool, tmp_path: Path) -> None:
+    options = ModelOptions(name_or_path=str(tmp_path), quantization=quantization)
     config = LlamaConfig(**{**BASES["llama"].to_dict(), "hidden_size": 128, "intermediate_size": 320})
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    real = type(plain).from_pretrained(
-        None, config=config, state_dict=plain.state_dict(), dtype=torch.float32, quantization_config=settings
-    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    real = load_base(str(tmp_path), options)
     real_model = attach_rim(real, rank=8, num_blocks=4)
     step = readout_step(real_model, "stage 2", SIZES, checkpointing=checkpointing)
     step()
     measured = peak_memory(step.forward_and_backward)
     layout, weights = arranged(step)
-    with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    replace_with_bnb_linear(base, ["lm_head"], settings)
-    base.is_loaded_in_4bit, base.is_loaded_in_8bit = quantization == "nf4", quantization == "int8"
+    base = build_meta_base(config, options)
     simulated = simulate_step(attach_rim(base, rank=8, num_blocks=4), layout, weights, checkpointing=checkpointing)
     assert simulated.step == pytest.approx(measured, rel=0.02)
     held = [*real_model.parameters(), *real_model.buffers()]
