@@ -110,6 +110,11 @@ def below(limit: float, text: str) -> Target:
     return Target(text, lambda figure, bound: figure < limit)
 
 
+def within(share: float) -> Target:
+    """The target of an estimate: off its bound by this share at most, to either side."""
+    return Target(f"within {share:.0%} of the bound", lambda figure, bound: abs(figure / bound - 1) <= share)
+
+
 def to_document(
     rows: Iterable[Row], *, command: Sequence[str], device: str, is_complete: bool, seconds: float
 ) -> dict[str, Any]:

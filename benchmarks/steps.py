@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from rim_peft.sequence import IGNORE_INDEX
+from rim_peft.sequence import IGNORE_INDEX, Layout
 from rim_peft.training import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 
 STAGES: dict[str, tuple[Any, Any]] = {
@@ -73,6 +73,13 @@ class TrainingStep:
         """Tokens of the batch that are predicted."""
         name = "shift_labels" if "shift_labels" in self.batch else "labels"
         return int((self.batch[name] != IGNORE_INDEX).sum())
+
+    def rows(self) -> tuple[Layout, Tensor]:
+        """Return the rows of a readout step's batch and its readouts' weights, as the loss arranges them."""
+        layout = Layout(**{name: value for name, value in self.batch.items() if name != "num_steps"})
+        num_blocks = (layout.block_ends >= 0).sum(dim=1)
+        weights = self.trainer.block_weights(self.batch["num_steps"], num_blocks, progress=0.0)
+        return self.trainer._arrange(layout, weights), weights
 
     def loss(self) -> Tensor:
         """Forward: the trainer's loss."""

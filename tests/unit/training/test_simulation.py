@@ -12,10 +12,9 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 
 from benchmarks.measure import peak_memory, tensor_bytes
 from benchmarks.models import attach_rim
-from benchmarks.steps import RowSizes, TrainingStep, readout_step
+from benchmarks.steps import RowSizes, readout_step
 from rim_peft.recipe import ModelOptions
 from rim_peft.run.base import build_meta_base, load_base
-from rim_peft.sequence import Layout
 from rim_peft.training.simulation import simulate_step
 
 BASES: dict[str, Any] = {
@@ -38,14 +37,6 @@ BASES: dict[str, Any] = {
 SIZES = RowSizes(batch=3, prompt=40)
 
 
-def arranged(step: TrainingStep) -> tuple[Layout, torch.Tensor]:
-    """Return the rows and weights of a trainer's batch, as its loss makes them."""
-    layout = Layout(**{name: value for name, value in step.batch.items() if name != "num_steps"})
-    num_blocks = (layout.block_ends >= 0).sum(dim=1)
-    weights = step.trainer.block_weights(step.batch["num_steps"], num_blocks, progress=0.0)
-    return step.trainer._arrange(layout, weights), weights
-
-
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -56,7 +47,7 @@ def test_it_is_what_a_real_step_allocates(base: str, checkpointing: bool, attent
     step = readout_step(attach_rim(build(), rank=8, num_blocks=4), "stage 2", SIZES, checkpointing=checkpointing)
     step()  # allocates the optimiser's state
     measured = peak_memory(step.forward_and_backward)
-    layout, weights = arranged(step)
+    layout, weights = step.rows()
     with torch.device("meta"):
         base_model = build()
     model = attach_rim(base_model, rank=8, num_blocks=4)
@@ -72,7 +63,7 @@ def test_only_logits_grow_with_the_vocabulary() -> None:
         step = readout_step(
             attach_rim(AutoModelForCausalLM.from_config(config), rank=8, num_blocks=4), "stage 1", SIZES
         )
-        layout, weights = arranged(step)
+        layout, weights = step.rows()
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         found[size] = simulate_step(attach_rim(base, rank=8, num_blocks=4), layout, weights)
@@ -92,7 +83,7 @@ def test_quantised_bases_are_those_of_a_real_step(quantization: Any, checkpointi
     step = readout_step(real_model, "stage 2", SIZES, checkpointing=checkpointing)
     step()
     measured = peak_memory(step.forward_and_backward)
-    layout, weights = arranged(step)
+    layout, weights = step.rows()
     base = build_meta_base(config, options)
     simulated = simulate_step(attach_rim(base, rank=8, num_blocks=4), layout, weights, checkpointing=checkpointing)
     assert simulated.step == pytest.approx(measured, rel=0.02)
