@@ -28,6 +28,7 @@ from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.run import Run, train_or_load
 from rim_peft.run.loading import load_untrained
 from rim_peft.run.record import write_text
+from rim_peft.training.interruption import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +173,9 @@ class _Work:
             self.progress.begin(run, "measuring")
             measure = judge_trial if run.is_trial else measure_run
             found = measure(self.comparison, run, trained, self.rows)
-        except Exception:
-            logger.error("%s: stopped by an error", run)
+        except Exception as error:
+            if not isinstance(error, Interrupted):
+                logger.error("%s: stopped by an error", run)
             raise
         found["spec"] = self.rows.spec(self.comparison, run, recipe)
         found["seconds"] = round(time.perf_counter() - begun, 1)
