@@ -33,6 +33,7 @@ from rim_peft.training.interruption import Interrupted
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0
+_LOOK_SECONDS = 5.0
 
 
 class BusyError(RuntimeError):
@@ -268,15 +269,14 @@ def _locked(path: Path, *, shared: bool) -> Iterator[None]:
     Raises:
         BusyError: another process holds it.
     """
-    if shared:
-        with _locked(path, shared=False):
-            pass  # nobody works here who does not share
-        yield
-        return
     try:
-        with FileLock(path, blocking=False):
-            yield
+        # Who shares the folder only looks whether somebody works here who does not; others may look at the same moment.
+        with FileLock(path, timeout=_LOOK_SECONDS if shared else 0):
+            if not shared:
+                yield
+                return
     except Timeout:
         raise BusyError(
             f"{path.parent}: another process works on this comparison. Wait for it, or give --parallel to both."
         ) from None
+    yield
