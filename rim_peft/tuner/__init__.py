@@ -5,6 +5,6 @@ from rim_peft.tuner.layer import MemoryEmbedding
 from rim_peft.tuner.model import RiMModel
 from rim_peft.tuner.registration import RIM, register
 
-register(RiMConfig, RiMModel)
+register(RiMConfig, RiMModel, MemoryEmbedding)
 
 __all__ = ["RIM", "MemoryEmbedding", "RiMConfig", "RiMModel"]

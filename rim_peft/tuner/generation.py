@@ -6,6 +6,7 @@ How the blocks get into the model is in :mod:`rim_peft.tuner.insertion`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from rim_peft.tuner.insertion import PER_TOKEN_INPUTS, BlockInsertion
-from rim_peft.tuner.layer import MemoryEmbedding
+from rim_peft.tuner.layer import BASE, MemoryEmbedding
+from rim_peft.tuner.mixing import MixedInsertion, repeated_rows
 
 _MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -58,13 +60,16 @@ class BlockGenerator:
         plain_generate = type(self.model).generate
         kwargs["generation_config"] = generation_config
         memory = self.model.get_input_embeddings()
-        adapter_name = memory.current_adapter if isinstance(memory, MemoryEmbedding) else None
-        if adapter_name is None:
+        adapter_names = memory.current_adapters if isinstance(memory, MemoryEmbedding) else []
+        if not adapter_names:
             return plain_generate(self.model, inputs, **kwargs)
-        config = self.model.peft_config[adapter_name]
-        count = config.num_blocks if num_blocks is None else _checked(num_blocks)
+        count = None if num_blocks is None else _checked(num_blocks)
         prompts = kwargs.pop("input_ids", None) if inputs is None else inputs
         held = _trailing_memory(prompts, memory.first_memory_id)
+        if memory.row_adapters is not None:
+            return self._generate_mixed(prompts, count, is_held=bool(held), **kwargs)
+        config = self.model.peft_config[adapter_names[0]]
+        count = config.num_blocks if count is None else count
         block_ids = held or config.block_tokens.ids(count)
         if not block_ids:
             return plain_generate(self.model, prompts, **kwargs)
@@ -74,6 +79,40 @@ class BlockGenerator:
         insertion = BlockInsertion(self.model, prompt_length=prompts.shape[1], block_ids=block_ids)
         output = plain_generate(insertion.attached_to(self.model), prompts, **kwargs)
         return insertion.put_back(output) if held else output
+
+    def _generate_mixed(self, prompts: Any, count: int | None, *, is_held: bool, **kwargs: Any) -> Any:
+        """The same where each row has its own adapter."""
+        _check_call(self.model, prompts, kwargs)
+        memory = self.model.get_input_embeddings()
+        names = memory.row_adapters
+        _check_mixed_call(prompts, names, kwargs, is_held=is_held)
+        configs = [self.model.peft_config.get(name) for name in names]
+        blocks = [
+            config.block_tokens.ids(config.num_blocks if count is None else count) if config else []
+            for config in configs
+        ]
+        settings = _effective_config(self.model, kwargs)
+        times = max(settings.num_beams or 1, settings.num_return_sequences or 1)
+        insertion = MixedInsertion(self.model, prompts=prompts, block_ids=blocks)
+        with repeated_rows(memory, times):
+            return type(self.model).generate(insertion.attached_to(self.model), prompts, **kwargs)
+
+
+def _check_mixed_call(prompts: Tensor, names: Sequence[str], kwargs: dict[str, Any], *, is_held: bool) -> None:
+    """Raise for inputs whose columns cannot be moved."""
+    if len(names) != len(prompts):
+        raise ValueError(
+            f"adapter_names: must name an adapter for each of the batch's {len(prompts)} rows, got {len(names)}. Use "
+            f"{BASE!r} for rows without one."
+        )
+    given = [name for name in ("position_ids", "token_type_ids") if kwargs.get(name) is not None]
+    if is_held:
+        given.append("input_ids with memory ids")
+    if given:
+        raise ValueError(
+            f"adapter_names: prompts are moved to make room for blocks of several lengths, got {' and '.join(given)}. "
+            "Pass prompts and their attention_mask alone."
+        )
 
 
 def _checked(num_blocks: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rim_peft.sequence.blocks import causal_mask, hide_memory, join_blocks, number_blocks
 from rim_peft.tuner.config import RiMConfig
-from rim_peft.tuner.layer import MemoryEmbedding
+from rim_peft.tuner.layer import BASE, MemoryEmbedding
 from rim_peft.tuner.layers import Arguments, check_implementation, find_layers, parameter_names
 
 _ARGUMENT = "rim_memory_pass"
@@ -44,19 +44,16 @@ class BlockHooks:
         for handle in self._handles:
             handle.remove()
 
-    def _active(self) -> tuple[str, RiMConfig] | None:
-        """The active adapter and its config, None unless it changes the layers."""
+    def _active(self) -> RiMConfig | None:
+        """The config of an active adapter that changes the layers; None if there is none."""
         memory = self.model.get_input_embeddings()
-        name = memory.current_adapter if isinstance(memory, MemoryEmbedding) else None
-        if name is None:
-            return None
-        config: RiMConfig = self.model.peft_config[name]
-        return (name, config) if config.changes_layers else None
+        names = memory.current_adapters if isinstance(memory, MemoryEmbedding) else []
+        configs = [self.model.peft_config[name] for name in names if name != BASE]
+        return next((config for config in configs if config.changes_layers), None)
 
     def _before_decoder(self, names: list[str], decoder: nn.Module, args: Any, kwargs: Any) -> Any:
-        if (active := self._active()) is None:
+        if (config := self._active()) is None:
             return None
-        name, config = active
         check_implementation(config, decoder.config)
         input_ids = Arguments(names, args, kwargs).get("input_ids")
         if input_ids is None:
@@ -64,14 +61,14 @@ class BlockHooks:
                 f"input_ids: must be given with {config.describe_variants()}, since they tell where blocks lie, got "
                 "embeddings alone. Pass token ids."
             )
-        return args, {**kwargs, _ARGUMENT: MemoryPass(input_ids, name, config, self.model.get_input_embeddings())}
+        return args, {**kwargs, _ARGUMENT: MemoryPass(input_ids, self.model, config.describe_variants())}
 
     def _before_layer(self, index: int, names: list[str], layer: nn.Module, args: Any, kwargs: Any) -> Any:
         if _ARGUMENT not in kwargs:
-            if (active := self._active()) is None:
+            if (config := self._active()) is None:
                 return None
             raise ValueError(
-                f"model: must hand keyword arguments on to its layers with {active[1].describe_variants()}, got "
+                f"model: must hand keyword arguments on to its layers with {config.describe_variants()}, got "
                 f"{type(self.model).__name__}, whose layer {index} learns nothing of blocks. Use another base, or "
                 "leave these options out."
             )
@@ -87,11 +84,15 @@ class MemoryPass:
     that one that is run again for its gradients, under checkpointing, finds its own pass.
     """
 
-    def __init__(self, input_ids: Tensor, adapter_name: str, config: RiMConfig, memory: MemoryEmbedding) -> None:
+    def __init__(self, input_ids: Tensor, model: Any, variants: str) -> None:
+        self.variants = variants
         self.input_ids = input_ids.reshape(-1, input_ids.shape[-1])
-        self.adapter_name = adapter_name
-        self.config = config
-        self.memory = memory
+        self.memory: MemoryEmbedding = model.get_input_embeddings()
+        self.names = list(self.memory.current_adapters)
+        # One adapter for all rows, or each row's own: a row of the base alone has no blocks, so any options do.
+        configs = [model.peft_config.get(name) for name in self.names]
+        self.insertion_layers = [config.insertion_layer if config else 0 for config in configs]
+        self.bidirectional = [config is not None and config.bidirectional_blocks for config in configs]
         self._numbers: Tensor | None = None
         self._masks: dict[tuple[Any, ...], tuple[Tensor, Any]] = {}
 
@@ -101,21 +102,22 @@ class MemoryPass:
         if self._numbers is None:
             self._numbers = self._number_columns(cache)
         num_queries = self.input_ids.shape[1]
-        if index < self.config.insertion_layer:
-            edit: Any = hide_memory
-        elif self.config.bidirectional_blocks and num_queries > 1:  # one token is its block's last so far: causal
-            edit = join_blocks
-        else:
-            edit = None
-        if edit is not None:
+        hidden = [index < layer for layer in self.insertion_layers]
+        # One token is its block's last so far: causal.
+        joined = [
+            flag and num_queries > 1 and not below for flag, below in zip(self.bidirectional, hidden, strict=True)
+        ]
+        if any(hidden) or any(joined):
             num_keys = num_queries
             if mask is not None:
                 num_keys = mask.shape[-1]
             elif cache is not None:
                 num_keys, _ = cache.get_mask_sizes(num_queries, index)
-            call.put("attention_mask", self._edited(mask, edit, int(num_keys), like=hidden_states))
-        if index == self.config.insertion_layer > 0:
-            call.put("hidden_states", self._insert(hidden_states))
+            edited = self._edited(mask, hidden, joined, num_keys=int(num_keys), like=hidden_states)
+            call.put("attention_mask", edited)
+        entering = [index == layer > 0 for layer in self.insertion_layers]
+        if any(entering):
+            call.put("hidden_states", self._insert(hidden_states, entering))
 
     def _number_columns(self, cache: Any) -> Tensor:
         """Number the blocks in all columns, those that a cache holds and the new ones, and leave word on the cache."""
@@ -124,7 +126,7 @@ class MemoryPass:
             return number_blocks(self.input_ids, first)
         if getattr(cache, "is_compileable", False):
             raise ValueError(
-                f"cache_implementation: must be a cache that grows with {self.config.describe_variants()}, got "
+                f"cache_implementation: must be a cache that grows with {self.variants}, got "
                 f"{type(cache).__name__} of a fixed length. Leave it out, or use 'dynamic'."
             )
         seen = int(cache.get_seq_length())
@@ -133,9 +135,9 @@ class MemoryPass:
         setattr(cache, _NUMBERS, numbers)
         return numbers
 
-    def _edited(self, mask: Any, edit: Any, num_keys: int, *, like: Tensor) -> Tensor:
-        """A layer's mask after an edit; the last columns alone where a layer with a window keeps no others."""
-        key = (id(mask), edit, num_keys, like.device)
+    def _edited(self, mask: Any, hidden: list[bool], joined: list[bool], *, num_keys: int, like: Tensor) -> Tensor:
+        """A layer's mask, edited; the last columns alone where a layer with a window keeps no others."""
+        key = (id(mask), tuple(hidden), tuple(joined), num_keys, like.device)
         if key not in self._masks:
             if self._numbers is None or num_keys > self._numbers.shape[1]:
                 raise ValueError(
@@ -144,16 +146,27 @@ class MemoryPass:
                 )
             numbers = self._numbers[:, self._numbers.shape[1] - num_keys :]
             numbers = numbers.to(like.device if mask is None else mask.device)
-            given = causal_mask(numbers, self.input_ids.shape[1]) if mask is None else mask
+            edited = causal_mask(numbers, self.input_ids.shape[1]) if mask is None else mask
+            if any(hidden):
+                edited = hide_memory(edited, _only(hidden, numbers))
+            if any(joined):
+                edited = join_blocks(edited, _only(joined, numbers))
             # The given mask is kept beside the edited one: its id stays its own for as long.
-            self._masks[key] = (edit(given, numbers), mask)
+            self._masks[key] = (edited, mask)
         return self._masks[key][0]
 
-    def _insert(self, hidden_states: Tensor) -> Tensor:
+    def _insert(self, hidden_states: Tensor, entering: list[bool]) -> Tensor:
         """Replace what memory positions hold by what the input embedding would give for their ids."""
-        rows = self.memory.look_up(self.input_ids, self.adapter_name, dtype=hidden_states.dtype)
-        is_memory = (self.input_ids >= self.memory.first_memory_id)[..., None]
+        rows = self.memory.look_up(self.input_ids, self.names, dtype=hidden_states.dtype)
+        is_memory = _only(entering, self.input_ids >= self.memory.first_memory_id)[..., None]
         return torch.where(is_memory.to(hidden_states.device), rows.to(hidden_states.device), hidden_states)
+
+
+def _only(chosen: list[bool], values: Tensor) -> Tensor:
+    """The (B, K) values of some rows, 0 in the others; one choice is all rows'."""
+    if all(chosen):
+        return values
+    return values.masked_fill(~torch.tensor(chosen, device=values.device)[:, None], 0)
 
 
 def _of_rows(numbers: Tensor | None, input_ids: Tensor, seen: int) -> Tensor:

@@ -38,6 +38,7 @@ class BlockInsertion:
         self.prepare_inputs = model.prepare_inputs_for_generation
         self.prompt_length = prompt_length
         self.ids = torch.tensor(block_ids)
+        self.num_columns = len(block_ids)
 
     def attached_to(self, model: Any) -> Any:
         """Return the model with its inputs made of sequences with memory.
@@ -70,9 +71,9 @@ class BlockInsertion:
             if is_first_iteration:
                 _check_padding(kwargs.get("attention_mask"))
             if next_sequence_length is not None and length - next_sequence_length < self.prompt_length:
-                next_sequence_length += len(self.ids)
-            kwargs = self._with_memory(kwargs, length)
-            input_ids = self._insert(input_ids, self.prompt_length - start)
+                next_sequence_length += self.num_columns
+        kwargs = self._with_memory(kwargs, rows=len(input_ids), length=length)
+        input_ids = self._insert(input_ids, start=start)
         return self.prepare_inputs(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -84,16 +85,22 @@ class BlockInsertion:
     def put_back(self, output: Any) -> Any:
         """The output of ``generate`` with the memory ids that the caller's prompts held, as its prompts."""
         if isinstance(output, Tensor):
-            return self._insert(output, self.prompt_length)
-        output.sequences = self._insert(output.sequences, self.prompt_length)
+            return self._insert(output)
+        output.sequences = self._insert(output.sequences)
         return output
 
-    def _insert(self, sequences: Tensor, column: int) -> Tensor:
+    def _insert(self, sequences: Tensor, *, start: int = 0) -> Tensor:
+        """The model's view of the loop's sequences, which come from column ``start`` on."""
+        column = self.prompt_length - start
+        if sequences.shape[1] < column:
+            return sequences
         ids = self.ids.to(sequences.device).expand(len(sequences), -1)
         return torch.cat([sequences[:, :column], ids, sequences[:, column:]], dim=1)
 
-    def _with_memory(self, kwargs: dict[str, Any], length: int) -> dict[str, Any]:
+    def _with_memory(self, kwargs: dict[str, Any], *, rows: int, length: int) -> dict[str, Any]:
         """Inputs that have values for the last tokens of sequences of ``length``, with values for the memory."""
+        if length < self.prompt_length:
+            return kwargs
         inputs = dict(kwargs)
         for name in PER_TOKEN_INPUTS:
             values = inputs.get(name)
@@ -114,7 +121,7 @@ class BlockInsertion:
             return cache
         return StaticCache(
             config=self.config.get_text_config(decoder=True),
-            max_cache_len=cache.get_max_length() + len(self.ids),
+            max_cache_len=cache.get_max_length() + self.num_columns,
             offloading=cache.offloading,
         )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from rim_peft.tuner.config import NUM_ROWS, RiMConfig
+
+BASE = "__base__"
+"""PEFT's name for no adapter, where a batch's rows name their own."""
 
 _ROWS_PER_CHUNK = 8192
 _TOKEN_NOISE = 0.1
@@ -25,12 +29,15 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("lora_rim_memory",)
     other_param_names = ()
+    row_adapters: Sequence[str] | None = None
+    """Each row's adapter, or ``__base__``, for as long as a batch of several adapters runs."""
 
     def __init__(self, base_layer: nn.Module, first_memory_id: int) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.first_memory_id = first_memory_id
         self.lora_rim_memory = nn.ModuleDict({})
+        self.scaling: dict[str, float] = {}  # what PEFT sets in all layers where it swaps an adapter; rows have none
         self.merged_adapters: list[str] = []
 
     def add_adapter(self, adapter_name: str, config: RiMConfig, *, initializer_range: float) -> None:
@@ -38,6 +45,9 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         weight = self.weight
         rows = nn.Embedding(NUM_ROWS, weight.shape[1], dtype=torch.float32)
         self.lora_rim_memory[adapter_name] = rows
+        self.scaling[adapter_name] = 1.0
+        if config.init_lora_weights == "eva" and rows.weight.is_meta and not weight.is_meta:
+            rows.to_empty(device=weight.device)  # PEFT gives LoRA its values after this, and knows nothing of rows
         if not (rows.weight.is_meta or weight.is_meta):  # else the values are loaded later
             with torch.no_grad():
                 rows.weight.copy_(initial_rows(weight.detach(), config.init_memory, initializer_range))
@@ -55,6 +65,13 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         return weight
 
     @property
+    def current_adapters(self) -> Sequence[str]:
+        """Whose rows are looked up: one adapter for all rows of a batch, or one for each; none if disabled."""
+        if self.row_adapters is not None and not self.disable_adapters:
+            return self.row_adapters
+        return [] if self.current_adapter is None else [self.current_adapter]
+
+    @property
     def current_adapter(self) -> str | None:
         """The adapter whose rows are looked up, None if there is none or adapters are disabled."""
         if self.disable_adapters:
@@ -65,29 +82,39 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         """Embed (B, S) token ids, virtual ones included, to (B, S, H) in the base embedding's type.
 
         Raises:
-            ValueError: if there are virtual ids but no adapter to look them up in.
+            ValueError: if there are virtual ids but no adapter to look them up in, or ``row_adapters`` are not as
+                many as rows.
         """
-        adapter_name = self.current_adapter
-        if adapter_name is None:
+        names = self.current_adapters
+        if not names:
             self._refuse_virtual_ids(input_ids)
             return self.base_layer(input_ids)
+        if self.row_adapters is not None:
+            self._check_rows(input_ids, names)
         is_memory = input_ids >= self.first_memory_id
         embedded = self.base_layer(input_ids.masked_fill(is_memory, 0))
-        rows = self.look_up(input_ids, adapter_name, dtype=embedded.dtype)
+        rows = self.look_up(input_ids, names, dtype=embedded.dtype)
         return torch.where(is_memory.unsqueeze(-1), rows.to(embedded.device), embedded)
 
-    def look_up(self, input_ids: Tensor, adapter_name: str, *, dtype: torch.dtype) -> Tensor:
+    def look_up(self, input_ids: Tensor, adapter_names: Sequence[str], *, dtype: torch.dtype) -> Tensor:
         """Embed memory ids alone.
 
         Args:
             input_ids: (B, S) token ids.
-            adapter_name: whose rows.
+            adapter_names: whose rows: one adapter's, or one for each of the B.
             dtype: the base embedding's type.
 
         Returns:
             (B, S, H) in ``dtype``, on the rows' device; anything where ids are not memory.
         """
-        rows: Tensor = self.lora_rim_memory[adapter_name]((input_ids - self.first_memory_id).clamp(min=0))
+        kinds = (input_ids - self.first_memory_id).clamp(min=0)
+        if len(adapter_names) == 1:
+            rows: Tensor = self.lora_rim_memory[adapter_names[0]](kinds)
+        else:
+            rows = self.weight.new_zeros(*kinds.shape, self.weight.shape[1], dtype=torch.float32)
+            for name in set(adapter_names) - {BASE}:
+                own = [row for row, other in enumerate(adapter_names) if other == name]
+                rows[own] = self.lora_rim_memory[name](kinds[own])
         rows = rows.to(dtype)
         scale = self._get_embed_scale()
         if scale is not None:
@@ -100,8 +127,18 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         if bool((input_ids >= self.first_memory_id).any()):
             raise ValueError(
                 f"input_ids: memory ids (from {self.first_memory_id} on) need an enabled RiM adapter, got some with "
-                "the adapter disabled or deleted. Leave the blocks out, or enable the adapter."
+                f"the adapter disabled or deleted, or in rows of {BASE!r}. Leave the blocks out, or enable the adapter."
             )
+
+    def _check_rows(self, input_ids: Tensor, names: Sequence[str]) -> None:
+        if len(names) != len(input_ids):
+            raise ValueError(
+                f"adapter_names: must name an adapter for each of the batch's {len(input_ids)} rows, got {len(names)}. "
+                f"Use {BASE!r} for rows without one."
+            )
+        without = [row for row, name in enumerate(names) if name == BASE]
+        if without:
+            self._refuse_virtual_ids(input_ids[without])
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Make one adapter the active one.

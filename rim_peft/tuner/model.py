@@ -5,18 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from peft.tuners.lora import LoraLayer, LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
+from rim_peft.tuner.combination import check_combination, combine_rows, use_plain_scaling
 from rim_peft.tuner.compatibility import check_base, check_targets, check_vocabulary, keep_unpacked
 from rim_peft.tuner.config import NUM_ROWS, RiMConfig
 from rim_peft.tuner.generation import BlockGenerator
 from rim_peft.tuner.hooks import BlockHooks
 from rim_peft.tuner.layer import MemoryEmbedding
 from rim_peft.tuner.layers import check_variants
+from rim_peft.tuner.mixing import check_mixture, mixed_rows
 from rim_peft.tuner.registration import PREFIX
 
 _HOOKS = "rim_block_hooks"
@@ -168,13 +171,15 @@ class RiMModel(LoraModel):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                "adapter_names: RiM does not mix adapters within a batch, since they may differ in their blocks, got "
-                f"{kwargs['adapter_names']!r}. Call set_adapter and run one batch for each adapter."
-            )
+        """Let a pass's rows have adapters of their own, where ``adapter_names`` is given."""
+        adapter_names = kwargs.pop("adapter_names", None)
         with super()._enable_peft_forward_hooks(*args, **kwargs):
-            yield
+            if adapter_names is None:
+                yield
+                return
+            check_mixture(adapter_names, self.peft_config, training=self.training)
+            with mixed_rows(self.model, self.memory, adapter_names):
+                yield
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: continuous batching makes its inputs itself, without blocks."""
@@ -189,12 +194,35 @@ class RiMModel(LoraModel):
             "memory ids start at its end. Resize the base first and attach a new adapter."
         )
 
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: LoRA weights can be combined, memory rows of different adapters cannot."""
-        raise ValueError(
-            "add_weighted_adapter: RiM adapters cannot be combined, since their memory rows have no common meaning. "
-            "Train one adapter on both tasks instead."
-        )
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Add an adapter with the weighted sum of others' memory rows, and their LoRA combined as PEFT does it.
+
+        Args:
+            adapters: names of adapters that have the same blocks.
+            weights: a number for each.
+            adapter_name: the new adapter's name; nothing is done if there is one of that name.
+            args: as for ``LoraModel.add_weighted_adapter``: how LoRA is combined.
+            kwargs: likewise.
+
+        Raises:
+            ValueError: the adapters have other blocks, use DoRA, or cannot be combined by PEFT.
+        """
+        configs: dict[str, Any] = self.peft_config
+        if adapter_name in configs:
+            return
+        check_combination(configs, adapters, weights)
+        with_lora = [(name, weight) for name, weight in zip(adapters, weights, strict=True) if configs[name].r > 0]
+        if with_lora:
+            names, lora_weights = map(list, zip(*with_lora, strict=True))
+            super().add_weighted_adapter(names, lora_weights, adapter_name, *args, **kwargs)
+            use_plain_scaling(self.model, configs[adapter_name], adapter_name)
+        else:
+            configs[adapter_name] = replace(configs[adapters[0]])
+            self.inject_adapter(self.model, adapter_name)
+        combine_rows(self.memory, adapters, weights, adapter_name)
+        self.set_requires_grad(adapter_name, requires_grad=False)  # as PEFT leaves its own
 
 
 def _matrix(model: Any) -> Tensor:

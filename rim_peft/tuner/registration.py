@@ -12,12 +12,18 @@ from typing import Any
 import peft
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.lora import eva
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import hotswap
 
 NAME = "RIM"
 
 PREFIX = "lora_"
 """Prefix of the adapter's parameter names: LoRA's own, since transformers' adapter loading renames keys by it."""
+
+
+BLOCK_OPTIONS = ("num_blocks", "block_size", "insertion_layer", "bidirectional_blocks")
+"""Options that say what memory rows are used for: the same in adapters that stand in for one another."""
 
 
 def _add_member() -> PeftType:
@@ -43,8 +49,13 @@ RIM: PeftType = _add_member()
 """RiM's member of ``PeftType``."""
 
 
-def register(config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
+def register(config_cls: type[PeftConfig], model_cls: type[BaseTuner], memory_cls: type[BaseTunerLayer]) -> None:
     """Enter RiM's classes in PEFT's tables; doing it again is harmless.
+
+    Args:
+        config_cls: the configuration.
+        model_cls: the tuner.
+        memory_cls: the layer with the memory rows, which has no LoRA.
 
     Raises:
         ImportError: if the installed PEFT has a method named RIM of its own.
@@ -58,3 +69,7 @@ def register(config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
     PEFT_TYPE_TO_CONFIG_MAPPING[RIM] = config_cls
     PEFT_TYPE_TO_TUNER_MAPPING[RIM] = model_cls
     PEFT_TYPE_TO_PREFIX_MAPPING[RIM] = PREFIX
+    unsupported: Any = eva.UNSUPPORTED_LORA_MODULES  # layers that LoRA's start from activations passes over
+    if memory_cls not in unsupported:
+        eva.UNSUPPORTED_LORA_MODULES = (*unsupported, memory_cls)
+    hotswap.CONFIG_KEYS_TO_CHECK[RIM] = [*hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA], *BLOCK_OPTIONS]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils.hotswap import hotswap_adapter
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -210,26 +209,17 @@ def test_options_that_do_not_fit_the_base_are_refused(
         make_rim(architecture, **options)
 
 
-def test_other_models_and_uses_are_refused(make_rim: MakeRim, make_base: MakeBase, tmp_path: Any) -> None:
+def test_other_models_and_uses_are_refused(make_rim: MakeRim) -> None:
     with pytest.raises(ValueError, match="model: must be a transformers causal language model, got Linear"):
         get_peft_model(nn.Linear(2, 2), RiMConfig(r=2))
     model = make_rim()
     model.add_adapter("other", RiMConfig(r=2))
-    with pytest.raises(ValueError, match="adapter_names: RiM does not mix adapters within a batch"):
-        model(input_ids=PROMPT, adapter_names=["default"])
-    with pytest.raises(ValueError, match="adapter_names: RiM does not mix adapters within a batch"):
-        model.generate(PROMPT, adapter_names=["other"])
     with pytest.raises(ValueError, match="resize_token_embeddings: the vocabulary must keep its size"):
         model.resize_token_embeddings(300)
     with pytest.raises(TypeError, match="MemoryEmbedding"):  # transformers' own check
         model.get_base_model().resize_token_embeddings(300)
-    with pytest.raises(ValueError, match="add_weighted_adapter: RiM adapters cannot be combined"):
-        model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both")
     with pytest.raises(ValueError, match="RiM has one active adapter at a time"):
         model.base_model.set_adapter(["default", "other"])
-    model.save_pretrained(str(tmp_path), selected_adapters=["default"])
-    with pytest.raises(ValueError, match="Hotswapping only supports LORA but RIM was passed"):  # PEFT's own check
-        hotswap_adapter(model, str(tmp_path), adapter_name="default")
 
 
 def test_attaching_to_a_model_without_weights(make_base: MakeBase) -> None:

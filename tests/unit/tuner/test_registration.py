@@ -7,8 +7,10 @@ import sys
 import pytest
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.lora import eva
 
 from rim_peft import RiMConfig, RiMModel
+from rim_peft.tuner import MemoryEmbedding
 from rim_peft.tuner.registration import RIM, _add_member, register
 
 
@@ -34,10 +36,12 @@ def test_rim_survives_copy_pickle_and_json() -> None:
 
 
 def test_registering_twice_changes_nothing() -> None:
-    before = list(PeftType)
+    before, unsupported = list(PeftType), eva.UNSUPPORTED_LORA_MODULES
     assert _add_member() is RIM
-    register(RiMConfig, RiMModel)
+    register(RiMConfig, RiMModel, MemoryEmbedding)
     assert list(PeftType) == before
+    assert unsupported == eva.UNSUPPORTED_LORA_MODULES
+    assert unsupported.count(MemoryEmbedding) == 1
     assert PEFT_TYPE_TO_CONFIG_MAPPING[RIM] is RiMConfig
     assert PEFT_TYPE_TO_TUNER_MAPPING[RIM] is RiMModel
 
@@ -49,7 +53,7 @@ def test_a_rim_of_pefts_own_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> 
     PeftsOwn.__module__ = "peft.tuners.rim.config"
     monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, RIM, PeftsOwn)
     with pytest.raises(ImportError, match="has a method named RIM of its own"):
-        register(RiMConfig, RiMModel)
+        register(RiMConfig, RiMModel, MemoryEmbedding)
 
 
 def test_importing_the_package_registers_and_leaves_trl_out() -> None:
