@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.recipe import load_recipe
     from rim_peft.run import train
     from rim_peft.training.curriculum import Interrupted
+    from rim_peft.training.processes import is_main
 
     recipe = load_recipe(args.recipe, args.overrides)
     command = ["rim-peft", "train", args.recipe, *args.overrides]
@@ -42,10 +43,13 @@ def run(args: argparse.Namespace) -> int:
             trained = train(recipe, command=command)
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
         again = shlex.join([*(part for part in command if part != "resume=true"), "resume=true"])
-        print(f"rim-peft: stopped; go on with: {again}", file=sys.stderr)
+        if is_main():
+            print(f"rim-peft: stopped; go on with: {again}", file=sys.stderr)
         if isinstance(stop, Interrupted):
             return 128 + stop.signal_number
         raise
+    if not is_main():
+        return 0
     print(f"adapter: {recipe.output_dir}")
     validation = trained.metrics["validation"]
     if validation is not None:

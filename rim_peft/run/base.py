@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -25,6 +26,7 @@ from transformers.quantizers import AutoHfQuantizer
 
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.recipe import ModelOptions
+from rim_peft.training.processes import shards_weights
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -44,7 +46,7 @@ def load_base(source: str, options: ModelOptions) -> PreTrainedModel:
         attn_implementation=options.attn_implementation,
         quantization_config=quantization,
         # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
-        device_map={"": torch.cuda.current_device()} if quantization and torch.cuda.is_available() else None,
+        device_map={"": PartialState().device} if quantization and torch.cuda.is_available() else None,
         trust_remote_code=options.trust_remote_code,
     )
 
@@ -77,9 +79,12 @@ def build_meta_base(config: PretrainedConfig, options: ModelOptions) -> PreTrain
 
 
 def to_device(model: PeftModel, options: ModelOptions) -> PeftModel:
-    """Move a model to the GPU, if there is one; quantised weights are there already."""
-    if options.quantization is None and torch.cuda.is_available():
-        model.to("cuda")
+    """Move a model to this process's GPU, if there is one; quantised weights are there already.
+
+    One that FSDP will shard stays: each GPU gets its part of every layer then, and need not have room for the whole.
+    """
+    if options.quantization is None and torch.cuda.is_available() and not shards_weights():
+        model.to(PartialState().device)
     return model
 
 

@@ -7,10 +7,12 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rim_peft.data.tasks.task import Task
@@ -24,6 +26,8 @@ from rim_peft.run.loading import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, Run, an
 from rim_peft.run.record import describe_hardware, describe_versions, write_files, write_text
 from rim_peft.run.rows import RunRows, fingerprint, load_rows, read_examples
 from rim_peft.training.curriculum import CurriculumResult, run_stages
+from rim_peft.training.processes import is_main, main_first, num_processes, on_main
+from rim_peft.training.sharding import gather_adapter, run_whole
 
 _STAGE_FIGURES = ("step", "epoch", "train_loss", "train_runtime", "eval_loss", "eval_accuracy")
 
@@ -44,12 +48,12 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     """
     started = time.time()
     folder = Path(recipe.output_dir)
-    resumed = _check_folder(folder, recipe)
+    resumed = on_main(lambda: _check_folder(folder, recipe))
     stages = recipe.stage_trainers()  # what this machine refuses is said before the work
     task = recipe.task()
-    rows = load_rows(recipe.data, task)
-    _write_start(folder, recipe)
-    model, tokenizer = _attach(folder, recipe, rows)
+    rows = main_first(lambda: load_rows(recipe.data, task))
+    on_main(lambda: _start(folder, recipe, rows))
+    model, tokenizer = _attach(folder, recipe)
     validate = _Validation.make(recipe, rows, task, tokenizer)
     result = run_stages(
         model,
@@ -63,7 +67,7 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     )
     model.eval()
     config = recipe.rim_config()
-    report = validate.report(model, progress=True) if validate is not None else None
+    report = run_whole(model, partial(validate.report, progress=is_main())) if validate is not None else None
     record: dict[str, Any] = {
         "command": list(command),
         "method": recipe.method,
@@ -78,9 +82,10 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
         "blocks": {"num_blocks": config.num_blocks, "block_size": config.block_size},
         "data": _describe_data(recipe, rows),
         "versions": describe_versions(),
-        "hardware": describe_hardware(),
+        "hardware": {**describe_hardware(), "processes": num_processes()},
     }
-    _write_end(folder, model, tokenizer, record)
+    adapter = gather_adapter(model)
+    on_main(lambda: _write_end(folder, model, tokenizer, record, adapter))
     return Run(model, tokenizer, recipe, record)
 
 
@@ -174,21 +179,22 @@ def _check_folder(folder: Path, recipe: Recipe) -> bool:
     return True
 
 
-def _write_start(folder: Path, recipe: Recipe) -> None:
+def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:
+    """Write the recipe and, if it is to be built, the base."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / RECIPE_FILE, write_yaml(resolve(recipe)))
+    options, base_folder = recipe.model, folder / BASE_FOLDER
+    if options.name_or_path is None and not base_folder.exists():
+        templates = recipe.data.templates
+        build_base(options.config or {}, rows.train, templates=templates, seed=recipe.seed, folder=base_folder)
 
 
-def _attach(folder: Path, recipe: Recipe, rows: RunRows) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def _attach(folder: Path, recipe: Recipe) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Return the base with a new adapter, and its tokenizer."""
     options = recipe.model
     source = options.name_or_path
     if source is None:
-        base_folder = folder / BASE_FOLDER
-        if not base_folder.exists():
-            templates = recipe.data.templates
-            build_base(options.config or {}, rows.train, templates=templates, seed=recipe.seed, folder=base_folder)
-        source = str(base_folder)
+        source = str(folder / BASE_FOLDER)
     elif Path(source).is_dir():
         source = str(Path(source).resolve())  # the adapter names its base, and is used from other folders too
     try:
@@ -236,13 +242,19 @@ def _describe_data(recipe: Recipe, rows: RunRows) -> dict[str, Any]:
     }
 
 
-def _write_end(folder: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> None:
-    """Write what makes the folder an adapter's."""
+def _write_end(
+    folder: Path,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict[str, Any],
+    adapter: dict[str, Tensor] | None,
+) -> None:
+    """Write what makes the folder an adapter's; its tensors are given where the model does not hold them whole."""
 
     def save(partial: Path) -> None:
         tokenizer.save_pretrained(partial)
         # The vocabulary never changes, and PEFT would ask the Hub whether it did.
-        model.save_pretrained(str(partial), save_embedding_layers=False)
+        model.save_pretrained(str(partial), save_embedding_layers=False, state_dict=adapter)
         (partial / "run.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(render_card(folder, record), encoding="utf-8")
 

@@ -17,10 +17,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rim_peft.training.grounding_config import GroundingConfig
 from rim_peft.training.grounding_trainer import GroundingTrainer
 from rim_peft.training.interruption import Interrupted, SignalWatch, StopOnSignal
+from rim_peft.training.processes import on_main
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer, Validate
 from rim_peft.training.refinement_config import RefinementConfig
 from rim_peft.training.refinement_trainer import RefinementTrainer
+from rim_peft.training.sharding import fill_optimizer, gather_optimizer, run_whole
 from rim_peft.training.weights import SCORE, BestWeights, last_checkpoint, load_weights, save_weights, write_text
 from rim_peft.tuner.config import active_config
 
@@ -107,7 +109,8 @@ def run_stages(
     """Train any stages one after the other, as :func:`run_curriculum` does its two, which has the arguments."""
     _check_moments(stages)
     best = BestWeights(Path(output_dir) / "best.safetensors")
-    _check_folders([best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)], resume=resume)
+    folders = [best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)]
+    on_main(lambda: _check_folders(folders, resume=resume))
     _check_checkpoints([args for _, args in stages])
     if isinstance(train_dataset, IterableDataset):
         train_dataset = train_dataset.repeat(None)  # the Trainer finds its place again within one pass alone
@@ -180,17 +183,20 @@ class _GoOnWith(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         optimizer = kwargs["optimizer"]
         kept = torch.load(self._moments, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": kept["state"]})
+        fill_optimizer(optimizer, {**optimizer.state_dict(), "state": kept["state"]})
 
 
 def _mark_finished(trainer: ReadoutTrainer, history: Path, weights: Path, moments: Path | None) -> None:
     """Write what a finished stage leaves, the weights last, since they mark the stage as finished."""
-    if trainer.is_world_process_zero():
-        if moments is not None and trainer.optimizer is not None:
-            torch.save(trainer.optimizer.state_dict(), moments)  # read back as tensors alone, like a checkpoint's
+    state = gather_optimizer(trainer.optimizer) if moments is not None else None
+
+    def write() -> None:
+        if moments is not None:
+            torch.save(state, moments)  # read back as tensors alone, like a checkpoint's
         write_text(history, json.dumps(trainer.state.log_history))
-        save_weights(trainer.model, weights, {})
-    trainer.accelerator.wait_for_everyone()
+
+    on_main(write)
+    save_weights(trainer.model, weights, {})
 
 
 def _check_folders(folders: Sequence[Path], *, resume: bool) -> None:
@@ -223,8 +229,7 @@ class _KeepBest(TrainerCallback):
             raise ValueError(
                 f"validate: must return a score named {SCORE!r}, by which the best adapter is chosen, got none. Add it."
             )
-        if state.is_world_process_zero:
-            self._best.offer(kwargs["model"], score, stage=self._stage, step=state.global_step)
+        self._best.offer(kwargs["model"], score, stage=self._stage, step=state.global_step)
 
 
 def _compete_at_end(trainer: ReadoutTrainer, best: BestWeights, stage: str, validate: Validate) -> None:
@@ -234,7 +239,7 @@ def _compete_at_end(trainer: ReadoutTrainer, best: BestWeights, stage: str, vali
     if logged and logged[-1]["step"] == step:
         return
     trainer.model.eval()
-    scores = validate(trainer.model)
+    scores = run_whole(trainer.model, validate)
     metrics = {f"eval_{name}": value for name, value in scores.items()}
     trainer.log(metrics)
     _KeepBest(best, stage).on_evaluate(

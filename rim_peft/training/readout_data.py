@@ -6,20 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
-from trl import SFTTrainer
 
 from rim_peft.data.batching import load_by_tokens
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.sequence import BlockTokens
+from rim_peft.training.checkpoints import Checkpoints
+from rim_peft.training.processes import main_first
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.tuner.config import RiMConfig
 
 
-class ReadoutData(SFTTrainer, ABC):
+class ReadoutData(Checkpoints, ABC):
     """The data side of :class:`~rim_peft.training.readout_trainer.ReadoutTrainer`.
 
     Batches stay on the host: their rows are arranged there, where lengths are known without asking a GPU.
@@ -81,8 +81,8 @@ class ReadoutData(SFTTrainer, ABC):
                 )
             return dataset
         limits = self.row_limits(processing_class)
-        with PartialState().main_process_first():  # the others find its table on the disk
-            return prepare_dataset(
+        return main_first(  # the others find its table on the disk
+            lambda: prepare_dataset(
                 dataset,
                 processing_class,
                 templates=args.templates,
@@ -92,6 +92,7 @@ class ReadoutData(SFTTrainer, ABC):
                 on_bad_rows=args.on_bad_rows,
                 num_proc=args.dataset_num_proc,
             )
+        )
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(COLUMNS)

@@ -26,6 +26,7 @@ from rim_peft.training.metrics import BlockMetrics
 from rim_peft.training.progress import ReadoutProgress, TrainingClock
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_data import ReadoutData
+from rim_peft.training.sharding import run_whole
 from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
 from rim_peft.tuner.layers import check_uncompiled
@@ -114,7 +115,7 @@ class ReadoutTrainer(ReadoutData):
         # SFTTrainer casts the adapter of a quantised base to bf16. The memory is trained in fp32, and stage 2 must
         # start from exactly the weights that stage 1 left.
         for name, parameter in peft_model.named_parameters():
-            if name in adapter_weights:
+            if name in adapter_weights and parameter.dtype != adapter_weights[name].dtype:
                 parameter.data = adapter_weights[name].to(parameter.device)
         self.data_collator = self.make_collator(pad_id=self._tokenizer.pad_token_id)
         # The loss divides by the samples of the whole optimiser step itself (`_get_num_items_in_batch`).
@@ -278,7 +279,7 @@ class ReadoutTrainer(ReadoutData):
         output = super().evaluation_loop(*args, **kwargs)
         if self._validate is not None:
             self.model.eval()
-            scores = self._validate(self.accelerator.unwrap_model(self.model))
+            scores = run_whole(self.accelerator.unwrap_model(self.model), self._validate)
             prefix = kwargs.get("metric_key_prefix", "eval")
             metrics = dict(output.metrics or {})
             metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from rim_peft.training.processes import on_main
+from rim_peft.training.sharding import fill_adapter, gather_adapter
 
 SCORE = "accuracy"
 """The name among ``validate``'s scores by which the best adapter is chosen; larger is better."""
@@ -27,8 +30,8 @@ class BestWeights:
             return json.loads(file.metadata()["best"])
 
     def offer(self, model: PeftModel, score: float, *, stage: str, step: int) -> None:
-        """Keep the model's adapter if it is at least as good as the one in the file."""
-        if not self.path.exists() or score >= self.read()[SCORE]:
+        """Keep the model's adapter if it is at least as good as the one in the file; every process must call it."""
+        if on_main(lambda: not self.path.exists() or score >= self.read()[SCORE]):
             save_weights(model, self.path, {"best": json.dumps({"stage": stage, "step": step, SCORE: score})})
 
 
@@ -48,18 +51,23 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def save_weights(model: PeftModel, path: Path, metadata: dict[str, str]) -> None:
-    """Write the active adapter's tensors to one file, at once."""
-    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={"format": "pt", **metadata})
-    temporary.replace(path)
+    """Write the active adapter's tensors to one file, at once; every process must call it, and the main one writes."""
+    gathered = gather_adapter(model)
+
+    def write() -> None:
+        state = get_peft_model_state_dict(model, state_dict=gathered, adapter_name=model.active_adapter)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+        temporary.replace(path)
+
+    on_main(write)
 
 
 def load_weights(model: PeftModel, path: Path) -> None:
     """Read what :func:`save_weights` wrote into the active adapter."""
-    set_peft_model_state_dict(model, load_file(path), adapter_name=model.active_adapter)
+    fill_adapter(model, load_file(path))
 
 
 def write_text(path: Path, text: str) -> None:

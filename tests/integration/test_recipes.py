@@ -14,8 +14,8 @@ from rim_peft.recipe import load_recipe
 from rim_peft.run import train
 from tests.conftest import build_base, build_tokenizer
 
-# Those in compare/ are recipes of comparisons, in a form of their own.
-RECIPES = [DEMO, *sorted((Path(__file__).parents[2] / "recipes").glob("[!c]*/*.yaml"))]
+# Those in compare/ and accelerate/ are no recipes of a run.
+RECIPES = [DEMO, *sorted((Path(__file__).parents[2] / "recipes").glob("[!ac]*/*.yaml"))]
 # The tiny base has 512 positions, and its tokenizer a token for every byte.
 SHORTER = {"ontology": ["data.options.num_kinds=12", "data.options.num_statements=12"]}
 GSM8K: dict[str, Any] = {

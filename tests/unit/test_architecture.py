@@ -18,6 +18,7 @@ LAYERS = [
     {"comparison"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

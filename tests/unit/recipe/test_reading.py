@@ -12,8 +12,8 @@ from rim_peft.demo import RECIPE as DEMO
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.recipe.syntax import read_yaml, write_yaml
 
-# Those in compare/ are recipes of comparisons, in a form of their own.
-RECIPES = [DEMO, *sorted((Path(__file__).parents[3] / "recipes").glob("[!c]*/*.yaml"))]
+# Those in compare/ and accelerate/ are no recipes of a run.
+RECIPES = [DEMO, *sorted((Path(__file__).parents[3] / "recipes").glob("[!ac]*/*.yaml"))]
 SMALL = """
 output_dir: out
 model: {name_or_path: some/base}
