@@ -57,7 +57,7 @@ def _arrange(step: TrainingStep) -> None:
     trainer, batch = step.trainer, step.batch
     layout = Layout(**{name: value for name, value in batch.items() if name != "num_steps"})
     weights = trainer.block_weights(batch["num_steps"], (layout.block_ends >= 0).sum(1), progress=0.0)
-    layout = trainer._arrange(layout, weights)
+    layout = trainer.arrange(layout, weights)
     labels = layout.labels()
     layout, labels = layout.to(trainer.args.device), labels.to(trainer.args.device)
     base = trainer.model.get_base_model()

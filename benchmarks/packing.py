@@ -89,7 +89,7 @@ def run_annealed(settings: Settings) -> Iterator[Row]:
             state = step.trainer.state
             state.global_step = int(progress * state.max_steps)
             if name == "computed":
-                step.trainer._arrange = lambda layout, weights: layout
+                step.trainer.arrange = lambda layout, weights: layout
             ways[name] = step
         left_out, computed = (_row_tokens_of(ways[name]) for name in ("left out", "computed"))
         _check_same_gradients(ways["left out"], ways["computed"])

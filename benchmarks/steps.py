@@ -79,7 +79,7 @@ class TrainingStep:
         layout = Layout(**{name: value for name, value in self.batch.items() if name != "num_steps"})
         num_blocks = (layout.block_ends >= 0).sum(dim=1)
         weights = self.trainer.block_weights(self.batch["num_steps"], num_blocks, progress=0.0)
-        return self.trainer._arrange(layout, weights), weights
+        return self.trainer.arrange(layout, weights), weights
 
     def loss(self) -> Tensor:
         """Forward: the trainer's loss."""

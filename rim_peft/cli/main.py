@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "train an adapter as a recipe says",
     "evaluate": "measure an adapter's accuracy on a task",
     "generate": "answer questions with an adapter",
-    "validate": "check recipes without running them",
+    "check": "look at recipes before they run: errors, tokens, steps, memory",
     "compare": "train methods side by side, measure them and write one report",
     "ablate": "the same for one recipe with one value changed at a time",
     "demo": "train, evaluate and show the built-in example",

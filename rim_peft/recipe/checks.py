@@ -8,11 +8,7 @@ from typing import Any, get_type_hints
 
 from rim_peft.recipe.keys import SET_ELSEWHERE, STAGES, option_names, section_class
 from rim_peft.recipe.problems import Problems, join
-from rim_peft.recipe.sections import METHODS
-
-_HARDWARE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
-"""Options that another machine's hardware decides on, so that they are checked when training starts."""
-
+from rim_peft.recipe.sections import HARDWARE, METHODS
 
 def check_classes(values: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
     """Check adapter, stages, base and task by constructing them.
@@ -50,7 +46,7 @@ def _check_section(name: str, values: dict[str, Any], problems: Problems) -> dic
     problems.check_keys(name, values, option_names(name))
     section = section_class(name)
     converted = problems.convert(name, get_type_hints(section), values)
-    problems.build(name, section, {key: value for key, value in converted.items() if key not in _HARDWARE})
+    problems.build(name, section, {key: value for key, value in converted.items() if key not in HARDWARE})
     return converted
 
 

@@ -159,6 +159,9 @@ class EvaluationOptions:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}.")
 
 
+HARDWARE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
+"""Options of stages that the machine's hardware decides on, so that they are checked when training starts."""
+
 METHODS: dict[str, tuple[str, ...]] = {
     "rim": ("grounding", "refinement"),
     "answer": ("baseline",),
@@ -229,8 +232,12 @@ class Recipe:
 
         return get_task(self.data.task, **self.data.options)
 
-    def stage_trainers(self) -> list[tuple[type[ReadoutTrainer], ReadoutConfig]]:
-        """Return the trainer of each stage and its options for this machine."""
+    def stage_trainers(self, *, anywhere: bool = False) -> list[tuple[type[ReadoutTrainer], ReadoutConfig]]:
+        """Return the trainer of each stage and its options for this machine.
+
+        Args:
+            anywhere: leave out what only some machines have (``HARDWARE``), to look at a run that another one does.
+        """
         from rim_peft import training
 
         trainers: dict[str, type[ReadoutTrainer]] = {
@@ -239,7 +246,13 @@ class Recipe:
             "baseline": training.BaselineTrainer,
             "coconut": training.CoconutTrainer,
         }
-        return [(trainers[name], trainers[name].config_class(**self._stage_values(name))) for name in self.stages]
+        found = []
+        for name in self.stages:
+            values = self._stage_values(name)
+            if anywhere:
+                values = {**{key: value for key, value in values.items() if key not in HARDWARE}, "bf16": False}
+            found.append((trainers[name], trainers[name].config_class(**values)))
+        return found
 
     def _stage_values(self, stage: str) -> dict[str, Any]:
         data = self.data

@@ -51,12 +51,37 @@ def load_base(source: str, options: ModelOptions) -> PreTrainedModel:
     )
 
 
-def build_meta_base(config: PretrainedConfig, options: ModelOptions) -> PreTrainedModel:
+def load_config(source: str | None, options: ModelOptions, *, only_local: bool = False) -> PretrainedConfig:
+    """Load a base's configuration from a folder or the Hub, or make that of a base that is built from scratch.
+
+    Args:
+        source: folder or Hub id; None for the configuration that the options hold.
+        options: which revision of it, and whether its code is run.
+        only_local: ask nothing of the Hub.
+
+    Raises:
+        OSError: there is none.
+    """
+    if source is None:
+        settings = dict(options.config or {})
+        return AutoConfig.for_model(settings.pop("model_type"), **settings)
+    return AutoConfig.from_pretrained(
+        source,
+        revision=_revision(source, options),
+        trust_remote_code=options.trust_remote_code,
+        local_files_only=only_local,
+    )
+
+
+def build_meta_base(
+    config: PretrainedConfig, options: ModelOptions, *, has_bf16: bool | None = None
+) -> PreTrainedModel:
     """Return a base without weights, on the device ``meta``: the layers that :func:`load_base` would give it.
 
     Args:
         config: of the base.
         options: type, attention and quantisation of its weights.
+        has_bf16: whether nf4 weights are computed with in bfloat16; None for what this machine does.
 
     Raises:
         ImportError: bitsandbytes is needed and not installed.
@@ -69,7 +94,7 @@ def build_meta_base(config: PretrainedConfig, options: ModelOptions) -> PreTrain
             attn_implementation=options.attn_implementation,
             trust_remote_code=options.trust_remote_code,
         )
-    quantization = _quantization(options)
+    quantization = _quantization(options, has_bf16=has_bf16)
     if quantization is not None:
         # transformers' own way: it knows which layers stay as they are.
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
@@ -88,15 +113,22 @@ def to_device(model: PeftModel, options: ModelOptions) -> PeftModel:
     return model
 
 
-def load_tokenizer(source: str, options: ModelOptions) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer; EOS serves as padding where it has none, so that the vocabulary stays as it is.
+
+    Args:
+        source: folder or Hub id.
+        options: which revision of it, and whether its code is run.
+        only_local: ask nothing of the Hub.
 
     Raises:
         ValueError: it has no EOS token, which closes every readout.
         OSError: there is no such tokenizer.
     """
     revision = _revision(source, options)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=options.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, revision=revision, trust_remote_code=options.trust_remote_code, local_files_only=only_local
+    )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer: must have an EOS token, which closes every readout, {source} has none. Set one.")
     if tokenizer.pad_token_id is None:
@@ -175,12 +207,13 @@ def _texts(rows: Iterable[Mapping[str, Any]], templates: Templates) -> Iterator[
         yield templates.answer.format(answer=row["answer"])
 
 
-def _quantization(options: ModelOptions) -> BitsAndBytesConfig | None:
+def _quantization(options: ModelOptions, *, has_bf16: bool | None = None) -> BitsAndBytesConfig | None:
     if options.quantization is None:
         return None
     if options.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if has_bf16 is None:
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
@@ -17,6 +17,8 @@ from rim_peft.training.checkpoints import Checkpoints
 from rim_peft.training.processes import main_first
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.tuner.config import RiMConfig
+
+T = TypeVar("T", bound="ReadoutData")
 
 
 class ReadoutData(Checkpoints, ABC):
@@ -31,6 +33,21 @@ class ReadoutData(Checkpoints, ABC):
     _signature_columns: Any
     _rim_config: RiMConfig
     _max_positions: int | None
+
+    @classmethod
+    def without_model(
+        cls: type[T], args: ReadoutConfig, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> T:
+        """Return a trainer that cannot train: it knows what a stage makes of rows, and needs no model for that.
+
+        Args:
+            args: the stage's options.
+            config: of the adapter, attached to a base before, so that it knows the memory's ids.
+            tokenizer: of the base; a stage that writes steps out needs it.
+        """
+        trainer = cls.__new__(cls)
+        trainer.args, trainer._rim_config, trainer._tokenizer = args, config, tokenizer
+        return trainer
 
     @abstractmethod
     def readouts(self) -> Callable[..., list[list[int]]]:

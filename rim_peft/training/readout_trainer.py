@@ -188,7 +188,7 @@ class ReadoutTrainer(ReadoutData):
             layout = Layout(**{name: value for name, value in inputs.items() if name != "num_steps"})
             has_block = layout.block_ends >= 0
             weights = self.block_weights(inputs["num_steps"], has_block.sum(dim=1), progress=progress)
-            layout = self._arrange(layout, weights)
+            layout = self.arrange(layout, weights)
             self._new_tokens += int(layout.attention_mask.sum()) if is_training else 0
             labels = layout.labels()
             device = self.args.device
@@ -204,7 +204,7 @@ class ReadoutTrainer(ReadoutData):
         metrics.add(log_probs, is_top1, labels, weights, has_block.to(device))
         return (loss, outputs) if return_outputs else loss
 
-    def _arrange(self, layout: Layout, weights: Tensor) -> Layout:
+    def arrange(self, layout: Layout, weights: Tensor) -> Layout:
         """Take readouts that weigh nothing out of the rows, and pack what is left if that is asked for.
 
         Args:

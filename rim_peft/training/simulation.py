@@ -21,7 +21,7 @@ from rim_peft.sequence import Layout
 from rim_peft.training.head import FUSED_OUTPUTS, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
 
-LAYERS, HEAD = "activations", "logits"
+LAYERS, HEAD, GRADIENTS = "activations", "logits", "gradients"
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,21 @@ class StepMemory:
     Attributes:
         weights: of the base, with its buffers and what quantised weights need besides.
         adapter: of memory rows and LoRA.
-        activations: of the layers: what backward needs, gradients, and what is held for a moment.
+        gradients: of the adapter, as far as they are there at the step's peak.
+        activations: of the layers: what backward needs, and what is held for a moment.
         logits: of the output head, on supervised positions.
     """
 
     weights: int
     adapter: int
+    gradients: int
     activations: int
     logits: int
 
     @property
     def step(self) -> int:
         """Bytes that a step takes at its peak, on top of what is held between steps."""
-        return self.activations + self.logits
+        return self.gradients + self.activations + self.logits
 
 
 def simulate_step(
@@ -53,6 +55,7 @@ def simulate_step(
     *,
     checkpointing: bool = False,
     autocast: torch.dtype | None = None,
+    accumulates: bool = False,
 ) -> StepMemory:
     """Run forward and backward of a stage's loss on tensors without data, and add up what is held.
 
@@ -67,6 +70,7 @@ def simulate_step(
         weights: (D, K) loss weights of the readouts.
         checkpointing: whether layers are computed again in backward, as ``gradient_checkpointing`` does.
         autocast: type of mixed precision, None for none.
+        accumulates: whether the gradients of a batch before are there already, as with ``gradient_accumulation_steps``.
 
     Returns:
         What the step holds at its peak. The optimiser's own step is not in it; it holds less than backward does but in
@@ -85,6 +89,7 @@ def simulate_step(
         model.train()
         held = [*model.parameters(), *model.buffers(), *states]
         tracker.leave_out(*held)
+        tracker.follow_gradients(model, accumulates=accumulates)
         mixed = torch.autocast("cpu", dtype=autocast) if autocast is not None else nullcontext()
         with tracker, _told_where(base, tracker):
             with mixed:
@@ -92,7 +97,8 @@ def simulate_step(
                 loss = readout_loss(outputs.log_probs[0], label_weights(weights, labels), num_samples=len(weights))
             loss.backward()
     adapter = _num_bytes(tensor for tensor in held if tensor.requires_grad)
-    return StepMemory(_num_bytes(held) - adapter, adapter, tracker.at_peak[LAYERS], tracker.at_peak[HEAD])
+    parts = {part: tracker.at_peak[part] for part in (GRADIENTS, LAYERS, HEAD)}
+    return StepMemory(weights=_num_bytes(held) - adapter, adapter=adapter, **parts)
 
 
 class _Tracker(TorchDispatchMode):
@@ -103,32 +109,51 @@ class _Tracker(TorchDispatchMode):
         self.part = LAYERS
         self.held: Counter[str] = Counter()
         self.at_peak: Counter[str] = Counter()
-        self._known: set[int] = set()
+        self._parts: dict[int, str | None] = {}
 
     def leave_out(self, *tensors: Tensor) -> None:
         """Do not count these tensors' storages."""
-        self._known.update(tensor.untyped_storage()._cdata for tensor in tensors)
+        self._parts.update((tensor.untyped_storage()._cdata, None) for tensor in tensors)
+
+    def follow_gradients(self, model: nn.Module, *, accumulates: bool) -> None:
+        """Count the gradients of a model's parameters by themselves; ``accumulates`` if they are there already."""
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._found_gradient)
+                if accumulates:
+                    parameter.grad = torch.empty_like(parameter)
+                    self._count(parameter.grad.untyped_storage(), GRADIENTS)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count what it made; a view makes nothing."""
         found = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+                self._count(tensor.untyped_storage(), self.part)
         return found
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._known:
+    def _count(self, storage: torch.UntypedStorage, part: str) -> None:
+        if storage._cdata in self._parts:
             return
-        self._known.add(storage._cdata)
-        self.held[self.part] += storage.nbytes()
-        weakref.finalize(storage, self._forget, storage._cdata, self.part, storage.nbytes())
+        self._parts[storage._cdata] = part
+        self.held[part] += storage.nbytes()
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
         if self.held.total() > self.at_peak.total():
             self.at_peak = self.held.copy()
 
-    def _forget(self, storage: int, part: str, size: int) -> None:
-        self._known.discard(storage)
-        self.held[part] -= size
+    def _found_gradient(self, parameter: Tensor) -> None:
+        """Move what backward made of a parameter's gradient from the part that made it."""
+        storage: Any = parameter.grad.untyped_storage() if parameter.grad is not None else None
+        part = self._parts.get(storage._cdata) if storage is not None else None
+        if part is not None:
+            self.held[part] -= storage.nbytes()
+            self.held[GRADIENTS] += storage.nbytes()
+            self._parts[storage._cdata] = GRADIENTS
+
+    def _forget(self, storage: int, size: int) -> None:
+        part = self._parts.pop(storage)
+        if part is not None:
+            self.held[part] -= size
 
 
 @contextmanager

@@ -1,0 +1,149 @@
+"""``rim-peft check``: what can be said of runs before they begin, every error at once, without weights or a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rim_peft.comparison.preflight import CheckedRecipe
+    from rim_peft.run.findings import RunFindings, StageFindings
+
+_OVERRIDE = re.compile(r"[\w.]+=")
+_PARTS = ("weights", "adapter", "optimizer", "gradients", "activations", "logits", "total")
+
+
+def more_help() -> str:
+    """Return what ``--help`` says besides the arguments."""
+    return (
+        "Memory is that of tensors at the peak of a training step on the largest batch; a CUDA context (about half a\n"
+        "GiB) and what validation takes come on top."
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "recipes",
+        metavar="RECIPE | KEY=VALUE",
+        nargs="+",
+        help="recipe files (YAML), of comparisons too; KEY=VALUE replaces a value in each of them, as for train",
+    )
+    parser.add_argument(
+        "--base", metavar="FOLDER", help="folder with config.json and tokenizer, in place of the recipe's base"
+    )
+    parser.add_argument(
+        "--row-tokens", metavar="N", type=_positive, help="estimate memory with rows of N tokens, not the longest ones"
+    )
+    parser.add_argument(
+        "--device",
+        choices=["cuda", "cpu"],
+        help="what the run is to train on (default: a GPU where there is one or the recipe asks for one)",
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="fetch the base's config and tokenizer and the rows from the Hub"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every recipe, and print what was found of which."""
+    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.comparison.preflight import check_recipe
+    from rim_peft.run.at_hand import AtHand
+    from rim_peft.run.preflight import Preflight
+
+    overrides = [text for text in args.recipes if _OVERRIDE.match(text)]
+    paths = [text for text in args.recipes if text not in overrides]
+    if not paths:
+        raise ValueError("RECIPE: at least one file must be given, got values alone.")
+    quiet_model_loading()
+    preflight = Preflight(AtHand(args.base, args.download), row_tokens=args.row_tokens, device=args.device)
+    all_checked = []
+    for path in paths:
+        with results_only():
+            checked = check_recipe(path, overrides, preflight)
+        all_checked.append(checked)
+        if not args.json:
+            _print(checked)
+    if args.json:
+        print(json.dumps({"recipes": [checked.to_dict() for checked in all_checked]}, indent=2, ensure_ascii=False))
+    return 0 if all(checked.is_ok for checked in all_checked) else 1
+
+
+def _print(checked: CheckedRecipe) -> None:
+    """Print results to stdout and errors to stderr."""
+    for line in checked.errors:
+        print(line, file=sys.stderr)
+    if checked.errors:
+        return
+    print(f"{checked.path}: {'ok' if checked.is_ok else 'has errors'}")
+    for name, found in checked.runs.items():
+        for line in _run_lines(name, found):
+            print(line)
+        sys.stdout.flush()
+        for error in found.errors:
+            print(f"{checked.path}: {f'methods.{name}: ' if name else ''}{error}", file=sys.stderr)
+
+
+def _run_lines(name: str, found: RunFindings) -> Iterator[str]:
+    if name:
+        yield f"  methods {name}"
+    if found.architecture is not None:
+        yield f"  base        {found.base or 'made from model.config'} ({found.architecture}, {found.attention})"
+    if found.num_trainable is not None:
+        yield f"  parameters  {found.num_trainable:,} trainable, {found.num_frozen:,} frozen"
+    rows = [row for row in _rows(found.stages) if any(cell != "-" for cell in row[1:])]
+    if rows:
+        table = [["", *(stage.stage for stage in found.stages)], *rows]
+        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+        for row in table:
+            cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            yield f"  {'   '.join(cells).rstrip()}"
+    if found.peak is not None:
+        where = "a GPU" if found.device == "cuda" else "a CPU"
+        yield f"  peak        {_mib(found.peak)} MiB on {where}"
+    for text in found.notes:
+        yield f"  note: {text}".replace("\n", "\n  ")
+    for text in found.not_checked:
+        yield f"  not checked: {text}"
+
+
+def _rows(stages: list[StageFindings]) -> Iterator[list[str]]:
+    """Yield the lines of a run's table, a column for each stage."""
+
+    def line(label: str, cell: Any) -> list[str]:
+        return [label, *("-" if (text := cell(stage)) is None else text for stage in stages)]
+
+    yield line("rows", lambda stage: _count(stage.num_rows))
+    yield line("bad rows", lambda stage: _count(stage.num_bad_rows or None))
+    yield line("tokens of a row, mean", lambda stage: None if stage.mean_tokens is None else f"{stage.mean_tokens:,.1f}")
+    yield line("tokens of a row, longest", lambda stage: _count(stage.longest_tokens))
+    yield line("tokens of an epoch", lambda stage: _count(stage.tokens_per_epoch))
+    yield line("steps on one device", lambda stage: _count(stage.num_steps))
+    yield line("largest batch, samples", lambda stage: stage.batch and _count(stage.batch.samples))
+    yield line("  rows x tokens", lambda stage: stage.batch and f"{stage.batch.rows} x {stage.batch.length:,}")
+    yield line("  of stated rows", lambda stage: _count(stage.stated_tokens))
+    yield line("mixed precision", lambda stage: stage.memory and (stage.precision or "none"))
+    yield line("optimiser", lambda stage: stage.memory and stage.optimizer)
+    for part in _PARTS:
+        label = {"weights": "MiB: weights", "optimizer": "     optimiser state", "total": "     peak"}.get(part)
+        yield line(label or f"     {part}", lambda stage, part=part: stage.memory and _mib(getattr(stage.memory, part)))
+
+
+def _count(number: int | None) -> str | None:
+    return None if number is None else f"{number:,}"
+
+
+def _mib(size: int | None) -> str | None:
+    return None if size is None else f"{size / 2**20:,.1f}"
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)

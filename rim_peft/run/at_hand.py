@@ -1,0 +1,122 @@
+"""What of a run lies on this machine before it begins: the base's configuration, its tokenizer, the rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from rim_peft.data.tasks.task import GeneratedTask
+from rim_peft.recipe import Recipe
+from rim_peft.run.base import load_config, load_tokenizer, train_tokenizer
+from rim_peft.run.rows import RunRows, load_rows
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_FETCH = "--download fetches what the training would, but for the weights"
+
+
+class NotAtHandError(Exception):
+    """Something that a check needs is not on this machine; says what, and what to do."""
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """Finds what several recipes need, each thing once.
+
+    Attributes:
+        base: folder with the base's ``config.json`` and tokenizer, in place of the recipe's base.
+        download: ask the Hub for what is not here; never for weights.
+    """
+
+    base: str | None = None
+    download: bool = False
+    _found: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def source(self, recipe: Recipe) -> str | None:
+        """Return folder or Hub id of a recipe's base; None if it is built from scratch."""
+        return self.base or recipe.model.name_or_path
+
+    def config(self, recipe: Recipe) -> PretrainedConfig:
+        """Return the configuration of a recipe's base.
+
+        Raises:
+            NotAtHandError: it is not here.
+            ValueError: it is no configuration of a model that transformers knows.
+        """
+        source = self.source(recipe)
+        try:
+            return load_config(source, recipe.model, only_local=not self.download)
+        except OSError as error:
+            where = f"folder {source} has no config.json" if Path(str(source)).is_dir() else _not_here(str(source))
+            raise NotAtHandError(
+                f"{where}. Give --base FOLDER with its config.json and tokenizer{self._or_fetch}."
+            ) from error
+
+    def tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of a recipe's base; where the base is built from scratch, one made from the rows.
+
+        Raises:
+            NotAtHandError: it is not here, or the rows are not.
+            ValueError: it cannot be used.
+        """
+        source = self.source(recipe)
+        if source is None:
+            return self._trained_tokenizer(recipe)
+        source = recipe.model.tokenizer or source
+        folder = Path(source)
+        if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
+            raise NotAtHandError(f"folder {source} has no tokenizer. Put the base's tokenizer files into it.")
+        try:
+            return load_tokenizer(source, recipe.model, only_local=not self.download)
+        except OSError as error:
+            raise NotAtHandError(
+                f"the tokenizer of {_not_here(source)}. Give --base FOLDER with it{self._or_fetch}."
+            ) from error
+
+    def rows(self, recipe: Recipe) -> RunRows:
+        """Return the rows of a recipe, each set of rows loaded once.
+
+        Raises:
+            NotAtHandError: they are not here, or are a stream.
+            ValueError: they cannot be read.
+            FileNotFoundError: a folder that is here lacks the split.
+        """
+        data, task = recipe.data, recipe.task()
+        if data.streaming:
+            raise NotAtHandError("they are a stream, which is read while training (data.streaming).")
+        path = data.path if data.path is not None else task.source
+        if not isinstance(task, GeneratedTask):
+            if path is None:
+                raise NotAtHandError(f"task {data.task!r} has no source of its own. Give data.path=FOLDER.")
+            if not Path(path).expanduser().exists() and not self.download:
+                raise NotAtHandError(f"{_not_here(path)}. Give data.path=FOLDER{self._or_fetch}.")
+        key = repr({name: value for name, value in asdict(data).items() if not name.endswith("_template")})
+        if key not in self._found:
+            try:
+                self._found[key] = load_rows(data, task)
+            except ConnectionError as error:
+                raise NotAtHandError(str(error)) from error
+            except FileNotFoundError as error:
+                if path is not None and Path(path).expanduser().exists():
+                    raise
+                raise NotAtHandError(str(error)) from error
+        rows: RunRows = self._found[key]
+        return rows
+
+    def _trained_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
+        size = self.config(recipe).get_text_config().vocab_size
+        key = f"tokenizer {size} {recipe.data!r}"
+        if key not in self._found:
+            self._found[key] = train_tokenizer(self.rows(recipe).train, recipe.data.templates, vocab_size=size)
+        tokenizer: PreTrainedTokenizerBase = self._found[key]
+        return tokenizer
+
+    @property
+    def _or_fetch(self) -> str:
+        return "" if self.download else f"; {_FETCH}"
+
+
+def _not_here(source: str) -> str:
+    return f"{source} is no folder in {Path.cwd()}, nor in the Hub's cache on this machine"

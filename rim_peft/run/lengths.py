@@ -1,0 +1,162 @@
+"""How long a stage's rows are, how many steps it takes, and the largest of its batches, before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import RandomSampler
+from transformers import PreTrainedTokenizerBase
+
+from rim_peft.data.batching import TokenBatchSampler
+from rim_peft.data.collator import ReadoutCollator, TokenizedRow
+from rim_peft.data.examples import BadRowsError, RowError, read_example
+from rim_peft.data.preparation import prepare_dataset
+from rim_peft.training.readout_data import ReadoutData
+
+TEXT_TOKENS = 8
+"""Tokens of each step and answer in a row of which nothing but its length is stated."""
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """Rows as a stage lays them out.
+
+    Attributes:
+        rows: tokenised rows that the stage can train on.
+        lengths: tokens of each: prompt, blocks and readouts.
+        bad: index and reason of rows that it cannot train on.
+    """
+
+    rows: Dataset
+    lengths: Sequence[int]
+    bad: Sequence[tuple[int, str]]
+
+
+def lay_out(
+    trainer: ReadoutData, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_positions: int | None
+) -> StageRows:
+    """Tokenise rows as a stage does, and count each one's tokens.
+
+    Args:
+        trainer: of the stage, without a model.
+        rows: rows with question, steps and answer.
+        tokenizer: the base's.
+        max_positions: positions that the base has; None for any number.
+
+    Raises:
+        ValueError: the rows are bad throughout, or the tokenizer cannot write them.
+    """
+    limits = trainer.row_limits(tokenizer)
+    options: dict[str, Any] = {
+        **limits,
+        "templates": trainer.args.templates,
+        "max_length": trainer.args.max_length,
+        "max_positions": max_positions,
+        "num_proc": trainer.args.dataset_num_proc,
+    }
+    bad: Sequence[tuple[int, str]] = ()
+    try:
+        prepared = prepare_dataset(rows, tokenizer, **options)
+    except BadRowsError as error:
+        bad = error.rows
+        if len(bad) == len(rows):
+            raise
+        prepared = prepare_dataset(rows, tokenizer, **options, on_bad_rows="drop")
+    if not isinstance(prepared, Dataset):
+        raise ValueError("data.streaming: a stream's rows have no lengths before they are read.")
+    count = _counter(trainer, limits, tokenizer)
+    return StageRows(prepared, [count(row) for row in prepared], bad)
+
+
+def stated_row(trainer: ReadoutData, length: int, *, num_blocks: int) -> TokenizedRow:
+    """Return a tokenised row of so many tokens, for want of real ones: short texts, and a prompt that takes the rest.
+
+    Args:
+        trainer: of the stage, without a model.
+        length: tokens of the row; one that its blocks and readouts exceed gets a prompt of one token.
+        num_blocks: of the adapter; the row has as many steps.
+    """
+    num_steps = max(1, num_blocks)
+    count = _counter(trainer, {}, None)
+    for size in range(TEXT_TOKENS, 0, -1):
+        row = {"prompt_ids": [], "step_ids": [[0] * size] * num_steps, "answer_ids": [0] * size}
+        left = length - count(row)
+        if left >= 1:
+            break
+    return {**row, "prompt_ids": [0] * max(1, left)}
+
+
+def find_unreadable(rows: Iterable[Mapping[str, Any]], *, needs_steps: bool) -> list[tuple[int, str]]:
+    """Return index and reason of rows that no tokenizer could make good."""
+    bad = []
+    for index, row in enumerate(rows):
+        try:
+            if read_example(row).steps is None and needs_steps:
+                raise RowError("steps: there are none, and this training needs at least one")
+        except RowError as error:
+            bad.append((index, str(error)))
+    return bad
+
+
+def count_batches(args: Any, lengths: Sequence[int]) -> int:
+    """Count the batches of an epoch on one device.
+
+    Raises:
+        ValueError: ``max_tokens_per_batch`` is too small for the longest row.
+    """
+    if args.max_tokens_per_batch is not None:
+        return len(_by_tokens(args, lengths))
+    size = args.per_device_train_batch_size
+    return max(1, len(lengths) // size if args.dataloader_drop_last else math.ceil(len(lengths) / size))
+
+
+def find_largest_batch(args: Any, lengths: Sequence[int]) -> list[int]:
+    """Return the indices of the rows of the batch that takes most memory.
+
+    With a number of rows for each batch, the longest rows can meet in one. Where tokens are counted, it is the largest
+    batch of one epoch in a random order.
+
+    Raises:
+        ValueError: ``max_tokens_per_batch`` is too small for the longest row.
+    """
+    if args.max_tokens_per_batch is None:
+        by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+        return by_length[: args.per_device_train_batch_size]
+
+    def size_of(batch: Sequence[int]) -> int:
+        inside = [lengths[index] for index in batch]
+        return sum(inside) if args.pack_length is not None else len(inside) * max(inside)
+
+    return max(_by_tokens(args, lengths), key=size_of)
+
+
+def _by_tokens(args: Any, lengths: Sequence[int]) -> list[list[int]]:
+    order: Any = RandomSampler(lengths, generator=torch.Generator().manual_seed(args.seed))
+    return list(TokenBatchSampler(order, lengths=lengths, max_tokens=args.max_tokens_per_batch))
+
+
+def count_steps(args: Any, num_batches: int | None) -> int | None:
+    """Count a stage's steps on one device, as the Trainer does; None if its batches must be known for that."""
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    if num_batches is None:
+        return None
+    in_epoch = max(1, math.ceil(num_batches / args.gradient_accumulation_steps))
+    return math.ceil(args.num_train_epochs * in_epoch)
+
+
+def _counter(
+    trainer: ReadoutData, limits: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
+) -> Callable[[Any], int]:
+    """Return what counts a tokenised row's tokens in a stage."""
+    pad_id = 0 if tokenizer is None else tokenizer.pad_token_id
+    collator = trainer.make_collator(pad_id=pad_id)  # type: ignore[attr-defined]
+    if isinstance(collator, ReadoutCollator):
+        return collator.count_tokens
+    count: Callable[[Any], int] = limits["count_tokens"]
+    return count

@@ -1,0 +1,302 @@
+"""What can be said of a run before it begins: without weights, without a GPU, with every error at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from rim_peft.data.collator import TokenizedRow
+from rim_peft.data.examples import list_rows
+from rim_peft.data.tasks.stories import DrawnTask
+from rim_peft.data.tasks.task import GeneratedTask
+from rim_peft.recipe import Recipe
+from rim_peft.recipe.sections import HARDWARE
+from rim_peft.run.at_hand import AtHand, NotAtHandError
+from rim_peft.run.base import build_meta_base
+from rim_peft.run.findings import RunFindings, StageFindings
+from rim_peft.run.lengths import count_batches, count_steps, find_largest_batch, find_unreadable, lay_out, stated_row
+from rim_peft.run.memory import count_parameters, estimate, precision, prepare
+from rim_peft.run.rows import RunRows
+from rim_peft.sequence import check_architecture
+from rim_peft.sequence.masks import SUPPORTED_IMPLEMENTATIONS, check_config
+from rim_peft.training import CoconutTrainer
+from rim_peft.training.attachment import check_adapter
+from rim_peft.training.readout_trainer import ReadoutTrainer
+from rim_peft.tuner.compatibility import check_base, num_positions
+from rim_peft.tuner.config import RiMConfig
+from rim_peft.tuner.layers import check_uncompiled
+from rim_peft.tuner.thoughts import check_thinks
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Looks at runs.
+
+    Attributes:
+        at_hand: finds what they need.
+        row_tokens: tokens of the rows for which memory is estimated; those of the longest rows if None.
+        device: ``"cuda"`` or ``"cpu"``; None for a GPU where there is one or the recipe asks for what only GPUs have.
+    """
+
+    at_hand: AtHand = field(default_factory=AtHand)
+    row_tokens: int | None = None
+    device: str | None = None
+
+    def check(self, recipe: Recipe) -> RunFindings:
+        """Say what can be said of a recipe that was read without errors."""
+        found = RunFindings(self.at_hand.source(recipe), self.device or _device(recipe))
+        looks = [
+            _StageLook(self, found, recipe, StageFindings(name, optimizer=_name(args.optim)), trainer_class, args)
+            for name, (trainer_class, args) in zip(recipe.stages, recipe.stage_trainers(anywhere=True), strict=True)
+        ]
+        found.stages = [look.stage for look in looks]
+        base = self._look_at_base(found, recipe, looks)
+        tokenizer = rows = None
+        if base is not None:
+            with found.looking_at("tokens"):
+                tokenizer = self.at_hand.tokenizer(recipe)
+        if tokenizer is not None or not isinstance(recipe.task(), GeneratedTask):
+            with found.looking_at("rows"):
+                rows = self.at_hand.rows(recipe)
+        for look in looks:
+            look.at_rows(rows, base, tokenizer)
+        found.errors = list(dict.fromkeys(found.errors))
+        return found
+
+    def _look_at_base(self, found: RunFindings, recipe: Recipe, looks: Sequence[_StageLook]) -> _Base | None:
+        """Check whether the base can have the adapter and train the stages; None if its configuration is not here."""
+        config = None
+        with found.looking_at("base, parameters, memory and tokens"):
+            config = self.at_hand.config(recipe)
+        if config is None:
+            return None
+        base = _Base(config, recipe, has_bf16=found.device == "cuda")
+        errors = len(found.errors)
+        with found.looking_at("base"):
+            base.check_implementation()
+        with found.looking_at("base"):
+            found.architecture, found.attention = base.check()
+        model = None
+        with found.looking_at("adapter, parameters and memory"):
+            model = base.attach()
+        if model is None:
+            return base
+        for look in looks:
+            with found.looking_at(look.stage.stage):
+                look.at_model(model)
+        prepare(model, looks[0].trainer(base))
+        found.num_trainable, found.num_frozen = count_parameters(model)
+        base.can_be_trained = len(found.errors) == errors
+        return base
+
+
+class _Base:
+    """A recipe's base without weights, made anew for each simulated stage.
+
+    Args:
+        config: of the base.
+        recipe: what is attached to it.
+        has_bf16: whether the device that it is looked at for computes in bfloat16.
+    """
+
+    def __init__(self, config: PretrainedConfig, recipe: Recipe, *, has_bf16: bool) -> None:
+        self.config, self.recipe, self.has_bf16 = config, recipe, has_bf16
+        self.can_be_trained = False
+        self.adapter: RiMConfig | None = None
+
+    def check_implementation(self) -> None:
+        """Refuse attention that takes no mask for each query.
+
+        Raises:
+            ValueError: the recipe asks for such.
+        """
+        implementation = self.recipe.model.attn_implementation
+        if implementation is not None and self.recipe.method != "coconut":
+            config = copy.deepcopy(self.config)
+            config.get_text_config()._attn_implementation = implementation
+            check_config(config)
+
+    def build(self, *, attention: str | None = None) -> Any:
+        """Return the base; with the attention that the recipe asks for where it can be had on any machine."""
+        options = self.recipe.model
+        attention = attention or options.attn_implementation
+        options = replace(options, attn_implementation=attention if attention in SUPPORTED_IMPLEMENTATIONS else None)
+        return build_meta_base(copy.deepcopy(self.config), options, has_bf16=self.has_bf16)
+
+    def check(self) -> tuple[str, str]:
+        """Return class and attention.
+
+        Raises:
+            ValueError: it is no causal model, or cannot run branching rows.
+        """
+        base = self.build()
+        check_base(base)
+        if self.recipe.method != "coconut":
+            check_architecture(base)
+        implementation = self.recipe.model.attn_implementation or base.config.get_text_config()._attn_implementation
+        return type(base).__name__, str(implementation)
+
+    def attach(self, *, attention: str | None = None) -> PeftModel:
+        """Return the base with a new adapter.
+
+        Raises:
+            ValueError: it cannot have the adapter.
+        """
+        config = self.recipe.rim_config()
+        model: Any = get_peft_model(self.build(attention=attention), config)
+        self.adapter = config
+        return model
+
+
+@dataclass
+class _StageLook:
+    """Looks at one stage of a run, and notes what it finds."""
+
+    preflight: Preflight
+    found: RunFindings
+    recipe: Recipe
+    stage: StageFindings
+    trainer_class: type[ReadoutTrainer]
+    args: Any
+
+    def trainer(self, base: _Base, tokenizer: PreTrainedTokenizerBase | None = None) -> ReadoutTrainer:
+        """Return the stage's trainer without a model."""
+        if base.adapter is None:
+            raise NotAtHandError("the adapter could not be attached to the base.")
+        return self.trainer_class.without_model(self.args, base.adapter, tokenizer)
+
+    def at_model(self, model: Any) -> None:
+        """Refuse a base and an adapter that the stage cannot train.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        config = model.peft_config[model.active_adapter]
+        check_adapter(model, config, min_blocks=self.trainer_class.least_blocks, block_range=self.args.block_range)
+        if self.args.compile_layers:
+            check_uncompiled("compile_layers", config)
+        if issubclass(self.trainer_class, CoconutTrainer):
+            check_thinks(model)
+
+    def at_rows(
+        self, rows: RunRows | None, base: _Base | None, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        """Note the stage's tokens, steps and memory, as far as rows, base and tokenizer are there."""
+        stage, batch = self.stage, None
+        stage.num_steps = count_steps(self.args, None)
+        if base is not None and base.adapter is not None and rows is not None and tokenizer is not None:
+            with self.found.looking_at(f"{stage.stage}: tokens"):
+                batch = self._count_tokens(rows, base, tokenizer)
+        elif rows is not None:
+            self._count_rows(rows)
+        elif self.args.max_tokens_per_batch is None:
+            stage.num_rows = _number_of_rows(self.recipe)
+            self._count_steps([0] * (stage.num_rows or 0))
+        if base is not None and base.can_be_trained:
+            with self.found.looking_at(f"{stage.stage}: memory"):
+                self._estimate(base, tokenizer, batch)
+
+    def _count_tokens(
+        self, rows: RunRows, base: _Base, tokenizer: PreTrainedTokenizerBase
+    ) -> list[TokenizedRow] | None:
+        """Note the lengths of rows; return the largest batch."""
+        stage, trainer = self.stage, self.trainer(base, tokenizer)
+        limit = num_positions(base.config)
+        laid_out = lay_out(trainer, rows.train, tokenizer, max_positions=limit)
+        stage.num_rows, stage.num_bad_rows = len(laid_out.lengths), len(laid_out.bad)
+        self._say_bad(laid_out.bad, "training")
+        if rows.validation is not None:
+            self._say_bad(lay_out(trainer, rows.validation, tokenizer, max_positions=limit).bad, "validation")
+        stage.mean_tokens = round(sum(laid_out.lengths) / len(laid_out.lengths), 1)
+        stage.longest_tokens = max(laid_out.lengths)
+        stage.tokens_per_epoch = sum(laid_out.lengths)
+        self._count_steps(laid_out.lengths)
+        return [laid_out.rows[index] for index in find_largest_batch(self.args, laid_out.lengths)]
+
+    def _count_rows(self, rows: RunRows) -> None:
+        """Note what can be seen of rows that were not tokenised."""
+        trainer = self.trainer_class.without_model(self.args, self.recipe.rim_config())
+        bad = find_unreadable(rows.train, needs_steps=trainer.needs_steps)
+        self.stage.num_bad_rows = len(bad)
+        self.stage.num_rows = len(rows.train) - len(bad)
+        self._say_bad(bad, "training")
+        if self.args.max_tokens_per_batch is None:
+            self._count_steps([0] * self.stage.num_rows)
+
+    def _say_bad(self, bad: Sequence[tuple[int, str]], which: str) -> None:
+        if not bad:
+            return
+        listed = "\n".join(list_rows(bad))
+        text = f"{self.stage.stage}: {len(bad)} bad {which} rows"
+        if self.args.on_bad_rows == "error":
+            self.found.errors.append(
+                f"{text}. Correct the data, or leave such rows out with data.on_bad_rows=drop.\n{listed}"
+            )
+        else:
+            self.found.notes.append(f"{text} are dropped.\n{listed}")
+
+    def _count_steps(self, lengths: Sequence[int]) -> None:
+        if lengths:
+            self.stage.num_steps = count_steps(self.args, count_batches(self.args, lengths))
+
+    def _estimate(
+        self, base: _Base, tokenizer: PreTrainedTokenizerBase | None, batch: list[TokenizedRow] | None
+    ) -> None:
+        """Note the memory at the peak of a step."""
+        stage = self.stage
+        if issubclass(self.trainer_class, CoconutTrainer):
+            raise NotAtHandError("Coconut's passes, one after the other, are not simulated. Try a step.")
+        values = {name: value for name, value in getattr(self.recipe, stage.stage).items() if name in HARDWARE}
+        autocast = precision(values, device=self.found.device)
+        stage.precision = None if autocast is None else _name(autocast)
+        trainer = self.trainer(base, tokenizer)
+        if batch is None or self.preflight.row_tokens is not None:
+            batch = self._stated_batch(base, trainer, tokenizer)
+        # Flex attention skips what is hidden, and takes no more than this.
+        model = base.attach(attention="sdpa" if self.found.attention == "flex_attention" else None)
+        stage.batch, stage.memory = estimate(model, trainer, batch, autocast=autocast)
+        if stage.memory.optimizer is None:
+            self.found.not_checked.append(f"{stage.stage}: memory of the optimiser {stage.optimizer}: add it yourself.")
+
+    def _stated_batch(
+        self, base: _Base, trainer: ReadoutTrainer, tokenizer: PreTrainedTokenizerBase | None
+    ) -> list[TokenizedRow]:
+        """Return a batch of rows of a stated length, or of the longest that the recipe allows."""
+        limits = [limit for limit in (self.args.max_length, num_positions(base.config)) if limit is not None]
+        length = self.preflight.row_tokens or min(limits, default=None)
+        if length is None:
+            raise NotAtHandError("no row and no limit of their length is known. Give --row-tokens.")
+        if getattr(self.args, "written_steps", False) and tokenizer is None:
+            raise NotAtHandError("what stands between written steps is not known without the base's tokenizer.")
+        self.stage.stated_tokens = length
+        size = self.args.per_device_train_batch_size
+        if self.args.max_tokens_per_batch is not None:
+            size = max(1, self.args.max_tokens_per_batch // length)
+        return [stated_row(trainer, length, num_blocks=self.recipe.rim_config().num_blocks)] * size
+
+
+def _device(recipe: Recipe) -> str:
+    """Return the device that a recipe is looked at for: a GPU, where one is here or asked for."""
+    stages = [getattr(recipe, stage) for stage in recipe.stages]
+    asks = any(stage.get(name) for stage in stages for name in HARDWARE)
+    asks = asks or recipe.model.attn_implementation == "flex_attention"
+    return "cuda" if asks or torch.cuda.is_available() else "cpu"
+
+
+def _number_of_rows(recipe: Recipe) -> int | None:
+    """Return the number of training rows where it follows from the options of a task that draws its rows."""
+    task, data = recipe.task(), recipe.data
+    if not isinstance(task, DrawnTask) or (data.validation_rows and data.validation_split is None):
+        return None
+    return min(task.num_in(data.train_split), data.train_rows or task.num_in(data.train_split))
+
+
+def _name(value: Any) -> str:
+    """Return the name of an enum's member or a type of torch."""
+    return str(getattr(value, "value", value)).removeprefix("torch.")
