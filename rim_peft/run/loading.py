@@ -111,6 +111,7 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
         ValueError: the adapter is of another kind, of a later version, or made for another base; or its files are
             damaged.
         OSError: adapter or base cannot be found; the message says which.
+        ConnectionError: the download was broken off, and could not be resumed.
     """
     is_local = Path(source).exists()
     if is_local and revision is not None:
@@ -144,11 +145,15 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
 def _download(name: str, revision: str | None) -> Path:
     """Fetch an adapter from the Hub, without a run's checkpoints and without pickles."""
     ignored = [*(f"{stage}/*" for stage in STAGES), "checkpoint-*/*", "best.safetensors", "*.bin", "*.pt", "*.pth"]
+    at = f" at revision {revision!r}" if revision is not None else ""
     try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
     except (OSError, ValueError) as error:
-        at = f" at revision {revision!r}" if revision is not None else ""
         raise FileNotFoundError(f"{name}: is no folder, and cannot be read from the Hub{at}: {error}") from error
+    except Exception as error:  # of the network, which has its own classes in each version of huggingface_hub
+        raise ConnectionError(
+            f"{name}: could not be downloaded from the Hub{at}: {error}. Run it again: files that are complete are kept."
+        ) from error
 
 
 def _read_config(folder: Path) -> RiMConfig:

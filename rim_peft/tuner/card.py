@@ -167,6 +167,17 @@ def name_adapter(text: str, name: str) -> str:
     return text
 
 
+def name_base(text: str, base: str) -> str:
+    """Return a card whose base is called by another name, such as its id on the Hub, in commands and metadata."""
+    quoted = json.dumps(base)
+    for start in ("base = AutoModelForCausalLM", "tokenizer = AutoTokenizer"):
+        pattern = rf'^({re.escape(start)}\.from_pretrained\()("[^"\n]*"|\.\.\.)'
+        text = re.sub(pattern, lambda match: match[1] + quoted, text, count=1, flags=re.MULTILINE)
+    card = ModelCard(text, ignore_metadata_errors=True)
+    card.data["base_model"] = base
+    return str(card)
+
+
 def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (), licence: str | None = None) -> str:
     """Return a card with the metadata that every RIM adapter needs, and more if given; its words stay.
 
@@ -177,11 +188,12 @@ def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (
         licence: id of the adapter's licence, instead of the card's.
     """
     card = ModelCard(text, ignore_metadata_errors=True)
-    card.data.library_name = "peft"
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, *tags]))
-    card.data.base_model = card.data.base_model or hub_id(base)
-    card.data.pipeline_tag = card.data.pipeline_tag or "text-generation"
-    card.data.license = licence or card.data.license
+    data: Any = card.data
+    data.library_name = "peft"
+    data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS, *tags]))
+    data.base_model = data.base_model or hub_id(base)
+    data.pipeline_tag = data.pipeline_tag or "text-generation"
+    data.license = licence or data.license
     return str(card)
 
 

@@ -80,8 +80,8 @@ class RiMConfig(LoraConfig):
     base_architecture: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "Of the base: model_type, hidden_size and num_hidden_layers, filled in when the adapter is attached. "
-            "Another base is refused."
+            "help": "Of the base: model_type, hidden_size and num_hidden_layers, filled in when the adapter is "
+            "attached. Another base is refused."
         },
     )
     format_version: int = field(
