@@ -15,9 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license", dest="licence", metavar="ID", help="the adapter's licence, by its id on the Hub, such as mit"
     )
-    parser.add_argument(
-        "--base", metavar="ID", help="the base's id on the Hub, if it was trained on a copy in a folder"
-    )
+    parser.add_argument("--base", metavar="ID", help="the base's id on the Hub, if the base was a copy in a folder")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -152,7 +152,7 @@ def _download(name: str, revision: str | None) -> Path:
         raise FileNotFoundError(f"{name}: is no folder, and cannot be read from the Hub{at}: {error}") from error
     except Exception as error:  # of the network, which has its own classes in each version of huggingface_hub
         raise ConnectionError(
-            f"{name}: could not be downloaded from the Hub{at}: {error}. Run it again: files that are complete are kept."
+            f"{name}: could not be downloaded from the Hub{at}: {error}. Run it again: whole files are kept."
         ) from error
 
 

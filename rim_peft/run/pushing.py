@@ -63,7 +63,7 @@ def push(
     card = _card(folder, config, own_base=own_base)
     files[CARD_FILE] = (name_base(card, base) if base is not None and not own_base else card).encode()
     if licence is None and ModelCard(card).data.get("license") is None:
-        logger.warning("the card names no licence, so nobody may use the adapter: add one (--license).")
+        logger.warning("the card names no licence, so others do not know whether they may use it: --license adds one.")
     try:
         commit = upload(
             HfApi(),
@@ -77,8 +77,8 @@ def push(
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise PermissionError(
-                f"{repo_id}: the Hub must let you write there, and does not ({error.response.status_code}). Log in with "
-                "a token that can write (hf auth login), or set HF_TOKEN."
+                f"{repo_id}: the Hub must let you write there, and does not ({error.response.status_code}). Log in "
+                "with a token that can write (hf auth login), or set HF_TOKEN."
             ) from error
         raise
     return str(commit.commit_url)
@@ -89,8 +89,8 @@ def _public_base(folder: Path, named: str | None, base: str | None) -> str:
     found = hub_id(base if base is not None else named)
     if found is None:
         raise ValueError(
-            f"base: must be an id on the Hub, so that others can load it, got {(base or named)!r} in {folder}. Give the "
-            "id of the model that it is a copy of (--base), or push your own base first."
+            f"base: must be an id on the Hub, so that others can load it, got {(base or named)!r} in {folder}. Give "
+            "the id of the model that it is a copy of (--base), or push your own base first."
         )
     return found
 

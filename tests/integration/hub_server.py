@@ -18,11 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
+from tests.integration.hub_cards import card_problems
 
 TOKEN = "hf_loopback"  # noqa: S105 - of this server alone
 OWNER = "owner"
-LICENCES = {"apache-2.0", "mit", "llama3.2", "gemma", "cc-by-4.0", "other", "unknown"}
 LFS_SUFFIXES = (".safetensors", ".bin", ".model")
 
 
@@ -56,13 +55,14 @@ class Hub:
 
     Attributes:
         url: of the server.
+        storage: of the server as another host, to which downloads of LFS files are redirected.
         repos: by their id.
         requests: method, path and ``Range`` of every request.
         cuts: number of bytes after which the next downloads of a file stop, by the end of its path; each holds once.
     """
 
     def __init__(self) -> None:
-        self.url = ""
+        self.url = self.storage = ""
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, str | None]] = []
@@ -87,7 +87,7 @@ def serve() -> Iterator[Hub]:
     """Run a Hub until the end of the block."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.url, hub.storage = (f"http://{host}:{server.server_address[1]}" for host in ("127.0.0.1", "localhost"))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -98,40 +98,7 @@ def serve() -> Iterator[Hub]:
         thread.join()
 
 
-def card_problems(text: str) -> list[str]:
-    """What the Hub would refuse in a card's front matter."""
-    match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    if match is None:
-        return []
-    try:
-        data = yaml.safe_load(match[1])
-    except yaml.YAMLError as error:
-        return [f"YAML: {error}"]
-    if not isinstance(data, dict):
-        return ["metadata must be a mapping"]
-    problems = [f'"{name}" must be a string' for name in ("library_name", "pipeline_tag") if not _is_text(data, name)]
-    if "license" in data and data["license"] not in LICENCES:
-        problems.append(f'"license" must be one of {sorted(LICENCES)}')
-    if "tags" in data and not (isinstance(data["tags"], list) and all(isinstance(tag, str) for tag in data["tags"])):
-        problems.append('"tags" must be a list of strings')
-    if "base_model" in data and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(data["base_model"])):
-        problems.append('"base_model" must be a model id')
-    for model in data.get("model-index", []):
-        for result in model.get("results", [{}]):
-            if not isinstance(model.get("name"), str) or "type" not in result.get("task", {}):
-                problems.append('"model-index" needs a name, and a type for each task')
-            if not {"type", "name"} <= set(result.get("dataset", {})):
-                problems.append('"model-index" needs type and name of each dataset')
-            if not all({"type", "value"} <= set(metric) for metric in result.get("metrics", [{}])):
-                problems.append('"model-index" needs type and value of each metric')
-    return problems
-
-
-def _is_text(data: dict[str, Any], name: str) -> bool:
-    return isinstance(data.get(name, ""), str)
-
-
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
         self.status, self.code = status, code
@@ -166,8 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if match := re.fullmatch(pattern, path):
                     getattr(self, name)(*match.groups(), body=body, query=query)
                     return
-            raise _Refused(404, "", f"{self.command} {path} is not part of this Hub")
-        except _Refused as error:
+            raise _RefusedError(404, "", f"{self.command} {path} is not part of this Hub")
+        except _RefusedError as error:
             self._send(error.status, json.dumps({"error": str(error)}).encode(), {"X-Error-Code": error.code})
 
     def _body(self) -> bytes:
@@ -190,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo_id in self.hub.repos:
             self._send_json({**created, "error": "You already created this model repo"}, status=409)
             return
-        repo = self.hub.repos[repo_id] = Repo(private=bool(asked.get("private")))
+        repo = self.hub.repos[repo_id] = Repo(private=asked.get("private", asked.get("visibility") == "private"))
         repo.commit("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
         self._send_json(created)
 
@@ -198,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_token()
         repo = self._repo(repo_id)
         if branch in repo.branches:
-            raise _Refused(409, "", f"Reference already exists: {branch}")
+            raise _RefusedError(409, "", f"Reference already exists: {branch}")
         repo.branches[branch] = repo.branches[json.loads(body or b"{}").get("startingPoint", "main")]
         self._send_json({})
 
@@ -231,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def put_object(self, oid: str, *, body: bytes, query: Any) -> None:
         if hashlib.sha256(body).hexdigest() != oid:
-            raise _Refused(400, "", "the content is not that of its SHA-256")
+            raise _RefusedError(400, "", "the content is not that of its SHA-256")
         self.hub.objects[oid] = body
         self._send(200, b"")
 
@@ -245,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
             is_lfs = line["key"] == "lfsFile"
             files[value["path"]] = self.hub.objects[value["oid"]] if is_lfs else base64.b64decode(value["content"])
         if problems := card_problems(files.get("README.md", b"").decode()):
-            raise _Refused(400, "", f"Invalid metadata in README.md: {problems}")
+            raise _RefusedError(400, "", f"Invalid metadata in README.md: {problems}")
         target = "refs/pr/1" if query.get("create_pr") else branch
         repo = self._repo(repo_id)
         repo.branches.setdefault(target, repo.branches[branch])
@@ -273,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         oid = self._commit_id(repo_id, revision)
         content = self._repo(repo_id).commits[oid].get(path)
         if content is None:
-            raise _Refused(404, "EntryNotFound", f"{path} is not in {repo_id}")
+            raise _RefusedError(404, "EntryNotFound", f"{path} is not in {repo_id}")
         headers = {"X-Repo-Commit": oid}
         if not path.endswith(LFS_SUFFIXES):
             self._send_file(path, content, {**headers, "ETag": f'"{_blob_id(content)}"'})
@@ -281,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
         sha256 = hashlib.sha256(content).hexdigest()
         self.hub.objects[sha256] = content
         linked = {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(content))}
-        self._send(302, b"", {**headers, **linked, "Location": f"{self.hub.url}/objects/{sha256}?name={path}"})
+        self._send(302, b"", {**headers, **linked, "Location": f"{self.hub.storage}/objects/{sha256}?name={path}"})
 
     def get_object(self, oid: str, *, body: bytes, query: Any) -> None:
         self._send_file(query.get("name", [oid])[0], self.hub.objects[oid], {"ETag": f'"{oid}"'})
@@ -290,19 +257,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repo(self, repo_id: str) -> Repo:
         if repo_id not in self.hub.repos:
-            raise _Refused(401, "RepoNotFound", f"no repository {repo_id}")
+            raise _RefusedError(401, "RepoNotFound", f"no repository {repo_id}")
         return self.hub.repos[repo_id]
 
     def _commit_id(self, repo_id: str, revision: str) -> str:
         repo = self._repo(repo_id)
         oid = repo.branches.get(revision, revision)
         if oid not in repo.commits:
-            raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise _RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return oid
 
     def _check_token(self) -> None:
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            raise _Refused(401, "", "Invalid username or password.")
+            raise _RefusedError(401, "", "Invalid username or password.")
 
     def _send_file(self, name: str, content: bytes, headers: dict[str, str]) -> None:
         status, start = 200, 0
