@@ -26,7 +26,7 @@ _CARD = """---
 
 ## Use
 
-Without the first import, PEFT knows no such adapter and stops with `KeyError: 'RIM'` (`pip install rim-peft`).
+Without the first import, PEFT knows no such adapter and stops with `KeyError: 'RIM'`.
 
 ```python
 import rim_peft  # registers RIM with PEFT

@@ -141,7 +141,7 @@ class RiMConfig(LoraConfig):
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"format_version: must be at most {FORMAT_VERSION}, got {self.format_version}: the adapter was saved "
-                f"by a later rim-peft than this one ({__version__}). Update it: pip install --upgrade rim-peft."
+                f"by a later rim-peft than this one ({__version__}). Update rim-peft."
             )
 
     def _check_blocks(self) -> None:

@@ -23,7 +23,8 @@ from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, load_run, train
 from rim_peft.run.pushing import push
 from tests.conftest import build_base, build_rim, build_tokenizer
-from tests.integration.hub_server import TOKEN, Hub, serve
+from tests.integration.hub_server import TOKEN, serve
+from tests.integration.hub_state import Hub
 from tests.integration.test_recipes import write_rows
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "prosqa" / "tiny.yaml")
