@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="stop at rows that cannot be read, or leave them out (default: %(default)s)",
     )
+    parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
     parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_model_loading()
     with results_only():
         result = evaluate(
-            load_run(args.adapter, base=args.base),
+            load_run(args.adapter, base=args.base, revision=args.revision),
             args.task,
             split=args.split,
             path=args.data,

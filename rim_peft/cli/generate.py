@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=positive, metavar="N", help="tokens of an answer (default: the recipe's)"
     )
     parser.add_argument("--batch-size", type=positive, metavar="N", default=8, help="questions at a time (%(default)s)")
+    parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
     parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
     parser.add_argument("--json", action="store_true", help="print JSON lines with question and answer")
     parser.set_defaults(usage_error=parser.error)
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.run import load_run
 
     quiet_model_loading()
-    loaded = load_run(args.adapter, base=args.base)
+    loaded = load_run(args.adapter, base=args.base, revision=args.revision)
     ask = loaded.answering.get("answer", answer_questions)
     options = loaded.recipe.evaluation if loaded.recipe is not None else EvaluationOptions()
     questions = iter([args.question]) if args.question is not None else read_questions(sys.stdin)

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "measure an adapter's accuracy on a task",
     "generate": "answer questions with an adapter",
     "check": "look at recipes before they run: errors, tokens, steps, memory",
+    "push": "upload an adapter, with its recipe and its card, to the Hub",
     "compare": "train methods side by side, measure them and write one report",
     "ablate": "the same for one recipe with one value changed at a time",
     "demo": "train, evaluate and show the built-in example",

@@ -15,7 +15,8 @@ STAGES = ("grounding", "refinement", "baseline", "coconut")
 _ADAPTER_ELSEWHERE = {
     "base_model_name_or_path": "model.name_or_path",
     "revision": "model.revision",
-    **dict.fromkeys(("peft_type", "task_type", "peft_version", "auto_mapping", "inference_mode", "first_memory_id")),
+    **dict.fromkeys(("peft_type", "task_type", "peft_version", "auto_mapping", "inference_mode")),
+    **dict.fromkeys(("first_memory_id", "base_architecture", "format_version")),
 }
 _STAGE_ELSEWHERE = {
     "output_dir": "output_dir",

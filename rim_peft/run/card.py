@@ -1,61 +1,19 @@
-"""The model card of a trained adapter."""
+"""The model card of a run: what ``run.json`` and the recipe say, for a reader on the Hub."""
 
 from __future__ import annotations
 
-import json
+import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult
 
-_CARD = """---
-{front_matter}
----
-
-# {name}
-
-{description} Made with `rim-peft`.
-
-## Use
-
-```python
-import rim_peft  # registers RIM with PEFT
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = {folder}  # this folder, or its id on the Hub
-base = AutoModelForCausalLM.from_pretrained({base})
-model = PeftModel.from_pretrained(base, folder).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
-
-prompt = {template}.format(question={question})
-inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
-print(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
-```
-
-Or in a shell: `rim-peft generate {name} {shell_question}`.
-
-## Results
-
-{results}
-
-## Training
-
-Task `{task}`, {rows} rows, seed {seed}; {trainable:,} of {all:,} parameters trained in {seconds} s{resumed}.
-`recipe.yaml` is the recipe as run and can be run again; `run.json` has metrics, versions, hardware and the fingerprint
-of the data.
-"""
-
-_BLOCKS = (
-    "An adapter that lets its base reason in {num_blocks} memory blocks of {block_size} tokens each: the blocks follow "
-    "the\nprompt, and the answer follows them after one forward pass."
-)
+from rim_peft.recipe.syntax import read_yaml
+from rim_peft.tuner.card import CardText, Usage, describe_blocks, hub_id, render_card
 
 _DESCRIPTIONS = {
-    "rim": _BLOCKS,
-    "pause": f"{_BLOCKS} The answer after the last block alone trained them (pause tokens).",
+    "rim": "{blocks}",
+    "pause": "{blocks} The answer after the last block alone trained them (pause tokens).",
     "answer": "A LoRA adapter that answers at once, without blocks, to compare with.",
     "coconut": "An adapter that reasons in continuous thoughts (Coconut), to compare with: ask it through this "
     "package, whose `rim-peft generate` takes its thoughts; plain `generate` knows nothing of them.",
@@ -69,59 +27,48 @@ _QUESTIONS = {
 }
 
 
-def render_card(folder: Path, record: Mapping[str, Any]) -> str:
-    """Return the card of the adapter in a folder, from what ``run.json`` records about it."""
-    name, data = folder.resolve().name, record["data"]
-    question = _QUESTIONS.get(data["task"], "...")
-    base = json.dumps(record["base"]) if record["base"] is not None else 'f"{folder}/base"'
-    return _CARD.format(
-        front_matter=_front_matter(name, record),
-        name=name,
-        description=_DESCRIPTIONS[record["method"]].format(**record["blocks"]),
-        folder=json.dumps(name),
-        base=base,
-        template=json.dumps(data["prompt_template"], ensure_ascii=False),
-        question=json.dumps(question),
-        shell_question="'" + question.replace("'", "'\\''") + "'",
-        results=_results(record),
-        task=data["task"],
-        rows=data["train"].get("num_rows", "streamed"),
-        seed=record["seed"],
-        **record["parameters"],
-        seconds=record["wall_seconds"],
-        resumed=" after it was last resumed" if record["resumed"] else "",
+def render_run_card(name: str, record: Mapping[str, Any], recipe: str) -> str:
+    """Return the card of a run's adapter.
+
+    Args:
+        name: of its folder, or its id on the Hub.
+        record: what ``run.json`` says.
+        recipe: the recipe as run, YAML.
+    """
+    data = record["data"]
+    usage = Usage(
+        record["base"],
+        (read_yaml(recipe).get("model") or {}).get("revision"),
+        has_tokenizer=True,
+        template=data["prompt_template"],
+        question=_QUESTIONS.get(data["task"], "..."),
     )
+    sections = {
+        "Results": _results(record),
+        "Training": _training(record, usage.revision),
+        "The same again": _again(record, recipe),
+    }
+    description = _DESCRIPTIONS[record["method"]].format(blocks=describe_blocks(**record["blocks"]))
+    results = _eval_results(record)
+    return render_card(name, CardText(description, usage, sections, {"eval_results": results} if results else {}))
 
 
-def _front_matter(name: str, record: Mapping[str, Any]) -> str:
-    validation = record["metrics"]["validation"]
-    results = None
-    if validation is not None:
-        result = EvalResult(
+def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
+    validation, data = record["metrics"]["validation"], record["data"]
+    if validation is None:
+        return []
+    return [
+        EvalResult(
             task_type="text-generation",
-            dataset_type=_hub_id(record["data"]["path"]) or record["data"]["task"],
-            dataset_name=record["data"]["task"],
+            dataset_type=hub_id(data["path"]) or data["task"],
+            dataset_name=data["task"],
             dataset_split="validation",
             metric_type="accuracy",
             metric_name=f"accuracy (answer rule {validation['answer_rule']})",
             metric_value=validation["accuracy"],
             metric_args={"standard_error": validation["standard_error"], "num_rows": validation["num_rows"]},
         )
-        results = [result]
-    card = ModelCardData(
-        base_model=_hub_id(record["base"]),
-        library_name="peft",
-        pipeline_tag="text-generation",
-        tags=["peft", "rim", "latent-reasoning"],
-        model_name=name,
-        eval_results=results,
-    )
-    return card.to_yaml()
-
-
-def _hub_id(source: str | None) -> str | None:
-    """Return the source unless it is a folder or file, which the Hub could not link to."""
-    return None if source is None or Path(source).exists() else source
+    ]
 
 
 def _results(record: Mapping[str, Any]) -> str:
@@ -134,4 +81,48 @@ def _results(record: Mapping[str, Any]) -> str:
         f"| {validation['standard_error']:.3f} |\n\n"
         "The same rows chose the best weights, so expect a little less on a test split: "
         f"`rim-peft evaluate FOLDER --task {record['data']['task']} --split test`."
+    )
+
+
+def _training(record: Mapping[str, Any], revision: str | None) -> str:
+    data, parameters, best = record["data"], record["parameters"], record["metrics"].get("best")
+    base = "built from the recipe's configuration, in the folder `base`"
+    if record["base"] is not None:
+        base = f"`{record['base']}`" + (f", revision `{revision}`" if revision else "")
+    resumed = " after it was last resumed" if record["resumed"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    hardware = record.get("hardware", {})
+    machine = ", ".join(hardware.get("gpus") or [f"{hardware.get('cpu_cores', '?')} CPU cores"])
+    lines = {
+        "base": base,
+        "method": f"`{record['method']}`",
+        "task": f"`{data['task']}`",
+        "training rows": _rows(data["train"], data["path"]),
+        "validation rows": _rows(data.get("validation"), data["path"]),
+        "seed": record["seed"],
+        "parameters trained": f"{parameters['trainable']:,} of {parameters['all']:,}",
+        "best weights": f"stage {best['stage']}, step {best['step']}" if best else "the last",
+        "time": f"{record['wall_seconds']} s{resumed}, on {machine}",
+        "made with": versions,
+    }
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in lines.items() if value != "")
+
+
+def _rows(rows: Mapping[str, Any] | None, path: str | None) -> str:
+    """Return how many rows there were, where from, and their hash."""
+    if rows is None:
+        return "none"
+    origin = f" of `{path}`" if path else ""
+    if "sha256" not in rows:
+        return f"streamed{origin}" if rows.get("streamed") else f"{rows['num_rows']}{origin}"
+    return f"{rows['num_rows']}{origin}, SHA-256 `{rows['sha256']}`"
+
+
+def _again(record: Mapping[str, Any], recipe: str) -> str:
+    command = shlex.join(record.get("command") or []) or "rim-peft train recipe.yaml output_dir=FOLDER"
+    return (
+        f"The adapter was trained by\n\n```bash\n{command}\n```\n\n"
+        "`recipe.yaml` beside this card is the recipe as run, with everything that the command line changed "
+        "(`rim-peft train recipe.yaml output_dir=FOLDER` runs it again); `run.json` has all figures.\n\n"
+        f"<details><summary>recipe.yaml</summary>\n\n```yaml\n{recipe.strip()}\n```\n\n</details>"
     )

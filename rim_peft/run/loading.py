@@ -17,12 +17,10 @@ from rim_peft.inference import answer_with_thoughts
 from rim_peft.recipe import ModelOptions, Recipe, load_recipe
 from rim_peft.recipe.keys import STAGES
 from rim_peft.run.base import load_base, load_tokenizer, to_device
+from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, shared_files
 from rim_peft.tuner import RiMConfig
-
-BASE_FOLDER = "base"
-RECIPE_FILE = "recipe.yaml"
-RECORD_FILE = "run.json"
-ADAPTER_FILE = "adapter_config.json"
+from rim_peft.tuner.files import check_files
+from rim_peft.tuner.sharing import attach_papers
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def load_untrained(recipe: Recipe) -> Run:
     return Run(to_device(model, recipe.model).eval(), tokenizer, recipe)
 
 
-def load_run(source: str | Path, *, base: str | None = None) -> Run:
+def load_run(source: str | Path, *, base: str | None = None, revision: str | None = None) -> Run:
     """Load an output folder, or an adapter's folder or Hub id, for evaluation and generation.
 
     The base is the folder's own if it has one, so that the folder may be moved, else the one that the adapter names.
@@ -106,14 +104,22 @@ def load_run(source: str | Path, *, base: str | None = None) -> Run:
     Args:
         source: folder or Hub id.
         base: folder or Hub id of the base, if it is not where the adapter says.
+        revision: branch, tag or commit of the adapter on the Hub.
 
     Raises:
         FileNotFoundError: the folder holds no adapter.
-        ValueError: the adapter is of another kind.
+        ValueError: the adapter is of another kind, of a later version, or made for another base; or its files are
+            damaged.
         OSError: adapter or base cannot be found; the message says which.
+        ConnectionError: the download was broken off, and could not be resumed.
     """
     is_local = Path(source).exists()
-    folder = Path(source) if is_local else _download(str(source))
+    if is_local and revision is not None:
+        raise ValueError(
+            f"revision: must be left out for a folder, got {revision!r}: it belongs to an id on the Hub, and {source} "
+            "is a folder here."
+        )
+    folder = Path(source) if is_local else _download(str(source), revision)
     config = _read_config(folder)
     recipe = load_recipe(folder / RECIPE_FILE, check=False) if (folder / RECIPE_FILE).exists() else None
     options = recipe.model if recipe is not None else ModelOptions(name_or_path=config.base_model_name_or_path)
@@ -131,16 +137,23 @@ def load_run(source: str | Path, *, base: str | None = None) -> Run:
     has_tokenizer = (folder / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(folder) if has_tokenizer else options.tokenizer or found, options)
     adapted = to_device(PeftModel.from_pretrained(model, str(folder)), options)
+    attach_papers(adapted, shared_files(folder, papers_only=True))
     record = folder / RECORD_FILE
     return Run(adapted.eval(), tokenizer, recipe, json.loads(record.read_text("utf-8")) if record.exists() else {})
 
 
-def _download(name: str) -> Path:
-    """Fetch an adapter from the Hub, without a run's checkpoints."""
+def _download(name: str, revision: str | None) -> Path:
+    """Fetch an adapter from the Hub, without a run's checkpoints and without pickles."""
+    ignored = [*(f"{stage}/*" for stage in STAGES), "checkpoint-*/*", "best.safetensors", "*.bin", "*.pt", "*.pth"]
+    at = f" at revision {revision!r}" if revision is not None else ""
     try:
-        return Path(snapshot_download(name, ignore_patterns=[*(f"{stage}/*" for stage in STAGES), "best.safetensors"]))
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{name}: is no folder, and cannot be read from the Hub: {error}") from error
+        raise FileNotFoundError(f"{name}: is no folder, and cannot be read from the Hub{at}: {error}") from error
+    except Exception as error:  # of the network, which has its own classes in each version of huggingface_hub
+        raise ConnectionError(
+            f"{name}: could not be downloaded from the Hub{at}: {error}. Run it again: whole files are kept."
+        ) from error
 
 
 def _read_config(folder: Path) -> RiMConfig:
@@ -151,6 +164,7 @@ def _read_config(folder: Path) -> RiMConfig:
                 f"Its training has not ended: rim-peft train {folder / RECIPE_FILE} output_dir={folder} resume=true."
             )
         raise FileNotFoundError(f"{folder}: must hold an adapter ({ADAPTER_FILE}), and does not. {remedy}")
+    check_files(folder)
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, RiMConfig):
         raise ValueError(f"{folder}: must hold a RIM adapter, got one of type {config.peft_type}. Use PEFT for it.")

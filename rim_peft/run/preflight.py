@@ -184,9 +184,7 @@ class _StageLook:
         if issubclass(self.trainer_class, CoconutTrainer):
             check_thinks(model)
 
-    def at_rows(
-        self, rows: RunRows | None, base: _Base | None, tokenizer: PreTrainedTokenizerBase | None
-    ) -> None:
+    def at_rows(self, rows: RunRows | None, base: _Base | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Note the stage's tokens, steps and memory, as far as rows, base and tokenizer are there."""
         stage, batch = self.stage, None
         stage.num_steps = count_steps(self.args, None)

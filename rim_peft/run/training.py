@@ -21,13 +21,16 @@ from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.recipe.snapshot import differing_keys, resolve
 from rim_peft.recipe.syntax import read_yaml, write_yaml
 from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
-from rim_peft.run.card import render_card
-from rim_peft.run.loading import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, Run, answering, load_run
+from rim_peft.run.card import render_run_card
+from rim_peft.run.loading import Run, answering, load_run
+from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, shared_files
 from rim_peft.run.record import describe_hardware, describe_versions, write_files, write_text
 from rim_peft.run.rows import RunRows, fingerprint, load_rows, read_examples
 from rim_peft.training.curriculum import CurriculumResult, run_stages
 from rim_peft.training.processes import is_main, main_first, num_processes, on_main
 from rim_peft.training.sharding import gather_adapter, run_whole
+from rim_peft.tuner.card import CARD_FILE
+from rim_peft.tuner.sharing import attach_papers
 
 _STAGE_FIGURES = ("step", "epoch", "train_loss", "train_runtime", "eval_loss", "eval_accuracy")
 
@@ -86,6 +89,8 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     }
     adapter = gather_adapter(model)
     on_main(lambda: _write_end(folder, model, tokenizer, record, adapter))
+    if adapter is None:  # a model whose weights are spread over processes cannot be saved again as it is
+        attach_papers(model, shared_files(folder, papers_only=True))
     return Run(model, tokenizer, recipe, record)
 
 
@@ -251,11 +256,14 @@ def _write_end(
 ) -> None:
     """Write what makes the folder an adapter's; its tensors are given where the model does not hold them whole."""
 
+    recipe_text = (folder / RECIPE_FILE).read_text(encoding="utf-8")
+
     def save(partial: Path) -> None:
         tokenizer.save_pretrained(partial)
         # The vocabulary never changes, and PEFT would ask the Hub whether it did.
         model.save_pretrained(str(partial), save_embedding_layers=False, state_dict=adapter)
-        (partial / "run.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(render_card(folder, record), encoding="utf-8")
+        (partial / RECORD_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        card = render_run_card(folder.resolve().name, record, recipe_text)
+        (partial / CARD_FILE).write_text(card, encoding="utf-8")
 
     write_files(folder, save, last=ADAPTER_FILE)

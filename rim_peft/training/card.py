@@ -4,25 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_CARD = """---
-library_name: peft
-pipeline_tag: text-generation
-tags: [peft, rim, latent-reasoning, trl]
----
-
-# {name}
-
-An adapter trained by `rim_peft.{stage}`.
-
-```python
-import rim_peft  # registers RIM with PEFT
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "{name}").eval()
-```
-"""
+from rim_peft.tuner.card import CARD_FILE, TAGS, CardText, Usage, render_card
 
 
 def write_card(folder: Path, *, name: str | None, stage: str, base: str) -> None:
@@ -32,8 +14,8 @@ def write_card(folder: Path, *, name: str | None, stage: str, base: str) -> None
         folder: the checkpoints' folder; made if need be.
         name: what to call the adapter; the folder's name if None.
         stage: the trainer's class.
-        base: name of the base, to load the adapter on.
+        base: name of the base, to load the adapter on; empty if it has none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = _CARD.format(name=name or folder.name, stage=stage, base=base)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    card = CardText(f"An adapter trained by `rim_peft.{stage}`.", Usage(base), metadata={"tags": [*TAGS, "trl"]})
+    (folder / CARD_FILE).write_text(render_card(name or folder.name, card), encoding="utf-8")

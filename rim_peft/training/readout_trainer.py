@@ -260,7 +260,7 @@ class ReadoutTrainer(ReadoutData):
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write a card that says how to load the adapter; TRL's own would load it without ``import rim_peft``."""
         if self.is_world_process_zero():
-            base = str(getattr(self.model.get_base_model().config, "_name_or_path", "") or "BASE")
+            base = str(getattr(self.model.get_base_model().config, "_name_or_path", "") or "")
             write_card(Path(str(self.args.output_dir)), name=model_name, stage=type(self).__name__, base=base)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:

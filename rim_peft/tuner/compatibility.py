@@ -54,6 +54,34 @@ def keep_unpacked(model: nn.Module) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
+def describe_architecture(model: Any) -> dict[str, Any]:
+    """Return what an adapter notes of its base, besides the size of its vocabulary."""
+    config = model.config.get_text_config()
+    return {name: getattr(config, name, None) for name in ("model_type", "hidden_size", "num_hidden_layers")}
+
+
+def check_base_architecture(config: RiMConfig, model: Any) -> None:
+    """Refuse a configuration made for a base of another architecture or size; old adapters do not say theirs.
+
+    Raises:
+        ValueError: if ``base_architecture`` is another one's.
+    """
+    noted, found = config.base_architecture, describe_architecture(model)
+    if noted is None or noted == found:
+        return
+    differing = [name for name in {**noted, **found} if noted.get(name) != found.get(name)]
+    base = config.base_model_name_or_path
+    raise ValueError(
+        f"base_architecture: must be that of the adapter's own base, {_list(noted, differing)}, got "
+        f"{_list(found, differing)}: the adapter was made for another base. Load it onto "
+        f"{repr(base) if base else 'its own base'}; for a new adapter make a new RiMConfig."
+    )
+
+
+def _list(values: dict[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name} {values.get(name)}" for name in names)
+
+
 def check_vocabulary(config: RiMConfig, num_embeddings: int) -> None:
     """Refuse a configuration made for another vocabulary than the base's (V) rows.
 

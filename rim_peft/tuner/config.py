@@ -10,12 +10,16 @@ from peft import LoraConfig, PeftModel, TaskType
 
 from rim_peft.sequence.layout import BlockTokens
 from rim_peft.tuner.registration import RIM
+from rim_peft.version import __version__
 
 INIT_MEMORY = ("vocabulary", "random")
 """Named ways to start the memory rows; a list of token ids is the third."""
 
 NUM_ROWS = 3
 """Memory rows of an adapter: those of ``<b>``, ``<m>`` and ``</b>``."""
+
+FORMAT_VERSION = 1
+"""Version of the files that an adapter is saved as; it grows when an older rim-peft would read them wrongly."""
 
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -73,6 +77,16 @@ class RiMConfig(LoraConfig):
             "the adapter is attached; the ids exist in the adapter alone, not in tokenizer or head."
         },
     )
+    base_architecture: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Of the base: model_type, hidden_size and num_hidden_layers, filled in when the adapter is "
+            "attached. Another base is refused."
+        },
+    )
+    format_version: int = field(
+        default=1, metadata={"help": "Version of the adapter's files; files that do not say are of version 1."}
+    )
     r: int = field(default=128, metadata={"help": "LoRA rank; 0 trains the memory rows alone."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha; updates are scaled by lora_alpha / r."})
     target_modules: list[str] | str | None = field(
@@ -85,6 +99,7 @@ class RiMConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         """Check every option and set the adapter's type."""
+        self._check_format()  # first: later formats may have other rules
         self._check_blocks()
         self._check_init_memory()
         self._check_lora()
@@ -111,11 +126,23 @@ class RiMConfig(LoraConfig):
         """Whether blocks change what goes into the base's layers, beyond the embedding."""
         return self.insertion_layer > 0 or self.bidirectional_blocks
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options as they are saved, in this package's format."""
+        return {**super().to_dict(), "format_version": FORMAT_VERSION}
+
     def describe_variants(self) -> str:
         """The options behind ``changes_layers`` as text, for messages."""
         layer = f"insertion_layer={self.insertion_layer}" if self.insertion_layer > 0 else ""
         bidirectional = "bidirectional_blocks=True" if self.bidirectional_blocks else ""
         return " and ".join(filter(None, [layer, bidirectional]))
+
+    def _check_format(self) -> None:
+        _check_integer("format_version", self.format_version, minimum=1)
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"format_version: must be at most {FORMAT_VERSION}, got {self.format_version}: the adapter was saved "
+                f"by a later rim-peft than this one ({__version__}). Update rim-peft."
+            )
 
     def _check_blocks(self) -> None:
         _check_integer("num_blocks", self.num_blocks, minimum=0)

@@ -13,8 +13,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
 from rim_peft.tuner.combination import check_combination, combine_rows, use_plain_scaling
-from rim_peft.tuner.compatibility import check_base, check_targets, check_vocabulary, keep_unpacked
+from rim_peft.tuner.compatibility import (
+    check_base,
+    check_base_architecture,
+    check_targets,
+    check_vocabulary,
+    describe_architecture,
+    keep_unpacked,
+)
 from rim_peft.tuner.config import NUM_ROWS, RiMConfig
+from rim_peft.tuner.files import check_tensors
 from rim_peft.tuner.generation import BlockGenerator
 from rim_peft.tuner.hooks import BlockHooks
 from rim_peft.tuner.layer import MemoryEmbedding
@@ -96,10 +104,12 @@ class RiMModel(LoraModel):
     def _check_new_adapter_config(self, config: RiMConfig) -> None:
         super()._check_new_adapter_config(config)
         check_base(self.model)
+        check_base_architecture(config, self.model)
         num_embeddings = _matrix(self.model).shape[0]
         check_vocabulary(config, num_embeddings)
         check_variants(config, self.model)
         config.first_memory_id = num_embeddings
+        config.base_architecture = describe_architecture(self.model)
 
     def _prepare_adapter_config(self, peft_config: RiMConfig, model_config: dict[str, Any]) -> RiMConfig:
         peft_config = super()._prepare_adapter_config(peft_config, model_config)
@@ -141,7 +151,7 @@ class RiMModel(LoraModel):
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: RiMConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Check the memory rows of a file before PEFT loads it; PEFT itself lets missing ones pass with a warning."""
+        """Check a file's tensors before PEFT loads them; PEFT itself lets missing ones pass with a warning."""
         expected = (NUM_ROWS, _matrix(model).shape[1])
         shapes = [tuple(value.shape) for key, value in state_dict.items() if ".lora_rim_memory." in key]
         if shapes != [expected]:
@@ -150,7 +160,9 @@ class RiMModel(LoraModel):
                 f"memory rows: must be {expected} for this base, got {found} in the adapter's file: the adapter was "
                 "made for another base, or this is not its file. Load it onto its own base."
             )
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        named = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_tensors(model, adapter_name, named)
+        return named
 
     # What merging means, and what is refused.
 

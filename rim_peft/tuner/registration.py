@@ -1,4 +1,4 @@
-"""RiM's entry in PEFT's tables: the only file that touches PEFT's internals.
+"""RiM's entry in PEFT's tables and methods: the only file that touches PEFT's internals.
 
 PEFT looks its methods up by a member of the enum ``PeftType``, which is closed. A plain string is not enough (PEFT
 and transformers read ``.value``), so a real member is added, which compares, hashes, pickles and serialises like the
@@ -7,10 +7,12 @@ others.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import peft
-from peft import PeftConfig, PeftType
+from peft import PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import eva
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -73,3 +75,26 @@ def register(config_cls: type[PeftConfig], model_cls: type[BaseTuner], memory_cl
     if memory_cls not in unsupported:
         eva.UNSUPPORTED_LORA_MODULES = (*unsupported, memory_cls)
     hotswap.CONFIG_KEYS_TO_CHECK[RIM] = [*hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA], *BLOCK_OPTIONS]
+
+
+def override(model_cls: type[BaseTuner], **methods: Callable[..., Any]) -> None:
+    """Let methods of PEFT's model do something else where it holds our tuner; doing it again is harmless.
+
+    Args:
+        model_cls: our tuner.
+        methods: by the name of a method of ``PeftModel``, a function of the model, PEFT's own method and its arguments.
+    """
+    for name, method in methods.items():
+        original = getattr(PeftModel, name)
+        setattr(PeftModel, name, _dispatch(getattr(original, "_before_rim", original), method, model_cls))
+
+
+def _dispatch(original: Callable[..., Any], method: Callable[..., Any], model_cls: type[BaseTuner]) -> Any:
+    @functools.wraps(original)
+    def call(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(model.base_model, model_cls):
+            return method(model, original, *args, **kwargs)
+        return original(model, *args, **kwargs)
+
+    vars(call)["_before_rim"] = original
+    return call

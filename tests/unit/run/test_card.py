@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
-from rim_peft.run.card import render_card
+from rim_peft.run.card import render_run_card
 
 VALIDATION = {"answer_rule": "last-number-float", "accuracy": 0.25, "standard_error": 0.0625, "num_rows": 48}
 
@@ -27,12 +28,19 @@ def record(**changes: Any) -> dict[str, Any]:
     }
 
 
+RECIPE = "model: {name_or_path: openai-community/gpt2, revision: v1.0}\ndata: {task: gsm8k}\n"
+
+
+def render(**changes: Any) -> str:
+    return render_run_card("run", record(**changes), RECIPE)
+
+
 def front_matter(card: str) -> dict[str, Any]:
     return yaml.safe_load(card.split("---\n")[1])
 
 
-def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
-    data = front_matter(render_card(tmp_path, record()))
+def test_the_front_matter_is_what_the_hub_reads() -> None:
+    data = front_matter(render())
     assert data["tags"] == ["peft", "rim", "latent-reasoning"]
     assert data["base_model"] == "openai-community/gpt2"
     assert data["library_name"] == "peft"
@@ -44,30 +52,68 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     assert metric["args"] == {"standard_error": 0.0625, "num_rows": 48}
 
 
-def test_the_code_starts_with_the_import(tmp_path: Path) -> None:
-    card = render_card(tmp_path, record())
+def test_the_code_starts_with_the_import() -> None:
+    card = render()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert code.startswith("import rim_peft")
-    assert 'AutoModelForCausalLM.from_pretrained("openai-community/gpt2")' in code
+    assert 'AutoModelForCausalLM.from_pretrained("openai-community/gpt2", revision="v1.0")' in code
     assert r'"Q: {question}\n".format(' in code
     compile(code, "card", "exec")
 
 
 def test_folders_are_no_ids_of_the_hub(tmp_path: Path) -> None:
     data = {**record()["data"], "path": str(tmp_path)}
-    card = render_card(tmp_path, record(base=None, data=data))
-    assert 'f"{folder}/base"' in card
+    card = render(base=None, data=data)
+    assert "run = load_run(adapter)" in card
     assert "base_model" not in front_matter(card)
     assert front_matter(card)["model-index"][0]["results"][0]["dataset"]["type"] == "gsm8k"
 
 
-def test_nothing_measured_nothing_claimed(tmp_path: Path) -> None:
-    card = render_card(tmp_path, record(metrics={"validation": None}))
+def test_nothing_measured_nothing_claimed() -> None:
+    card = render(metrics={"validation": None})
     assert "nothing was measured" in card
     assert "model-index" not in front_matter(card)
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "potions", "my.module:Task"])
-def test_every_task_has_a_question(tmp_path: Path, task: str) -> None:
-    card = render_card(tmp_path, record(data={**record()["data"], "task": task}))
-    assert f"Task `{task}`" in card
+def test_every_task_has_a_question(task: str) -> None:
+    card = render(data={**record()["data"], "task": task})
+    assert f"| task | `{task}` |" in card
+    for method in ("answer", "cot", "pause", "coconut"):
+        assert len(render(method=method)) > 1000
+
+
+def test_all_that_it_takes_to_repeat_the_run() -> None:
+    data = {**record()["data"], "train": {"num_rows": 9, "sha256": "ab12"}, "validation": {"num_rows": 48}}
+    card = render(
+        data=data,
+        command=["rim-peft", "train", "a b.yaml", "seed=3"],
+        metrics={"validation": VALIDATION, "best": {"stage": "refinement", "step": 7}},
+        versions={"rim-peft": "0.1", "torch": "2.13"},
+        hardware={"cpu_cores": 2},
+    )
+    for part in (
+        "| training rows | 9 of `owner/rows`, SHA-256 `ab12` |",
+        "| validation rows | 48 of `owner/rows` |",
+        "| base | `openai-community/gpt2`, revision `v1.0` |",
+        "| seed | 0 |",
+        "| parameters trained | 1,234 of 56,789 |",
+        "| best weights | stage refinement, step 7 |",
+        "| made with | rim-peft 0.1, torch 2.13 |",
+        "| time | 12.5 s, on 2 CPU cores |",
+        "```bash\nrim-peft train 'a b.yaml' seed=3\n```",
+        f"```yaml\n{RECIPE}```",
+        "| 48 for validation | last-number-float | 0.250 | 0.062 |",
+        "## Licence and citation",
+        "eprint = {2605.30343}",
+    ):
+        assert part in card, part
+
+
+def test_the_hubs_library_reads_back_what_was_written() -> None:
+    card = ModelCard(render())  # raises where the front matter is malformed
+    (result,) = card.data.eval_results
+    assert (result.metric_value, result.dataset_name) == (0.25, "gsm8k")
+    assert result.metric_args == {"standard_error": 0.0625, "num_rows": 48}
+    assert card.data.model_name == "run"
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()

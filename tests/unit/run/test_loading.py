@@ -60,14 +60,17 @@ def test_an_adapter_from_the_hub(saved: tuple[Path, PeftModel], monkeypatch: pyt
     folder, _ = saved
     asked: list[Any] = []
 
-    def download(name: str, ignore_patterns: list[str]) -> str:
-        asked.append((name, ignore_patterns))
+    def download(name: str, revision: str | None, ignore_patterns: list[str]) -> str:
+        asked.append((name, ignore_patterns, revision))
         return str(folder / "adapter")
 
     monkeypatch.setattr("rim_peft.run.loading.snapshot_download", download)
     assert answers(load_run("owner/adapter")) == answers(load_run(folder / "adapter"))
     assert asked[0][0] == "owner/adapter"
     assert "grounding/*" in asked[0][1]
+    assert asked[0][2] is None
+    load_run("owner/adapter", revision="v1")
+    assert asked[1][2] == "v1"
     recipe = "output_dir: x\nmodel: {name_or_path: x, trust_remote_code: true}\ndata: {task: gsm8k}\n"
     (folder / "adapter" / "recipe.yaml").write_text(recipe)
     with pytest.raises(ValueError, match="owner/adapter: its base runs code of its own"):
@@ -80,6 +83,19 @@ def test_folders_without_an_adapter(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("")
     with pytest.raises(FileNotFoundError, match=r"training has not ended: rim-peft train .* resume=true"):
         load_run(tmp_path)
+
+
+def test_a_folder_has_no_revisions(saved: tuple[Path, PeftModel]) -> None:
+    with pytest.raises(ValueError, match="revision: must be left out for a folder, got 'v1'"):
+        load_run(saved[0] / "adapter", revision="v1")
+
+
+def test_damaged_files_are_named_before_the_base_is_loaded(saved: tuple[Path, PeftModel]) -> None:
+    weights = saved[0] / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    shutil.rmtree(saved[0] / "base")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: must be a whole safetensors file"):
+        load_run(saved[0] / "adapter")
 
 
 def test_adapters_of_another_kind(tmp_path: Path) -> None:

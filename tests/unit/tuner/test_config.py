@@ -72,3 +72,38 @@ def test_json_round_trip(tmp_path: Path) -> None:
     loaded = PeftConfig.from_pretrained(str(tmp_path))
     assert isinstance(loaded, RiMConfig)
     assert (loaded.num_blocks, loaded.block_size, loaded.init_memory, loaded.first_memory_id) == (3, 4, [7, 8], 50)
+
+
+def test_files_of_a_later_format_are_refused(tmp_path: Path) -> None:
+    RiMConfig().save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    assert saved["format_version"] == 1
+    # A later version has options that this one does not know, and other values for those that it knows.
+    path.write_text(json.dumps({**saved, "format_version": 2, "init_memory": "learned", "gates": 4}))
+    with (
+        pytest.warns(UserWarning, match="gates"),
+        pytest.raises(
+            ValueError, match=r"format_version: must be at most 1, got 2: .*later rim-peft .* Update rim-peft"
+        ),
+    ):
+        PeftConfig.from_pretrained(str(tmp_path))
+    path.write_text(json.dumps({key: value for key, value in saved.items() if key != "format_version"}))
+    assert PeftConfig.from_pretrained(str(tmp_path)).format_version == 1
+
+
+@pytest.mark.parametrize("value", [0, "1", None, True])
+def test_a_format_is_a_number(value: object) -> None:
+    with pytest.raises(ValueError, match="format_version: must be an integer of at least 1"):
+        RiMConfig(format_version=value)  # type: ignore[arg-type]
+
+
+def test_options_that_this_version_does_not_know_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    RiMConfig(num_blocks=3).save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "gates": 4}))
+    with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['gates'\] for class RiMConfig"):
+        config = PeftConfig.from_pretrained(str(tmp_path))
+    assert isinstance(config, RiMConfig)
+    assert config.num_blocks == 3
+    assert not hasattr(config, "gates")

@@ -1,0 +1,35 @@
+"""``rim-peft push``: a trained adapter → the Hub."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("folder", metavar="FOLDER", help="output folder of a training, or an adapter's folder")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="where to on the Hub, as owner/name; made if need be")
+    parser.add_argument("--private", action="store_true", default=None, help="if it is made, only you can see it")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to; made if need be (default: main)")
+    parser.add_argument("--message", help="title of the commit")
+    parser.add_argument(
+        "--license", dest="licence", metavar="ID", help="the adapter's licence, by its id on the Hub, such as mit"
+    )
+    parser.add_argument("--base", metavar="ID", help="the base's id on the Hub, if the base was a copy in a folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Upload and print where to."""
+    from rim_peft.run.pushing import push
+
+    address = push(
+        args.folder,
+        args.repo_id,
+        private=args.private,
+        revision=args.revision,
+        message=args.message,
+        licence=args.licence,
+        base=args.base,
+    )
+    print(f"uploaded: {address}")
+    return 0

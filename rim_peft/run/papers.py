@@ -1,0 +1,41 @@
+"""Which files of a run's folder belong to its adapter, and go with it wherever it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+BASE_FOLDER = "base"
+RECIPE_FILE = "recipe.yaml"
+RECORD_FILE = "run.json"
+ADAPTER_FILE = CONFIG_NAME
+
+_SUFFIXES = (".json", ".yaml", ".md", ".safetensors", ".jinja", ".model")
+"""Of an adapter, its papers, its base and most tokenizers; pickles are not among them."""
+
+_TOKENIZER_FILES = ("merges.txt", "vocab.txt")
+
+_LEFT_OUT = ("best.safetensors", "trainer_state.json")
+"""What only a training that goes on reads."""
+
+
+def shared_files(folder: Path, *, papers_only: bool = False) -> dict[str, Path]:
+    """Return the files of an adapter's folder that others need, by their path in it.
+
+    These are adapter, tokenizer, card, recipe and record, and the base if it lies in the folder; not checkpoints.
+
+    Args:
+        folder: output folder of a run, or an adapter's folder.
+        papers_only: without the adapter's own two files.
+    """
+    left_out = (*_LEFT_OUT, *((ADAPTER_FILE, SAFETENSORS_WEIGHTS_NAME) if papers_only else ()))
+    paths = sorted([*folder.glob("*"), *folder.glob(f"{BASE_FOLDER}/*")])
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in paths
+        if path.is_file()
+        and (path.suffix in _SUFFIXES or path.name in _TOKENIZER_FILES)
+        and path.name not in left_out
+        and not path.name.startswith(".")
+    }

@@ -1,0 +1,210 @@
+"""The model card of a RIM adapter: one text for adapters saved by hand, by a trainer and by a recipe's run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+CARD_FILE = "README.md"
+TAGS = ("peft", "rim", "latent-reasoning")
+PAPER = "arXiv 2605.30343"
+
+_CARD = """---
+{front_matter}
+---
+
+# {name}
+
+{description} Made with `rim-peft`.
+
+## Use
+
+Without the first import, PEFT knows no such adapter and stops with `KeyError: 'RIM'`.
+
+```python
+import rim_peft  # registers RIM with PEFT
+{loading}
+
+prompt = {template}.format(question={question})
+inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+print(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+```
+
+Or in a shell: `rim-peft generate {source} {shell_question}`.
+{sections}
+## Licence and citation
+
+The adapter's licence is the one at the top of this card, if its author named one; its base has a licence of its own,
+which may also hold for adapters of it. The method is that of arXiv 2605.30343, implemented independently by `rim-peft`
+(Apache-2.0):
+
+```bibtex
+@misc{{aichberger2026rim,
+  title = {{Unlocking the Working Memory of Large Language Models for Latent Reasoning}},
+  author = {{Aichberger and Hochreiter}},
+  year = {{2026}},
+  eprint = {{2605.30343}},
+  archivePrefix = {{arXiv}}
+}}
+```
+"""
+
+_SEPARATE_BASE = """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+adapter = {adapter}{mark}
+base = AutoModelForCausalLM.from_pretrained({base}{revision})
+model = PeftModel.from_pretrained(base, adapter).eval()
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})"""
+
+_OWN_BASE = """from rim_peft.run import load_run
+
+adapter = {adapter}{mark}
+run = load_run(adapter)  # on the base that lies in it
+model, tokenizer = run.model, run.tokenizer"""
+
+_MARK = "  # this folder, or its id on the Hub"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How an adapter is loaded and asked.
+
+    Attributes:
+        base: folder or Hub id of the base, empty if it is not known; None if it lies in the adapter's folder.
+        revision: of the base.
+        has_tokenizer: whether the adapter's folder has the tokenizer.
+        template: of a prompt, with ``{question}``.
+        question: an example.
+    """
+
+    base: str | None
+    revision: str | None = None
+    has_tokenizer: bool = False
+    template: str = "{question}\n"
+    question: str = "Ann has 3 apples and buys 4 more. How many has she?"
+
+
+@dataclass(frozen=True)
+class CardText:
+    """What a card says about one adapter.
+
+    Attributes:
+        description: of the adapter, one or two sentences.
+        usage: how it is loaded and asked.
+        sections: more of the card, Markdown by heading.
+        metadata: more of its front matter, as arguments of ``ModelCardData``.
+    """
+
+    description: str
+    usage: Usage
+    sections: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def render_card(name: str, card: CardText) -> str:
+    """Return the text of ``README.md`` for an adapter that is called ``name``: that of its folder, or its Hub id."""
+    usage = card.usage
+    data = ModelCardData(
+        base_model=hub_id(usage.base),
+        library_name="peft",
+        pipeline_tag="text-generation",
+        model_name=name,
+        **{"tags": list(TAGS), **card.metadata},
+    )
+    return _CARD.format(
+        front_matter=data.to_yaml(),
+        name=name,
+        description=card.description,
+        loading=_loading(name, usage),
+        source=shlex.quote(name),
+        template=json.dumps(usage.template, ensure_ascii=False),
+        question=json.dumps(usage.question, ensure_ascii=False),
+        shell_question="'" + usage.question.replace("'", "'\\''") + "'",
+        sections="".join(f"\n## {heading}\n\n{text.strip()}\n" for heading, text in card.sections.items()),
+    )
+
+
+def describe_blocks(num_blocks: int, block_size: int) -> str:
+    """Return what an adapter with memory blocks is, as a sentence."""
+    return (
+        f"An adapter that lets its base reason in {num_blocks} memory blocks of {block_size} tokens each: the blocks "
+        "follow the\nprompt, and the answer follows them after one forward pass."
+    )
+
+
+def hub_id(source: str | None) -> str | None:
+    """Return a source if it can be an id on the Hub, None for folders and files, which the Hub could not link to."""
+    return source if source and _HUB_ID.fullmatch(source) and not Path(source).exists() else None
+
+
+def name_adapter(text: str, name: str) -> str:
+    """Return a card with its adapter called by another name, such as its id on the Hub, in title and commands.
+
+    What a user changed in the card stays.
+    """
+    found = re.search(rf'^adapter = (".*"){_MARK}$', text, re.MULTILINE)
+    if found is None:
+        return text
+    old = json.loads(found[1])
+    for before, after in (
+        (found[0], f"adapter = {json.dumps(name)}{_MARK}"),
+        (f"\n# {old}\n", f"\n# {name}\n"),
+        (f"`rim-peft generate {shlex.quote(old)} ", f"`rim-peft generate {shlex.quote(name)} "),
+        (f"\nmodel_name: {old}\n", f"\nmodel_name: {name}\n"),
+        (f"\n- name: {old}\n", f"\n- name: {name}\n"),
+    ):
+        text = text.replace(before, after, 1)
+    return text
+
+
+def name_base(text: str, base: str) -> str:
+    """Return a card whose base is called by another name, such as its id on the Hub, in commands and metadata."""
+    quoted = json.dumps(base)
+    for start in ("base = AutoModelForCausalLM", "tokenizer = AutoTokenizer"):
+        pattern = rf'^({re.escape(start)}\.from_pretrained\()("[^"\n]*"|\.\.\.)'
+        text = re.sub(pattern, lambda match: match[1] + quoted, text, count=1, flags=re.MULTILINE)
+    card = ModelCard(text, ignore_metadata_errors=True)
+    card.data["base_model"] = base
+    return str(card)
+
+
+def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (), licence: str | None = None) -> str:
+    """Return a card with the metadata that every RIM adapter needs, and more if given; its words stay.
+
+    Args:
+        text: of the card.
+        base: folder or Hub id of the base, for a card that does not name it.
+        tags: more tags.
+        licence: id of the adapter's licence, instead of the card's.
+    """
+    card = ModelCard(text, ignore_metadata_errors=True)
+    data: Any = card.data
+    data.library_name = "peft"
+    data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS, *tags]))
+    data.base_model = data.base_model or hub_id(base)
+    data.pipeline_tag = data.pipeline_tag or "text-generation"
+    data.license = licence or data.license
+    return str(card)
+
+
+def _loading(name: str, usage: Usage) -> str:
+    if usage.base is None:
+        return _OWN_BASE.format(adapter=json.dumps(name), mark=_MARK)
+    base = json.dumps(usage.base) if usage.base else "..."
+    return _SEPARATE_BASE.format(
+        adapter=json.dumps(name),
+        mark=_MARK,
+        base=base,
+        revision=f", revision={json.dumps(usage.revision)}" if usage.revision else "",
+        tokenizer="adapter" if usage.has_tokenizer else base,
+    )

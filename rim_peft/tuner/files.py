@@ -1,0 +1,105 @@
+"""Files of an adapter, checked before PEFT reads them: are they there, whole, and of this base?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+"""What others put into the names of parameters, and leave out of the names in a file."""
+
+_BASE_PREFIX = "base_model.model."
+_AGAIN = "Copy or download the adapter again (from the Hub with force_download=True), or save it again."
+
+
+def check_files(folder: Path) -> None:
+    """Check that a folder holds an adapter whose files are whole.
+
+    Raises:
+        FileNotFoundError: there is no configuration, or no weights as safetensors.
+        ValueError: the configuration is not JSON, or the weights' file is damaged or cut off.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: must hold an adapter ({CONFIG_NAME}), and does not. Name its folder.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise ValueError(f"{path}: must be JSON, and is damaged or cut off ({error}). {_AGAIN}") from error
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise ValueError(f"{path}: must be a configuration of PEFT, and names no peft_type. {_AGAIN}")
+    check_weights(folder)
+
+
+def check_weights(folder: Path) -> None:
+    """Check that a folder holds an adapter's weights, as safetensors and whole.
+
+    Values are not checked: a file of the right length has no checksum.
+
+    Raises:
+        FileNotFoundError: there are none, or only a pickle.
+        ValueError: their file is damaged or cut off.
+    """
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    if not path.is_file():
+        pickled = f"; {WEIGHTS_NAME} is a pickle, which can run code, and is not read"
+        also = pickled if (folder / WEIGHTS_NAME).is_file() else ""
+        raise FileNotFoundError(
+            f"{folder}: must hold the adapter's weights ({path.name}), and does not{also}. {_AGAIN}"
+        )
+    try:
+        with safe_open(path, framework="pt"):
+            pass  # opening a file reads its header and compares it with the file's length
+    except SafetensorError as error:
+        raise damaged_weights(str(path), error) from error
+
+
+def damaged_weights(source: str, error: Exception) -> ValueError:
+    """Return the error that tells a user what safetensors' own message means."""
+    return ValueError(f"{source}: must be a whole safetensors file, and is damaged or cut off ({error}). {_AGAIN}")
+
+
+def check_tensors(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Check that a file's tensors are those of an adapter on its base, in name and shape.
+
+    Args:
+        model: the base with the adapter attached, within PEFT's model or not.
+        adapter_name: name of the adapter.
+        tensors: the file's, by their names in the model.
+
+    Raises:
+        ValueError: a tensor is missing, is none of the adapter's, or has another shape.
+    """
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if ".lora_" in name}
+    expected = _shapes(model, adapter_name)
+    if any(name.endswith("_flat_param") for name in expected):
+        return  # FSDP's first version flattens parameters
+    if not any(name.startswith(_BASE_PREFIX) for name in expected):
+        found = {name.removeprefix(_BASE_PREFIX): shape for name, shape in found.items()}
+    wrong = [
+        f"{name} {expected.get(name, 'not there')}, got {found.get(name, 'none')}"
+        for name in {**expected, **found}
+        if expected.get(name) != found.get(name)
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ValueError(
+            f"adapter's file: its tensors must be those of the adapter on this base, {wrong[0]}{more}: it was made for "
+            f"another base, or is not the file of its {CONFIG_NAME}. Load it onto its own base, with its own file."
+        )
+
+
+def _shapes(model: nn.Module, adapter_name: str) -> dict[str, Any]:
+    shapes = {}
+    for name, parameter in model.named_parameters():
+        if name.endswith("_flat_param") or (".lora_" in name and f".{adapter_name}." in f"{name}."):
+            for wrapper in _WRAPPERS:
+                name = name.replace(wrapper, "")
+            shapes[name] = tuple(parameter.shape)
+    return shapes

@@ -1,0 +1,199 @@
+"""What PEFT's model does with a RIM adapter's files, where that differs from PEFT: loading, the card, the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+
+from rim_peft.tuner.card import CARD_FILE, CardText, Usage, complete_card, describe_blocks, name_adapter, render_card
+from rim_peft.tuner.config import active_config
+from rim_peft.tuner.files import check_weights, damaged_weights
+
+_ADAPTER = "default"
+"""Name of the adapter that papers belong to: PEFT saves it in the folder itself, others in folders below."""
+
+
+@dataclass(frozen=True)
+class Papers:
+    """Files that belong to an adapter's weights: its card, its recipe, the record of its training, its tokenizer.
+
+    Attributes:
+        files: where they lie, by their path in a folder of the adapter.
+        digest: SHA-256 of the weights.
+    """
+
+    files: Mapping[str, Path]
+    digest: str
+
+
+def attach_papers(model: PeftModel, files: Mapping[str, Path]) -> None:
+    """Let an adapter take files along wherever its model is saved or pushed, while its weights stay as they are.
+
+    Args:
+        model: a model whose adapter has PEFT's default name.
+        files: where they lie, by their path in a folder of the adapter; ``README.md`` is the card.
+    """
+    vars(model.base_model)["papers"] = Papers(dict(files), _digest(model))
+
+
+def load_adapter(model: PeftModel, original: Callable[..., Any], model_id: Any, *args: Any, **kwargs: Any) -> Any:
+    """Load an adapter, and say of files that are missing or damaged what is wrong with them.
+
+    Raises:
+        FileNotFoundError: a folder without the adapter's weights.
+        ValueError: their file is damaged or cut off.
+    """
+    folder = Path(model_id, kwargs.get("subfolder") or "")
+    if folder.is_dir():
+        check_weights(folder)
+    try:
+        return original(model, model_id, *args, **kwargs)
+    except SafetensorError as error:  # from the Hub's cache
+        raise damaged_weights(str(model_id), error) from error
+
+
+def write_card(model: PeftModel, original: Callable[..., Any], output_dir: str) -> None:
+    """Write the adapter's card, and the papers of the run that it comes from unless it was trained on since.
+
+    A card that is there already stays, with the metadata that it lacks.
+    """
+    folder = Path(output_dir)
+    _copy_papers(model, folder)
+    config = active_config(model)
+    usage = Usage(config.base_model_name_or_path or "", config.revision)
+    path = folder / CARD_FILE
+    if path.exists():
+        text = complete_card(path.read_text(encoding="utf-8"), base=usage.base)
+    else:
+        description = describe_blocks(config.num_blocks, config.block_size)
+        text = render_card(folder.resolve().name, CardText(description, usage))
+    path.write_text(text, encoding="utf-8")
+
+
+def push_to_hub(
+    model: PeftModel,
+    original: Callable[..., Any],
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: list[str] | None = None,
+    max_shard_size: Any = None,
+) -> Any:
+    """Save the model and upload it with its own card, which transformers would replace by an empty one.
+
+    Args:
+        model: model with a RIM adapter.
+        original: transformers' method, which is not used.
+        repo_id: where to; made if need be.
+        commit_message: title of the commit.
+        commit_description: more about it.
+        private: whether a new repository is private.
+        token: as in ``huggingface_hub``.
+        revision: branch; made if need be.
+        create_pr: upload as a pull request.
+        tags: more tags for the card.
+        max_shard_size: taken for transformers' sake; adapters are one file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return upload(
+            HfApi(token=token),
+            repo_id,
+            {path.relative_to(folder).as_posix(): path for path in files},
+            commit_message=commit_message or "Upload RIM adapter",
+            commit_description=commit_description,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            tags=tags or (),
+        )
+
+
+def upload(
+    api: HfApi,
+    repo_id: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    commit_message: str,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: Iterable[str] = (),
+    licence: str | None = None,
+) -> Any:
+    """Upload files in one commit; the card calls the adapter by its id.
+
+    Args:
+        api: client of the Hub.
+        repo_id: where to; made if need be.
+        files: contents, or where they lie, by path in the repository.
+        commit_message: title of the commit.
+        commit_description: more about it.
+        private: whether a new repository is private.
+        revision: branch; made if need be.
+        create_pr: upload as a pull request.
+        tags: more tags for the card.
+        licence: the adapter's licence for the card, by its id on the Hub.
+
+    Returns:
+        ``huggingface_hub``'s ``CommitInfo``.
+
+    Raises:
+        huggingface_hub.errors.HFValidationError: the id cannot be one.
+    """
+    validate_repo_id(repo_id)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    contents = dict(files)
+    card = contents.get(CARD_FILE)
+    if card is not None:
+        text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
+        text = complete_card(name_adapter(text, repo_id), tags=tags, licence=licence)
+        contents[CARD_FILE] = text.encode()
+    return api.create_commit(
+        repo_id,
+        operations=[CommitOperationAdd(name, content) for name, content in sorted(contents.items())],
+        commit_message=commit_message,
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
+    )
+
+
+def _copy_papers(model: PeftModel, folder: Path) -> None:
+    papers: Papers | None = vars(model.base_model).get("papers")
+    if papers is None or _ADAPTER not in model.peft_config or papers.digest != _digest(model):
+        return
+    for name, path in papers.files.items():
+        target = folder / name
+        if path.is_file() and not (target.exists() and target.samefile(path)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def _digest(model: PeftModel) -> str:
+    digest = hashlib.sha256()
+    tensors = get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

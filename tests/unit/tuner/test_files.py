@@ -1,0 +1,132 @@
+"""Files of an adapter that are missing, damaged or another one's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from rim_peft.tuner.files import check_files
+from tests.conftest import build_base, build_rim
+
+WEIGHTS = "adapter_model.safetensors"
+MEMORY = "base_model.model.model.embed_tokens.lora_rim_memory.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    build_rim().save_pretrained(str(tmp_path))
+    return tmp_path
+
+
+def load(folder: Path, base: Any = None, **options: Any) -> Any:
+    return PeftModel.from_pretrained(build_base() if base is None else base, str(folder), **options)
+
+
+def test_whole_files_pass(folder: Path) -> None:
+    check_files(folder)
+    load(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+@pytest.mark.parametrize("little_memory", [False, True])
+def test_a_file_that_was_cut_off(folder: Path, kept: int, little_memory: bool) -> None:
+    path = folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"safetensors: must be a whole safetensors file, and is damaged .* again"):
+        load(folder, low_cpu_mem_usage=little_memory)
+    with pytest.raises(ValueError, match="damaged or cut off"):
+        check_files(folder)
+
+
+def test_a_file_that_is_something_else(folder: Path) -> None:
+    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="must be a whole safetensors file"):
+        load(folder)
+
+
+def test_files_that_are_not_there(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"must hold the adapter's weights \(adapter_model\.safetensors\)"):
+        load(folder)
+    (folder / "adapter_model.bin").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.bin is a pickle, which can run code, and is not read"):
+        load(folder)
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"must hold an adapter \(adapter_config\.json\)"):
+        check_files(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"peft_type": "RIM', "must be JSON, and is damaged"),
+        ("[]", "names no peft_type"),
+        ("{}", "names no peft_type"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read(folder: Path, text: str, message: str) -> None:
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        check_files(folder)
+
+
+def edit(folder: Path, **tensors: Any) -> None:
+    kept = load_file(folder / WEIGHTS)
+    for key in [key for key in kept if ".layers.1." in key and "q_proj.lora_A" in key]:
+        replacement = tensors["change"](kept.pop(key))
+        if replacement is not None:
+            kept[tensors.get("name", key)] = replacement
+    save_file(kept, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"change": lambda tensor: None}, r"q_proj\.lora_A\.default\.weight \(4, 32\), got none: "),
+        ({"change": lambda tensor: tensor[:2].clone()}, r"q_proj\.lora_A\.default\.weight \(4, 32\), got \(2, 32\): "),
+        (
+            {"change": lambda tensor: tensor, "name": "base_model.model.model.layers.7.x.lora_A.weight"},
+            r"lora_A\.default\.weight \(4, 32\), got none \(and 1 more\)",
+        ),
+    ],
+)
+def test_tensors_of_another_adapter(folder: Path, change: dict[str, Any], found: str) -> None:
+    edit(folder, **change)
+    with pytest.raises(ValueError, match=f"adapter's file: its tensors must be those of the adapter.*{found}"):
+        load(folder)
+
+
+def without_architecture(folder: Path) -> None:
+    """Make an adapter look like one of the first versions, which did not note what their base was."""
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    del config["base_architecture"], config["format_version"]
+    path.write_text(json.dumps(config))
+
+
+def test_an_adapter_that_does_not_say_what_its_base_was(folder: Path) -> None:
+    without_architecture(folder)
+    load(folder)
+    with pytest.raises(ValueError, match=r"memory rows: must be \(3, 48\) for this base, got \(3, 32\)"):
+        load(folder, build_base(hidden_size=48, num_attention_heads=6))
+    with pytest.raises(ValueError, match=r"its tensors must be those .* not there, got \(4, 64\)"):
+        load(folder, build_base(num_hidden_layers=1))
+    with pytest.raises(ValueError, match=r"target_modules: must name layers of the base, got .* which matches none"):
+        load(folder, build_base("gpt2"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "difference"),
+    [
+        ("llama", {"hidden_size": 48, "num_attention_heads": 6}, "hidden_size 32, got hidden_size 48"),
+        ("llama", {"num_hidden_layers": 3}, "num_hidden_layers 2, got num_hidden_layers 3"),
+        ("mistral", {}, "model_type llama, got model_type mistral"),
+        ("gpt2", {"n_layer": 4}, "model_type llama, num_hidden_layers 2, got model_type gpt2, num_hidden_layers 4"),
+    ],
+)
+def test_another_base_is_refused(folder: Path, architecture: str, options: dict[str, Any], difference: str) -> None:
+    with pytest.raises(ValueError, match=f"base_architecture: must be that of the adapter's own base, {difference}:"):
+        load(folder, build_base(architecture, **options))
