@@ -1,4 +1,4 @@
-"""The demo's test questions as rows of a task of lm-evaluation-harness: what `!function` in the files beside names."""
+"""The demo's questions as rows of a task of lm-evaluation-harness: what `!function` in the files beside names."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from rim_peft.data.tasks import get_task
 
 
 def load(**metadata: Any) -> DatasetDict:
-    """Return the splits of the task `potions` as the demo has them; the harness passes a task's metadata on.
+    """Return the splits that the demo's adapter is judged on; the harness passes a task's metadata, unused here.
 
-    >>> load()["test"][0]["question"].split(".")[-1]
-    " What colour is Ivy's brew?"
+    >>> load()["test"][0]["question"]
+    "Ben stirs Kim's brew. Kim's brew is gold. What colour is Ben's brew?"
     """
-    task = get_task("potions")
+    task = get_task("potions", weights=[1, 2, 3, 4])  # as data.options of rim_peft/demo/recipe.yaml
     return DatasetDict({split: task.load(split) for split in ("validation", "test")})

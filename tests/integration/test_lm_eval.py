@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rim_peft.cli.main import main
-from rim_peft.data.tasks import get_task
+from rim_peft.demo import showcase
+from rim_peft.run import evaluate, load_run
 from tests.conftest import build_base, build_rim, build_tokenizer
+from tests.integration.test_demo import SHORT
 
 pytest.importorskip("lm_eval")
 
@@ -25,7 +28,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from rim_peft.evaluation.harness import BlockLM
-from rim_peft.run.harness import RimLM, run_harness
+from rim_peft.run.harness import run_harness
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "lm_eval"
 
@@ -46,6 +49,8 @@ PROMPTS = ["What is 1 + 1?\n", "Tom boils Kim's brew. What colour has it? ", "A"
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
+    # It lists the machine's hardware and packages, for seconds.
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
 
 
 def score(lm: HFLM, pairs: Sequence[tuple[str, str]] = PAIRS) -> list[tuple[float, bool]]:
@@ -219,29 +224,24 @@ def test_a_model_without_an_adapter_is_refused(tokenizer: PreTrainedTokenizerBas
 
 # Whole tasks, as a user runs them.
 
-CHOICE = """\
-task: colours_choice
+SHARED = """\
 custom_dataset: !function rows.load
-output_type: multiple_choice
 fewshot_split: examples
 test_split: test
 doc_to_text: "{{question}}\\n"
-doc_to_choice: [red, green, blue]
 doc_to_target: "{{answer}}"
 target_delimiter: ""
 fewshot_delimiter: "\\n"
+"""
+CHOICE = """\
+task: letters_choice
+output_type: multiple_choice
+doc_to_choice: [a, b, c]
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 WRITTEN = """\
-task: colours
-custom_dataset: !function rows.load
+task: letters
 output_type: generate_until
-fewshot_split: examples
-test_split: test
-doc_to_text: "{{question}}\\n"
-doc_to_target: "{{answer}}"
-target_delimiter: ""
-fewshot_delimiter: "\\n"
 generation_kwargs: {until: [], max_gen_toks: 4, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
@@ -249,8 +249,8 @@ ROWS = """\
 from datasets import Dataset, DatasetDict
 
 def load(**metadata):
-    test = [{"question": "q" * number, "answer": colour} for number, colour in enumerate(["red", "blue", "green"] * 2, 1)]
-    examples = [{"question": "sky", "answer": "blue"}, {"question": "grass", "answer": "green"}]
+    test = [{"question": "q" * number, "answer": letter} for number, letter in enumerate("abcabc", 1)]
+    examples = [{"question": "sky", "answer": "b"}, {"question": "grass", "answer": "c"}]
     return DatasetDict(test=Dataset.from_list(test), examples=Dataset.from_list(examples))
 """
 
@@ -258,7 +258,7 @@ def load(**metadata):
 @pytest.fixture(scope="module")
 def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
-    for name, text in {"choice.yaml": CHOICE, "written.yaml": WRITTEN, "rows.py": ROWS}.items():
+    for name, text in {"choice.yaml": SHARED + CHOICE, "written.yaml": SHARED + WRITTEN, "rows.py": ROWS}.items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder
 
@@ -267,22 +267,116 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that was saved by hand, with its tokenizer; its base lies in the folder."""
     folder = tmp_path_factory.mktemp("saved") / "adapter"
-    base = build_base()
-    base.save_pretrained(folder / "base")
+    build_base().save_pretrained(folder / "base")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
     build_rim(base=base).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
 
 
-def evaluate_in_python(lm: Any, task_folder: Path, **options: Any) -> dict[str, Any]:
-    tasks = ["colours", "colours_choice"]
-    manager = TaskManager(include_path=str(task_folder), include_defaults=False)
-    results = simple_evaluate(lm, tasks=tasks, task_manager=manager, **{"bootstrap_iters": 0, **options})
-    return {name: results[name] for name in ("results", "samples", "config")}
+@pytest.mark.parametrize(
+    ("options", "first_context"),
+    [
+        ({}, "q\n"),
+        ({"num_fewshot": 2}, "grass\nc\nsky\nb\nq\n"),
+        (
+            {"num_fewshot": 1, "apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": "Go."},
+            "<|system|>Go.<eos><|user|>grass\n<eos><|assistant|>c<eos><|user|>q\n<eos><|assistant|>",
+        ),
+    ],
+    ids=["plain", "few-shot", "chat"],
+)
+def test_tasks(adapter: Path, task_folder: Path, options: dict[str, Any], first_context: str) -> None:
+    model, tokenizer = (run := load_run(adapter)).model, run.tokenizer
+    for batch_size in (1, 4):
+        results = simple_evaluate(
+            "rim",  # registered by the import of rim_peft.run.harness
+            model_args={"pretrained": str(adapter), "num_blocks": 3},
+            tasks=["letters", "letters_choice"],
+            task_manager=TaskManager(include_path=str(task_folder), include_defaults=False),
+            batch_size=batch_size,
+            device="cuda:0",  # the harness's default, also where there is none
+            bootstrap_iters=0,
+            **options,
+        )
+        assert results["config"]["rim_num_blocks"] == 3
+        samples = results["samples"]
+        assert samples["letters_choice"][0]["arguments"][0] == (first_context, "a")
+        num_right = 0
+        for sample in samples["letters_choice"]:
+            slow = [score_slowly(model, tokenizer, *pair, num_blocks=3) for pair in sample["arguments"]]
+            assert_same(sample["filtered_resps"], slow)
+            num_right += max(range(3), key=lambda choice: slow[choice][0]) == "abc".index(sample["doc"]["answer"])
+        assert results["results"]["letters_choice"]["acc,none"] == num_right / 6
+        for sample in samples["letters"]:
+            ids = tokenizer(sample["arguments"][0][0], return_tensors="pt")
+            output = model.generate(**ids, max_new_tokens=4, do_sample=False, num_blocks=3)
+            answer = tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+            assert sample["filtered_resps"] == [answer]
 
 
-def test_tasks(adapter: Path, task_folder: Path) -> None:
-    found = evaluate_in_python(
-        "rim", task_folder, model_args={"pretrained": str(adapter), "num_blocks": 3}, batch_size=4, device="cuda:0"
+def test_the_command(adapter: Path, task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["lm-eval", str(adapter), "--tasks", "letters,letters_choice", "--include_path", str(task_folder)]
+    options = ["--blocks", "1", "--batch_size", "4", "--limit", "5", "--gen_kwargs", "max_gen_toks=2", "--seed", "3"]
+    assert main([*command, *options, "--output_path", str(tmp_path), "--log_samples"]) == 0
+    header, *table = capsys.readouterr().out.splitlines()
+    assert header == f"{adapter}, 1 blocks"
+    assert re.match(r"\|letters +\|Yaml +\|none +\| +0\|exact_match\|", table[2]), table
+    assert re.match(r"\|letters_choice\|Yaml +\|none +\| +0\|acc +\|", table[3]), table
+    (found,) = tmp_path.rglob("results_*.json")
+    results = json.loads(found.read_text(encoding="utf-8"))
+    assert results["config"]["rim_adapter"] == str(adapter)
+    assert results["config"]["model_args"]["num_blocks"] == 1
+    assert (results["config"]["random_seed"], results["config"]["fewshot_seed"]) == (3, 3)
+    (written,) = tmp_path.rglob("samples_letters_2*.jsonl")
+    samples = [json.loads(line) for line in written.read_text(encoding="utf-8").splitlines()]
+    assert len(samples) == 5
+    tokenizer = build_tokenizer()
+    assert all(len(tokenizer.encode(sample["resps"][0][0])) <= 6 for sample in samples)
+
+
+def test_a_task_by_its_file_and_errors(
+    adapter: Path, task_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["lm-eval", str(adapter), "--tasks", str(task_folder / "choice.yaml"), "--limit", "1"]) == 0
+    assert "|letters_choice|" in capsys.readouterr().out
+    command = ["lm-eval", str(adapter), "--tasks", "letters"]
+    assert main([*command, "--log_samples"]) == 1
+    assert "log_samples: needs a folder for the samples" in capsys.readouterr().err
+    assert main([*command, "--include_path", str(task_folder / "none")]) == 1
+    assert "include_path: must be a folder with files of tasks, got" in capsys.readouterr().err
+    # The harness's own tasks are thousands of files: here there are two.
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(task_folder / "manager.py"))
+    assert main([*command[:-1], "letters", "leters"]) == 1
+    assert "files of tasks, got leters." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_examples_agree_with_evaluate(tmp_path: Path) -> None:
+    run = showcase.train_demo(tmp_path / "demo", seed=0, overrides=SHORT, command=[])
+    # One word each: what little was trained writes more of them, of which `evaluate` reads the last.
+    expected = evaluate(run, limit=100, max_new_tokens=1)["accuracy"]
+    results = run_harness(
+        str(tmp_path / "demo"),
+        ["potions", "potions_choice"],
+        include_path=str(EXAMPLES),
+        limit=100,
+        batch_size=8,
+        gen_kwargs="max_gen_toks=1",
+    )["results"]
+    assert results["potions"]["exact_match,none"] == expected > 0
+    assert results["potions_choice"]["acc,none"] >= expected  # as one that may choose among colours alone
+
+
+def test_without_the_harness_an_error_says_what_to_install(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("rim_peft.evaluation.harness", "rim_peft.run.harness"):
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["lm-eval", str(adapter), "--tasks", "letters"]) == 1
+    assert (
+        "lm-eval: must be installed for the evaluation harness, and is not. Install it with: pip install 'rim-peft"
+        in (capsys.readouterr().err)
     )
-    print(found)
