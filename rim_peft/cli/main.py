@@ -21,13 +21,14 @@ COMMANDS = {
     "generate": "answer questions with an adapter",
     "check": "look at recipes before they run: errors, tokens, steps, memory",
     "push": "upload an adapter, with its recipe and its card, to the Hub",
+    "lm-eval": "run tasks of EleutherAI's lm-evaluation-harness on an adapter",
     "compare": "train methods side by side, measure them and write one report",
     "ablate": "the same for one recipe with one value changed at a time",
     "demo": "train, evaluate and show the built-in example",
     "bench": "run the benchmarks of a clone",
 }
-"""Name and summary. Each stands in the module of its name, with ``add_arguments(parser)`` and ``run(args) -> int``, and
-``more_help() -> str`` if ``--help`` has more to say."""
+"""Name and summary. Each stands in the module of its name, with an underscore for a hyphen, with
+``add_arguments(parser)`` and ``run(args) -> int``, and ``more_help() -> str`` if ``--help`` has more to say."""
 
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong usage, 130 or 143 interrupted by SIGINT or SIGTERM"
 
@@ -75,7 +76,7 @@ def _command_list() -> argparse.ArgumentParser:
 def _command_parser(name: str) -> argparse.ArgumentParser:
     """Return the parser of a command, whose module alone is imported."""
     summary = COMMANDS[name]
-    module = import_module(f"rim_peft.cli.{name}")
+    module = import_module(f"rim_peft.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(
         prog=f"rim-peft {name}", description=f"{summary[0].upper()}{summary[1:]}.", add_help=False
     )

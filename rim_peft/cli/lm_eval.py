@@ -1,0 +1,93 @@
+"""``rim-peft lm-eval``: tasks of EleutherAI's lm-evaluation-harness on an adapter."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments; those with an underscore, and their meaning, are the harness's own."""
+    parser.add_argument(
+        "adapter", metavar="ADAPTER", help="output folder of a training, or an adapter's folder or Hub id"
+    )
+    parser.add_argument(
+        "--tasks", required=True, nargs="+", metavar="TASK", help="tasks, groups or tags by name, or files of tasks"
+    )
+    parser.add_argument(
+        "--blocks",
+        type=_not_negative,
+        metavar="K",
+        help="blocks between context and continuation (default: the adapter's); 0 for the model without blocks",
+    )
+    parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
+    parser.add_argument("--include_path", metavar="FOLDER", help="where to look for tasks beside the harness's own")
+    parser.add_argument("--num_fewshot", type=_not_negative, metavar="N", help="examples before each question")
+    parser.add_argument("--limit", type=float, metavar="N", help="the first N questions, or a share below 1")
+    parser.add_argument(
+        "--batch_size", default="1", metavar="N", help="questions at a time, or auto (default: %(default)s)"
+    )
+    parser.add_argument("--max_batch_size", type=int, metavar="N", help="the most that auto tries")
+    parser.add_argument(
+        "--gen_kwargs", nargs="+", metavar="KEY=VALUE", help="how answers are generated, such as max_gen_toks=32"
+    )
+    parser.add_argument(
+        "--apply_chat_template",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="NAME",
+        help="write questions as chats, examples as their earlier turns, with the tokenizer's template",
+    )
+    parser.add_argument("--system_instruction", metavar="TEXT", help="what stands before all questions")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of sampling and of the choice of examples")
+    parser.add_argument("--output_path", metavar="PATH", help="folder or .json file for the results")
+    parser.add_argument("--log_samples", action="store_true", help="write every request and answer there too")
+    parser.add_argument(
+        "--confirm_run_unsafe_code", action="store_true", help="run tasks that execute what the model writes"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print the harness's table."""
+    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.run.harness import make_table, run_harness
+
+    quiet_model_loading()
+    with results_only():
+        results = run_harness(
+            args.adapter,
+            [name for names in args.tasks for name in names.split(",")],
+            num_blocks=args.blocks,
+            base=args.base,
+            include_path=args.include_path,
+            output_path=args.output_path,
+            log_samples=args.log_samples,
+            num_fewshot=args.num_fewshot,
+            limit=args.limit,
+            batch_size=args.batch_size,
+            max_batch_size=args.max_batch_size,
+            gen_kwargs=",".join(args.gen_kwargs) if args.gen_kwargs else None,
+            apply_chat_template=args.apply_chat_template,
+            fewshot_as_multiturn=bool(args.apply_chat_template),
+            system_instruction=args.system_instruction,
+            confirm_run_unsafe_code=args.confirm_run_unsafe_code,
+            **_seeds(args.seed),
+        )
+    print(f"{args.adapter}, {results['config']['rim_num_blocks']} blocks")
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    return 0
+
+
+def _seeds(seed: int | None) -> dict[str, Any]:
+    names = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    return {} if seed is None else dict.fromkeys(names, seed)
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {number}")
+    return number

@@ -1,0 +1,166 @@
+"""A model with blocks under EleutherAI's lm-evaluation-harness (the extra ``lm-eval``).
+
+The harness joins context and continuation before it calls a model. Here the blocks come between the two, as they come
+between prompt and readout in training::
+
+    log-likelihood   context  m_1 ... m_K  continuation      scored: the continuation, from the last block's end on
+    generation       context  m_1 ... m_K  answer            through the model's own generate
+
+Batching, caching of one-token continuations and scores are the harness's own code.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rim_peft.inference.decoding import check_number
+from rim_peft.tuner.config import active_config
+
+try:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+except ImportError as error:
+    raise ImportError(
+        "lm-eval: must be installed for the evaluation harness, and is not. Install it with: pip install "
+        "'rim-peft[lm-eval]'"
+    ) from error
+
+logger = logging.getLogger(__name__)
+
+Request = tuple[Any, list[int], list[int]]
+"""What the harness scores: the request's texts, the context's token ids, the continuation's."""
+
+
+class BlockLM(HFLM):
+    """The harness's model for a base with a RIM adapter.
+
+    Context and continuation are tokenised apart, each as it stands, because blocks come between them: white space at a
+    context's end stays before the blocks. Without blocks (``num_blocks=0``) everything is as in ``HFLM``.
+
+    Contexts that are too long lose tokens on the left, as in ``HFLM``, with a warning; blocks and continuations lose
+    none.
+    """
+
+    def __init__(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, *, num_blocks: int | None = None, **options: Any
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: a model with an active RIM adapter. Its embeddings keep their size, whatever the tokenizer's.
+            tokenizer: the base's tokenizer.
+            num_blocks: blocks after each context; the adapter's own if not given.
+            options: of ``HFLM``, as ``batch_size`` and ``max_length``.
+
+        Raises:
+            ValueError: the model has no active RIM adapter, or ``num_blocks`` is no number of blocks.
+        """
+        config = active_config(model)
+        self.num_blocks = config.num_blocks if num_blocks is None else num_blocks
+        check_number("num_blocks", self.num_blocks, least=0)
+        self.block_ids = config.block_tokens.ids(self.num_blocks)
+        self._first_memory_id = config.block_tokens.begin
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **options)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Score whole texts, without blocks alone: such a text has no prompt that blocks could follow.
+
+        Raises:
+            ValueError: there are blocks.
+        """
+        if self.block_ids:
+            raise ValueError(
+                "num_blocks: must be 0 for tasks that score whole texts (loglikelihood_rolling, as perplexity), since "
+                f"these have no prompt for blocks to follow, got {self.num_blocks}. Set it to 0 (--blocks 0), or "
+                "leave such tasks out."
+            )
+        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        return scores
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokenise prompts to generate after, (B, S) ids and mask, padded on the left; the blocks get their room.
+
+        Raises:
+            ValueError: blocks and answer leave no room for a prompt, or a prompt holds ids of memory.
+        """
+        ids, mask = super().tok_batch_encode(strings, padding_side, truncation=truncation)
+        if left_truncate_len is not None:
+            room = left_truncate_len - len(self.block_ids)
+            if room < 1:
+                raise ValueError(
+                    f"max_gen_toks: blocks ({len(self.block_ids)} tokens) and answer "
+                    f"({self.max_length - left_truncate_len}) must leave room for a prompt in max_length="
+                    f"{self.max_length}. Lower max_gen_toks (--gen_kwargs), or num_blocks."
+                )
+            if ids.shape[1] > room:
+                logger.warning("prompts of up to %d tokens lose what is beyond %d, on the left", ids.shape[1], room)
+            ids, mask = ids[:, -room:], mask[:, -room:]
+        self._check_ids(int(ids.max()))
+        return ids, mask
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokenise a context and its continuation apart, as prompts and readouts are in training."""
+        if not self.block_ids:
+            pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+            return pair
+        return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Score continuations after context and blocks; which the harness takes for the context's last tokens."""
+        laid_out = [(texts, self._with_blocks(context, end), end) for texts, context, end in requests]
+        num_cut = sum(
+            len(before) + len(self.block_ids) > len(after)
+            for (_, before, _), (_, after, _) in zip(requests, laid_out, strict=True)
+        )
+        if num_cut:
+            logger.warning("%d of %d contexts are too long and lose tokens on the left", num_cut, len(requests))
+        scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+            laid_out, disable_tqdm=disable_tqdm, override_bs=override_bs
+        )
+        return scores
+
+    def _with_blocks(self, context: list[int], continuation: list[int]) -> list[int]:
+        """Put the blocks behind a context's last tokens, as many as there is room for."""
+        # The last token is not an input: nothing is read out behind it.
+        room = self.max_length + 1 - len(self.block_ids) - len(continuation)
+        if room < 1:
+            raise ValueError(
+                f"num_blocks: blocks ({len(self.block_ids)} tokens) and continuation ({len(continuation)}) must leave "
+                f"room for a context in max_length={self.max_length}, got {self.num_blocks}. Lower it (--blocks)."
+            )
+        self._check_ids(max(*context, *continuation))
+        return context[-room:] + self.block_ids
+
+    def _check_ids(self, largest: int) -> None:
+        if largest >= self._first_memory_id:
+            raise ValueError(
+                f"tokenizer: ids must be below the base's vocabulary ({self._first_memory_id}), where memory ids "
+                f"begin, got {largest}. Use the tokenizer that the adapter was trained with."
+            )
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
+        """Generate after context and blocks; an answer ends at EOS also where the base's own settings name none."""
+        generation_kwargs.setdefault("eos_token_id", self._eos_ids())
+        output: Tensor = super()._model_generate(
+            context, max_length, stop, num_blocks=self.num_blocks, **generation_kwargs
+        )
+        return output
+
+    def _eos_ids(self) -> list[int]:
+        """Ids that end an answer: the base's own and the tokenizer's, so that no answer goes on beside longer ones."""
+        own = self.model.get_base_model().generation_config.eos_token_id
+        ids = own if isinstance(own, list) else [own]
+        return sorted({token for token in (*ids, self.tokenizer.eos_token_id) if token is not None})

@@ -1,0 +1,152 @@
+"""Runs under EleutherAI's lm-evaluation-harness (the extra ``lm-eval``): its model ``rim``, and its tasks on a run.
+
+Importing this module registers the model, for ``lm_eval.simple_evaluate(model="rim", model_args=...)`` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rim_peft.evaluation.harness import BlockLM  # first, since it says what to install where the harness is missing
+from rim_peft.run.loading import Run, load_run
+
+# isort: split
+from lm_eval import simple_evaluate
+from lm_eval.api.registry import register_model
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
+
+__all__ = ["RimLM", "make_table", "run_harness"]
+
+
+@register_model("rim")
+class RimLM(BlockLM):
+    """A run, or an adapter's folder or Hub id, as the harness's model ``rim``.
+
+    Of ``HFLM``'s options those about loading have no effect: a run says itself how its base is loaded. One process
+    evaluates everything; under ``accelerate launch`` each would do all of it.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        num_blocks: int | None = None,
+        base: str | None = None,
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Load a run.
+
+        Args:
+            pretrained: output folder of a training, or an adapter's folder or Hub id.
+            num_blocks: blocks after each context; the adapter's own if not given.
+            base: folder or Hub id of the base, if it is not where the adapter says.
+            device: where to put the model; the GPU if there is one. A quantised base stays where it was loaded.
+            options: of ``HFLM``, as ``batch_size`` and ``max_length``.
+
+        Raises:
+            FileNotFoundError: there is no adapter.
+            ValueError: it is of another kind, or its method answers in another way than after blocks.
+        """
+        run = load_run(pretrained, base=base)
+        _check_method(run, num_blocks)
+        _move(run, device)
+        super().__init__(run.model, run.tokenizer, num_blocks=num_blocks, **options)
+        self.source = pretrained
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what the harness writes down about a model, with adapter and blocks."""
+        return {**super().get_model_info(), "rim_adapter": self.source, "rim_num_blocks": self.num_blocks}
+
+
+def run_harness(
+    source: str,
+    tasks: Sequence[str],
+    *,
+    num_blocks: int | None = None,
+    base: str | None = None,
+    include_path: str | None = None,
+    output_path: str | None = None,
+    log_samples: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Run tasks of the harness on a run, and return the harness's results.
+
+    Args:
+        source: output folder of a training, or an adapter's folder or Hub id.
+        tasks: names of tasks, groups or tags, or files of tasks.
+        num_blocks: blocks after each context; the adapter's own if not given.
+        base: folder or Hub id of the base, if it is not where the adapter says.
+        include_path: folder with files of tasks beside the harness's own.
+        output_path: folder or ``.json`` file for the results.
+        log_samples: keep every request and answer among the results, and write them to ``output_path``.
+        options: of ``lm_eval.simple_evaluate``, as ``limit``, ``num_fewshot`` and ``batch_size``.
+
+    Raises:
+        FileNotFoundError: there is no adapter.
+        ValueError: there is no such task, or ``log_samples`` has no ``output_path``.
+    """
+    if log_samples and output_path is None:
+        raise ValueError("log_samples: needs a folder for the samples. Give output_path (--output_path).")
+    manager = _find_tasks(tasks, include_path)
+    model_args: dict[str, Any] = {"pretrained": source, "num_blocks": num_blocks, "base": base}
+    tracker = EvaluationTracker(output_path=output_path)
+    results: dict[str, Any] = simple_evaluate(
+        model="rim",
+        model_args={name: value for name, value in model_args.items() if value is not None},
+        tasks=list(tasks),
+        task_manager=manager,
+        log_samples=log_samples,
+        evaluation_tracker=tracker,
+        **options,
+    )
+    if output_path is not None:
+        samples = results.get("samples") or {}
+        tracker.save_results_aggregated(
+            results={name: value for name, value in results.items() if name != "samples"}, samples=samples
+        )
+        for task, rows in samples.items():
+            tracker.save_results_samples(task_name=task, samples=rows)
+    return results
+
+
+def _find_tasks(tasks: Sequence[str], include_path: str | None) -> TaskManager:
+    """Return a manager that knows some tasks; the harness's own thousands only if they are among them."""
+    if include_path is not None and not Path(include_path).is_dir():
+        raise ValueError(f"include_path: must be a folder with files of tasks, got {include_path!r}.")
+    for include_defaults in (False, True):
+        manager = TaskManager(include_path=include_path, include_defaults=include_defaults)
+        unknown = [task for task in tasks if task not in manager.all_tasks and not Path(task).is_file()]
+        if not unknown:
+            return manager
+    raise ValueError(
+        f"tasks: must be tasks of the harness or of include_path, or files of tasks, got {', '.join(unknown)}. "
+        "lm-eval ls tasks lists the harness's."
+    )
+
+
+def _check_method(run: Run, num_blocks: int | None) -> None:
+    """Refuse methods that answer in a way of their own, and blocks for those that have none."""
+    if run.recipe is None:
+        return
+    method = run.recipe.method
+    if method == "coconut":
+        raise ValueError(
+            "method: must answer after blocks or at once, got 'coconut', whose continuous thoughts the harness cannot "
+            "score. Use rim-peft evaluate."
+        )
+    if num_blocks and not run.recipe.rim_config().num_blocks:
+        raise ValueError(f"num_blocks: must not be given for method {method!r}, which has no blocks. Leave it out.")
+
+
+def _move(run: Run, device: str | None) -> None:
+    """Move a model that can be moved to a device that there is: the harness asks for a GPU by default."""
+    is_there = device is not None and (device == "cpu" or torch.cuda.is_available())
+    if is_there and (run.recipe is None or run.recipe.model.quantization is None):
+        run.model.to(device)
