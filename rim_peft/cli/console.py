@@ -10,12 +10,17 @@ import warnings
 from collections.abc import Iterator
 
 
+def process_number() -> int:
+    """Return which of the processes this is that a launcher has started, 0 being the one that reports."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def quiet_libraries() -> None:
     """Keep the libraries' notices from hiding ours; their errors and our log lines go to stderr."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when a process forks
     warnings.simplefilter("ignore")
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.ERROR)
-    logging.getLogger("rim_peft").setLevel(logging.INFO)
+    logging.getLogger("rim_peft").setLevel(logging.INFO if process_number() == 0 else logging.ERROR)
 
 
 def quiet_model_loading() -> None:

@@ -11,7 +11,7 @@ from importlib import import_module
 from types import FrameType, ModuleType
 from typing import Any
 
-from rim_peft.cli.console import quiet_libraries
+from rim_peft.cli.console import process_number, quiet_libraries
 from rim_peft.recipe import RecipeError
 from rim_peft.version import __version__
 
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = _command_list()
         parser.parse_args(arguments)  # which prints help or version, or says what is wrong
         parser.error("the command must come first")
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes > 1 and arguments[0] != "train":
+        _command_list().error(f"{arguments[0]} runs in one process, got {num_processes}: start it without a launcher")
     # Intermixed, since a question or overrides may stand behind an option.
     args = _command_parser(arguments[0]).parse_intermixed_args(arguments[1:])
     before = signal.signal(signal.SIGTERM, _stop)
@@ -56,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.traceback:
             raise
-        print(_describe(error), file=sys.stderr)
+        if process_number() == 0 or not isinstance(error, RecipeError):  # a recipe's errors are those of all processes
+            print(_describe(error), file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -91,7 +95,8 @@ def _describe(error: Exception) -> str:
     if isinstance(error, RecipeError):
         return str(error)  # each of its lines says where it belongs
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-    return f"rim-peft: error: {kind}{error}"
+    where = f" in process {process_number()}" if process_number() else ""
+    return f"rim-peft: error{where}: {kind}{error}"
 
 
 class _Help(argparse.Action):

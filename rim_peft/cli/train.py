@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.recipe import load_recipe
     from rim_peft.run import train
     from rim_peft.training.curriculum import Interrupted
-    from rim_peft.training.processes import is_main
+    from rim_peft.training.processes import MainProcessFailed, is_main
 
     recipe = load_recipe(args.recipe, args.overrides)
     command = ["rim-peft", "train", args.recipe, *args.overrides]
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         with results_only():
             trained = train(recipe, command=command)
+    except MainProcessFailed:  # which prints its error
+        return 1
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
         again = shlex.join([*(part for part in command if part != "resume=true"), "resume=true"])
         if is_main():

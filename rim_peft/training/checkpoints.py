@@ -9,7 +9,15 @@ import torch
 from safetensors.torch import load_file
 from trl import SFTTrainer
 
-from rim_peft.training.sharding import fill_adapter, fill_optimizer, gather_adapter, gather_optimizer, is_sharded
+from rim_peft.training.launch import check_launch
+from rim_peft.training.sharding import (
+    fill_adapter,
+    fill_optimizer,
+    gather_adapter,
+    gather_optimizer,
+    is_sharded,
+    keep_memory,
+)
 
 ADAPTER_WEIGHTS, OPTIMIZER, SCHEDULER = "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"
 
@@ -22,12 +30,22 @@ class Checkpoints(SFTTrainer):
     """
 
     model: Any
+    trains_sharded = True  # all passes over the base lie in one forward pass of the model
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_launch(self)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if is_sharded(self.model):
-            # The stage before has left it so; accelerate would look for layers to shard, whose classes have new names.
+            # The stage before has left it so. accelerate would look for layers to shard, whose classes have new names,
+            # and transformers would wrap `generate` twice, after which the weights are let go of too early.
             self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
-        return super()._prepare_for_training(*args, **kwargs)
+            vars(self.model).pop("generate", None)
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if is_sharded(self.model):
+            keep_memory(self.model)
+        return prepared
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter; every process must call it."""
@@ -50,6 +68,12 @@ class Checkpoints(SFTTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         fill_adapter(self.model, load_file(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS))
+
+    def _load_best_model(self) -> None:
+        if is_sharded(self.model):
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not is_sharded(self.model):

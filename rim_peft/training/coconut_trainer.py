@@ -34,6 +34,7 @@ class CoconutTrainer(ReadoutTrainer):
     config_class = CoconutConfig
     needs_steps = True
     least_blocks = 0
+    trains_sharded = False
     args: CoconutConfig
     _name = "Coconut"
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rim_peft.tuner.config import active_config
 from rim_peft.tuner.registration import PREFIX
 
 T = TypeVar("T")
@@ -23,6 +24,13 @@ T = TypeVar("T")
 def is_sharded(model: nn.Module) -> bool:
     """Tell whether each process holds only a part of the model's weights."""
     return isinstance(model, FSDPModule)
+
+
+def keep_memory(model: PeftModel) -> None:
+    """Let memory rows that enter at a middle layer stay gathered until then, after the embedding that holds them."""
+    memory = model.base_model.memory
+    if active_config(model).insertion_layer and isinstance(memory, FSDPModule):
+        memory.set_reshard_after_forward(False)
 
 
 def gather_adapter(model: PeftModel) -> dict[str, Tensor] | None:

@@ -22,7 +22,6 @@ from torch import Tensor
 from rim_peft import GroundingConfig, RefinementConfig
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_curriculum
 from tests.conftest import build_rim, build_tokenizer
-from tests.integration import two_processes
 
 ROWS = [
     {"question": f"{a}+{b}+1", "steps": [str(a), str(a + b), str(a + b + 1)], "answer": str(a + b + 1)}
@@ -247,22 +246,3 @@ def test_checkpoints_without_the_optimiser_are_refused(tmp_path: Path) -> None:
     grounding = GroundingConfig(output_dir=str(tmp_path / "grounding"), save_only_model=True)
     with pytest.raises(ValueError, match="save_only_model: must be False"):
         train(tmp_path, grounding=grounding)
-
-
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Two gloo processes with half the batch each: the same weights on both, and on disk, as one process alone."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    module = ["-m", two_processes.__name__, str(tmp_path / "two")]
-    subprocess.run([sys.executable, *launcher, *module], check=True, timeout=300, cwd=Path(__file__).parents[2])
-    model = two_processes.train(tmp_path / "one", per_device_train_batch_size=4)
-    for rank in (0, 1):
-        found = load_file(tmp_path / "two" / f"rank{rank}.safetensors")
-        for name, tensor in _weights(model).items():  # gradients are averaged in another order
-            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
-    for stage in ("grounding", "refinement"):
-        saved = [load_file(tmp_path / folder / stage / "final.safetensors") for folder in ("one", "two")]
-        torch.testing.assert_close(saved[0], saved[1], atol=1e-5, rtol=1e-4)
-    # Batches by tokens differ in size between the processes, which must leave off with the same weights.
-    by_rank = [load_file(tmp_path / "two" / "tokens" / f"rank{rank}.safetensors") for rank in (0, 1)]
-    torch.testing.assert_close(by_rank[0], by_rank[1], atol=0, rtol=0)
-    assert any(not torch.equal(by_rank[0][name], tensor) for name, tensor in _weights(build_rim(num_blocks=3)).items())
