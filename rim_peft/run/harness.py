@@ -5,6 +5,7 @@ Importing this module registers the model, for ``lm_eval.simple_evaluate(model="
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from rim_peft.evaluation.harness import BlockLM  # first, since it says what to 
 from rim_peft.run.loading import Run, load_run
 
 # isort: split
-from lm_eval import simple_evaluate
 from lm_eval.api.registry import register_model
+from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
@@ -28,8 +29,7 @@ __all__ = ["RimLM", "make_table", "run_harness"]
 class RimLM(BlockLM):
     """A run, or an adapter's folder or Hub id, as the harness's model ``rim``.
 
-    Of ``HFLM``'s options those about loading have no effect: a run says itself how its base is loaded. One process
-    evaluates everything; under ``accelerate launch`` each would do all of it.
+    Of ``HFLM``'s options those about loading have no effect: a run says itself how its base is loaded.
     """
 
     def __init__(
@@ -52,8 +52,14 @@ class RimLM(BlockLM):
 
         Raises:
             FileNotFoundError: there is no adapter.
-            ValueError: it is of another kind, or its method answers in another way than after blocks.
+            ValueError: it is of another kind, its method answers in another way than after blocks, or there are
+                several processes.
         """
+        if (num_processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise ValueError(
+                f"processes: must be one, which evaluates everything, got {num_processes}. Start it without accelerate "
+                "launch or torchrun, and share the tasks out by hand."
+            )
         run = load_run(pretrained, base=base)
         _check_method(run, num_blocks)
         _move(run, device)

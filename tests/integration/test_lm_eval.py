@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rim_peft.cli.main import main
+from rim_peft.data.examples import Example
+from rim_peft.data.tokenization import tokenize_example, tokenize_prompts
 from rim_peft.demo import showcase
 from rim_peft.run import evaluate, load_run
-from tests.conftest import build_base, build_rim, build_tokenizer
+from tests.conftest import BOS_ID, build_base, build_rim, build_tokenizer
 from tests.integration.test_demo import SHORT
 
 pytest.importorskip("lm_eval")
@@ -123,6 +126,27 @@ def test_answers_are_those_of_generate(
     assert len(set(expected)) > 1
     for size in (1, 4):
         assert generate(BlockLM(model, tokenizer, num_blocks=1, batch_size=size)) == expected
+
+
+@pytest.mark.parametrize("kind", ["plain", "begins with BOS", "marks words"])
+def test_tokens_are_those_of_training(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    if kind == "begins with BOS":
+        template = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS_ID)])
+        tokenizer.backend_tokenizer.post_processor = template
+    elif kind == "marks words":  # white space before a word is part of it, as with SentencePiece
+        trained = {"<eos>": 0, "<unk>": 1, "\u2581What?": 2, "\u2581red": 3, "\u2581And?": 4, "\n": 5}
+        words = Tokenizer(models.WordLevel(trained, "<unk>"))
+        words.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Metaspace(prepend_scheme="always")]
+        )
+        special = {"eos_token": "<eos>", "unk_token": "<unk>"}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
+    lm = BlockLM(build_rim(), tokenizer)
+    expected = tokenize_example(Example("What? And?", answer="red"), tokenizer)
+    assert lm._encode_pair("What? And?\n", "red") == (expected["prompt_ids"], expected["answer_ids"][:-1])
+    ids, mask = lm.tok_batch_encode(["What? And?\n", "What?\n"])
+    assert ids[0].tolist() == expected["prompt_ids"]
+    assert ids[1][mask[1] == 1].tolist() == tokenize_prompts(["What?"], tokenizer)[0]
 
 
 def test_a_batch_of_automatic_size(tokenizer: PreTrainedTokenizerBase) -> None:
