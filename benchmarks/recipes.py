@@ -92,7 +92,7 @@ def _gibibytes(name: str, size: float) -> Measured:
 
 
 def _peak(recipe: Recipe, weights: str) -> int:
-    """Return the bytes of weights, adapter, AdamW's two numbers for each of the adapter's, and a step on longer rows."""
+    """Return the bytes of weights, adapter, AdamW's two numbers for each weight of it, and a step on longer rows."""
     model = _meta_model(recipe, weights)
     batches = [(args, *_device_batch(recipe, args, model)) for _, args in recipe.stage_trainers()]
     args, layout, block_weights = max(batches, key=lambda batch: batch[1].input_ids.numel())
