@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    Qwen3Config,
+)
 
 from benchmarks.registry import Settings
 from rim_peft import RiMConfig
@@ -15,6 +22,14 @@ _NO_DROPOUT: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdro
 # Without an end token, answers have the length that they are asked for.
 _ENDLESS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 _LLAMA_3 = {"vocab_size": 128256, "intermediate_size": 8192, "num_key_value_heads": 8, "tie_word_embeddings": True}
+_QWEN_3: dict[str, Any] = {
+    "vocab_size": 151936,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
 
 
 def _llama(**sizes: Any) -> LlamaConfig:
@@ -41,8 +56,21 @@ CONFIGS: dict[str, Any] = {
     "llama-3.2-3b": lambda: _llama(
         **_LLAMA_3, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128
     ),
+    "qwen3-0.6b": lambda: Qwen3Config(**_QWEN_3, **_ENDLESS, hidden_size=1024, intermediate_size=3072),
+    "qwen3-1.7b": lambda: Qwen3Config(**_QWEN_3, **_ENDLESS, hidden_size=2048, intermediate_size=6144),
+    "gemma-3-1b": lambda: Gemma3TextConfig(
+        **_ENDLESS,
+        vocab_size=262144,
+        hidden_size=1152,
+        intermediate_size=6912,
+        num_hidden_layers=26,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        sliding_window=512,
+    ),
 }
-"""Configs by the name of the base: three sizes for the CPU, and the shapes of the paper's three models."""
+"""Configs by the name of the base: three sizes for the CPU, and the shapes of real models, the paper's three first."""
 
 WEIGHTS = ("fp32", "bf16", "nf4")
 """The types that a frozen base can have."""
@@ -54,27 +82,29 @@ def build_base(name: str, settings: Settings, *, weights: str | None = None, voc
     Args:
         name: one of ``CONFIGS``.
         settings: the run.
-        weights: one of ``WEIGHTS``; float32 on the CPU and bfloat16 on CUDA if not given.
+        weights: one of ``WEIGHTS``, or ``"int8"``; float32 on the CPU and bfloat16 on CUDA if not given.
         vocab_size: another vocabulary than the config's.
 
     Raises:
-        ImportError: ``weights`` is ``"nf4"`` and bitsandbytes is not installed.
+        ImportError: ``weights`` is ``"nf4"`` or ``"int8"`` and bitsandbytes is not installed.
     """
     is_cuda = settings.device == "cuda"
     config = CONFIGS[name]()
     config.vocab_size = vocab_size or config.vocab_size
-    # Beside nf4 weights: the type of what is not quantised, and of what is computed, as `rim-peft train` has it.
+    # Beside quantised weights: the type of what is not quantised, and of what is computed, as `rim-peft train` has it.
     dtype = torch.bfloat16 if weights == "bf16" or (is_cuda and weights != "fp32") else torch.float32
     torch.manual_seed(0)
     with torch.device(settings.device):
         base = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return (_quantized(base, dtype) if weights == "nf4" else base).eval()
+    return (_quantized(base, dtype, weights) if weights in ("nf4", "int8") else base).eval()
 
 
-def _quantized(base: Any, dtype: torch.dtype) -> Any:
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+def _quantized(base: Any, dtype: torch.dtype, weights: str) -> Any:
+    quantization = BitsAndBytesConfig(load_in_8bit=True)
+    if weights == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
     return type(base).from_pretrained(
         None,
         config=base.config,

@@ -32,6 +32,8 @@ MODULES = (
     "readouts",
     "train_step",
     "memory",
+    "qlora",
+    "recipes",
     "scaling",
     "processes",
     "kernels",

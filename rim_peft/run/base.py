@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,11 @@ def _texts(rows: Iterable[Mapping[str, Any]], templates: Templates) -> Iterator[
 def _quantization(options: ModelOptions, *, has_bf16: bool | None = None) -> BitsAndBytesConfig | None:
     if options.quantization is None:
         return None
+    if find_spec("bitsandbytes") is None:
+        raise ImportError(
+            f"model.quantization: needs bitsandbytes, which is not installed, got {options.quantization!r}. "
+            "pip install 'rim-peft[quantized]', or leave it out for a base as it is."
+        )
     if options.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if has_bf16 is None:

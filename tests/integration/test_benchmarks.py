@@ -15,16 +15,17 @@ import torch
 from transformers.utils import logging
 
 from benchmarks import __main__ as command_line
-from benchmarks import registry
+from benchmarks import recipes, registry
 from benchmarks.lengths import NUM_ROWS, real_lengths
 from benchmarks.measure import Spread, interleave, peak_memory, ratio, repeated, spread, tensor_bytes
-from benchmarks.models import attach_rim, build_base
+from benchmarks.models import CONFIGS, attach_rim, build_base
 from benchmarks.operations import Operations, causal_pairs, readout_pairs
 from benchmarks.registry import Benchmark, Settings, all_benchmarks
 from benchmarks.report import Measured, Row, above, at_least, at_most, below, to_document, to_table
 from benchmarks.steps import RowSizes, readout_step
 from rim_peft.cli import bench
 from rim_peft.cli.main import main as rim_peft_main
+from rim_peft.recipe import load_recipe
 
 QUICK = Settings(quick=True)
 
@@ -236,6 +237,13 @@ def test_every_benchmark_runs(name: str, tmp_path: Path, capsys: pytest.CaptureF
         figures = [part[key] for part in spreads for key in ("median", "lower", "upper")]
         assert all(math.isfinite(figure) for figure in [*figures, row["bound"]["value"]])
         assert all(way["spread"]["lower"] > 0 for way in row["ways"])
+
+
+def test_every_one_gpu_recipe_can_be_estimated() -> None:
+    for path in recipes.FOLDER.glob("*/*lora.yaml"):
+        recipe = load_recipe(path)
+        assert recipes.SHAPES[str(recipe.model.name_or_path)] in CONFIGS
+        assert {recipe.data.path, recipe.data.task} & set(recipes.ROWS)
 
 
 def test_a_profile_names_five_costs_of_a_step_and_of_an_answer(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.demo import RECIPE as DEMO
-from rim_peft.recipe import load_recipe
+from rim_peft.recipe import Recipe, load_recipe
 from rim_peft.run import train
 from tests.conftest import build_base, build_tokenizer
 
@@ -22,6 +23,17 @@ GSM8K: dict[str, Any] = {
     "question": "Tom has 3 bags of {n} nuts. How many?",
     "answer": "3*{n} = <<3*{n}={m}>>{m} nuts.\n#### {m}",
 }
+MATH: dict[str, Any] = {
+    "problem": "What is three times ${n}$?",
+    "solution": "We triple ${n}$. This is $3\\cdot {n}$. The answer is $\\boxed{{{m}}}$.",
+}
+STRATEGYQA: dict[str, Any] = {"question": "Is {n} even?", "answer": True, "facts": ["{n} is a number.", "{m} is odd."]}
+LOGIQA: dict[str, Any] = {
+    "context": "All {n} are {m}.",
+    "question": "What is {n}?",
+    "options": list("wxyz"),
+    "answer": 1,
+}
 PROSQA: dict[str, Any] = {
     "question": "Bob is a k{n}. Is Bob a p or q?",
     "steps": ["Bob is a k{n}.", "k{n} is p."],
@@ -32,37 +44,55 @@ PROSQA: dict[str, Any] = {
 def fill(value: Any, n: int) -> Any:
     if isinstance(value, list):
         return [fill(item, n) for item in value]
-    return value.format(n=n, m=3 * n)
+    return value.format(n=n, m=3 * n) if isinstance(value, str) else value
 
 
 def write_rows(folder: Path, task: str) -> None:
     folder.mkdir()
-    row = {"gsm8k": GSM8K, "prosqa": PROSQA}[task]
+    row = {"gsm8k": GSM8K, "math": MATH, "strategyqa": STRATEGYQA, "logiqa": LOGIQA, "prosqa": PROSQA}[task]
     for split, first in (("train", 0), ("valid", 100), ("test", 200)):
         rows = [{key: fill(value, first + n) for key, value in row.items()} for n in range(16)]
         (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
 
 
+def architecture(recipe: Recipe) -> tuple[str, dict[str, Any]]:
+    """Name the tiny base of the recipe's architecture; 4-bit layers must be at least 64 wide."""
+    name = str(recipe.model.name_or_path).lower()
+    width = {} if recipe.model.quantization is None else {"hidden_size": 64}
+    if "qwen3" in name:
+        return "qwen3", {**width, "tie_word_embeddings": True}
+    if "gemma-3" in name:
+        return "gemma3", width
+    return ("gpt2" if "gpt2" in name else "llama_tied" if "llama" in name else "llama"), width
+
+
 @pytest.fixture(scope="module")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_base().save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Path]:
+    def build(recipe: Recipe) -> Path:
+        name, changes = architecture(recipe)
+        folder = tmp_path_factory.getbasetemp() / f"{name}{'-wide' * bool(changes)}"
+        if not folder.exists():
+            build_base(name, **changes).save_pretrained(folder)
+            build_tokenizer().save_pretrained(folder)
+        return folder
+
+    return build
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_two_steps_of_each_stage(path: Path, tiny_base: Path, tmp_path: Path) -> None:
-    overrides = [f"model.name_or_path={tiny_base}", f"output_dir={tmp_path / 'out'}"]
-    if isinstance(load_recipe(path).task(), GeneratedTask):
-        overrides += ["data.options.num_rows=16", *SHORTER.get(load_recipe(path).data.task, [])]
+def test_two_steps_of_each_stage(path: Path, tiny_base: Callable[[Recipe], Path], tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    overrides = [f"model.name_or_path={tiny_base(recipe)}", f"output_dir={tmp_path / 'out'}"]
+    if isinstance(recipe.task(), GeneratedTask):
+        overrides += ["data.options.num_rows=16", *SHORTER.get(recipe.data.task, [])]
     else:
-        write_rows(tmp_path / "rows", load_recipe(path).data.task)
+        write_rows(tmp_path / "rows", recipe.data.task)
         overrides.append(f"data.path={tmp_path / 'rows'}")
-    for stage in ("grounding", "refinement"):
+    for stage in recipe.stages:
         overrides += [f"{stage}.max_steps=2", f"{stage}.per_device_train_batch_size=2", f"{stage}.save_steps=2"]
     run = train(load_recipe(path, [*overrides, "data.validation_rows=4", "evaluation.max_new_tokens=4"]))
-    for stage in ("grounding", "refinement"):
+    for stage in recipe.stages:
         figures = run.metrics["stages"][stage]
         assert figures["step"] == 2
         assert figures["train_loss"] > 0
@@ -81,10 +111,26 @@ def test_two_steps_of_each_stage(path: Path, tiny_base: Path, tmp_path: Path) ->
     assert not any(name.startswith(".") or "partial" in name for name in names)
 
 
-def test_a_quantised_base(tiny_base: Path, tmp_path: Path) -> None:
+def test_one_gpu_recipes_are_quantised_paged_and_checkpointed() -> None:
+    """GPT-2 alone is small enough to stay as it is."""
+    paths = [path for path in RECIPES if path.stem.endswith("lora")]
+    assert len(paths) == 10
+    for path in paths:
+        recipe = load_recipe(path)
+        assert recipe.model.quantization == (None if "gpt2" in path.name else "nf4")
+        for _, args in recipe.stage_trainers():
+            assert args.optim.startswith("paged_adamw")
+            assert args.gradient_checkpointing
+        header = path.read_text().partition("output_dir:")[0]
+        for word in ("Purpose", "Command", "Hardware", "Memory", "Time", "Expected", "Source of the values"):
+            assert f"# {word}: " in header
+        assert header.count("estimate") == 2
+
+
+def test_a_quantised_base_from_a_config(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows", "prosqa")
     recipe = load_recipe(
-        RECIPES[-1],
+        next(path for path in RECIPES if path.parts[-2:] == ("prosqa", "tiny.yaml")),
         [
             f"data.path={tmp_path / 'rows'}",
             f"output_dir={tmp_path / 'out'}",

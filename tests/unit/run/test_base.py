@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.recipe import ModelOptions
+from rim_peft.run import base as base_module
 from rim_peft.run.base import build_base, build_meta_base, load_base, load_tokenizer
 from tests.conftest import build_base as tiny_base
 
@@ -84,6 +85,12 @@ def test_quantised_bases(tmp_path: Path, quantization: Any) -> None:
         assert config.load_in_8bit
     layer = base.model.layers[0].self_attn.q_proj.weight
     assert layer.dtype in (torch.uint8, torch.int8)
+
+
+def test_quantisation_without_bitsandbytes_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_module, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"model.quantization: needs bitsandbytes.*got 'nf4'. pip install"):
+        load_base(str(tmp_path), ModelOptions(name_or_path=str(tmp_path), quantization="nf4"))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -1,0 +1,158 @@
+"""What the one-GPU recipes need at their bases' real shapes: simulated memory and counted operations, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+
+from benchmarks.measure import Spread
+from benchmarks.models import CONFIGS
+from benchmarks.operations import COUNTED, Operations, causal_pairs
+from benchmarks.registry import Settings, benchmark
+from benchmarks.report import Measured, Row
+from rim_peft.data.collator import ReadoutCollator, grounding_readouts, refinement_readouts
+from rim_peft.recipe import Recipe, load_recipe
+from rim_peft.run.base import build_meta_base
+from rim_peft.sequence import Layout, pack_rows
+from rim_peft.training import GroundingConfig
+from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.training.simulation import simulate_step
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+ASSUMED_RATE = 60e12
+"""Operations a second that the hours suppose of a GPU: assumed, not measured."""
+_GIB = 2**30
+
+SHAPES = {
+    "openai-community/gpt2": "gpt2-124m",
+    "meta-llama/Llama-3.2-1B": "llama-3.2-1b",
+    "meta-llama/Llama-3.2-3B": "llama-3.2-3b",
+    "Qwen/Qwen3-0.6B-Base": "qwen3-0.6b",
+    "Qwen/Qwen3-1.7B-Base": "qwen3-1.7b",
+    "google/gemma-3-1b-pt": "gemma-3-1b",
+}
+"""The config with the shapes of each recipe's base."""
+
+Lengths = tuple[int, list[int], int]
+"""Tokens of a row's prompt, of each of its steps, and of its answer."""
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """A task's training rows: how many, an average one for the time, and a long one for the memory."""
+
+    count: int
+    average: Lengths
+    long: Lengths
+
+
+ROWS = {
+    "whynlp/gsm8k-aug": TaskRows(385_620, (54, [6, 7, 7], 2), (92, [8] * 6, 2)),
+    "gsm8k": TaskRows(6_853, (58, [6, 7, 7], 2), (99, [8] * 6, 2)),
+    "math": TaskRows(7_000, (75, [28] * 7, 8), (200, [40] * 16, 20)),
+    "strategyqa": TaskRows(1_911, (15, [17] * 3, 2), (21, [30] * 4, 2)),
+    "logiqa": TaskRows(7_376, (186, [], 2), (284, [], 2)),
+}
+"""By ``data.path`` or ``data.task``. Lengths were counted with a byte-level BPE of 8,192 tokens on the authors' files
+(validation rows of GSM8K-Aug and LogiQA), long ones at 95 %; other tokenizers differ a little. MATH is a guess."""
+
+
+@benchmark("recipes", "the one-GPU recipes: memory simulated at the bases' real shapes, operations counted")
+def run(settings: Settings) -> Iterator[Row]:
+    """Simulate a step of each recipe's stage with the longer rows, at its beginning; count all steps of both stages."""
+    paths = sorted(FOLDER.glob("*/*lora.yaml"))
+    for path in [path for path in paths if "gpt2" in path.name] if settings.quick else paths:
+        recipe = load_recipe(path)
+        settings.tell(path.name)
+        weights = recipe.model.quantization or "bf16"
+        other = "bf16" if recipe.model.quantization else "nf4"
+        peaks = {name: _peak(recipe, name) / _GIB for name in (weights, other)}
+        share, operations = peaks[weights] / peaks[other], _operations(recipe)
+        yield Row(
+            benchmark="recipes",
+            case={"recipe": str(path.relative_to(FOLDER))},
+            ways=(_gibibytes(weights, peaks[weights]), _gibibytes(other, peaks[other])),
+            figure=Spread(share, share, share),
+            figure_name=f"peak, {weights} / {other}",
+            bound=1.0,
+            bound_text="the same peak",
+            note=f"{operations:.1e} operations ({COUNTED}): {operations / ASSUMED_RATE / 3600:.1f} h at "
+            f"{ASSUMED_RATE / 1e12:.0f} TFLOP/s, which is assumed",
+        )
+
+
+def _gibibytes(name: str, size: float) -> Measured:
+    return Measured(name, Spread(size, size, size), "GiB")
+
+
+def _peak(recipe: Recipe, weights: str) -> int:
+    """Return the bytes of weights, adapter, AdamW's two numbers for each weight of it, and a step on longer rows."""
+    model = _meta_model(recipe, weights)
+    batches = [(args, *_device_batch(recipe, args, model)) for _, args in recipe.stage_trainers()]
+    args, layout, block_weights = max(batches, key=lambda batch: batch[1].input_ids.numel())
+    checkpointing = bool(args.gradient_checkpointing)
+    found = simulate_step(model, layout, block_weights, checkpointing=checkpointing, autocast=torch.bfloat16)
+    return found.weights + 3 * found.adapter + found.step
+
+
+def _meta_model(recipe: Recipe, weights: str) -> Any:
+    """Return the recipe's base and adapter without weights, as a GPU with bf16 would have them."""
+    options: Any = replace(recipe.model, dtype="bfloat16", quantization=None if weights == "bf16" else weights)
+    base = build_meta_base(CONFIGS[SHAPES[str(recipe.model.name_or_path)]](), options)
+    layers: list[Any] = [module for module in base.modules() if type(module).__name__ == "Linear4bit"]
+    for layer in layers:
+        layer.compute_dtype = torch.bfloat16  # float32 where this machine has no such GPU
+    return get_peft_model(base, recipe.rim_config())
+
+
+def _device_batch(recipe: Recipe, args: ReadoutConfig, model: Any) -> tuple[Layout, torch.Tensor]:
+    """Return a device's batch of long rows as the stage arranges them at its beginning, and its readouts' weights."""
+    prompt, steps, answer = _rows(recipe).long
+    row = {"prompt_ids": [3] * prompt, "step_ids": [[3] * step for step in steps], "answer_ids": [3] * answer}
+    blocks = model.peft_config[model.active_adapter].block_tokens
+    readouts = _readouts(args, model.peft_config[model.active_adapter].num_blocks)
+    batch = ReadoutCollator(blocks, pad_id=0, readouts=readouts)([row] * args.per_device_train_batch_size)
+    del batch["num_steps"]
+    layout = Layout(**batch)
+    return pack_rows(layout, args.pack_length), (layout.block_ends >= 0).float()
+
+
+def _readouts(args: ReadoutConfig, num_blocks: int) -> Callable[..., list[list[int]]]:
+    if isinstance(args, GroundingConfig):
+        return partial(grounding_readouts, num_blocks=num_blocks if args.trailing_blocks else 0)
+    return partial(refinement_readouts, num_blocks=num_blocks)
+
+
+def _operations(recipe: Recipe) -> float:
+    """Return the operations of all steps of both stages on average rows, at stage 1's beginning weights."""
+    model = _meta_model(recipe, "bf16")
+    config = model.peft_config[model.active_adapter]
+    rows, sizes = _rows(recipe), Operations.of(model)
+    prompt, steps, answer = rows.average
+    row = {"prompt_ids": [3] * prompt, "step_ids": [[3] * step for step in steps], "answer_ids": [3] * answer}
+    total = 0.0
+    for _, args in recipe.stage_trainers():
+        lengths = [len(readout) for readout in _readouts(args, config.num_blocks)(row)]
+        block = config.block_tokens.length
+        trunk = prompt + block * len(lengths)
+        pairs = causal_pairs(trunk) + sum(
+            length * (prompt + index * block) + causal_pairs(length) for index, length in enumerate(lengths, start=1)
+        )
+        sample = sizes.training_step(
+            tokens=trunk + sum(lengths),
+            labels=sum(lengths),
+            pairs=pairs,
+            checkpointing=bool(args.gradient_checkpointing),
+        )
+        total += rows.count * args.num_train_epochs * sample
+    return total
+
+
+def _rows(recipe: Recipe) -> TaskRows:
+    return ROWS[recipe.data.path if recipe.data.path in ROWS else recipe.data.task]

@@ -1,0 +1,181 @@
+"""QLoRA through recipes, on the CPU: both stages on 4- and 8-bit bases, stopped and resumed, reloaded, and moved."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, set_seed
+
+from rim_peft import RefinementConfig, RefinementTrainer, RiMConfig
+from rim_peft.recipe import ModelOptions, Recipe, load_recipe
+from rim_peft.run import train
+from rim_peft.run.base import load_base
+from rim_peft.run.loading import load_run
+from rim_peft.run.scoring import evaluate
+from rim_peft.training.curriculum import Interrupted
+from tests.conftest import build_base, build_tokenizer
+from tests.integration.test_curriculum import SignalAtStep
+
+WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}  # nf4 needs 64 or more
+MEMORY = "rim_memory"
+
+RECIPE = """
+model: {{name_or_path: "{base}", quantization: {how}}}
+output_dir: "{out}"
+adapter: {{num_blocks: 3, r: 8}}
+data: {{task: gsm8k, path: "{rows}", validation_rows: 4}}
+grounding: &stage
+  max_steps: 6
+  per_device_train_batch_size: 4
+  pack_length: 128
+  learning_rate: 1e-2
+  dropout: 0.1 # so that random state matters
+  optim: {optim}
+  save_steps: 2
+  logging_steps: 1
+refinement: *stage
+evaluation: {{max_new_tokens: 4}}
+"""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    for split, first in (("train", 2), ("valid", 40), ("test", 60)):
+        lines = [
+            {
+                "question": f"Tom has 3 bags of {n} nuts. How many?",
+                "answer": f"<<3*{n}={3 * n}>> <<{3 * n}+0={3 * n}>>\n#### {3 * n}",
+            }
+            for n in range(first, first + 16)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    build_base("llama_tied", **WIDE).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_recipe(folder: Path, base: Path, rows: Path, how: str, *changes: str, optim: str) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(base=base, rows=rows, how=how, out=folder / "out", optim=optim))
+    return load_recipe(path, changes)
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "adapter_model.safetensors")
+
+
+def memory(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model.base_model.memory.rows("default").detach()
+    return found
+
+
+def logits(model: Any) -> torch.Tensor:
+    tokens = torch.tensor([[20, 30, 40, 262, 263, 263, 264, 60]])
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=tokens).logits
+    return found
+
+
+PAGED = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+
+
+@PAGED
+@pytest.mark.parametrize(("how", "optim"), [("nf4", "paged_adamw_32bit"), ("int8", "paged_adamw_8bit")])
+def test_both_stages_evaluation_and_reload(how: str, optim: str, base: Path, rows: Path, tmp_path: Path) -> None:
+    run = train(make_recipe(tmp_path, base, rows, how, optim=optim))
+    stored = adapter(tmp_path)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    assert {p.dtype for name, p in run.model.named_parameters() if "lora_" in name} == {torch.float32}
+    set_seed(0)
+    start = get_peft_model(load_base(str(base), ModelOptions(name_or_path=str(base))), RiMConfig(num_blocks=3, r=8))
+    assert not torch.allclose(memory(run.model), memory(start), atol=1e-3)
+    for stage in ("grounding", "refinement"):
+        lines = json.loads((tmp_path / "out" / stage / "history.json").read_text())
+        losses = [line["loss"] for line in lines if "loss" in line]
+        assert losses[-1] < losses[0]
+
+    loaded = load_run(tmp_path / "out")
+    quantization: Any = loaded.model.get_base_model().config.quantization_config
+    assert quantization.load_in_4bit == (how == "nf4")
+    assert torch.equal(memory(loaded.model), memory(run.model))
+    torch.testing.assert_close(logits(loaded.model), logits(run.model), atol=1e-4, rtol=1e-4)
+    reports = [evaluate(judged, path=str(rows), limit=8, by_block=True) for judged in (run, loaded)]
+    assert reports[0] == reports[1]
+    assert reports[0]["num_rows"] == 8
+
+
+@PAGED
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "optim", "stage"),
+    [
+        ("nf4", "paged_adamw_32bit", "grounding"),
+        ("nf4", "paged_adamw_8bit", "refinement"),
+        ("int8", "paged_adamw_32bit", "refinement"),
+    ],
+)
+def test_a_stopped_run_resumes_to_the_same_weights(
+    how: str, optim: str, stage: str, base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("unbroken", "stopped"):
+        (tmp_path / name).mkdir()
+    unbroken, stopped = tmp_path / "unbroken", tmp_path / "stopped"
+    train(make_recipe(unbroken, base, rows, how, optim=optim))
+    SignalAtStep(monkeypatch, stage, 3, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train(make_recipe(stopped, base, rows, how, optim=optim))
+    train(make_recipe(stopped, base, rows, how, "resume=true", optim=optim))
+    expected, found = adapter(unbroken), adapter(stopped)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=0, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+def test_an_adapter_trained_on_quantised_weights_fits_the_full_base(
+    how: str, base: Path, rows: Path, tmp_path: Path
+) -> None:
+    run = train(make_recipe(tmp_path, base, rows, how, "data.validation_rows=0", optim="adamw_torch"))
+    full: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "out")).eval()
+    assert torch.equal(memory(full), memory(run.model))
+    moved, trained = logits(full), logits(run.model)
+    prompt = torch.tensor([[20, 30, 40]])
+    with torch.no_grad(), full.disable_adapter():
+        untrained = full(input_ids=prompt).logits
+    # What is left of the difference is the weights' rounding; what was learned is many times as much.
+    rounding = (moved - trained)[:, :3].norm()
+    assert (moved - trained).norm() < {"nf4": 0.4, "int8": 0.06}[how] * trained.norm()
+    assert (moved[:, :3] - untrained).norm() > {"nf4": 3, "int8": 20}[how] * rounding
+
+
+@PAGED
+def test_moments_of_the_memory_rows_stay_float32_beside_8_bit_ones(tmp_path: Path) -> None:
+    """bitsandbytes keeps small tensors in 32 bits anyway: the base is as wide as real ones, where the rows are not."""
+    base = build_base(hidden_size=1536, intermediate_size=64, num_hidden_layers=1)
+    model: Any = get_peft_model(base, RiMConfig(num_blocks=2, r=8))
+    args = RefinementConfig(
+        str(tmp_path), max_steps=1, optim="paged_adamw_8bit", report_to="none", disable_tqdm=True, save_strategy="no"
+    )
+    rows = Dataset.from_list([{"question": "1+2", "answer": "3", "steps": ["3"]}])
+    trainer = RefinementTrainer(model, args, rows, processing_class=build_tokenizer())
+    trainer.train()
+    kept = {name: trainer.optimizer.state[p] for name, p in model.named_parameters() if p.requires_grad}
+    moments = {name: state["state1"].dtype for name, state in kept.items()}
+    assert memory(model).numel() > 4096
+    assert {dtype for name, dtype in moments.items() if MEMORY in name} == {torch.float32}
+    assert torch.uint8 in moments.values()
