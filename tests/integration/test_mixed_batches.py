@@ -54,6 +54,7 @@ def generate_alone(model: Any, tokenizer: Any, question: str, name: str, **optio
         {"cache_implementation": "static"},
         {"prefill_chunk_size": 7},
         {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "top_k": 1, "num_return_sequences": 2},
         {"repetition_penalty": 1.7},
     ],
     ids=str,
@@ -138,6 +139,14 @@ def test_num_blocks_of_a_call_holds_for_all_rows_with_an_adapter(make_mixed: Mak
     for answer, question, name in zip(mixed, QUESTIONS, NAMES, strict=True):
         options = {} if name == "__base__" else {"num_blocks": 2}
         torch.testing.assert_close(answer, generate_alone(model, tokenizer, question, name, **options)[0])
+
+
+def test_a_batch_of_base_rows_alone_is_the_bases(make_mixed: MakeRim, tokenizer: Any) -> None:
+    model = make_mixed()
+    inputs = tokenizer(QUESTIONS, return_tensors="pt", padding=True)
+    with model.disable_adapter():
+        expected = generate(model, inputs)
+    torch.testing.assert_close(generate(model, inputs, adapter_names=["__base__"] * len(QUESTIONS)), expected)
 
 
 def test_what_cannot_be_mixed_is_refused(make_mixed: MakeRim) -> None:
