@@ -232,6 +232,12 @@ def test_a_base_that_others_do_not_have_is_named(hub: Hub, saved: Path, caplog: 
     assert str(saved.parent) not in card
 
 
+def test_a_run_that_has_not_ended_is_not_pushed(hub: Hub, trained: tuple[Path, Run], tmp_path: Path) -> None:
+    shutil.copyfile(trained[0] / "recipe.yaml", tmp_path / "recipe.yaml")
+    with pytest.raises(FileNotFoundError, match=r"training has not ended: rim-peft train .* resume=true"):
+        push(tmp_path, "owner/run")
+
+
 def test_adapters_of_another_kind_are_not_pushed(hub: Hub, saved: Path) -> None:
     path = saved / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "LORA"}))
