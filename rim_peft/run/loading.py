@@ -17,9 +17,8 @@ from rim_peft.inference import answer_with_thoughts
 from rim_peft.recipe import ModelOptions, Recipe, load_recipe
 from rim_peft.recipe.keys import STAGES
 from rim_peft.run.base import load_base, load_tokenizer, to_device
-from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, shared_files
+from rim_peft.run.papers import BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
 from rim_peft.tuner import RiMConfig
-from rim_peft.tuner.files import check_files
 from rim_peft.tuner.sharing import attach_papers
 
 
@@ -157,14 +156,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _read_config(folder: Path) -> RiMConfig:
-    if not (folder / ADAPTER_FILE).exists():
-        remedy = "Give the folder of an adapter."
-        if (folder / RECIPE_FILE).exists():
-            remedy = (
-                f"Its training has not ended: rim-peft train {folder / RECIPE_FILE} output_dir={folder} resume=true."
-            )
-        raise FileNotFoundError(f"{folder}: must hold an adapter ({ADAPTER_FILE}), and does not. {remedy}")
-    check_files(folder)
+    check_adapter(folder)
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, RiMConfig):
         raise ValueError(f"{folder}: must hold a RIM adapter, got one of type {config.peft_type}. Use PEFT for it.")

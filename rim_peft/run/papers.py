@@ -6,6 +6,8 @@ from pathlib import Path
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
+from rim_peft.tuner.files import check_files
+
 BASE_FOLDER = "base"
 RECIPE_FILE = "recipe.yaml"
 RECORD_FILE = "run.json"
@@ -18,6 +20,23 @@ _TOKENIZER_FILES = ("merges.txt", "vocab.txt")
 
 _LEFT_OUT = ("best.safetensors", "trainer_state.json")
 """What only a training that goes on reads."""
+
+
+def check_adapter(folder: Path) -> None:
+    """Check that a folder holds an adapter whose files are whole.
+
+    Raises:
+        FileNotFoundError: there is none, or its training has not ended.
+        ValueError: its files are damaged.
+    """
+    if not (folder / ADAPTER_FILE).exists():
+        remedy = "Give the folder of an adapter."
+        if (folder / RECIPE_FILE).exists():
+            remedy = (
+                f"Its training has not ended: rim-peft train {folder / RECIPE_FILE} output_dir={folder} resume=true."
+            )
+        raise FileNotFoundError(f"{folder}: must hold an adapter ({ADAPTER_FILE}), and does not. {remedy}")
+    check_files(folder)
 
 
 def shared_files(folder: Path, *, papers_only: bool = False) -> dict[str, Path]:

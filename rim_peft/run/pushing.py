@@ -10,9 +10,8 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, shared_files
+from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, check_adapter, shared_files
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, describe_blocks, hub_id, name_base, render_card
-from rim_peft.tuner.files import check_files
 from rim_peft.tuner.registration import NAME
 from rim_peft.tuner.sharing import upload
 
@@ -50,7 +49,7 @@ def push(
         PermissionError: the Hub lets you not write there.
     """
     folder = Path(folder)
-    check_files(folder)
+    check_adapter(folder)
     files: dict[str, Path | bytes] = dict(shared_files(folder))
     config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     if config["peft_type"] != NAME:

@@ -97,7 +97,7 @@ def check_tensors(model: nn.Module, adapter_name: str, tensors: Mapping[str, Ten
 
 def _shapes(model: nn.Module, adapter_name: str) -> dict[str, Any]:
     shapes = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         if name.endswith("_flat_param") or (".lora_" in name and f".{adapter_name}." in f"{name}."):
             for wrapper in _WRAPPERS:
                 name = name.replace(wrapper, "")

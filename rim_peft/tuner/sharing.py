@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
 
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, complete_card, describe_blocks, name_adapter, render_card
@@ -55,7 +56,7 @@ def load_adapter(model: PeftModel, original: Callable[..., Any], model_id: Any, 
         ValueError: their file is damaged or cut off.
     """
     folder = Path(model_id, kwargs.get("subfolder") or "")
-    if folder.is_dir():
+    if (folder / CONFIG_NAME).is_file():  # else PEFT asks the Hub
         check_weights(folder)
     try:
         return original(model, model_id, *args, **kwargs)
@@ -181,7 +182,10 @@ def upload(
 
 def _copy_papers(model: PeftModel, folder: Path) -> None:
     papers: Papers | None = vars(model.base_model).get("papers")
-    if papers is None or _ADAPTER not in model.peft_config or papers.digest != _digest(model):
+    if papers is None:
+        return
+    if _ADAPTER not in model.peft_config or papers.digest != _digest(model):
+        del vars(model.base_model)["papers"]  # of weights that are gone
         return
     for name, path in papers.files.items():
         target = folder / name

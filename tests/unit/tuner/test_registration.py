@@ -3,15 +3,17 @@ import json
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from peft import PeftType
+from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import eva
 
 from rim_peft import RiMConfig, RiMModel
 from rim_peft.tuner import MemoryEmbedding
-from rim_peft.tuner.registration import RIM, _add_member, register
+from rim_peft.tuner.registration import RIM, _add_member, override, register
+from tests.conftest import build_base, build_rim
 
 
 def test_rim_is_a_member_like_any_other() -> None:
@@ -54,6 +56,24 @@ def test_a_rim_of_pefts_own_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, RIM, PeftsOwn)
     with pytest.raises(ImportError, match="has a method named RIM of its own"):
         register(RiMConfig, RiMModel, MemoryEmbedding)
+
+
+def test_methods_are_overridden_for_rim_alone_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = vars(PeftModel)["get_nb_trainable_parameters"]
+    monkeypatch.setattr(PeftModel, "get_nb_trainable_parameters", before)  # restored at the end
+    calls = []
+
+    def count(model: PeftModel, original: Any) -> Any:
+        calls.append(original)
+        return original(model)
+
+    for _ in range(2):
+        override(RiMModel, get_nb_trainable_parameters=count)
+    lora = get_peft_model(build_base(), LoraConfig(r=2, target_modules=["q_proj"]))
+    assert lora.get_nb_trainable_parameters()[0] > 0
+    assert not calls
+    assert build_rim().get_nb_trainable_parameters()[0] > 0
+    assert calls == [before]
 
 
 def test_importing_the_package_registers_and_leaves_trl_out() -> None:

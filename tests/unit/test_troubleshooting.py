@@ -1,0 +1,45 @@
+"""The errors that docs/troubleshooting.md explains are those that the package raises, word for word."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import rim_peft
+
+PACKAGE = Path(rim_peft.__file__).parent
+DOCS = PACKAGE.parent / "docs" / "troubleshooting.md"
+SECTIONS = ("Sharing",)
+OF_OTHER_PACKAGES = (
+    "KeyError: 'RIM'",
+    "Unexpected keyword arguments [...] for class RiMConfig, these are ignored",
+    "Error while deserializing header",
+    "Invalid metadata in README.md",
+)
+
+
+def quoted(section: str) -> list[str]:
+    """The texts in the headings of a section."""
+    text = re.split(r"^## ", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (found,) = [part for part in text if part.startswith(f"{section}\n")]
+    headings = re.findall(r"^### (.*)$", found, re.MULTILINE)
+    return [message for heading in headings for message in re.findall(r"`([^`]+)`", heading)]
+
+
+def source() -> str:
+    """The package's source, with texts that stand on several lines put together and values left out."""
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py")))
+    return re.sub(r"\{[^{}]*\}", "#", re.sub(r'"\s*\n\s*f?"', "", text))
+
+
+@pytest.mark.parametrize("message", [message for section in SECTIONS for message in quoted(section)])
+def test_an_explained_error_is_one_that_is_raised(message: str) -> None:
+    if message in OF_OTHER_PACKAGES:
+        return
+    pattern = re.escape(re.sub(r"\b\d+\b|\.\.\.|\w+\.safetensors", "#", message)).replace(r"\#", r".{0,40}")
+    assert re.search(pattern, source()), pattern
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_each_section_explains_something(section: str) -> None:
+    assert len(quoted(section)) > 3
