@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train an adapter as a recipe says",
     "evaluate": "measure an adapter's accuracy on a task",
     "generate": "answer questions with an adapter",
+    "export": "write an adapter as a model that runs without this package",
     "validate": "check recipes without running them",
     "compare": "train methods side by side, measure them and write one report",
     "ablate": "the same for one recipe with one value changed at a time",
