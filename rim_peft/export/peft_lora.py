@@ -25,12 +25,11 @@ from rim_peft.export.checking import CheckResult, check
 from rim_peft.export.merged import raise_if_differing
 from rim_peft.export.options import ExportOptions, Prompts, check_new
 from rim_peft.export.plain import as_plain, free
-from rim_peft.export.record import EXPORT_FILE, FORMAT_VERSION, read_json, write_json
+from rim_peft.export.record import EXPORT_FILE, new_record, read_json, write_json
 from rim_peft.export.saving import save_model, save_tokenizer
 from rim_peft.export.tokens import add_memory_tokens, append_blocks
 from rim_peft.export.weights import DTYPES, add_rows, is_tied, memory_rows
 from rim_peft.tuner.config import RiMConfig, active_config
-from rim_peft.version import __version__
 
 BASE, ADAPTERS = "base", "adapters"
 _MEMORY = "lora_rim_memory"
@@ -90,6 +89,7 @@ def export_peft_lora(
     save_tokenizer(extended, adapter)
     entry: dict[str, Any] = {
         "memory": memory.to_dict(),
+        "block_text": memory.block_text,
         "places": places,
         "source": source,
         "rank": lora.r,
@@ -136,10 +136,14 @@ def plain_config(config: RiMConfig, *, base: Path) -> LoraConfig:
 
 
 def _open(folder: Path) -> dict[str, Any]:
-    """Return the record of a folder; a new one if it is empty."""
+    """Return the record of a folder; a new one if it is empty.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
     if not (folder / EXPORT_FILE).is_file():
         check_new(folder)
-        return {"format": "peft-lora", "format_version": FORMAT_VERSION, "rim_peft": __version__, "adapters": {}}
+        return {**new_record("peft-lora"), "adapters": {}}
     record = read_json(folder / EXPORT_FILE)
     if record["format"] != "peft-lora":
         raise ValueError(

@@ -38,17 +38,13 @@ class ExportRecord:
 
     def write(self, folder: Path, **more: Any) -> None:
         """Write the file, with more keys such as the check's result."""
-        record = {
-            "format": "merged",
-            "format_version": FORMAT_VERSION,
-            "rim_peft": __version__,
-            **self._fields(),
-            **more,
-        }
-        write_json(folder / EXPORT_FILE, record)
+        memory = {"memory": self.memory.to_dict(), "block_text": self.memory.block_text}
+        write_json(folder / EXPORT_FILE, {**new_record("merged"), **vars(self), **memory, **more})
 
-    def _fields(self) -> dict[str, Any]:
-        return {**vars(self), "memory": self.memory.to_dict()}
+
+def new_record(form: str) -> dict[str, Any]:
+    """Return the keys that every record begins with."""
+    return {"format": form, "format_version": FORMAT_VERSION, "rim_peft": __version__}
 
 
 def read_record(folder: Path) -> ExportRecord:

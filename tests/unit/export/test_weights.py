@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from rim_peft.export.saving import save_model
+from rim_peft.export.saving import save_model, save_tokenizer
+from rim_peft.export.tokens import add_memory_tokens, append_blocks
 from rim_peft.export.weights import add_rows, dequantized, is_tied, memory_rows, merged, quantization_of
-from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, MakeBase, MakeRim
+from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, MakeBase, MakeRim, build_tokenizer
 
 IDS = [VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 2]
 BLOCK = [IDS[0], IDS[1], IDS[1], IDS[2]]
@@ -41,6 +42,10 @@ def test_plain_transformers_gives_the_plugins_tokens(make_rim: MakeRim, tmp_path
     with_blocks = torch.cat([prompts(), torch.tensor(BLOCK * 2).expand(8, -1)], dim=1)
     assert torch.equal(plain.generate(with_blocks, **asking)[:, 20:], expected)
     assert not is_tied(plain)
+    tokenizer, memory = add_memory_tokens(build_tokenizer(), num_blocks=2, block_size=2)
+    append_blocks(tokenizer, memory)
+    save_tokenizer(tokenizer, tmp_path)  # beside a config.json, by which transformers may choose another class
+    assert AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"][-8:] == BLOCK * 2
     assert plain.get_input_embeddings().weight.shape[0] == VOCAB_SIZE + 3
 
 
