@@ -10,7 +10,7 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "adapter", metavar="ADAPTER", help="output folder of a training, or an adapter's folder or Hub id"
+        "adapter", metavar="ADAPTER", help="output folder of a training or an export, or an adapter's folder or Hub id"
     )
     parser.add_argument(
         "--task", help="a task of docs/tasks.md or package.module:ClassName (default: that of the training)"

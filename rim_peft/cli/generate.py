@@ -15,7 +15,7 @@ from rim_peft.cli.evaluate import positive
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "adapter", metavar="ADAPTER", help="output folder of a training, or an adapter's folder or Hub id"
+        "adapter", metavar="ADAPTER", help="output folder of a training or an export, or an adapter's folder or Hub id"
     )
     parser.add_argument(
         "question",

@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "look at recipes before they run: errors, tokens, steps, memory",
     "push": "upload an adapter, with its recipe and its card, to the Hub",
     "lm-eval": "run tasks of EleutherAI's lm-evaluation-harness on an adapter",
+    "export": "write an adapter as a model that runs without this package",
     "compare": "train methods side by side, measure them and write one report",
     "ablate": "the same for one recipe with one value changed at a time",
     "demo": "train, evaluate and show the built-in example",

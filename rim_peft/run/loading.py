@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
+from rim_peft.export.reading import AnswerExported, is_export, load_export
 from rim_peft.inference import answer_with_thoughts
 from rim_peft.recipe import ModelOptions, Recipe, load_recipe
 from rim_peft.recipe.keys import STAGES
@@ -31,12 +32,14 @@ class Run:
         tokenizer: the base's tokenizer.
         recipe: how it was trained; None for an adapter that was saved by hand.
         record: what ``run.json`` says about the training; empty for an adapter that was saved by hand.
+        exported: how an export is asked, whose ``model`` is a plain one; None for an adapter.
     """
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     recipe: Recipe | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    exported: AnswerExported | None = None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -52,7 +55,14 @@ class Run:
     @property
     def answering(self) -> dict[str, Any]:
         """How the method's answers are made and read, as arguments of ``evaluate_accuracy``."""
+        if self.exported is not None:
+            return {"answer": self.exported}
         return answering(self.recipe) if self.recipe is not None else {}
+
+    @property
+    def num_blocks(self) -> int | None:
+        """Blocks after a prompt where the model does not know them, as that of an export; None where it does."""
+        return None if self.exported is None else self.exported.record.memory.num_blocks
 
 
 def answering(recipe: Recipe) -> dict[str, Any]:
@@ -96,7 +106,7 @@ def load_untrained(recipe: Recipe) -> Run:
 
 
 def load_run(source: str | Path, *, base: str | None = None, revision: str | None = None) -> Run:
-    """Load an output folder, or an adapter's folder or Hub id, for evaluation and generation.
+    """Load an output folder, an adapter's folder or Hub id, or a merged export, for evaluation and generation.
 
     The base is the folder's own if it has one, so that the folder may be moved, else the one that the adapter names.
 
@@ -119,8 +129,11 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
             "is a folder here."
         )
     folder = Path(source) if is_local else _download(str(source), revision)
-    config = _read_config(folder)
     recipe = load_recipe(folder / RECIPE_FILE, check=False) if (folder / RECIPE_FILE).exists() else None
+    if is_export(folder):
+        plain, tokenizer, asked = load_export(folder)
+        return Run(plain, tokenizer, recipe, exported=asked)
+    config = _read_config(folder)
     options = recipe.model if recipe is not None else ModelOptions(name_or_path=config.base_model_name_or_path)
     if not is_local and options.trust_remote_code:
         raise ValueError(

@@ -49,6 +49,10 @@ def evaluate(
             f"num_blocks, by_block: must not be given for method {run.recipe.method!r}, which has no blocks. Leave "
             "them out (--blocks, --by-block)."
         )
+    if run.exported is not None and by_block:
+        raise ValueError(
+            "by_block: must not be given for an export, which reads out its last block alone. Give the adapter."
+        )
     task = _task(run, task_name)
     data = run.recipe.data if run.recipe is not None and task_name in (None, run.recipe.data.task) else None
     options = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
@@ -61,7 +65,7 @@ def evaluate(
         read_examples(rows, on_bad_rows=on_bad_rows),
         task,
         templates=run.templates,
-        num_blocks=num_blocks,
+        num_blocks=run.num_blocks if num_blocks is None else num_blocks,
         by_block=by_block,
         max_new_tokens=max_new_tokens or options.max_new_tokens,
         batch_size=batch_size or options.batch_size,

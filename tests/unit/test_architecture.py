@@ -12,7 +12,7 @@ LAYERS = [
     {"version", "sequence"},
     {"tuner", "data"},
     {"training", "inference"},
-    {"evaluation"},
+    {"evaluation", "export"},
     {"recipe"},
     {"run"},
     {"comparison"},

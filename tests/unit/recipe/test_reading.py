@@ -62,6 +62,7 @@ def test_there_are_recipes() -> None:
         "gsm8k/gpt2.yaml",
         "gsm8k/llama-3.2-1b.yaml",
         "gsm8k/tiny.yaml",
+        "potions/demo-nf4.yaml",
         "potions/large.yaml",
         "potions/long.yaml",
         "prosqa/generated.yaml",

@@ -1,0 +1,108 @@
+"""``rim-peft export``: an adapter → a model that runs without this package, checked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rim_peft.cli.evaluate import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "adapter", metavar="ADAPTER", help="output folder of a training, or an adapter's folder or Hub id"
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to, new or empty")
+    parser.add_argument(
+        "--format",
+        choices=["merged", "peft-lora"],
+        default="merged",
+        help="one plain model, or a base with memory rows and a plain LoRA adapter, for engines with many adapters; "
+        "adapters of the same base are added to the same DIR (default: %(default)s)",
+    )
+    parser.add_argument("--blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="type of the weights (default: the base's)",
+    )
+    parser.add_argument(
+        "--max-shard-size", metavar="SIZE", default="5GB", help="largest weights file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--append-to",
+        choices=["auto", "prompt", "chat", "none"],
+        default="auto",
+        help="what the tokenizer appends blocks to: texts and, with a chat template, chats (auto), one of them, or "
+        "nothing (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep-tied",
+        action="store_true",
+        help="leave a head that shares the embedding's matrix so: a smaller file, but engines must honour "
+        "suppress_tokens, or may write memory tokens",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="questions to check the export on, 32 or more, one a line or as JSON lines with a field question "
+        "(default: the first 64 test rows of the training's task)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        metavar="N",
+        help="tokens of a checked answer at most (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--max-differing",
+        type=int,
+        metavar="N",
+        default=0,
+        help="how many prompts may get other tokens than from the adapter (default: %(default)s)",
+    )
+    parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, check and print what came out."""
+    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.cli.generate import read_questions
+    from rim_peft.export.options import ExportOptions
+    from rim_peft.run import export
+
+    options = ExportOptions(
+        num_blocks=args.blocks,
+        dtype=args.dtype,
+        max_shard_size=args.max_shard_size,
+        append_to=args.append_to,
+        keep_tied=args.keep_tied,
+        max_differing=args.max_differing,
+    )
+    questions = None
+    if args.prompts is not None:
+        questions = list(read_questions(Path(args.prompts).read_text(encoding="utf-8").splitlines()))
+    quiet_model_loading()
+    with results_only():
+        result = export(
+            args.adapter,
+            Path(args.out),
+            form=args.format,
+            options=options,
+            questions=questions,
+            max_new_tokens=args.max_new_tokens,
+            base=args.base,
+        )
+    if args.json:
+        print(json.dumps({"out": args.out, "format": args.format, **result.to_dict()}, indent=2, ensure_ascii=False))
+        return 0
+    print(f"export: {args.out}")
+    print(
+        f"checked in plain transformers: {result.num_equal} of {result.num_prompts} prompts give the adapter's "
+        f"greedy tokens, {result.num_equal_unguarded} with nothing suppressed"
+    )
+    return 0

@@ -1,0 +1,1 @@
+"""Adapters → folders that plain transformers, stock PEFT and other engines run without this package."""

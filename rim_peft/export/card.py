@@ -1,0 +1,112 @@
+"""The README of an export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from rim_peft.export.checking import CheckResult
+from rim_peft.export.options import Prompts
+from rim_peft.export.record import ExportRecord
+
+_BODY = """---
+{metadata}
+---
+
+# {name}
+
+A language model that reasons in memory blocks (Reasoning in Memory, [arXiv 2605.30343](https://arxiv.org/abs/2605.30343)):
+{num_blocks} blocks of {block_length} special tokens follow the prompt, and the answer follows them. It was exported by
+rim-peft from the adapter `{source}`{on_base}, and needs plain transformers alone:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+{snippet}
+answer = model.generate(**inputs, max_new_tokens={max_new_tokens})[0, inputs["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+```
+
+* **Prompts** are written as in training: {prompt}.
+* **Blocks** {places} Texts that are no prompts, such as answers, take
+  `add_special_tokens=False`. So does a chat that was rendered as text before: its blocks are in it. In an engine whose
+  tokenizer does not do this, write them behind the prompt: `{block_text}`
+* **Memory tokens** are {names} (ids {ids}). {guard}
+* **Weights** are {dtype}{dequantized}.
+* **Checked** in a fresh process with plain transformers: {num_equal} of {num_prompts} prompts gave the adapter's greedy
+  tokens{unguarded}.
+"""
+
+
+def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: CheckResult) -> str:
+    """Return the README of a merged export, with the metadata that the Hub reads."""
+    memory = record.memory
+    template = prompts.templates.prompt
+    is_text = isinstance(prompts.questions[0], str)
+    behind = "" if record.places["prompt" if is_text else "chat"] else memory.block_text
+    if is_text:
+        snippet = f"prompt = {template!r}.format(question={str(prompts.questions[0])!r})"
+        snippet += f" + {behind!r}" if behind else ""
+        snippet += '\ninputs = tokenizer(prompt, return_tensors="pt")'
+    else:
+        chat = json.dumps(list(prompts.questions[0]), ensure_ascii=False)
+        snippet = f"chat = {chat}\n"
+        if behind:
+            snippet += (
+                "text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)\n"
+                f'inputs = tokenizer(text + {behind!r}, add_special_tokens=False, return_tensors="pt")'
+            )
+        else:
+            options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+            snippet += f"inputs = tokenizer.apply_chat_template(chat, {options})"
+    base = record.base if record.base is not None and not Path(record.base).exists() else None
+    metadata = ModelCardData(
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["rim", "latent-reasoning"],
+        model_name=folder.name,
+    )
+    return _BODY.format(
+        metadata=metadata.to_yaml(),
+        name=folder.name,
+        folder=folder.name,
+        num_blocks=memory.num_blocks,
+        block_length=memory.block_size + 2,
+        source=Path(record.source).name,
+        on_base=f" on `{base}`" if base else "",
+        snippet=snippet,
+        max_new_tokens=prompts.max_new_tokens,
+        prompt=f"`{template!r}`" if is_text else "chats, by the chat template",
+        places=_places(record),
+        block_text=memory.block_text,
+        names=", ".join(f"`{name}`" for name in memory.names),
+        ids=", ".join(map(str, memory.ids)),
+        guard=(
+            "The head is tied to the embedding, so that only `suppress_tokens` of the generation settings keeps the "
+            "model from writing them: use engines that honour it."
+            if record.head_is_tied
+            else "The head scores each as the mean of all tokens, so that greedy decoding never writes one; the "
+            "generation settings suppress them besides."
+        ),
+        dtype=record.dtype,
+        dequantized=(
+            f", dequantised from {record.dequantized_from}, on which the adapter was trained, then merged"
+            if record.dequantized_from
+            else ""
+        ),
+        num_equal=result.num_equal,
+        num_prompts=result.num_prompts,
+        unguarded=f" ({result.num_equal_unguarded} where nothing is suppressed)",
+    )
+
+
+def _places(record: ExportRecord) -> str:
+    kinds = [name for name, key in (("texts", "prompt"), ("chats", "chat")) if record.places[key]]
+    if not kinds:
+        return "are not appended by the tokenizer: write them behind each prompt."
+    return f"come from the tokenizer, for {' and '.join(kinds)}."

@@ -1,0 +1,192 @@
+"""Does an export answer as the adapter does: the plugin's greedy tokens against those of a fresh, plain process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from rim_peft.data.examples import Question, Templates
+from rim_peft.data.preparation import tokenize_prompts
+from rim_peft.export.tokens import MemoryTokens
+from rim_peft.inference.generation import cut_behind_eos, generate_greedily
+
+LEAST_PROMPTS = 32
+_SHOWN_ERROR_CHARACTERS = 2000
+
+
+class ExportCheckError(ValueError):
+    """An export that answers otherwise than its adapter; its files are left where they are."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an export must do with a prompt.
+
+    Attributes:
+        prompt: as a user of the export writes it.
+        ids: without blocks, as training had them.
+        answer: the plugin's greedy tokens, EOS included if it was reached.
+    """
+
+    prompt: Question
+    ids: list[int]
+    answer: list[int]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """How many prompts an export answered with the plugin's tokens.
+
+    Attributes:
+        num_prompts: prompts asked.
+        num_equal: those answered with the same tokens, by the export's own generation settings.
+        num_equal_unguarded: the same with nothing that suppresses memory tokens, as in engines that ignore it.
+        differing: a line for each prompt that differs.
+    """
+
+    num_prompts: int
+    num_equal: int
+    num_equal_unguarded: int
+    differing: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, as JSON takes them."""
+        return asdict(self)
+
+
+def expect(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    templates: Templates,
+    num_blocks: int,
+    max_new_tokens: int,
+) -> list[Expected]:
+    """Answer questions with the plugin's ``generate``, one at a time.
+
+    Raises:
+        ValueError: there are fewer than ``LEAST_PROMPTS``.
+    """
+    if len(questions) < LEAST_PROMPTS:
+        raise ValueError(
+            f"prompts: must be at least {LEAST_PROMPTS} to check an export, got {len(questions)}. Give a file with "
+            "more questions (--prompts)."
+        )
+    prompts = tokenize_prompts(questions, tokenizer, templates)
+    expected = []
+    for question, ids in zip(questions, prompts, strict=True):
+        (answer,) = generate_greedily(
+            model,
+            [ids],
+            eos_id=tokenizer.eos_token_id,
+            pad_id=_pad_id(tokenizer),
+            max_new_tokens=max_new_tokens,
+            num_blocks=num_blocks,
+        )
+        text = templates.prompt.format(question=question) if isinstance(question, str) else list(question)
+        expected.append(Expected(text, ids, answer))
+    return expected
+
+
+def check(
+    expected: Sequence[Expected],
+    tokenizer: PreTrainedTokenizerBase,
+    memory: MemoryTokens,
+    *,
+    places: dict[str, bool],
+    model: Path,
+    tokenizer_folder: Path,
+    adapter: Path | None = None,
+    max_new_tokens: int,
+) -> CheckResult:
+    """Ask an export in a fresh process, which does not know this package, and compare.
+
+    Args:
+        expected: what it must answer.
+        tokenizer: the base's.
+        memory: the export's memory tokens.
+        places: what the export's tokenizer appends blocks to; elsewhere they are written behind the prompt.
+        model: folder of the plain model.
+        tokenizer_folder: folder of its tokenizer.
+        adapter: folder of a plain LoRA adapter for it.
+        max_new_tokens: tokens of an answer at most, as for ``expected``.
+
+    Raises:
+        ExportCheckError: the process fails, or reads a prompt as other tokens than training did.
+    """
+    job = {
+        "model": str(model.resolve()),
+        "tokenizer": str(tokenizer_folder.resolve()),
+        "adapter": None if adapter is None else str(adapter.resolve()),
+        "eos_id": tokenizer.eos_token_id,
+        "pad_id": _pad_id(tokenizer),
+        "max_new_tokens": max_new_tokens,
+        "prompts": [
+            (item.prompt, "" if places["prompt" if isinstance(item.prompt, str) else "chat"] else memory.block_text)
+            for item in expected
+        ],
+    }
+    answers = _ask(job, folder=model)
+    for item, found in zip(expected, answers, strict=True):
+        if found["ids"] != [*item.ids, *memory.block_ids]:
+            raise ExportCheckError(
+                f"tokenizer: the export must read a prompt as training did, with its blocks behind it once; "
+                f"{_short(item)} became {found['ids']}, not {[*item.ids, *memory.block_ids]}. Try "
+                "--append-to none, and write the blocks behind prompts."
+            )
+    eos = tokenizer.eos_token_id
+    differing = [
+        _describe(item, cut_behind_eos(found["tokens"], eos), found["gaps"], tokenizer)
+        for item, found in zip(expected, answers, strict=True)
+        if cut_behind_eos(found["tokens"], eos) != item.answer
+    ]
+    unguarded = [
+        cut_behind_eos(found["unguarded"], eos) == item.answer for item, found in zip(expected, answers, strict=True)
+    ]
+    return CheckResult(len(expected), len(expected) - len(differing), sum(unguarded), differing)
+
+
+def _ask(job: dict[str, Any], *, folder: Path) -> list[dict[str, Any]]:
+    source = Path(__file__).with_name("fresh.py").read_text(encoding="utf-8")
+    done = subprocess.run(  # noqa: S603 - this package's own file, by this Python
+        [sys.executable, "-c", source], input=json.dumps(job), capture_output=True, text=True, check=False, cwd=folder
+    )
+    if done.returncode != 0:
+        raise ExportCheckError(
+            f"{folder}: plain transformers cannot run the export:\n{done.stderr[-_SHOWN_ERROR_CHARACTERS:]}"
+        )
+    result = json.loads(done.stdout)
+    if "rim_peft" in result["modules"]:
+        raise ExportCheckError("the fresh process imported rim_peft, so that the check shows nothing.")
+    answers: list[dict[str, Any]] = result["answers"]
+    return answers
+
+
+def _describe(item: Expected, found: list[int], gaps: list[float], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Say where two answers part, and how near the export's two best tokens were there."""
+    pairs = zip(item.answer, found, strict=False)
+    place = next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(item.answer), len(found)))
+    wanted, got = (_token(ids, place, tokenizer) for ids in (item.answer, found))
+    return f"{_short(item)}: token {place} is {got}, not {wanted}; the best two lie {gaps[place]:.2g} apart"
+
+
+def _token(ids: list[int], place: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    return repr(tokenizer.decode(ids[place : place + 1])) if place < len(ids) else "none"
+
+
+def _short(item: Expected) -> str:
+    text = item.prompt if isinstance(item.prompt, str) else item.prompt[-1]["content"]
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)

@@ -1,0 +1,59 @@
+"""Greedy answers of an export in a process that has plain transformers (and PEFT for LoRA adapters) alone.
+
+The package hands this file's text to ``python -c``; nothing imports it. A job comes as JSON on stdin, its answers go as
+JSON to stdout, whatever else is printed to stderr.
+"""
+
+import contextlib
+import json
+import sys
+from typing import Any
+
+
+def main() -> None:
+    """Read a job, answer its prompts one by one, and write what came out."""
+    with contextlib.redirect_stdout(sys.stderr):
+        result = answer(json.load(sys.stdin))
+    json.dump(result, sys.stdout)
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """Return for each prompt its ids, and its greedy answer with and without the settings that suppress tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
+    model: Any = AutoModelForCausalLM.from_pretrained(job["model"])
+    if job["adapter"] is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, job["adapter"])
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    base = model if job["adapter"] is None else model.get_base_model()
+    suppressed = base.generation_config.suppress_tokens
+    plain = {"max_new_tokens": job["max_new_tokens"], "do_sample": False, "return_dict_in_generate": True}
+    base.generation_config = GenerationConfig(eos_token_id=job["eos_id"], pad_token_id=job["pad_id"])
+
+    def follow(ids: list[int], **options: Any) -> tuple[list[int], list[float]]:
+        prompt = torch.tensor([ids], device=base.device)
+        found = model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), output_logits=True, **plain, **options
+        )
+        best = [logits[0].float().topk(2).values for logits in found.logits]
+        return found.sequences[0, len(ids) :].tolist(), [float(high - low) for high, low in best]
+
+    answers = []
+    for prompt, suffix in job["prompts"]:
+        if isinstance(prompt, str):
+            ids = tokenizer(prompt)["input_ids"]
+        else:
+            rendered: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+            ids = rendered["input_ids"]
+        ids = [*ids, *(tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else [])]
+        tokens, gaps = follow(ids, suppress_tokens=suppressed)
+        answers.append({"ids": ids, "tokens": tokens, "gaps": gaps, "unguarded": follow(ids)[0]})
+    return {"answers": answers, "modules": sorted({name.split(".")[0] for name in sys.modules})}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""An adapter as one plain checkpoint: LoRA merged, memory rows in the vocabulary, blocks from the tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from rim_peft.export.card import render_card
+from rim_peft.export.checking import CheckResult, ExportCheckError, check
+from rim_peft.export.options import ExportOptions, Prompts, check_new
+from rim_peft.export.plain import as_plain, free
+from rim_peft.export.record import ExportRecord
+from rim_peft.export.saving import save_model, save_tokenizer
+from rim_peft.export.tokens import add_memory_tokens, append_blocks
+from rim_peft.export.weights import DTYPES, add_rows, is_tied, memory_rows, merged
+from rim_peft.tuner.config import active_config
+
+
+def export_merged(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    prompts: Prompts,
+    options: ExportOptions,
+    *,
+    source: str,
+) -> CheckResult:
+    """Write a plain checkpoint, and check it in a fresh process; the model is used up.
+
+    The folder holds weights, configuration, generation settings, a tokenizer that appends the blocks, a card and
+    ``rim_export.json``. A check that fails removes nothing.
+
+    Args:
+        model: with an active RIM adapter.
+        tokenizer: the base's.
+        folder: where to write to, new or empty.
+        prompts: what to check it on.
+        options: how to write it.
+        source: the adapter's name, for the record.
+
+    Raises:
+        ValueError: adapter or base cannot be written as a plain checkpoint, or ``folder`` is in use.
+        ExportCheckError: the export answers otherwise than the adapter.
+    """
+    check_new(folder)
+    rows = memory_rows(model)
+    config = active_config(model)
+    num_blocks = config.num_blocks if options.num_blocks is None else options.num_blocks
+    extended, memory = add_memory_tokens(tokenizer, num_blocks=num_blocks, block_size=config.block_size)
+    places = append_blocks(extended, memory, options.append_to)
+    base_name = config.base_model_name_or_path
+    plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks)
+    base: Any = plain.model.get_base_model()
+    dtype: torch.dtype = base.dtype if options.dtype == "auto" else DTYPES[options.dtype]
+    base = merged(plain.model).to(dtype)
+    add_rows(base, memory.ids, rows, keep_tied=options.keep_tied)
+    record = ExportRecord(
+        memory=memory,
+        places=places,
+        source=source,
+        base=base_name,
+        dequantized_from=plain.quantization,
+        dtype=str(dtype).removeprefix("torch."),
+        head_is_tied=is_tied(base),
+    )
+    save_model(base, folder, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
+    save_tokenizer(extended, folder)
+    record.write(folder)
+    free(base)
+    result = check(
+        plain.expected,
+        tokenizer,
+        memory,
+        places=places,
+        model=folder,
+        tokenizer_folder=folder,
+        max_new_tokens=prompts.max_new_tokens,
+    )
+    record.write(folder, check=result.to_dict(), quantized_agreement=plain.agreement)
+    (folder / "README.md").write_text(render_card(folder, record, prompts, result), encoding="utf-8")
+    raise_if_differing(result, options, folder, guarded=not record.head_is_tied)
+    return result
+
+
+def raise_if_differing(result: CheckResult, options: ExportOptions, folder: Path, *, guarded: bool) -> None:
+    """Raise for an export that answers too many prompts with other tokens than the plugin.
+
+    Raises:
+        ExportCheckError: it does.
+    """
+    same = min(result.num_equal, result.num_equal_unguarded) if guarded else result.num_equal
+    if result.num_prompts - same <= options.max_differing:
+        return
+    shown = "\n".join(f"  {line}" for line in result.differing[:5]) or "  only without suppress_tokens"
+    raise ExportCheckError(
+        f"{folder}: must give the adapter's greedy tokens, and differs on {result.num_prompts - same} of "
+        f"{result.num_prompts} prompts:\n{shown}\nThe files are kept. Where the best two lie near each other, rounding "
+        "decides: export with --dtype float32, or accept so many with --max-differing."
+    )

@@ -1,0 +1,187 @@
+"""Adapters as plain LoRA on one extended base, for engines that serve many adapters at a time.
+
+An engine keeps one embedding for all adapters, so memory rows become rows of the base. Adapters of one base have
+different rows: each gets three tokens of its own, and the blocks behind its prompts are written in them::
+
+    folder/base/            the base with three more rows an adapter, and a tokenizer that knows their tokens
+    folder/adapters/NAME/   LoRA alone, and a tokenizer that appends this adapter's blocks
+    folder/rim_export.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rim_peft.export.checking import CheckResult, check
+from rim_peft.export.merged import raise_if_differing
+from rim_peft.export.options import ExportOptions, Prompts, check_new
+from rim_peft.export.plain import as_plain, free
+from rim_peft.export.record import EXPORT_FILE, new_record, read_json, write_json
+from rim_peft.export.saving import save_model, save_tokenizer
+from rim_peft.export.tokens import add_memory_tokens, append_blocks
+from rim_peft.export.weights import DTYPES, add_rows, is_tied, memory_rows
+from rim_peft.tuner.config import RiMConfig, active_config
+
+BASE, ADAPTERS = "base", "adapters"
+_MEMORY = "lora_rim_memory"
+
+
+def export_peft_lora(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    prompts: Prompts,
+    options: ExportOptions,
+    *,
+    source: str,
+) -> CheckResult:
+    """Write an extended base and a plain LoRA adapter, or add an adapter to such a folder; the model is used up.
+
+    Args:
+        model: with an active RIM adapter.
+        tokenizer: the base's.
+        folder: new or empty, or what an earlier call wrote for another adapter of the same base.
+        prompts: what to check the adapter on.
+        options: how to write it.
+        source: the adapter's name; its last part names the adapter in the folder.
+
+    Raises:
+        ValueError: the adapter has more than memory rows and LoRA, or none of the latter; its name is taken; the folder
+            holds another base or something else.
+        ExportCheckError: the export answers otherwise than the adapter.
+    """
+    record = _open(folder)
+    name = Path(source).resolve().name
+    if name in record["adapters"]:
+        raise ValueError(f"out: {folder} has an adapter {name!r} already. Rename the folder of the new one.")
+    rows, config = memory_rows(model), active_config(model)
+    lora = plain_config(config, base=folder / BASE)
+    num_blocks = config.num_blocks if options.num_blocks is None else options.num_blocks
+    plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks)
+    state = get_peft_model_state_dict(plain.model, save_embedding_layers=False)
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items() if _MEMORY not in key}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base: Any = plain.model.unload()
+    base = base.to(base.dtype if options.dtype == "auto" else DTYPES[options.dtype])
+    known: PreTrainedTokenizerBase = tokenizer
+    if record["adapters"]:
+        base, known = _extended_so_far(folder / BASE, base), AutoTokenizer.from_pretrained(str(folder / BASE))
+    extended, memory = add_memory_tokens(known, num_blocks=num_blocks, block_size=config.block_size)
+    add_rows(base, memory.ids, rows, keep_tied=options.keep_tied)
+    head_is_tied = is_tied(base)
+    _replace_base(folder / BASE, base, extended, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
+    free(base)
+    adapter = folder / ADAPTERS / name
+    adapter.mkdir(parents=True)
+    save_file(state, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    lora.save_pretrained(str(adapter))
+    places = append_blocks(extended, memory, options.append_to)
+    save_tokenizer(extended, adapter)
+    entry: dict[str, Any] = {
+        "memory": memory.to_dict(),
+        "block_text": memory.block_text,
+        "places": places,
+        "source": source,
+        "rank": lora.r,
+        "prompt_template": prompts.templates.prompt,
+        "dequantized_from": plain.quantization,
+        "quantized_agreement": plain.agreement,
+    }
+    record["adapters"][name] = entry
+    record["head_is_tied"] = head_is_tied
+    write_json(folder / EXPORT_FILE, record)
+    result = check(
+        plain.expected,
+        tokenizer,
+        memory,
+        places=places,
+        model=folder / BASE,
+        tokenizer_folder=adapter,
+        adapter=adapter,
+        max_new_tokens=prompts.max_new_tokens,
+    )
+    entry["check"] = result.to_dict()
+    write_json(folder / EXPORT_FILE, record)
+    raise_if_differing(result, options, folder, guarded=not head_is_tied)
+    return result
+
+
+def plain_config(config: RiMConfig, *, base: Path) -> LoraConfig:
+    """Return an adapter's LoRA options as stock PEFT reads them.
+
+    Raises:
+        ValueError: there is no LoRA, or whole layers were trained, which do not fit the extended base.
+    """
+    if config.r == 0:
+        raise ValueError("r: must be at least 1 for the format peft-lora, got 0: there is no LoRA. Use format merged.")
+    if config.modules_to_save:
+        raise ValueError(
+            f"modules_to_save: must be empty for the format peft-lora, got {config.modules_to_save!r}: engines with "
+            "many adapters take none. Use format merged."
+        )
+    names = {field.name for field in dataclasses.fields(LoraConfig)} - {"peft_type", "base_model_name_or_path"}
+    values = {name: value for name, value in config.to_dict().items() if name in names}
+    values["inference_mode"] = True
+    return LoraConfig(base_model_name_or_path=str(base.resolve()), **values)
+
+
+def _open(folder: Path) -> dict[str, Any]:
+    """Return the record of a folder; a new one if it is empty.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    if not (folder / EXPORT_FILE).is_file():
+        check_new(folder)
+        return {**new_record("peft-lora"), "adapters": {}}
+    record = read_json(folder / EXPORT_FILE)
+    if record["format"] != "peft-lora":
+        raise ValueError(
+            f"out: must be new, empty, or an export of format peft-lora to add to, {folder} has format "
+            f"{record['format']!r}. Give another folder."
+        )
+    return record
+
+
+def _extended_so_far(folder: Path, base: PreTrainedModel) -> Any:
+    """Load the extended base of earlier adapters, which must be the new adapter's base with more rows.
+
+    Raises:
+        ValueError: it is another base.
+    """
+    extended: Any = AutoModelForCausalLM.from_pretrained(str(folder))
+    extended.to(base.device)
+    theirs, ours = extended.state_dict(), base.state_dict()
+    for name, value in ours.items():
+        found = theirs.get(name)
+        if found is None or found.dtype != value.dtype or not torch.equal(found[: len(value)], value):
+            raise ValueError(
+                f"base: must be the one that {folder} was made from, differs in {name}. Export this adapter into a "
+                "folder of its own."
+            )
+    return extended
+
+
+def _replace_base(
+    folder: Path, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, eos_id: int, max_shard_size: str
+) -> None:
+    """Write the base beside the one that is there, and let it take its place when it is complete."""
+    partial, old = (folder.with_name(f"{folder.name}.{word}") for word in ("partial", "old"))
+    for left_behind in (partial, old):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    save_model(base, partial, eos_id=eos_id, max_shard_size=max_shard_size)
+    save_tokenizer(tokenizer, partial)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,85 @@
+"""What an export says about itself: ``rim_export.json`` and a model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rim_peft.export.tokens import MemoryTokens
+from rim_peft.version import __version__
+
+EXPORT_FILE = "rim_export.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What ``rim_export.json`` of a merged export says.
+
+    Attributes:
+        memory: the memory tokens.
+        places: what the tokenizer appends blocks to.
+        source: the adapter, as it was named.
+        base: the base, as the adapter names it.
+        dequantized_from: how the base was quantised in training; None if it was not.
+        dtype: of the weights.
+        head_is_tied: whether memory rows are scored, so that generation settings alone hold them back.
+    """
+
+    memory: MemoryTokens
+    places: dict[str, bool]
+    source: str
+    base: str | None
+    dequantized_from: str | None
+    dtype: str
+    head_is_tied: bool
+
+    def write(self, folder: Path, **more: Any) -> None:
+        """Write the file, with more keys such as the check's result."""
+        memory = {"memory": self.memory.to_dict(), "block_text": self.memory.block_text}
+        write_json(folder / EXPORT_FILE, {**new_record("merged"), **vars(self), **memory, **more})
+
+
+def new_record(form: str) -> dict[str, Any]:
+    """Return the keys that every record begins with."""
+    return {"format": form, "format_version": FORMAT_VERSION, "rim_peft": __version__}
+
+
+def read_record(folder: Path) -> ExportRecord:
+    """Read a merged export's ``rim_export.json``.
+
+    Raises:
+        ValueError: the folder is an export of another format, or of a later version of this package.
+    """
+    record = read_json(folder / EXPORT_FILE)
+    if record["format"] != "merged":
+        raise ValueError(
+            f"{folder}: must be a merged export to be asked by this package, got format {record['format']!r}. Ask the "
+            "adapter that it was made from."
+        )
+    return ExportRecord(
+        memory=MemoryTokens(**record["memory"]),
+        **{name: record[name] for name in ExportRecord.__dataclass_fields__ if name != "memory"},
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        ValueError: it was written by a later version of this package.
+    """
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if record["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: must have format version {FORMAT_VERSION} or lower, got {record['format_version']}: a later "
+            "rim-peft wrote it. Update rim-peft."
+        )
+    return record
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record."""
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

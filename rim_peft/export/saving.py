@@ -1,0 +1,62 @@
+"""A model's and a tokenizer's files, written so that older readers find what they look for too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_READ_AS_IT_IS = "PreTrainedTokenizerFast"
+"""The tokenizer class that takes ``tokenizer.json`` as it is; those of single models build a post-processor anew."""
+
+
+def save_model(model: PreTrainedModel, folder: Path, *, eos_id: int, max_shard_size: str) -> None:
+    """Write weights (safetensors), configuration and generation settings.
+
+    Generation stops at ``eos_id``, which closes every trained readout, besides where the base stopped.
+    """
+    settings = model.generation_config
+    if settings is not None:
+        known = settings.eos_token_id
+        stops = known if isinstance(known, list) else [] if known is None else [known]
+        settings.eos_token_id = known if eos_id in stops else [*stops, eos_id] if stops else eos_id
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    _edit(folder / "config.json", _add_older_names)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer whose files are read as they are, by transformers 4 too."""
+    tokenizer.save_pretrained(folder)
+    _edit(folder / "tokenizer_config.json", _make_plain)
+
+
+def _make_plain(config: dict[str, Any]) -> None:
+    for loaded_how in ("is_local", "local_files_only"):
+        config.pop(loaded_how, None)
+    config.update(tokenizer_class=_READ_AS_IT_IS, model_input_names=["input_ids", "attention_mask"])
+
+
+def _add_older_names(config: dict[str, Any]) -> None:
+    """Add the names that transformers 4 and engines that follow it read: ``rope_theta``, ``torch_dtype``, ...
+
+    Without them, they would silently rotate by another frequency.
+    """
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, dict):
+            continue
+        if "dtype" in part:
+            part.setdefault("torch_dtype", part["dtype"])
+        rope = part.get("rope_parameters")
+        if isinstance(rope, dict) and "rope_theta" in rope:
+            part.setdefault("rope_theta", rope["rope_theta"])
+            if rope.get("rope_type", "default") != "default":
+                part.setdefault("rope_scaling", {key: value for key, value in rope.items() if key != "rope_theta"})
+
+
+def _edit(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,157 @@
+"""A tokenizer with memory tokens, which appends an adapter's blocks to every prompt."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tokenizers import AddedToken, processors
+from transformers import PreTrainedTokenizerBase
+
+APPEND_TO = ("auto", "prompt", "chat", "none")
+"""What the tokenizer appends blocks to: texts and chats if it has a chat template, texts, chats, or nothing."""
+
+_NAMES = ("<|rim_begin{}|>", "<|rim_memory{}|>", "<|rim_end{}|>")
+
+
+@dataclass(frozen=True)
+class MemoryTokens:
+    """The tokens of an exported adapter: three of the tokenizer's, and the run of them that follows a prompt.
+
+    Attributes:
+        names: of ``<b>``, ``<m>`` and ``</b>`` in the tokenizer.
+        ids: their ids.
+        num_blocks: blocks after a prompt.
+        block_size: memory tokens in a block between its begin and end.
+    """
+
+    names: list[str]
+    ids: list[int]
+    num_blocks: int
+    block_size: int
+
+    @property
+    def block_names(self) -> list[str]:
+        """All blocks as token names."""
+        begin, memory, end = self.names
+        return [begin, *[memory] * self.block_size, end] * self.num_blocks
+
+    @property
+    def block_ids(self) -> list[int]:
+        """All blocks as ids."""
+        ids = dict(zip(self.names, self.ids, strict=True))
+        return [ids[name] for name in self.block_names]
+
+    @property
+    def block_text(self) -> str:
+        """All blocks as the text that the tokenizer reads as them."""
+        return "".join(self.block_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, as JSON takes them."""
+        return asdict(self)
+
+
+def add_memory_tokens(
+    tokenizer: PreTrainedTokenizerBase, *, num_blocks: int, block_size: int
+) -> tuple[PreTrainedTokenizerBase, MemoryTokens]:
+    """Return a copy of a tokenizer with three more special tokens, behind its own, and the tokens.
+
+    Raises:
+        ValueError: the tokenizer is none of the ``tokenizers`` library, whose files alone hold what appends blocks.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(
+            "tokenizer: must be a fast one, whose tokenizer.json can append blocks, got "
+            f"{type(tokenizer).__name__}. Convert it first, or export with a fast one beside the adapter."
+        )
+    extended = copy.deepcopy(tokenizer)
+    names = _free_names(extended)
+    extended.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
+    ids: Any = extended.convert_tokens_to_ids(names)
+    return extended, MemoryTokens(names, ids, num_blocks, block_size)
+
+
+def append_blocks(tokenizer: PreTrainedTokenizerBase, memory: MemoryTokens, append_to: str = "auto") -> dict[str, bool]:
+    """Let a tokenizer append blocks, in place, and say to what: ``{"prompt": ..., "chat": ...}``.
+
+    A text gets them from the post-processor, where special tokens are added; a chat from the chat template, where the
+    assistant's turn is opened. ``apply_chat_template`` adds no special tokens to what it tokenises: blocks come once.
+
+    Raises:
+        ValueError: ``append_to`` is none of ``APPEND_TO``, or needs a chat template and there is none.
+    """
+    if append_to not in APPEND_TO:
+        raise ValueError(f"append_to: must be one of {', '.join(APPEND_TO)}, got {append_to!r}.")
+    has_template = bool(tokenizer.chat_template)
+    if append_to == "chat" and not has_template:
+        raise ValueError(
+            "append_to: must not be 'chat' for a tokenizer without chat template. Set tokenizer.chat_template, or use "
+            "'prompt'."
+        )
+    places = {"prompt": append_to in ("auto", "prompt"), "chat": append_to in ("auto", "chat") and has_template}
+    if places["prompt"]:
+        _append_to_texts(tokenizer, memory)
+    if places["chat"]:
+        templates = tokenizer.chat_template
+        tokenizer.chat_template = (
+            {name: _with_blocks(template, memory) for name, template in templates.items()}
+            if isinstance(templates, dict)
+            else _with_blocks(templates, memory)
+        )
+    tokenizer.padding_side = "left"  # blocks are followed by the answer
+    return places
+
+
+def tokens_before(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the names of what a tokenizer puts before a text, such as BOS.
+
+    Raises:
+        ValueError: what it adds cannot be told from the text.
+    """
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return [str(name) for name in tokenizer.convert_ids_to_tokens(full[:start])]
+    raise ValueError(
+        f"tokenizer: special tokens must stand before or behind a text, but those of {type(tokenizer).__name__} change "
+        "it. Use append_to='none', and write the blocks behind prompts."
+    )
+
+
+def _free_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    known = tokenizer.get_vocab()
+    number = 1
+    while True:
+        names = [name.format("" if number == 1 else f"_{number}") for name in _NAMES]
+        if not known.keys() & set(names):
+            return names
+        number += 1
+
+
+def _append_to_texts(tokenizer: Any, memory: MemoryTokens) -> None:
+    """Replace the post-processor: what it puts before a text stays, what it puts behind gives way to the blocks.
+
+    The library runs one template alone, so that the old one cannot stay beside the new one.
+    """
+    before = tokens_before(tokenizer)
+    used = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in [*before, *memory.names]}
+    blocks = memory.block_names
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *blocks],
+        pair=[*before, "$A", "$B", *blocks],
+        special_tokens=list(used.items()),
+    )
+
+
+def _with_blocks(template: str, memory: MemoryTokens) -> str:
+    """Append the blocks to what a chat template writes when the assistant's turn is opened.
+
+    An expression, since a block tag would strip the space before it; the newline that Jinja takes off a template's end
+    would no longer stand there.
+    """
+    body = template[:-1] if template.endswith("\n") else template
+    return f"{body}{{{{ '{memory.block_text}' if add_generation_prompt else '' }}}}"

@@ -1,0 +1,86 @@
+"""A run's adapter → an export, checked on the task's rows or on prompts of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rim_peft.data.examples import Question
+from rim_peft.export.checking import LEAST_PROMPTS, CheckResult
+from rim_peft.export.merged import export_merged
+from rim_peft.export.options import ExportOptions, Prompts
+from rim_peft.export.peft_lora import export_peft_lora
+from rim_peft.export.reading import is_export
+from rim_peft.recipe import EvaluationOptions
+from rim_peft.recipe.snapshot import resolve
+from rim_peft.recipe.syntax import write_yaml
+from rim_peft.run.loading import RECIPE_FILE, Run, load_run
+from rim_peft.run.record import write_text
+from rim_peft.run.rows import read_examples
+
+FORMATS = {"merged": export_merged, "peft-lora": export_peft_lora}
+_CHECKED_ROWS = 64
+
+
+def export(
+    source: str,
+    folder: Path,
+    *,
+    form: str = "merged",
+    options: ExportOptions | None = None,
+    questions: Iterable[Question] | None = None,
+    max_new_tokens: int | None = None,
+    base: str | None = None,
+) -> CheckResult:
+    """Write an adapter as a model that runs without this package, and check that it gives the same tokens.
+
+    Args:
+        source: output folder of a training, or an adapter's folder or Hub id.
+        folder: where to write to.
+        form: one of ``FORMATS``.
+        options: how to write it.
+        questions: what to check it on; the first rows of the task's test split if not given, or of validation.
+        max_new_tokens: tokens of a checked answer at most; the recipe's if not given.
+        base: folder or Hub id of the base, if it is not where the adapter says.
+
+    Raises:
+        ValueError: the adapter cannot be expressed so, or there are too few prompts.
+        ExportCheckError: the export answers otherwise; its files are kept.
+    """
+    run = load_run(source, base=base)
+    if run.exported is not None:
+        raise ValueError(f"{source}: is an export already. Give the adapter that it was made from.")
+    if run.recipe is not None and run.recipe.method not in ("rim", "pause"):
+        raise ValueError(
+            f"method: must be one that answers after blocks of ordinary input tokens, got {run.recipe.method!r}."
+        )
+    evaluation = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
+    prompts = Prompts(
+        questions=list(questions) if questions is not None else _task_questions(run),
+        templates=run.templates,
+        max_new_tokens=max_new_tokens or evaluation.max_new_tokens,
+    )
+    try:
+        return FORMATS[form](run.model, run.tokenizer, folder, prompts, options or ExportOptions(), source=source)
+    finally:  # the files of an export that fails its check are kept, and evaluated to see why
+        if form == "merged" and run.recipe is not None and is_export(folder):
+            write_text(folder / RECIPE_FILE, write_yaml(resolve(run.recipe)))
+
+
+def _task_questions(run: Run) -> list[Question]:
+    """Return the first questions of the task's test split, or of validation where there is none.
+
+    Raises:
+        ValueError: the adapter does not say what it was trained on, or its rows cannot be found.
+    """
+    remedy = f"Give a file with {LEAST_PROMPTS} or more questions (--prompts)."
+    if run.recipe is None:
+        raise ValueError(f"prompts: must be given, since the adapter does not say what it was trained on. {remedy}")
+    task, path = run.recipe.task(), run.recipe.data.path
+    for split in ("test", "validation"):
+        try:
+            rows = task.load(split, path=path)
+        except FileNotFoundError:
+            continue
+        return [example.question for example in read_examples(rows, on_bad_rows="drop", limit=_CHECKED_ROWS)]
+    raise ValueError(f"prompts: must be given, since the rows of the training are not in {path!r}. {remedy}")

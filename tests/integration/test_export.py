@@ -1,0 +1,181 @@
+"""Exports as users make and ask them: the command, its check in a fresh process, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rim_peft.cli.main import main
+from rim_peft.export import merged as merged_export
+from rim_peft.export.checking import ExportCheckError
+from rim_peft.export.options import ExportOptions
+from rim_peft.inference import answer_questions
+from rim_peft.run import evaluate, export, load_run
+from tests.conftest import EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
+
+RECIPE = str(Path(__file__).parents[2] / "recipes" / "potions" / "demo-nf4.yaml")
+TEXTS = [f"What is {number} and {number * number}?" for number in range(30)]
+CHATS = [[{"role": "user", "content": f"And {number}?"}] for number in range(4)]
+
+Capture = pytest.CaptureFixture[str]
+MakeAdapter = Callable[..., Path]
+
+
+@pytest.fixture
+def make_adapter(tmp_path: Path) -> MakeAdapter:
+    """Saves an adapter whose base lies in its folder."""
+
+    def make(name: str, *, seed: int = 0, architecture: str = "llama_tied", **options: Any) -> Path:
+        folder = tmp_path / name
+        build_base(architecture, seed=seed).save_pretrained(folder / "base")
+        build_tokenizer().save_pretrained(folder / "base")
+        base = AutoModelForCausalLM.from_pretrained(folder / "base")  # an adapter names where its base came from
+        build_rim(base=base, **options).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def test_an_export_answers_as_its_adapter(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    adapter, out = make_adapter("adapter"), tmp_path / "out"
+    result = export(str(adapter), out, questions=[*TEXTS, *CHATS], max_new_tokens=8)
+    assert (result.num_prompts, result.num_equal, result.num_equal_unguarded) == (34, 34, 34)
+    run, ours = load_run(out), load_run(adapter)
+    questions = [*TEXTS[:3], *CHATS[:2]]
+    ask = run.answering["answer"]
+    answers = list(ask(run.model, run.tokenizer, questions, max_new_tokens=8, batch_size=3))
+    assert answers == list(answer_questions(ours.model, ours.tokenizer, questions, max_new_tokens=8))
+    assert len(set(answers)) > 1
+    scored = {"limit": 6, "max_new_tokens": 4}
+    assert evaluate(run, "potions", **scored) == evaluate(ours, "potions", **scored)
+
+    with pytest.raises(ValueError, match="num_blocks: must be 2, which the export was made with, got 5"):
+        list(ask(run.model, run.tokenizer, TEXTS[:1], num_blocks=5))
+    with pytest.raises(ValueError, match="by_block: must not be given for an export"):
+        evaluate(run, "potions", by_block=True, **scored)
+    with pytest.raises(ValueError, match="out: must be a new or empty folder"):
+        export(str(adapter), out, questions=TEXTS)
+    with pytest.raises(ValueError, match="is an export already"):
+        export(str(out), tmp_path / "again", questions=TEXTS)
+    with pytest.raises(ValueError, match="or an export of format peft-lora to add to"):
+        export(str(adapter), out, form="peft-lora", questions=[*TEXTS, *CHATS])
+
+
+def test_an_export_that_answers_otherwise_fails_and_is_kept(
+    make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, out = make_adapter("adapter"), tmp_path / "out"
+    right = merged_export.add_rows
+    monkeypatch.setattr(
+        merged_export, "add_rows", lambda base, ids, rows, **options: right(base, ids, rows.flip(0), **options)
+    )
+    with pytest.raises(ExportCheckError, match=r"differs on \d+ of 34 prompts:\n  'What is .* apart\n") as failed:
+        export(str(adapter), out, questions=[*TEXTS, *CHATS], max_new_tokens=8)
+    assert "The files are kept" in str(failed.value)
+    check = json.loads((out / "rim_export.json").read_text())["check"]
+    assert check["num_equal"] < check["num_prompts"] == 34
+    assert len(check["differing"]) == check["num_prompts"] - check["num_equal"]
+    assert (out / "model.safetensors").exists()
+    assert f"{check['num_equal']} of 34 prompts" in (out / "README.md").read_text()
+
+
+def test_what_is_refused(make_adapter: MakeAdapter, tmp_path: Path, capsys: Capture) -> None:
+    out = str(tmp_path / "out")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(TEXTS), encoding="utf-8")
+    adapter = str(make_adapter("adapter"))
+    assert main(["export", adapter, "--out", out, "--prompts", str(prompts)]) == 1
+    assert "prompts: must be at least 32 to check an export, got 30" in capsys.readouterr().err
+    assert main(["export", adapter, "--out", out]) == 1
+    assert "prompts: must be given, since the adapter does not say what it was trained on" in capsys.readouterr().err
+    middle = str(make_adapter("middle", insertion_layer=1))
+    assert main(["export", middle, "--out", out, "--prompts", str(prompts)]) == 1
+    assert "insertion_layer=1: a plain checkpoint has no place" in capsys.readouterr().err
+    rows_alone = str(make_adapter("rows", r=0))
+    assert main(["export", rows_alone, "--out", out, "--format", "peft-lora", "--prompts", str(prompts)]) == 1
+    assert "r: must be at least 1 for the format peft-lora, got 0" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="dtype: must be one of auto, float32, bfloat16, float16, got 'int8'"):
+        ExportOptions(dtype="int8")
+    assert not Path(out).exists()
+
+
+@pytest.mark.slow
+def test_plain_lora_adapters_on_one_extended_base(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """Stock PEFT answers with each as the plugin does, though their memory rows and numbers of blocks differ."""
+    out = tmp_path / "out"
+    questions = [*TEXTS, *CHATS]
+    for name, options in (("first", {}), ("second", {"num_blocks": 3, "init_memory": [40, 50, 60]})):
+        adapter = make_adapter(name, **options)
+        result = export(str(adapter), out, form="peft-lora", questions=questions, max_new_tokens=8)
+        assert result.num_equal == result.num_equal_unguarded == 34
+    for name in ("first", "second"):  # the first one too, after the base has grown
+        folder = out / "adapters" / name
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert (config["peft_type"], config["r"]) == ("LORA", 4)
+        model, ours = AutoPeftModelForCausalLM.from_pretrained(folder), load_run(tmp_path / name)
+        assert model.get_base_model().get_input_embeddings().weight.shape[0] == VOCAB_SIZE + 6
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        asked = tokenizer(TEXTS[0] + "\n", return_tensors="pt")
+        model.get_base_model().generation_config.suppress_tokens = None
+        answer = model.generate(**asked, max_new_tokens=8)[0, asked["input_ids"].shape[1] :]
+        expected = next(answer_questions(ours.model, ours.tokenizer, TEXTS[:1], max_new_tokens=8))
+        assert tokenizer.decode(answer, skip_special_tokens=True).strip() == expected
+        assert EOS_ID not in answer[:-1]
+        assert not (folder / "added_tokens.json").exists()  # engines take those for rows that the adapter brings
+
+    other = make_adapter("other", seed=5)
+    with pytest.raises(ValueError, match=r"base: must be the one that .* was made from, differs in"):
+        export(str(other), out, form="peft-lora", questions=questions, max_new_tokens=8)
+    with pytest.raises(ValueError, match="has an adapter 'first' already"):
+        export(str(tmp_path / "first"), out, form="peft-lora", questions=questions)
+    with pytest.raises(ValueError, match="must be a merged export to be asked by this package, got format 'peft-lora'"):
+        load_run(out)
+
+
+@pytest.mark.slow
+def test_qlora_from_training_to_an_export_that_scores_the_same(tmp_path: Path, capsys: Capture) -> None:
+    """The recipe's path with fewer steps: nf4 on the CPU, both stages, evaluated, exported, evaluated again."""
+    adapter, out = tmp_path / "adapter", tmp_path / "out"
+    small = ["grounding.max_steps=3", "refinement.max_steps=2", "data.options.num_rows=640", "data.validation_rows=64"]
+    assert main(["train", RECIPE, f"output_dir={adapter}", *small]) == 0
+    capsys.readouterr()
+    assert main(["export", str(adapter), "--out", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert (result["num_prompts"], result["num_equal"], result["num_equal_unguarded"]) == (64, 64, 64)
+    record = json.loads((out / "rim_export.json").read_text())
+    assert record["dequantized_from"] == "nf4"
+    assert record["quantized_agreement"] == 64
+    documents = []
+    for folder in (adapter, out):
+        assert main(["evaluate", str(folder), "--limit", "64", "--json"]) == 0
+        documents.append(capsys.readouterr().out)
+    assert documents[0] == documents[1]
+    assert main(["generate", str(out), "Ben stirs Kim's brew. Kim's brew is gold. What colour is Ben's brew?"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16"])
+def test_an_export_in_another_type(make_adapter: MakeAdapter, tmp_path: Path, dtype: str, capsys: Capture) -> None:
+    """Rounding may decide where two tokens lie near each other: such prompts are shown, and can be accepted."""
+    adapter, out, prompts = make_adapter("adapter"), tmp_path / "out", tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"question": question}) for question in [*TEXTS, *CHATS]]
+    prompts.write_text("\n".join(lines), encoding="utf-8")
+    command = ["export", str(adapter), "--out", str(out), "--prompts", str(prompts), "--dtype", dtype]
+    more = ["--blocks", "3", "--max-shard-size", "20KB", "--max-new-tokens", "2", "--max-differing", "34"]
+    assert main([*command, *more]) == 0
+    assert "of 34 prompts give the adapter's greedy tokens" in capsys.readouterr().out
+    run = load_run(out)
+    assert next(run.model.parameters()).dtype == torch.bfloat16
+    assert run.num_blocks == 3
+    assert len(list(out.glob("model-*.safetensors"))) > 1
+    record = json.loads((out / "rim_export.json").read_text())
+    assert record["check"]["num_equal"] >= 25  # most prompts are far from a tie
