@@ -32,6 +32,7 @@ MODULES = (
     "readouts",
     "train_step",
     "memory",
+    "estimate",
     "scaling",
     "processes",
     "kernels",
