@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from benchmarks.measure import Spread, peak_memory, tensor_bytes
-from benchmarks.models import CONFIGS, attach_lora, attach_rim, build_base, lora_rank
+from benchmarks.models import attach_lora, attach_rim, build_base, lora_rank
 from benchmarks.registry import Settings, benchmark
-from benchmarks.report import Measured, Row, at_most, within
+from benchmarks.report import Measured, Row, at_most
 from benchmarks.steps import RowSizes, TrainingStep, plain_step, readout_step
-from rim_peft.recipe import ModelOptions
-from rim_peft.run.base import build_meta_base
 from rim_peft.sequence import IGNORE_INDEX
 from rim_peft.training.head import head_at
-from rim_peft.training.simulation import simulate_step
 
 NUM_BLOCKS = 8
 _MIB = 2**20
@@ -41,48 +36,6 @@ def run(settings: Settings) -> Iterator[Row]:
             theirs = _Peak.of(plain, settings)
             yield _row(case, ours, ("SFT", theirs))
             yield _row(case, ours, ("SFT, head on labels", _Peak.of(_HeadOnLabels(plain), settings)))
-
-
-@benchmark("memory_estimate", "peak memory of a training step: simulated without weights against measured")
-def estimate(settings: Settings) -> Iterator[Row]:
-    """Compare the simulated peak of whole steps with the measured one, quantised bases among them."""
-    cases = settings.choose(
-        quick=[("tiny", "fp32", 16), ("tiny", "nf4", 16)],
-        cpu=[("small", "fp32", 64), ("small", "fp32", 256), ("wide", "fp32", 128), ("small", "nf4", 64)],
-        cuda=[("gpt2-124m", "bf16", 128), ("llama-3.2-1b", "bf16", 128), ("llama-3.2-3b", "nf4", 128)],
-    )
-    for base, weights, prompt in cases:
-        for checkpointing in (False, True):
-            case = {"base": base, "weights": weights, "n": prompt, "checkpointing": checkpointing}
-            settings.tell(", ".join(f"{name}={value}" for name, value in case.items()))
-            sizes = RowSizes(batch=settings.choose(quick=1, cpu=4, cuda=8), prompt=prompt)
-            rank = lora_rank(settings)
-            rim = attach_rim(build_base(base, settings, weights=weights), rank=rank, num_blocks=NUM_BLOCKS)
-            step = readout_step(rim, "stage 2", sizes, checkpointing=checkpointing)
-            measured = _Peak.of(step, settings)
-            options = ModelOptions(
-                name_or_path=base,
-                dtype="float32" if settings.device == "cpu" else "bfloat16",
-                quantization="nf4" if weights == "nf4" else None,
-            )
-            model = attach_rim(build_meta_base(CONFIGS[base](), options), rank=rank, num_blocks=NUM_BLOCKS)
-            autocast = None if settings.device == "cpu" else torch.bfloat16
-            layout, block_weights = step.rows()
-            found = simulate_step(model, layout, block_weights, checkpointing=checkpointing, autocast=autocast)
-            # AdamW keeps two numbers for each of the adapter's.
-            simulated = _Peak(found.weights + 3 * found.adapter, found.step)
-            ratio = (simulated.held + simulated.step) / (measured.held + measured.step)
-            yield Row(
-                benchmark="memory_estimate",
-                case=case,
-                ways=(simulated.measured("simulated"), measured.measured("measured")),
-                figure=Spread(ratio, ratio, ratio),
-                figure_name="simulated / measured",
-                bound=1.0,
-                bound_text="the measured peak itself",
-                target=within(0.15),
-                note=f"the step alone: {simulated.step / _MIB:.1f} against {measured.step / _MIB:.1f} MiB",
-            )
 
 
 class _HeadOnLabels:

@@ -34,6 +34,7 @@ MODULES = (
     "memory",
     "qlora",
     "recipes",
+    "estimate",
     "scaling",
     "processes",
     "kernels",

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from rim_peft.run.findings import RunFindings, StageFindings
 
 _OVERRIDE = re.compile(r"[\w.]+=")
-_PARTS = ("weights", "adapter", "optimizer", "gradients", "activations", "logits", "total")
+_PARTS = {
+    "MiB at the peak": "total",
+    "  weights": "weights",
+    "  adapter": "adapter",
+    "  optimiser's state": "optimizer",
+    "  gradients": "gradients",
+    "  activations": "activations",
+    "  logits": "logits",
+    "MiB of logits at most": "most_logits",
+}
+"""Lines of the table, by what they are called."""
 
 
 def more_help() -> str:
@@ -130,14 +140,13 @@ def _rows(stages: list[StageFindings]) -> Iterator[list[str]]:
     yield line("tokens of a row, longest", lambda stage: _count(stage.longest_tokens))
     yield line("tokens of an epoch", lambda stage: _count(stage.tokens_per_epoch))
     yield line("steps on one device", lambda stage: _count(stage.num_steps))
+    yield line("mixed precision", lambda stage: stage.memory and (stage.precision or "none"))
+    yield line("optimiser", lambda stage: stage.memory and stage.optimizer)
     yield line("largest batch, samples", lambda stage: stage.batch and _count(stage.batch.samples))
     yield line("  rows x tokens", lambda stage: stage.batch and f"{stage.batch.rows} x {stage.batch.length:,}")
     yield line("  of stated rows", lambda stage: _count(stage.stated_tokens))
-    yield line("mixed precision", lambda stage: stage.memory and (stage.precision or "none"))
-    yield line("optimiser", lambda stage: stage.memory and stage.optimizer)
-    for part in _PARTS:
-        label = {"weights": "MiB: weights", "optimizer": "     optimiser state", "total": "     peak"}.get(part)
-        yield line(label or f"     {part}", lambda stage, part=part: stage.memory and _mib(getattr(stage.memory, part)))
+    for label, part in _PARTS.items():
+        yield line(label, lambda stage, part=part: stage.memory and _mib(getattr(stage.memory, part)))
 
 
 def _count(number: int | None) -> str | None:

@@ -16,8 +16,6 @@ from rim_peft.training.optimizer_state import optimizer_bytes
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.training.simulation import simulate_step
 
-MIB = 2**20
-
 
 @dataclass(frozen=True)
 class BatchSize:
@@ -39,6 +37,7 @@ class PeakMemory:
         gradients: of the adapter, as far as they are there at the peak.
         activations: of the layers.
         logits: of the output head.
+        most_logits: what the head holds at most, at another moment than the peak; not in the total.
     """
 
     weights: int
@@ -47,11 +46,17 @@ class PeakMemory:
     gradients: int
     activations: int
     logits: int
+    most_logits: int
+
+    @property
+    def step(self) -> int:
+        """What a step takes on top of what is held between steps."""
+        return self.gradients + self.activations + self.logits
 
     @property
     def total(self) -> int:
-        """All parts together."""
-        return sum(size or 0 for size in asdict(self).values())
+        """All parts of the peak together."""
+        return self.weights + self.adapter + (self.optimizer or 0) + self.step
 
 
 def precision(values: dict[str, Any], *, device: str) -> torch.dtype | None:
@@ -70,7 +75,12 @@ def precision(values: dict[str, Any], *, device: str) -> torch.dtype | None:
 
 
 def estimate(
-    model: PeftModel, trainer: ReadoutTrainer, rows: Sequence[TokenizedRow], *, autocast: torch.dtype | None
+    model: PeftModel,
+    trainer: ReadoutTrainer,
+    rows: Sequence[TokenizedRow],
+    *,
+    autocast: torch.dtype | None,
+    device: str,
 ) -> tuple[BatchSize, PeakMemory]:
     """Simulate a stage's step on a batch, at the beginning of the stage, where all readouts count.
 
@@ -79,6 +89,7 @@ def estimate(
         trainer: of the stage, without a model.
         rows: the batch, tokenised.
         autocast: type of mixed precision, None for none.
+        device: ``"cuda"`` or ``"cpu"``.
     """
     args = trainer.args
     layout, weights = arrange(trainer, rows)
@@ -91,6 +102,7 @@ def estimate(
         checkpointing=bool(args.gradient_checkpointing),
         autocast=autocast,
         accumulates=args.gradient_accumulation_steps > 1,
+        on_gpu=device == "cuda",
     )
     has_momentum = "momentum" in (args.optim_args or "")
     optimizer = optimizer_bytes(str(getattr(args.optim, "value", args.optim)), shapes, has_momentum=has_momentum)

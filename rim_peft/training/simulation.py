@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from trl.trainer.utils import add_fused_lm_head
 
 from rim_peft.sequence import Layout
+from rim_peft.training.gpu_kernels import gpu_kernels
 from rim_peft.training.head import FUSED_OUTPUTS, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
 
@@ -34,6 +35,7 @@ class StepMemory:
         gradients: of the adapter, as far as they are there at the step's peak.
         activations: of the layers: what backward needs, and what is held for a moment.
         logits: of the output head, on supervised positions.
+        most_logits: what the head holds at most, which with checkpointing is rarely when the step is at its peak.
     """
 
     weights: int
@@ -41,6 +43,7 @@ class StepMemory:
     gradients: int
     activations: int
     logits: int
+    most_logits: int
 
     @property
     def step(self) -> int:
@@ -56,12 +59,12 @@ def simulate_step(
     checkpointing: bool = False,
     autocast: torch.dtype | None = None,
     accumulates: bool = False,
+    on_gpu: bool = False,
 ) -> StepMemory:
     """Run forward and backward of a stage's loss on tensors without data, and add up what is held.
 
     Every operation is dispatched as in a real step and makes outputs of the real shapes and types, so that the figure
-    is that of a CPU's allocator, but for what kernels use inside themselves. A GPU's attention kernels keep about as
-    much.
+    is that of a CPU's allocator, but for what kernels use inside themselves.
 
     Args:
         model: the base with a RIM adapter on the device ``meta``, its layers those of bitsandbytes if it is to be
@@ -71,6 +74,7 @@ def simulate_step(
         checkpointing: whether layers are computed again in backward, as ``gradient_checkpointing`` does.
         autocast: type of mixed precision, None for none.
         accumulates: whether the gradients of a batch before are there already, as with ``gradient_accumulation_steps``.
+        on_gpu: whether kernels hold what a GPU's do (:mod:`rim_peft.training.gpu_kernels`).
 
     Returns:
         What the step holds at its peak. The optimiser's own step is not in it; it holds less than backward does but in
@@ -91,14 +95,14 @@ def simulate_step(
         tracker.leave_out(*held)
         tracker.follow_gradients(model, accumulates=accumulates)
         mixed = torch.autocast("cpu", dtype=autocast) if autocast is not None else nullcontext()
-        with tracker, _told_where(base, tracker):
+        with tracker, _told_where(base, tracker), gpu_kernels() if on_gpu else nullcontext():
             with mixed:
                 outputs = score_labels(model, base, _cloned(layout), labels)
                 loss = readout_loss(outputs.log_probs[0], label_weights(weights, labels), num_samples=len(weights))
             loss.backward()
     adapter = _num_bytes(tensor for tensor in held if tensor.requires_grad)
     parts = {part: tracker.at_peak[part] for part in (GRADIENTS, LAYERS, HEAD)}
-    return StepMemory(weights=_num_bytes(held) - adapter, adapter=adapter, **parts)
+    return StepMemory(weights=_num_bytes(held) - adapter, adapter=adapter, most_logits=tracker.most_logits, **parts)
 
 
 class _Tracker(TorchDispatchMode):
@@ -109,6 +113,7 @@ class _Tracker(TorchDispatchMode):
         self.part = LAYERS
         self.held: Counter[str] = Counter()
         self.at_peak: Counter[str] = Counter()
+        self.most_logits = 0
         self._parts: dict[int, str | None] = {}
 
     def leave_out(self, *tensors: Tensor) -> None:
@@ -137,6 +142,7 @@ class _Tracker(TorchDispatchMode):
             return
         self._parts[storage._cdata] = part
         self.held[part] += storage.nbytes()
+        self.most_logits = max(self.most_logits, self.held[HEAD])
         weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
         if self.held.total() > self.at_peak.total():
             self.at_peak = self.held.copy()

@@ -1,0 +1,156 @@
+"""What ``rim-peft check`` says a training takes at its peak, against what a process that trains takes.
+
+``python -m benchmarks.estimate RECIPE WARM_UP RESULT`` is how the benchmark starts the process that is measured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Spread
+from benchmarks.models import CONFIGS, lora_rank
+from benchmarks.registry import Settings, benchmark
+from benchmarks.report import Measured, Row, within
+from rim_peft.data.examples import Templates
+from rim_peft.data.tasks import get_task
+from rim_peft.recipe import load_recipe
+from rim_peft.recipe.syntax import write_yaml
+from rim_peft.run import train
+from rim_peft.run.base import build_base
+from rim_peft.run.preflight import Preflight
+
+_MIB = 2**20
+_CLONE = Path(__file__).parents[1]
+_TASK: dict[str, Any] = {"lengths": [4], "num_rows": 256, "distractors": 4}
+"""Stories of one length, so that a batch is about as long as the longest that the estimate is made for."""
+
+
+@benchmark("memory_estimate", "peak memory of a training: what rim-peft check says against what a process takes")
+def estimate(settings: Settings) -> Iterator[Row]:
+    """Train both stages of a recipe in a process of its own, and compare its peak with the estimate."""
+    cases = settings.choose(
+        quick=[("tiny", None, False, 8), ("tiny", "nf4", True, 8)],
+        cpu=[
+            ("small", None, False, 16),
+            ("small", None, True, 64),
+            ("small", "nf4", False, 16),
+            ("wide", None, False, 16),
+            ("wide", "nf4", True, 64),
+            ("wide", "int8", False, 16),
+            ("gpt2-124m", None, True, 16),
+        ],
+        cuda=[("gpt2-124m", None, False, 32), ("llama-3.2-1b", "nf4", True, 32), ("llama-3.2-3b", "nf4", True, 32)],
+    )
+    for base, quantization, checkpointing, batch in cases:
+        case = {"base": base, "weights": quantization or "fp32", "checkpointing": checkpointing, "batch": batch}
+        settings.tell(", ".join(f"{name}={value}" for name, value in case.items()))
+        with tempfile.TemporaryDirectory(prefix="rim-peft-benchmarks-") as name:
+            folder = Path(name)
+            changes = {"quantization": quantization, "checkpointing": checkpointing, "batch": batch}
+            recipe = _write_recipe(folder, base, rank=lora_rank(settings), **changes)
+            warm_up = _write_recipe(folder, "tiny", rank=2, **{**changes, "batch": 2})
+            found = Preflight(device=settings.device).check(load_recipe(recipe))
+            if found.peak is None:
+                raise RuntimeError(f"memory_estimate: {recipe}: {found.errors or found.not_checked}")
+            measured = _measure(recipe, warm_up, folder / "measured.json")
+        ratio = found.peak / measured
+        last = found.stages[-1].memory
+        parts = {} if last is None else {"weights": last.weights, "adapter": last.adapter, "step": last.step}
+        yield Row(
+            benchmark="memory_estimate",
+            case=case,
+            ways=(_mebibytes("estimated", found.peak), _mebibytes("measured", measured)),
+            figure=Spread(ratio, ratio, ratio),
+            figure_name="estimated / measured",
+            bound=1.0,
+            bound_text="the measured peak itself",
+            target=within(0.15),
+            note=", ".join(f"{part} {size / _MIB:.1f}" for part, size in parts.items()) + " MiB of the estimate",
+        )
+
+
+def worker(recipe: str, warm_up: str, result: Path) -> None:
+    """Train a recipe, and write by how many bytes this process grew at its peak.
+
+    On CUDA it is what the allocator held. On the CPU it is the resident set: what a small training left behind, which
+    loaded every library and started every thread, is what it grew from.
+    """
+    train(load_recipe(warm_up))
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        train(load_recipe(recipe))
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        ctypes.CDLL(None).malloc_trim(0)
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+        train(load_recipe(recipe))
+        peak = _status("VmHWM") - before
+    result.write_text(json.dumps({"peak": peak}))
+
+
+def _measure(recipe: Path, warm_up: Path, result: Path) -> int:
+    command = [sys.executable, "-m", "benchmarks.estimate", str(recipe), str(warm_up), str(result)]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(result.parent / "datasets")}
+    done = subprocess.run(command, cwd=_CLONE, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise RuntimeError(f"memory_estimate: {' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return int(json.loads(result.read_text())["peak"])
+
+
+def _write_recipe(
+    folder: Path, base: str, *, rank: int, quantization: str | None, checkpointing: bool, batch: int
+) -> Path:
+    """Write a base with random weights and a recipe that trains both stages on it for three steps each."""
+    config = CONFIGS[base]().to_dict()
+    rows = get_task("potions", **_TASK).load("train")
+    config["vocab_size"] = max(config["vocab_size"], 512)  # room for each byte
+    build_base(config, rows, templates=Templates(), seed=0, folder=folder / f"{base}-base")
+    stage = {
+        "max_steps": 3,
+        "per_device_train_batch_size": batch,
+        "gradient_checkpointing": checkpointing,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    recipe = {
+        "output_dir": str(folder / f"{base}-run"),
+        "model": {"name_or_path": str(folder / f"{base}-base"), "quantization": quantization},
+        "adapter": {"num_blocks": 8, "r": rank},
+        "data": {"task": "potions", "options": _TASK, "validation_rows": 0},
+        "grounding": stage,
+        "refinement": stage,
+    }
+    path = folder / f"{base}.yaml"
+    path.write_text(write_yaml(recipe), encoding="utf-8")
+    return path
+
+
+def _mebibytes(name: str, size: int) -> Measured:
+    return Measured(name, Spread(size / _MIB, size / _MIB, size / _MIB), "MiB")
+
+
+def _status(field: str) -> int:
+    """Return a figure of this process in bytes, from what Linux says of it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise RuntimeError(f"memory_estimate: /proc/self/status has no {field}; a CPU's peak is measured on Linux.")
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
