@@ -258,9 +258,7 @@ class _StageLook:
             batch = self._stated_batch(base, trainer, tokenizer)
         # Flex attention skips what is hidden, and takes no more than this.
         model = base.attach(attention="sdpa" if self.found.attention == "flex_attention" else None)
-        stage.batch, stage.memory = estimate(
-            model, trainer, batch, autocast=autocast, device=self.found.device
-        )
+        stage.batch, stage.memory = estimate(model, trainer, batch, autocast=autocast, device=self.found.device)
         if stage.memory.optimizer is None:
             self.found.not_checked.append(f"{stage.stage}: memory of the optimiser {stage.optimizer}: add it yourself.")
 
