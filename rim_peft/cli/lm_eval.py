@@ -8,6 +8,7 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; those with an underscore, and their meaning, are the harness's own."""
+    parser.usage = f"{parser.prog} ADAPTER --tasks TASK [TASK ...] [OPTION ...]"  # lists end at an option alone
     parser.add_argument(
         "adapter", metavar="ADAPTER", help="output folder of a training, or an adapter's folder or Hub id"
     )

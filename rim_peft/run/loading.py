@@ -129,11 +129,11 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
             "is a folder here."
         )
     folder = Path(source) if is_local else _download(str(source), revision)
+    config = None if is_export(folder) else _read_config(folder)
     recipe = load_recipe(folder / RECIPE_FILE, check=False) if (folder / RECIPE_FILE).exists() else None
-    if is_export(folder):
+    if config is None:
         plain, tokenizer, asked = load_export(folder)
         return Run(plain, tokenizer, recipe, exported=asked)
-    config = _read_config(folder)
     options = recipe.model if recipe is not None else ModelOptions(name_or_path=config.base_model_name_or_path)
     if not is_local and options.trust_remote_code:
         raise ValueError(
