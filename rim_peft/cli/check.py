@@ -112,7 +112,10 @@ def _run_lines(name: str, found: RunFindings) -> Iterator[str]:
         table = [["", *(stage.stage for stage in found.stages)], *rows]
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
         for row in table:
-            cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            cells = [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
             yield f"  {'   '.join(cells).rstrip()}"
     if found.peak is not None:
         where = "a GPU" if found.device == "cuda" else "a CPU"
@@ -131,7 +134,9 @@ def _rows(stages: list[StageFindings]) -> Iterator[list[str]]:
 
     yield line("rows", lambda stage: _count(stage.num_rows))
     yield line("bad rows", lambda stage: _count(stage.num_bad_rows or None))
-    yield line("tokens of a row, mean", lambda stage: None if stage.mean_tokens is None else f"{stage.mean_tokens:,.1f}")
+    yield line(
+        "tokens of a row, mean", lambda stage: None if stage.mean_tokens is None else f"{stage.mean_tokens:,.1f}"
+    )
     yield line("tokens of a row, longest", lambda stage: _count(stage.longest_tokens))
     yield line("tokens of an epoch", lambda stage: _count(stage.tokens_per_epoch))
     yield line("steps on one device", lambda stage: _count(stage.num_steps))

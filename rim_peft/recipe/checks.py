@@ -10,6 +10,7 @@ from rim_peft.recipe.keys import SET_ELSEWHERE, STAGES, option_names, section_cl
 from rim_peft.recipe.problems import Problems, join
 from rim_peft.recipe.sections import HARDWARE, METHODS
 
+
 def check_classes(values: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
     """Check adapter, stages, base and task by constructing them.
 
