@@ -82,6 +82,7 @@ def load_shared(path: Path) -> Any:
     return shared_recipe(load_comparison(path))
 
 
+@pytest.mark.slow
 def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     checked = check(capsys, "rim_peft/demo/recipe.yaml", "data.options.num_rows=64", "data.validation_rows=16")
     (run,) = checked["runs"]

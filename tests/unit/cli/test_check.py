@@ -43,7 +43,7 @@ def test_what_is_said_of_a_run(capsys: pytest.CaptureFixture[str], base: str, tm
     assert main(["check", path, "--base", base, "--device", "cpu", "refinement=null", "adapter.r=2"]) == 0
     out = capsys.readouterr().out
     assert (
-        f"{path}: ok\n  base        {base} (LlamaForCausalLM, sdpa)\n  parameters  2,560 trainable, 33,504 frozen"
+        f"{path}: ok\n  base        {base} (LlamaForCausalLM, sdpa)\n  parameters  2,144 trainable, 35,360 frozen"
         in out
     )
     for label, value in (("rows", "8"), ("tokens of a row, mean", "19.0"), ("steps on one device", "4")):

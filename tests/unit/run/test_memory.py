@@ -16,19 +16,19 @@ from rim_peft.run.lengths import stated_row
 from rim_peft.run.memory import BatchSize, PeakMemory, count_parameters, estimate, precision
 from rim_peft.training import BaselineConfig, BaselineTrainer, GroundingTrainer
 
-V, H, I, LAYERS, R, K = 256, 64, 128, 2, 4, 3
+V, H, MLP, LAYERS, R, K = 256, 64, 128, 2, 4, 3
 CONFIG = LlamaConfig(
     vocab_size=V,
     hidden_size=H,
-    intermediate_size=I,
+    intermediate_size=MLP,
     num_hidden_layers=LAYERS,
     num_attention_heads=4,
     num_key_value_heads=2,
     tie_word_embeddings=False,
 )
-LINEAR = LAYERS * (2 * H * H + 2 * H * H // 2 + 3 * H * I)  # q and o, k and v, the MLP
+LINEAR = LAYERS * (2 * H * H + 2 * H * H // 2 + 3 * H * MLP)  # q and o, k and v, the MLP
 NORMS = (2 * LAYERS + 1) * H
-LORA = LAYERS * R * (2 * (H + H) + 2 * (H + H // 2) + 3 * (H + I))
+LORA = LAYERS * R * (2 * (H + H) + 2 * (H + H // 2) + 3 * (H + MLP))
 MEMORY = 3 * H
 
 

@@ -50,7 +50,7 @@ def test_dropout_keeps_a_byte_for_each_number() -> None:
     on_cpu = simulate(LlamaConfig(**LLAMA), dropout=0.1)
     # Two layers with seven linear layers each, six of them of width 64 and one of 160, before which LoRA drops out.
     inputs = 2 * 3 * (40 + 4 * (4 + 8)) * (6 * 64 + 160)
-    # Each keeps a mask and what is left. What both norms and the MLP hand on is not kept any more: that was LoRA's input.
+    # Each keeps a mask and what is left. What norms and MLP hand on is not kept any more: it was LoRA's input before.
     no_more = 2 * 3 * (40 + 4 * (4 + 8)) * (64 + 64 + 160)
     assert with_dropout.step - without.step == inputs * (1 + 4) - no_more * 4
     assert on_cpu.step - with_dropout.step > inputs * 3  # four bytes for a mask of one, and more logits
