@@ -67,7 +67,10 @@ def check_recipe(path: str | Path, overrides: Sequence[str], preflight: Prefligh
 
 
 def _distinct_runs(path: str | Path, overrides: Sequence[str]) -> dict[str, Recipe]:
-    """Return the recipes that a file stands for, by the names of the methods that share them."""
+    """Return the recipes that a file stands for, by the names of the methods that share them.
+
+    A method with another's compute has the recipe of its twin, but for a number of steps that is not known yet.
+    """
     if "recipe" not in read_mapping(path, example="output_dir: outputs/run"):
         return {"": load_recipe(path, overrides)}
     comparison = load_comparison(path, overrides)
@@ -76,7 +79,7 @@ def _distinct_runs(path: str | Path, overrides: Sequence[str]) -> dict[str, Reci
     names: dict[str, list[str]] = {}
     recipes: dict[str, Recipe] = {}
     for run in plan:
-        if run.method.train and run.values is not None:
+        if run.method.train and run.method.view == "samples" and run.values is not None:
             recipe = run_recipe(comparison, run)
             key = _key(recipe)
             recipes.setdefault(key, recipe)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from rim_peft.recipe.keys import option_names
 from rim_peft.run.at_hand import NotAtHandError
 from rim_peft.run.memory import BatchSize, PeakMemory
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -72,19 +74,25 @@ class RunFindings:
     not_checked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @contextmanager
-    def looking_at(self, what: str) -> Iterator[None]:
-        """While entered, errors are findings: what is not at hand was not checked, whatever else stops the run."""
+    def attempt(self, what: str, look: Callable[[], T], *, section: str = "") -> T | None:
+        """Return what a look gives. Its errors are findings, and what is not at hand was not checked; then None.
+
+        Args:
+            what: what is not checked where the look fails.
+            look: may raise anything.
+            section: of the recipe, whose keys errors are about.
+        """
         try:
-            yield
+            return look()
         except NotAtHandError as error:
             self.not_checked.append(f"{what}: {error}")
         except ImportError as error:
             self.not_checked.append(f"{what}: a package is missing here: {error}")
         except (ValueError, OSError) as error:
-            self.errors.append(str(error))
+            self.errors.append(_with_section(section, str(error)))
         except Exception as error:  # a base's own code can raise anything
             self.errors.append(f"{what}: {type(error).__name__}: {error}")
+        return None
 
     @property
     def peak(self) -> int | None:
@@ -98,3 +106,9 @@ class RunFindings:
             if stage.memory is not None:
                 entry["memory"]["total"] = stage.memory.total
         return {**values, "peak": self.peak}
+
+
+def _with_section(section: str, message: str) -> str:
+    """Return an error with the full name of the key that it begins with, if that is one of the section's."""
+    is_key = section != "" and message.partition(":")[0] in option_names(section)
+    return f"{section}.{message}" if is_key else message

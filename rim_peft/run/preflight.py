@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.collator import TokenizedRow
 from rim_peft.data.examples import list_rows
@@ -18,18 +17,15 @@ from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.recipe import Recipe
 from rim_peft.recipe.sections import HARDWARE
 from rim_peft.run.at_hand import AtHand, NotAtHandError
-from rim_peft.run.base import build_meta_base
 from rim_peft.run.findings import RunFindings, StageFindings
 from rim_peft.run.lengths import count_batches, count_steps, find_largest_batch, find_unreadable, lay_out, stated_row
 from rim_peft.run.memory import count_parameters, estimate, precision, prepare
+from rim_peft.run.meta_base import MetaBase
 from rim_peft.run.rows import RunRows
-from rim_peft.sequence import check_architecture
-from rim_peft.sequence.masks import SUPPORTED_IMPLEMENTATIONS, check_config
 from rim_peft.training import CoconutTrainer
 from rim_peft.training.attachment import check_adapter
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from rim_peft.tuner.compatibility import check_base, num_positions
-from rim_peft.tuner.config import RiMConfig
+from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.layers import check_uncompiled
 from rim_peft.tuner.thoughts import check_thinks
 
@@ -51,107 +47,49 @@ class Preflight:
     def check(self, recipe: Recipe) -> RunFindings:
         """Say what can be said of a recipe that was read without errors."""
         found = RunFindings(self.at_hand.source(recipe), self.device or _device(recipe))
-        looks = [
-            _StageLook(self, found, recipe, StageFindings(name, optimizer=_name(args.optim)), trainer_class, args)
-            for name, (trainer_class, args) in zip(recipe.stages, recipe.stage_trainers(anywhere=True), strict=True)
-        ]
+        looks = found.attempt("stages", lambda: self._stages(found, recipe)) or []
         found.stages = [look.stage for look in looks]
         base = self._look_at_base(found, recipe, looks)
-        tokenizer = rows = None
-        if base is not None:
-            with found.looking_at("tokens"):
-                tokenizer = self.at_hand.tokenizer(recipe)
-        if tokenizer is not None or not isinstance(recipe.task(), GeneratedTask):
-            with found.looking_at("rows"):
-                rows = self.at_hand.rows(recipe)
+        tokenizer: PreTrainedTokenizerBase | None = None
+        if base is not None and found.base is not None:
+            tokenizer = found.attempt("tokens", lambda: self.at_hand.tokenizer(recipe))
+        rows: RunRows | None = None
+        # Rows that are made would be made for nothing.
+        if found.base is None or tokenizer is not None or not isinstance(recipe.task(), GeneratedTask):
+            rows = found.attempt("rows", lambda: self.at_hand.rows(recipe), section="data")
+        if base is not None and found.base is None and rows is not None:
+            tokenizer = found.attempt("tokens", lambda: self.at_hand.tokenizer(recipe))  # made from the rows
         for look in looks:
             look.at_rows(rows, base, tokenizer)
         found.errors = list(dict.fromkeys(found.errors))
         return found
 
-    def _look_at_base(self, found: RunFindings, recipe: Recipe, looks: Sequence[_StageLook]) -> _Base | None:
+    def _stages(self, found: RunFindings, recipe: Recipe) -> list[_StageLook]:
+        looks = []
+        for name, (trainer_class, args) in zip(recipe.stages, recipe.stage_trainers(anywhere=True), strict=True):
+            stage = StageFindings(name, optimizer=_name(args.optim))
+            looks.append(_StageLook(self, found, recipe, stage, trainer_class, args))
+        return looks
+
+    def _look_at_base(self, found: RunFindings, recipe: Recipe, looks: Sequence[_StageLook]) -> MetaBase | None:
         """Check whether the base can have the adapter and train the stages; None if its configuration is not here."""
-        config = None
-        with found.looking_at("base, parameters, memory and tokens"):
-            config = self.at_hand.config(recipe)
+        config = found.attempt("base, parameters, memory and tokens", lambda: self.at_hand.config(recipe))
         if config is None:
             return None
-        base = _Base(config, recipe, has_bf16=found.device == "cuda")
-        errors = len(found.errors)
-        with found.looking_at("base"):
-            base.check_implementation()
-        with found.looking_at("base"):
-            found.architecture, found.attention = base.check()
-        model = None
-        with found.looking_at("adapter, parameters and memory"):
-            model = base.attach()
+        base = MetaBase(config, recipe, has_bf16=found.device == "cuda")
+        num_errors = len(found.errors)
+        found.attempt("base", base.check_implementation, section="model")
+        found.architecture, found.attention = found.attempt("base", base.check, section="model") or (None, None)
+        model = found.attempt("adapter, parameters and memory", base.attach, section="adapter")
         if model is None:
             return base
         for look in looks:
-            with found.looking_at(look.stage.stage):
-                look.at_model(model)
-        prepare(model, looks[0].trainer(base))
+            found.attempt(look.stage.stage, partial(look.at_model, model), section=look.stage.stage)
+        if looks:
+            prepare(model, looks[0].trainer(base))
         found.num_trainable, found.num_frozen = count_parameters(model)
-        base.can_be_trained = len(found.errors) == errors
+        base.can_be_trained = len(found.errors) == num_errors
         return base
-
-
-class _Base:
-    """A recipe's base without weights, made anew for each simulated stage.
-
-    Args:
-        config: of the base.
-        recipe: what is attached to it.
-        has_bf16: whether the device that it is looked at for computes in bfloat16.
-    """
-
-    def __init__(self, config: PretrainedConfig, recipe: Recipe, *, has_bf16: bool) -> None:
-        self.config, self.recipe, self.has_bf16 = config, recipe, has_bf16
-        self.can_be_trained = False
-        self.adapter: RiMConfig | None = None
-
-    def check_implementation(self) -> None:
-        """Refuse attention that takes no mask for each query.
-
-        Raises:
-            ValueError: the recipe asks for such.
-        """
-        implementation = self.recipe.model.attn_implementation
-        if implementation is not None and self.recipe.method != "coconut":
-            config = copy.deepcopy(self.config)
-            config.get_text_config()._attn_implementation = implementation
-            check_config(config)
-
-    def build(self, *, attention: str | None = None) -> Any:
-        """Return the base; with the attention that the recipe asks for where it can be had on any machine."""
-        options = self.recipe.model
-        attention = attention or options.attn_implementation
-        options = replace(options, attn_implementation=attention if attention in SUPPORTED_IMPLEMENTATIONS else None)
-        return build_meta_base(copy.deepcopy(self.config), options, has_bf16=self.has_bf16)
-
-    def check(self) -> tuple[str, str]:
-        """Return class and attention.
-
-        Raises:
-            ValueError: it is no causal model, or cannot run branching rows.
-        """
-        base = self.build()
-        check_base(base)
-        if self.recipe.method != "coconut":
-            check_architecture(base)
-        implementation = self.recipe.model.attn_implementation or base.config.get_text_config()._attn_implementation
-        return type(base).__name__, str(implementation)
-
-    def attach(self, *, attention: str | None = None) -> PeftModel:
-        """Return the base with a new adapter.
-
-        Raises:
-            ValueError: it cannot have the adapter.
-        """
-        config = self.recipe.rim_config()
-        model: Any = get_peft_model(self.build(attention=attention), config)
-        self.adapter = config
-        return model
 
 
 @dataclass
@@ -165,7 +103,7 @@ class _StageLook:
     trainer_class: type[ReadoutTrainer]
     args: Any
 
-    def trainer(self, base: _Base, tokenizer: PreTrainedTokenizerBase | None = None) -> ReadoutTrainer:
+    def trainer(self, base: MetaBase, tokenizer: PreTrainedTokenizerBase | None = None) -> ReadoutTrainer:
         """Return the stage's trainer without a model."""
         if base.adapter is None:
             raise NotAtHandError("the adapter could not be attached to the base.")
@@ -184,24 +122,23 @@ class _StageLook:
         if issubclass(self.trainer_class, CoconutTrainer):
             check_thinks(model)
 
-    def at_rows(self, rows: RunRows | None, base: _Base | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def at_rows(self, rows: RunRows | None, base: MetaBase | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Note the stage's tokens, steps and memory, as far as rows, base and tokenizer are there."""
         stage, batch = self.stage, None
         stage.num_steps = count_steps(self.args, None)
         if base is not None and base.adapter is not None and rows is not None and tokenizer is not None:
-            with self.found.looking_at(f"{stage.stage}: tokens"):
-                batch = self._count_tokens(rows, base, tokenizer)
+            look = partial(self._count_tokens, rows, base, tokenizer)
+            batch = self.found.attempt(f"{stage.stage}: tokens", look, section=stage.stage)
         elif rows is not None:
             self._count_rows(rows)
         elif self.args.max_tokens_per_batch is None:
             stage.num_rows = _number_of_rows(self.recipe)
             self._count_steps([0] * (stage.num_rows or 0))
         if base is not None and base.can_be_trained:
-            with self.found.looking_at(f"{stage.stage}: memory"):
-                self._estimate(base, tokenizer, batch)
+            self.found.attempt(f"{stage.stage}: memory", partial(self._estimate, base, tokenizer, batch))
 
     def _count_tokens(
-        self, rows: RunRows, base: _Base, tokenizer: PreTrainedTokenizerBase
+        self, rows: RunRows, base: MetaBase, tokenizer: PreTrainedTokenizerBase
     ) -> list[TokenizedRow] | None:
         """Note the lengths of rows; return the largest batch."""
         stage, trainer = self.stage, self.trainer(base, tokenizer)
@@ -244,7 +181,7 @@ class _StageLook:
             self.stage.num_steps = count_steps(self.args, count_batches(self.args, lengths))
 
     def _estimate(
-        self, base: _Base, tokenizer: PreTrainedTokenizerBase | None, batch: list[TokenizedRow] | None
+        self, base: MetaBase, tokenizer: PreTrainedTokenizerBase | None, batch: list[TokenizedRow] | None
     ) -> None:
         """Note the memory at the peak of a step."""
         stage = self.stage
@@ -263,7 +200,7 @@ class _StageLook:
             self.found.not_checked.append(f"{stage.stage}: memory of the optimiser {stage.optimizer}: add it yourself.")
 
     def _stated_batch(
-        self, base: _Base, trainer: ReadoutTrainer, tokenizer: PreTrainedTokenizerBase | None
+        self, base: MetaBase, trainer: ReadoutTrainer, tokenizer: PreTrainedTokenizerBase | None
     ) -> list[TokenizedRow]:
         """Return a batch of rows of a stated length, or of the longest that the recipe allows."""
         limits = [limit for limit in (self.args.max_length, num_positions(base.config)) if limit is not None]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rim_peft.cli import validate
+from rim_peft.cli import check
 from rim_peft.cli.main import COMMANDS, main
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -50,7 +50,8 @@ def test_the_help_of_train_lists_the_keys(capsys: pytest.CaptureFixture[str]) ->
         (["trian"], "invalid choice: 'trian'"),
         (["--json", "evaluate", "x"], "unrecognized arguments: --json"),
         (["train"], "required: RECIPE"),
-        (["validate"], "required: RECIPE"),
+        (["check"], "required: RECIPE"),
+        (["check", "x", "--row-tokens", "0"], "must be at least 1, got 0"),
         (["evaluate", "x", "--limit", "0"], "must be at least 1, got 0"),
         (["evaluate", "x", "--limit", "many"], "argument --limit"),
         (["generate", "x", "--block", "-1"], "argument --block"),
@@ -84,21 +85,6 @@ def test_all_problems_of_a_recipe_go_to_stderr(capsys: pytest.CaptureFixture[str
     ]
 
 
-def test_validate_reports_on_every_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    bad = tmp_path / "bad.yaml"
-    bad.write_text("output_dir: x\nmodel: {name_or_path: x}\ndata: {task: gsm8k}\nadapter: {r: -1, num_blcks: 2}\n")
-    good = str(RECIPES / "prosqa" / "tiny.yaml")
-    assert run_main("validate", str(bad), good, str(tmp_path / "none.yaml")) == 1
-    captured = capsys.readouterr()
-    assert captured.out == f"{good}: ok\n"
-    assert captured.err.splitlines() == [
-        f"{bad}: adapter.num_blcks: unknown key, did you mean num_blocks?",
-        f"{bad}: adapter.r: must be an integer of at least 0, got -1.",
-        f"{tmp_path / 'none.yaml'}: No such file or directory",
-    ]
-    assert run_main("validate", good) == 0
-
-
 def test_interruption_has_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(args: object) -> int:
         raise KeyboardInterrupt
@@ -108,9 +94,9 @@ def test_interruption_has_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys:
         return 0
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(validate, "run", interrupt)
-    assert run_main("validate", "x") == 130
+    monkeypatch.setattr(check, "run", interrupt)
+    assert run_main("check", "x") == 130
     assert "interrupted" in capsys.readouterr().err
-    monkeypatch.setattr(validate, "run", terminate)
-    assert run_main("validate", "x") == 143
+    monkeypatch.setattr(check, "run", terminate)
+    assert run_main("check", "x") == 143
     assert signal.getsignal(signal.SIGTERM) is before

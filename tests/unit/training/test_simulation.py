@@ -96,3 +96,27 @@ def test_quantised_bases_are_those_of_a_real_step(quantization: Any, checkpointi
             held.append(layer.state.SCB)
     # A table of codes that all layers share is one in the real model.
     assert simulated.weights + simulated.adapter == pytest.approx(tensor_bytes(held), rel=0.05)
+
+
+def test_gradients_of_batches_before_are_held_all_through_a_step() -> None:
+    step = readout_step(
+        attach_rim(AutoModelForCausalLM.from_config(BASES["llama"], dtype=torch.float32), rank=8, num_blocks=4),
+        "stage 2",
+        SIZES,
+        checkpointing=True,
+    )
+    step.trainer.training_step(step.model, dict(step.batch))  # whose gradients stay
+    gradients = sum(tensor_bytes([p.grad]) for p in step.model.parameters() if p.grad is not None)
+    measured = peak_memory(lambda: step.trainer.training_step(step.model, dict(step.batch)))
+    layout, weights = step.rows()
+
+    def simulate(*, accumulates: bool) -> Any:
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(BASES["llama"], dtype=torch.float32)
+        model = attach_rim(base, rank=8, num_blocks=4)
+        return simulate_step(model, layout, weights, checkpointing=True, accumulates=accumulates)
+
+    later, first = simulate(accumulates=True), simulate(accumulates=False)
+    assert gradients == later.adapter
+    assert later.gradients == gradients > first.gradients
+    assert later.step == pytest.approx(gradients + measured, rel=0.02)

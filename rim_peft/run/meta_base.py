@@ -1,0 +1,75 @@
+"""A recipe's base without weights: what can be attached to it, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from transformers import PretrainedConfig
+
+from rim_peft.recipe import Recipe
+from rim_peft.run.base import build_meta_base
+from rim_peft.sequence import check_architecture
+from rim_peft.sequence.masks import SUPPORTED_IMPLEMENTATIONS, check_config
+from rim_peft.tuner.compatibility import check_base
+from rim_peft.tuner.config import RiMConfig
+
+
+class MetaBase:
+    """A recipe's base without weights, made anew for each simulated stage.
+
+    Args:
+        config: of the base.
+        recipe: what is attached to it.
+        has_bf16: whether the device that it is looked at for computes in bfloat16.
+    """
+
+    def __init__(self, config: PretrainedConfig, recipe: Recipe, *, has_bf16: bool) -> None:
+        self.config, self.recipe, self.has_bf16 = config, recipe, has_bf16
+        self.can_be_trained = False
+        self.adapter: RiMConfig | None = None
+
+    def check_implementation(self) -> None:
+        """Refuse attention that takes no mask for each query.
+
+        Raises:
+            ValueError: the recipe asks for such.
+        """
+        implementation = self.recipe.model.attn_implementation
+        if implementation is not None and self.recipe.method != "coconut":
+            config = copy.deepcopy(self.config)
+            config.get_text_config()._attn_implementation = implementation
+            check_config(config)
+
+    def build(self, *, attention: str | None = None) -> Any:
+        """Return the base; with the attention that the recipe asks for where it can be had on any machine."""
+        options = self.recipe.model
+        attention = attention or options.attn_implementation
+        options = replace(options, attn_implementation=attention if attention in SUPPORTED_IMPLEMENTATIONS else None)
+        return build_meta_base(copy.deepcopy(self.config), options, has_bf16=self.has_bf16)
+
+    def check(self) -> tuple[str, str]:
+        """Return class and attention.
+
+        Raises:
+            ValueError: it is no causal model, or cannot run branching rows.
+        """
+        base = self.build()
+        check_base(base)
+        if self.recipe.method != "coconut":
+            check_architecture(base)
+        implementation = self.recipe.model.attn_implementation or base.config.get_text_config()._attn_implementation
+        return type(base).__name__, str(implementation)
+
+    def attach(self, *, attention: str | None = None) -> PeftModel:
+        """Return the base with a new adapter.
+
+        Raises:
+            ValueError: it cannot have the adapter.
+        """
+        config = self.recipe.rim_config()
+        model: Any = get_peft_model(self.build(attention=attention), config)
+        self.adapter = config
+        return model
