@@ -45,7 +45,8 @@ class BlockGenerator:
         Takes and returns what the base's ``generate`` does: sequences are prompt and answer, lengths count both and
         no memory. ``scores`` and ``logits`` are one per answer token; ``hidden_states``, ``attentions`` and
         ``past_key_values`` come as the model gives them, with memory. Prompts that already end in memory ids keep
-        them and get no more. With the adapter disabled, or without blocks, this is the base's ``generate``.
+        them and get no more. With the adapter disabled, or without blocks, this is the base's ``generate``. Where
+        ``PeftModel.generate`` is given ``adapter_names``, each row gets its own adapter's blocks.
 
         Args:
             inputs: (B, S) prompts, padded on the left; ``input_ids`` is the same.
@@ -105,13 +106,11 @@ def _check_mixed_call(prompts: Tensor, names: Sequence[str], kwargs: dict[str, A
             f"adapter_names: must name an adapter for each of the batch's {len(prompts)} rows, got {len(names)}. Use "
             f"{BASE!r} for rows without one."
         )
-    given = [name for name in ("position_ids", "token_type_ids") if kwargs.get(name) is not None]
-    if is_held:
-        given.append("input_ids with memory ids")
-    if given:
+    if is_held or kwargs.get("position_ids") is not None:
         raise ValueError(
-            f"adapter_names: prompts are moved to make room for blocks of several lengths, got {' and '.join(given)}. "
-            "Pass prompts and their attention_mask alone."
+            "adapter_names: prompts are moved to make room for blocks of several lengths, got "
+            f"{'input_ids with memory ids' if is_held else 'position_ids'}. Leave them out: generate appends the "
+            "blocks and counts positions by the attention_mask."
         )
 
 

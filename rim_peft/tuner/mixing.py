@@ -105,18 +105,25 @@ class MixedInsertion(BlockInsertion):
         return torch.cat([trunks[:, start:], sequences[:, self.prompt_length - start :]], dim=1)
 
     def _with_memory(self, kwargs: dict[str, Any], *, rows: int, length: int) -> dict[str, Any]:
-        given = kwargs.get("attention_mask")
-        if given is None:
-            given = self.trunks.new_ones(rows, length)
-        inside = min(length, self.prompt_length)
-        prompts = nn.functional.pad(given[:, :inside], (0, self.prompt_length - inside))
-        prompts = torch.cat([prompts, prompts.new_ones(rows, 1), prompts.new_zeros(rows, 1)], dim=1)
-        num_columns = length if length < self.prompt_length else self.trunks.shape[1]
-        mask = prompts.gather(1, self._repeated(self.sources, rows)[:, :num_columns])
-        inputs = {**kwargs, "attention_mask": torch.cat([mask, given[:, inside:]], dim=1)}
+        mask = kwargs.get("attention_mask")
+        mask = self.trunks.new_ones(rows, length) if mask is None else mask
+        inputs = {**kwargs, "attention_mask": self._moved(mask, memory=mask.new_ones(rows, 1))}
+        if (types := kwargs.get("token_type_ids")) is not None:
+            last = min(types.shape[1], self.prompt_length)
+            inputs["token_type_ids"] = self._moved(types, memory=types[:, last - 1 : last])
         if kwargs.get("position_ids") is not None:
             inputs["position_ids"] = (inputs["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
         return inputs
+
+    def _moved(self, values: Tensor, *, memory: Tensor) -> Tensor:
+        """The model's view of the loop's (B, S) values; memory gets the (B, 1) ``memory``, padding 0."""
+        rows, length = values.shape
+        inside = min(length, self.prompt_length)
+        prompts = nn.functional.pad(values[:, :inside], (0, self.prompt_length - inside))
+        prompts = torch.cat([prompts, memory, torch.zeros_like(memory)], dim=1)
+        num_columns = length if length < self.prompt_length else self.trunks.shape[1]
+        sources = self._repeated(self.sources, rows)[:, :num_columns]
+        return torch.cat([prompts.gather(1, sources), values[:, inside:]], dim=1)
 
     @staticmethod
     def _repeated(values: Tensor, rows: int) -> Tensor:

@@ -141,6 +141,18 @@ def test_num_blocks_of_a_call_holds_for_all_rows_with_an_adapter(make_mixed: Mak
         torch.testing.assert_close(answer, generate_alone(model, tokenizer, question, name, **options)[0])
 
 
+@pytest.mark.parametrize("options", [{}, {"prefill_chunk_size": 7}], ids=str)
+def test_token_types_go_with_their_tokens(make_mixed: MakeRim, tokenizer: Any, options: dict[str, Any]) -> None:
+    model = make_mixed("gpt2")
+    inputs = tokenizer(QUESTIONS, return_tensors="pt", padding=True)
+    inputs["token_type_ids"] = inputs.input_ids % 7 + 1
+    mixed = generate(model, inputs, adapter_names=NAMES, **options)
+    for row, (question, name) in enumerate(zip(QUESTIONS, NAMES, strict=True)):
+        alone = tokenizer([question], return_tensors="pt").input_ids
+        expected = generate_alone(model, tokenizer, question, name, token_type_ids=alone % 7 + 1)
+        torch.testing.assert_close(mixed[row : row + 1], expected)
+
+
 def test_a_batch_of_base_rows_alone_is_the_bases(make_mixed: MakeRim, tokenizer: Any) -> None:
     model = make_mixed()
     inputs = tokenizer(QUESTIONS, return_tensors="pt", padding=True)

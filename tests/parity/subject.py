@@ -70,7 +70,7 @@ class Subject:
         self.case = case
         self.folder = folder
         self.is_stock = case.is_stock
-        self.options = {"num_blocks": 2, "r": 4, **CONFIGS[case.config]}
+        self.options = {"num_blocks": 2, "r": 4, "lora_alpha": 8, **CONFIGS[case.config]}
         self.has_lora = case.is_stock or self.options["r"] > 0
         self.prompts: dict[str, Tensor] = {"input_ids": PROMPTS, "attention_mask": MASK}
 
@@ -103,8 +103,9 @@ class Subject:
 
     def model(self, *, base: Any = None, is_fresh: bool = False, **options: Any) -> Any:
         """An adapted model in evaluation mode, as if it had been trained unless ``is_fresh``."""
+        base = self.base() if base is None else base  # which draws random numbers when it is made
         torch.manual_seed(1)
-        model = get_peft_model(self.base() if base is None else base, self.config(**options))
+        model = get_peft_model(base, self.config(**options))
         if not is_fresh:
             randomize_lora(model)
         return model.eval()
