@@ -162,7 +162,7 @@ def upload(
     """
     validate_repo_id(repo_id)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None:
+    if revision is not None and not revision.startswith("refs/"):  # such as a pull request's
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     contents = dict(files)
     card = contents.get(CARD_FILE)

@@ -238,6 +238,12 @@ def test_a_run_that_has_not_ended_is_not_pushed(hub: Hub, trained: tuple[Path, R
         push(tmp_path, "owner/run")
 
 
+def test_a_first_push_may_go_to_a_branch(hub: Hub, trained: tuple[Path, Run]) -> None:
+    push(trained[0], "owner/run", revision="draft")
+    assert set(hub.files("owner/run")) == {".gitattributes"}
+    assert_close(logits(load_run("owner/run", revision="draft")), logits(trained[1]), rtol=0, atol=0)
+
+
 def test_adapters_of_another_kind_are_not_pushed(hub: Hub, saved: Path) -> None:
     path = saved / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "LORA"}))
