@@ -143,8 +143,8 @@ def run_stages(
             if before is not None and checkpoint is None:
                 trainer.add_callback(_GoOnWith(before))
             trainer.train(resume_from_checkpoint=checkpoint)
-            if signals.received is not None:
-                raise Interrupted(signals.received)
+            if (received := signals.agree()) is not None:
+                raise Interrupted(received)
             if validate is not None:
                 _compete_at_end(trainer, best, stage, validate)
             history[stage] = trainer.state.log_history
