@@ -149,6 +149,7 @@ def run_stages(
                 _compete_at_end(trainer, best, stage, validate)
             history[stage] = trainer.state.log_history
             _mark_finished(trainer, folder / "history.json", finished, moments)
+            trainer.release()
     tuner.set_dropout(own_dropout)
     if validate is not None and best.path.exists():
         load_weights(model, best.path)
