@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.recipe import load_recipe
     from rim_peft.run import train
     from rim_peft.training.curriculum import Interrupted
-    from rim_peft.training.processes import MainProcessFailed, is_main
+    from rim_peft.training.processes import MainProcessFailed, is_main, num_processes
 
     recipe = load_recipe(args.recipe, args.overrides)
     command = ["rim-peft", "train", args.recipe, *args.overrides]
@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
         again = shlex.join([*(part for part in command if part != "resume=true"), "resume=true"])
         if is_main():
-            print(f"rim-peft: stopped; go on with: {again}", file=sys.stderr)
+            how = "with" if num_processes() == 1 else "through the launcher with"
+            print(f"rim-peft: stopped; go on {how}: {again}", file=sys.stderr)
         if isinstance(stop, Interrupted):
             return 128 + stop.signal_number
         raise

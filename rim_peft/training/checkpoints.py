@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from trl import SFTTrainer
 
@@ -30,11 +31,18 @@ class Checkpoints(SFTTrainer):
     """
 
     model: Any
+    lr_scheduler: Any
     trains_sharded = True  # all passes over the base lie in one forward pass of the model
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_launch(self)
+
+    def release(self) -> None:
+        """Let go of the model after training, so that another trainer can take it up; only DeepSpeed holds it."""
+        if self.is_deepspeed_enabled:
+            self.accelerator.free_memory()
+            AcceleratorState._reset_state()  # accelerate takes one DeepSpeed plugin, and each stage comes with its own
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if is_sharded(self.model):

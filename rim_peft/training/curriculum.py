@@ -143,12 +143,13 @@ def run_stages(
             if before is not None and checkpoint is None:
                 trainer.add_callback(_GoOnWith(before))
             trainer.train(resume_from_checkpoint=checkpoint)
-            if signals.received is not None:
-                raise Interrupted(signals.received)
+            if (received := signals.agree()) is not None:
+                raise Interrupted(received)
             if validate is not None:
                 _compete_at_end(trainer, best, stage, validate)
             history[stage] = trainer.state.log_history
             _mark_finished(trainer, folder / "history.json", finished, moments)
+            trainer.release()
     tuner.set_dropout(own_dropout)
     if validate is not None and best.path.exists():
         load_weights(model, best.path)

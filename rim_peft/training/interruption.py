@@ -30,7 +30,7 @@ class SignalWatch:
     """While entered, remembers the first SIGINT or SIGTERM; the second one acts as usual."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received: int | None = None  # by this process
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalWatch:
@@ -51,12 +51,16 @@ class SignalWatch:
         self._restore()
         logger.warning("%s: stopping after this step, with a checkpoint.", signal.Signals(number).name)
 
-    def agree(self) -> None:
-        """Let all processes know of a signal that one has received, so that they stop at the same step."""
+    def agree(self) -> int | None:
+        """Return a signal that some process has received, the same in all, so that they stop at the same step.
+
+        One that comes while they ask each other waits for the next time.
+        """
+        received = [self.received]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            received: list[int | None] = [None] * torch.distributed.get_world_size()
+            received = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(received, self.received)
-            self.received = next((number for number in received if number is not None), None)
+        return next((number for number in received if number is not None), None)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -72,8 +76,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop if a signal has come to any process."""
-        self._signals.agree()
-        if self._signals.received is not None:
+        if self._signals.agree() is not None:
             control.should_save = True
             control.should_training_stop = True
 

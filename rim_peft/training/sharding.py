@@ -113,8 +113,8 @@ def _reshard(model: nn.Module) -> None:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    whole = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-    return whole.cpu()
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().cpu()
 
 
 def _like(whole: Tensor, part: Tensor) -> Tensor:

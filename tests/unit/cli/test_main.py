@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,31 @@ def test_interruption_has_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(check, "run", terminate)
     assert run_main("check", "x") == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_package_runs_as_a_module() -> None:
+    """Launchers start modules: ``accelerate launch -m rim_peft train``."""
+    command = [sys.executable, "-m", "rim_peft", "--version"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.startswith("rim-peft ")
+
+
+def test_launchers_start_training_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_main("evaluate", "outputs/run") == 2
+    assert "evaluate runs in one process, got 2: start it without a launcher" in capsys.readouterr().err
+
+
+def test_a_recipes_errors_are_printed_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, num_lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert run_main("train", str(RECIPES / "prosqa" / "tiny.yaml"), "adapter.num_blcks=2") == 1
+        assert len(capsys.readouterr().err.splitlines()) == num_lines
+
+
+def test_an_error_says_in_which_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert run_main("train", "missing.yaml") == 1
+    assert "rim-peft: error in process 1: " in capsys.readouterr().err

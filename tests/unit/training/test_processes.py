@@ -1,0 +1,37 @@
+"""What one process does before the others; that several of them agree is tested in integration/test_processes.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from rim_peft.training.processes import is_main, main_first, num_processes, on_main, shards_weights
+
+
+def _fail() -> None:
+    raise ValueError("bad rows")
+
+
+def test_one_process_does_everything_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"):
+        monkeypatch.delenv(name, raising=False)
+    assert (num_processes(), is_main(), shards_weights()) == (1, True, False)
+    calls: list[int] = []
+    assert on_main(lambda: calls.append(1) or len(calls)) == 1
+    assert main_first(lambda: calls.append(2) or len(calls)) == 2
+    assert calls == [1, 2]
+    for share in (on_main, main_first):
+        with pytest.raises(ValueError, match="bad rows"):
+            share(_fail)
+
+
+def test_a_launcher_says_who_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert (num_processes(), is_main(), shards_weights()) == (4, False, True)
+
+
+def test_processes_that_would_each_train_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # and nothing that the processes could find each other by
+    with pytest.raises(RuntimeError, match=r"processes: 2 were started, but .* no GPUs .*ACCELERATE_USE_CPU=true"):
+        on_main(lambda: None)
