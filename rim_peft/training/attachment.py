@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
@@ -12,6 +13,8 @@ from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.tuner.config import RiMConfig
 
 logger = logging.getLogger(__name__)
+
+ConfigT = TypeVar("ConfigT", bound=ReadoutConfig)
 
 
 def attach(
@@ -70,3 +73,23 @@ def fall_back_from_flex(base: Any, *, device_type: str) -> None:
     if device_type == "cpu" and base.config.get_text_config()._attn_implementation == "flex_attention":
         logger.warning("attn_implementation: flex_attention has no backward pass on a CPU; training with sdpa.")
         base.set_attn_implementation("sdpa")
+
+
+def checkpoint_for(base: Any, args: ConfigT) -> ConfigT:
+    """Return the options with the kind of gradient checkpointing that spares memory on this base, unless one is named.
+
+    8-bit layers of bitsandbytes keep their inputs where PyTorch's usual kind, which hooks what autograd saves, cannot
+    drop them: a step would take more than without quantisation. The reentrant kind runs layers without autograd first.
+    """
+    if not (args.gradient_checkpointing and is_8_bit(base)) or args.gradient_checkpointing_kwargs:
+        return args
+    args = copy(args)
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):  # the old name and the new one
+        if hasattr(args, name):
+            setattr(args, name, {"use_reentrant": True})
+    return args
+
+
+def is_8_bit(base: Any) -> bool:
+    """Whether a base has 8-bit layers of bitsandbytes."""
+    return bool(getattr(base, "is_loaded_in_8bit", False))

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from rim_peft.data.collator import ReadoutCollator
 from rim_peft.sequence import Layout, check_architecture, keep_readouts, pack_rows
-from rim_peft.training.attachment import attach, check_adapter, fall_back_from_flex
+from rim_peft.training.attachment import attach, check_adapter, checkpoint_for, fall_back_from_flex
 from rim_peft.training.card import write_card
 from rim_peft.training.compilation import CompiledLayers
 from rim_peft.training.head import score_labels
@@ -97,6 +97,7 @@ class ReadoutTrainer(ReadoutData):
         if args.compile_layers:
             check_uncompiled("compile_layers", self._rim_config)
         fall_back_from_flex(peft_model.get_base_model(), device_type=args.device.type)
+        args = checkpoint_for(peft_model.get_base_model(), args)
         self._max_positions = num_positions(peft_model.config)
         self._validate = validate
         self._block_metrics = {"train": BlockMetrics(), "eval": BlockMetrics()}

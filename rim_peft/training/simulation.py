@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from trl.trainer.utils import add_fused_lm_head
 
 from rim_peft.sequence import Layout
+from rim_peft.training.attachment import is_8_bit
 from rim_peft.training.gpu_kernels import gpu_kernels
 from rim_peft.training.head import FUSED_OUTPUTS, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
@@ -88,7 +89,7 @@ def simulate_step(
         states = _make_fake(model)
         add_fused_lm_head(base, outputs=FUSED_OUTPUTS)
         if checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.gradient_checkpointing_enable({"use_reentrant": is_8_bit(base)})  # as `checkpoint_for` has it
             base.enable_input_require_grads()
         model.train()
         held = [*model.parameters(), *model.buffers(), *states]

@@ -12,15 +12,19 @@ import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
+from benchmarks.measure import peak_memory
+from benchmarks.steps import RowSizes, readout_step
 from rim_peft import RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.recipe import ModelOptions, Recipe, load_recipe
 from rim_peft.run import train
-from rim_peft.run.base import load_base
+from rim_peft.run.base import build_meta_base, load_base
 from rim_peft.run.loading import load_run
 from rim_peft.run.scoring import evaluate
+from rim_peft.training.attachment import checkpoint_for
 from rim_peft.training.curriculum import Interrupted
+from rim_peft.training.simulation import simulate_step
 from tests.conftest import build_base, build_tokenizer
 from tests.integration.test_curriculum import SignalAtStep
 
@@ -179,3 +183,35 @@ def test_moments_of_the_memory_rows_stay_float32_beside_8_bit_ones(tmp_path: Pat
     assert memory(model).numel() > 4096
     assert {dtype for name, dtype in moments.items() if MEMORY in name} == {torch.float32}
     assert torch.uint8 in moments.values()
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+def test_checkpointing_spares_memory_on_quantised_weights_too(how: Any, base: Path) -> None:
+    def attach(loaded: Any) -> Any:
+        return get_peft_model(loaded, RiMConfig(num_blocks=4, r=8))
+
+    plain, quantised = (ModelOptions(name_or_path=str(base), quantization=name) for name in (None, how))
+    steps = [
+        readout_step(
+            attach(load_base(str(base), options)), "stage 2", RowSizes(batch=4, prompt=100), checkpointing=True
+        )
+        for options in (plain, quantised)
+    ]
+    for step in steps:
+        step()  # allocates the optimiser's state
+    full, measured = (peak_memory(step.forward_and_backward) for step in steps)
+    assert measured < 1.05 * full
+    outline = attach(build_meta_base(AutoConfig.from_pretrained(base), quantised))
+    simulated = simulate_step(outline, *steps[1].rows(), checkpointing=True)
+    assert simulated.step == pytest.approx(measured, rel=0.1)
+
+
+def test_the_kind_of_checkpointing_can_be_chosen_on_8_bit_weights(base: Path, tmp_path: Path) -> None:
+    loaded = load_base(str(base), ModelOptions(name_or_path=str(base), quantization="int8"))
+    args = RefinementConfig(str(tmp_path), gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert checkpoint_for(loaded, args) is args
+    left = RefinementConfig(str(tmp_path))
+    assert checkpoint_for(loaded, left).gradient_checkpointing_kwargs == {"use_reentrant": True}
+    assert not left.gradient_checkpointing_kwargs
+    off = RefinementConfig(str(tmp_path), gradient_checkpointing=False)
+    assert checkpoint_for(loaded, off) is off
