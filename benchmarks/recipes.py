@@ -103,7 +103,8 @@ def _peak(recipe: Recipe, weights: str) -> int:
 
 def _meta_model(recipe: Recipe, weights: str) -> Any:
     """Return the recipe's base and adapter without weights, as a GPU with bf16 would have them."""
-    options: Any = replace(recipe.model, dtype="bfloat16", quantization=weights if weights in ("nf4", "int8") else None)
+    quantization: Any = weights if weights in ("nf4", "int8") else None
+    options = replace(recipe.model, dtype="bfloat16", quantization=quantization)
     base = build_meta_base(CONFIGS[SHAPES[str(recipe.model.name_or_path)]](), options)
     layers: list[Any] = [module for module in base.modules() if type(module).__name__ == "Linear4bit"]
     for layer in layers:
