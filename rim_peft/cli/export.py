@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Export, check and print what came out."""
     from rim_peft.cli.console import quiet_model_loading, results_only
     from rim_peft.cli.generate import read_questions
+    from rim_peft.export.card import describe
     from rim_peft.export.options import ExportOptions
     from rim_peft.run import export
 
@@ -101,8 +102,5 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"out": args.out, "format": args.format, **result.to_dict()}, indent=2, ensure_ascii=False))
         return 0
     print(f"export: {args.out}")
-    print(
-        f"checked in plain transformers: {result.num_equal} of {result.num_prompts} prompts give the adapter's "
-        f"greedy tokens, {result.num_equal_unguarded} with nothing suppressed"
-    )
+    print(f"checked in plain transformers: {describe(result)}")
     return 0

@@ -37,8 +37,7 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
   tokenizer does not do this, write them behind the prompt: `{block_text}`
 * **Memory tokens** are {names} (ids {ids}). {guard}
 * **Weights** are {dtype}{dequantized}.
-* **Checked** in a fresh process with plain transformers: {num_equal} of {num_prompts} prompts gave the adapter's greedy
-  tokens{unguarded}.
+* **Checked** in a fresh process with plain transformers, in float32: {checked}.
 """
 
 
@@ -99,9 +98,18 @@ def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: Ch
             if record.dequantized_from
             else ""
         ),
-        num_equal=result.num_equal,
-        num_prompts=result.num_prompts,
-        unguarded=f" ({result.num_equal_unguarded} where nothing is suppressed)",
+        checked=describe(result),
+    )
+
+
+def describe(result: CheckResult) -> str:
+    """Return a check's result as a sentence."""
+    ties = f", {result.num_near_ties} part from it at a near tie" if result.num_near_ties else ""
+    other = result.num_prompts - result.num_equal - result.num_near_ties
+    differ = f", {other} differ" if other else ""
+    return (
+        f"{result.num_equal} of {result.num_prompts} prompts give the adapter's greedy tokens{ties}{differ}; "
+        f"{result.num_equal_unguarded} with nothing suppressed"
     )
 
 

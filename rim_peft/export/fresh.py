@@ -18,12 +18,15 @@ def main() -> None:
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Return for each prompt its ids, and its greedy answer with and without the settings that suppress tokens."""
+    """Return for each prompt its ids, and its greedy answer with and without the settings that suppress tokens.
+
+    Weights of any type are computed with in float32, as the package does for what it compares with.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
-    model: Any = AutoModelForCausalLM.from_pretrained(job["model"])
+    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     if job["adapter"] is not None:
         from peft import PeftModel
 
@@ -34,24 +37,30 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     plain = {"max_new_tokens": job["max_new_tokens"], "do_sample": False, "return_dict_in_generate": True}
     base.generation_config = GenerationConfig(eos_token_id=job["eos_id"], pad_token_id=job["pad_id"])
 
-    def follow(ids: list[int], **options: Any) -> tuple[list[int], list[float]]:
+    def follow(ids: list[int], expected: list[int], **options: Any) -> dict[str, Any]:
         prompt = torch.tensor([ids], device=base.device)
         found = model.generate(
             input_ids=prompt, attention_mask=torch.ones_like(prompt), output_logits=True, **plain, **options
         )
-        best = [logits[0].float().topk(2).values for logits in found.logits]
-        return found.sequences[0, len(ids) :].tolist(), [float(high - low) for high, low in best]
+        tokens = found.sequences[0, len(ids) :].tolist()
+        gap = None  # how far apart it scores both tokens where it parts from what is expected, by its largest score
+        for place, (got, wanted) in enumerate(zip(tokens, expected, strict=False)):
+            if got != wanted:
+                scores = found.logits[place][0]
+                gap = float((scores[got] - scores[wanted]).abs() / scores.abs().max())
+                break
+        return {"tokens": tokens, "gap": gap}
 
     answers = []
-    for prompt, suffix in job["prompts"]:
+    for prompt, suffix, expected in job["prompts"]:
         if isinstance(prompt, str):
             ids = tokenizer(prompt)["input_ids"]
         else:
             rendered: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
             ids = rendered["input_ids"]
         ids = [*ids, *(tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else [])]
-        tokens, gaps = follow(ids, suppress_tokens=suppressed)
-        answers.append({"ids": ids, "tokens": tokens, "gaps": gaps, "unguarded": follow(ids)[0]})
+        guarded = follow(ids, expected, suppress_tokens=suppressed)
+        answers.append({"ids": ids, "guarded": guarded, "unguarded": follow(ids, expected)})
     return {"answers": answers, "modules": sorted({name.split(".")[0] for name in sys.modules})}
 
 

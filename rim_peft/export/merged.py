@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +17,8 @@ from rim_peft.export.saving import save_model, save_tokenizer
 from rim_peft.export.tokens import add_memory_tokens, append_blocks
 from rim_peft.export.weights import DTYPES, add_rows, is_tied, memory_rows, merged
 from rim_peft.tuner.config import active_config
+
+_SHOWN_PROMPTS = 5
 
 
 def export_merged(
@@ -54,9 +55,8 @@ def export_merged(
     places = append_blocks(extended, memory, options.append_to)
     base_name = config.base_model_name_or_path
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks)
-    base: Any = plain.model.get_base_model()
-    dtype: torch.dtype = base.dtype if options.dtype == "auto" else DTYPES[options.dtype]
-    base = merged(plain.model).to(dtype)
+    dtype = plain.dtype if options.dtype == "auto" else DTYPES[options.dtype]
+    base: Any = merged(plain.model).to(dtype)
     add_rows(base, memory.ids, rows, keep_tied=options.keep_tied)
     record = ExportRecord(
         memory=memory,
@@ -76,28 +76,29 @@ def export_merged(
         tokenizer,
         memory,
         places=places,
+        dtype=dtype,
         model=folder,
         tokenizer_folder=folder,
         max_new_tokens=prompts.max_new_tokens,
     )
     record.write(folder, check=result.to_dict(), quantized_agreement=plain.agreement)
     (folder / "README.md").write_text(render_card(folder, record, prompts, result), encoding="utf-8")
-    raise_if_differing(result, options, folder, guarded=not record.head_is_tied)
+    raise_if_differing(result, options, folder, head_is_tied=record.head_is_tied)
     return result
 
 
-def raise_if_differing(result: CheckResult, options: ExportOptions, folder: Path, *, guarded: bool) -> None:
+def raise_if_differing(result: CheckResult, options: ExportOptions, folder: Path, *, head_is_tied: bool) -> None:
     """Raise for an export that answers too many prompts with other tokens than the plugin.
 
     Raises:
         ExportCheckError: it does.
     """
-    same = min(result.num_equal, result.num_equal_unguarded) if guarded else result.num_equal
-    if result.num_prompts - same <= options.max_differing:
+    num_wrong = result.num_wrong(head_is_tied=head_is_tied)
+    if num_wrong <= options.max_differing:
         return
-    shown = "\n".join(f"  {line}" for line in result.differing[:5]) or "  only without suppress_tokens"
+    shown = "\n".join(f"  {line}" for line in result.differing[:_SHOWN_PROMPTS])
     raise ExportCheckError(
-        f"{folder}: must give the adapter's greedy tokens, and differs on {result.num_prompts - same} of "
-        f"{result.num_prompts} prompts:\n{shown}\nThe files are kept. Where the best two lie near each other, rounding "
-        "decides: export with --dtype float32, or accept so many with --max-differing."
+        f"{folder}: must give the adapter's greedy tokens, and differs on {num_wrong} of {result.num_prompts} prompts, "
+        f"near ties aside:\n{shown}\nThe files are kept. If rounding is the cause, --dtype float32 has none of it; "
+        "--max-differing accepts so many."
     )

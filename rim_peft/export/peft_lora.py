@@ -72,7 +72,8 @@ def export_peft_lora(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         base: Any = plain.model.unload()
-    base = base.to(base.dtype if options.dtype == "auto" else DTYPES[options.dtype])
+    dtype = plain.dtype if options.dtype == "auto" else DTYPES[options.dtype]
+    base = base.to(dtype)
     known: PreTrainedTokenizerBase = tokenizer
     if record["adapters"]:
         base, known = _extended_so_far(folder / BASE, base), AutoTokenizer.from_pretrained(str(folder / BASE))
@@ -105,6 +106,7 @@ def export_peft_lora(
         tokenizer,
         memory,
         places=places,
+        dtype=dtype,
         model=folder / BASE,
         tokenizer_folder=adapter,
         adapter=adapter,
@@ -112,7 +114,7 @@ def export_peft_lora(
     )
     entry["check"] = result.to_dict()
     write_json(folder / EXPORT_FILE, record)
-    raise_if_differing(result, options, folder, guarded=not head_is_tied)
+    raise_if_differing(result, options, folder, head_is_tied=head_is_tied)
     return result
 
 

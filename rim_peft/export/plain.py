@@ -20,16 +20,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlainAdapter:
-    """An adapter on a base that is not quantised, and what it answers.
+    """An adapter on a base that is not quantised, in float32, and what it answers.
 
     Attributes:
         model: the adapter on its base.
+        dtype: the base's own type.
         quantization: how the base was quantised; None if it was not.
         expected: what the plugin answers on this base.
-        agreement: how many of these answers the adapter gave on the quantised base; None if it was not quantised.
+        agreement: how many of these answers the adapter gives on the quantised base too; None if it was not quantised.
     """
 
     model: PeftModel
+    dtype: torch.dtype
     quantization: str | None
     expected: list[Expected]
     agreement: int | None
@@ -38,26 +40,31 @@ class PlainAdapter:
 def as_plain(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, *, num_blocks: int
 ) -> PlainAdapter:
-    """Dequantise an adapter's base if need be, and let the plugin answer the prompts."""
+    """Dequantise an adapter's base if need be, and let the plugin answer the prompts in float32.
+
+    An export is checked in float32 too: with both in a half type, the rounding of two ways to the same sum would decide
+    wherever two tokens lie near each other.
+    """
     asking: dict[str, Any] = {
         "templates": prompts.templates,
         "num_blocks": num_blocks,
         "max_new_tokens": prompts.max_new_tokens,
     }
     quantization = quantization_of(model)
+    quantized = None
+    if quantization is not None:
+        logger.info("The base is quantised (%s): the adapter is exported with its weights dequantised.", quantization)
+        quantized = expect(model, tokenizer, prompts.questions, **asking)
+        model = dequantized(model)
+    base: Any = model.get_base_model()
+    dtype: torch.dtype = base.dtype
+    model.float()
     expected = expect(model, tokenizer, prompts.questions, **asking)
-    if quantization is None:
-        return PlainAdapter(model, None, expected, None)
-    logger.info("The base is quantised (%s): the export holds its weights dequantised, not those before.", quantization)
-    model = dequantized(model)
-    quantized, expected = expected, expect(model, tokenizer, prompts.questions, **asking)
+    if quantized is None:
+        return PlainAdapter(model, dtype, quantization, expected, None)
     agreement = sum(before.answer == after.answer for before, after in zip(quantized, expected, strict=True))
-    logger.info(
-        "On the dequantised base, the adapter gives the same tokens as on the quantised one for %d of %d prompts.",
-        agreement,
-        len(expected),
-    )
-    return PlainAdapter(model, quantization, expected, agreement)
+    logger.info("Quantised and dequantised base give the same tokens on %d of %d prompts.", agreement, len(expected))
+    return PlainAdapter(model, dtype, quantization, expected, agreement)
 
 
 def free(model: Any) -> None:

@@ -79,8 +79,7 @@ def dequantized(model: PeftModel) -> PeftModel:
 
 
 def merged(model: PeftModel) -> Any:
-    """Return the base with LoRA folded in, in float32, so that a change is rounded once; the model is used up."""
-    model.float()
+    """Return the base with LoRA folded in; the model is used up. In float32, a change is rounded once, by a cast."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that memory rows are left out: they follow in `add_rows`
         return model.merge_and_unload(safe_merge=True)

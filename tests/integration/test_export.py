@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rim_peft.cli.main import main
 from rim_peft.export import merged as merged_export
 from rim_peft.export.checking import ExportCheckError
-from rim_peft.export.options import ExportOptions
 from rim_peft.inference import answer_questions
 from rim_peft.run import evaluate, export, load_run
 from tests.conftest import EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
@@ -76,7 +75,7 @@ def test_an_export_that_answers_otherwise_fails_and_is_kept(
     monkeypatch.setattr(
         merged_export, "add_rows", lambda base, ids, rows, **options: right(base, ids, rows.flip(0), **options)
     )
-    with pytest.raises(ExportCheckError, match=r"differs on \d+ of 34 prompts:\n  'What is .* apart\n") as failed:
+    with pytest.raises(ExportCheckError, match=r"differs on \d+ of 34 prompts, near ties aside:\n  'What") as failed:
         export(str(adapter), out, questions=[*TEXTS, *CHATS], max_new_tokens=8)
     assert "The files are kept" in str(failed.value)
     check = json.loads((out / "rim_export.json").read_text())["check"]
@@ -101,8 +100,6 @@ def test_what_is_refused(make_adapter: MakeAdapter, tmp_path: Path, capsys: Capt
     rows_alone = str(make_adapter("rows", r=0))
     assert main(["export", rows_alone, "--out", out, "--format", "peft-lora", "--prompts", str(prompts)]) == 1
     assert "r: must be at least 1 for the format peft-lora, got 0" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="dtype: must be one of auto, float32, bfloat16, float16, got 'int8'"):
-        ExportOptions(dtype="int8")
     assert not Path(out).exists()
 
 
@@ -163,19 +160,19 @@ def test_qlora_from_training_to_an_export_that_scores_the_same(tmp_path: Path, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_an_export_in_another_type(make_adapter: MakeAdapter, tmp_path: Path, dtype: str, capsys: Capture) -> None:
-    """Rounding may decide where two tokens lie near each other: such prompts are shown, and can be accepted."""
+def test_an_export_in_another_type(make_adapter: MakeAdapter, tmp_path: Path, capsys: Capture) -> None:
+    """Rounding decides where two tokens lie near each other: such prompts are shown, and are no failure."""
     adapter, out, prompts = make_adapter("adapter"), tmp_path / "out", tmp_path / "prompts.jsonl"
     lines = [json.dumps({"question": question}) for question in [*TEXTS, *CHATS]]
     prompts.write_text("\n".join(lines), encoding="utf-8")
-    command = ["export", str(adapter), "--out", str(out), "--prompts", str(prompts), "--dtype", dtype]
-    more = ["--blocks", "3", "--max-shard-size", "20KB", "--max-new-tokens", "2", "--max-differing", "34"]
+    command = ["export", str(adapter), "--out", str(out), "--prompts", str(prompts), "--dtype", "bfloat16"]
+    more = ["--blocks", "3", "--max-shard-size", "20KB", "--max-new-tokens", "8"]
     assert main([*command, *more]) == 0
     assert "of 34 prompts give the adapter's greedy tokens" in capsys.readouterr().out
     run = load_run(out)
     assert next(run.model.parameters()).dtype == torch.bfloat16
     assert run.num_blocks == 3
     assert len(list(out.glob("model-*.safetensors"))) > 1
-    record = json.loads((out / "rim_export.json").read_text())
-    assert record["check"]["num_equal"] >= 25  # most prompts are far from a tie
+    check = json.loads((out / "rim_export.json").read_text())["check"]
+    assert check["num_equal"] + check["num_near_ties"] == 34
+    assert check["num_equal"] >= 25  # most prompts are far from a tie
