@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -47,7 +46,7 @@ def load_base(source: str, options: ModelOptions) -> PreTrainedModel:
         attn_implementation=options.attn_implementation,
         quantization_config=quantization,
         # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
-        device_map={"": PartialState().device} if quantization and torch.cuda.is_available() else None,
+        device_map={"": torch.cuda.current_device()} if quantization and torch.cuda.is_available() else None,
         trust_remote_code=options.trust_remote_code,
     )
 
@@ -110,7 +109,7 @@ def to_device(model: PeftModel, options: ModelOptions) -> PeftModel:
     One that FSDP will shard stays: each GPU gets its part of every layer then, and need not have room for the whole.
     """
     if options.quantization is None and torch.cuda.is_available() and not shards_weights():
-        model.to(PartialState().device)
+        model.to("cuda")
     return model
 
 

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rim_peft.training.grounding_config import GroundingConfig
 from rim_peft.training.grounding_trainer import GroundingTrainer
 from rim_peft.training.interruption import Interrupted, SignalWatch, StopOnSignal
-from rim_peft.training.processes import on_main
+from rim_peft.training.processes import check_resumed, on_main
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer, Validate
 from rim_peft.training.refinement_config import RefinementConfig
@@ -140,6 +140,8 @@ def run_stages(
                 callbacks=[StopOnSignal(signals), *([_KeepBest(best, stage)] if validate is not None else [])],
             )
             checkpoint = last_checkpoint(folder) if resume else None
+            if checkpoint is not None:
+                check_resumed(Path(checkpoint))
             if before is not None and checkpoint is None:
                 trainer.add_callback(_GoOnWith(before))
             trainer.train(resume_from_checkpoint=checkpoint)

@@ -14,6 +14,12 @@ def check_launch(trainer: Any) -> None:
     Raises:
         ValueError: its method, its base or an option cannot be trained that way.
     """
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            f"n_gpu: one process must train on one GPU, got {trainer.args.n_gpu}, which the Trainer would use by "
+            "nn.DataParallel. Start it through accelerate launch (recipes/accelerate/ddp.yaml), or set "
+            "CUDA_VISIBLE_DEVICES=0."
+        )
     state = trainer.accelerator.state
     is_fsdp = getattr(state, "fsdp_plugin", None) is not None
     if (is_fsdp or trainer.is_deepspeed_enabled) and not trainer.trains_sharded:

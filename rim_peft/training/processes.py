@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from accelerate import PartialState
@@ -24,6 +25,20 @@ def num_processes() -> int:
 def is_main() -> bool:
     """Tell whether this process is the one that writes and reports; known without setting anything up."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def check_resumed(checkpoint: Path) -> None:
+    """Check that as many processes go on as have written a checkpoint, or the steps to come would be others.
+
+    Raises:
+        ValueError: there are more or fewer.
+    """
+    written = len(list(checkpoint.glob("rng_state_*.pth"))) or 1  # one process writes rng_state.pth
+    if written != num_processes():
+        raise ValueError(
+            f"resume: must go on with as many processes as have written {checkpoint}, {written}, got "
+            f"{num_processes()}, whose batches together have another size. Start {written}."
+        )
 
 
 def shards_weights() -> bool:

@@ -23,6 +23,7 @@ def spread(
     *,
     fsdp_version: int | None = None,
     zero_stage: int | None = None,
+    num_gpus: int = 1,
     is_quantized: bool = False,
     trainer_class: Any = RefinementTrainer,
     config_class: type[ReadoutConfig] = GroundingConfig,
@@ -31,10 +32,12 @@ def spread(
     """A trainer as far as the check looks at it: its class, options, base, and accelerate's plugins."""
     fsdp = None if fsdp_version is None else SimpleNamespace(fsdp_version=fsdp_version)
     deepspeed = None if zero_stage is None else SimpleNamespace(zero_stage=zero_stage)
+    args = config_class(output_dir="out", report_to="none", **options)
+    args._n_gpu = num_gpus
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=fsdp, deepspeed_plugin=deepspeed)),
         is_deepspeed_enabled=deepspeed is not None,
-        args=config_class(output_dir="out", report_to="none", **options),
+        args=args,
         model=SimpleNamespace(get_base_model=lambda: SimpleNamespace(is_quantized=is_quantized)),
         trains_sharded=trainer_class.trains_sharded,
     )
@@ -45,6 +48,7 @@ def spread(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"num_gpus": 4}, r"n_gpu: one process must train on one GPU, got 4, .*CUDA_VISIBLE_DEVICES=0"),
         ({"fsdp_version": 1}, r"fsdp_version: must be 2, .* got 1\. Set it, as recipes/accelerate/fsdp2.yaml"),
         ({"fsdp_version": 2, "is_quantized": True}, r"quantization: must be none under FSDP, .*bnb_4bit_quant_storage"),
         ({"fsdp_version": 2, "compile_layers": True}, "compile_layers: must be False under FSDP"),

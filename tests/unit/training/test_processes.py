@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from rim_peft.training.processes import is_main, main_first, num_processes, on_main, shards_weights
+from rim_peft.training.processes import check_resumed, is_main, main_first, num_processes, on_main, shards_weights
 
 
 def _fail() -> None:
@@ -35,3 +37,19 @@ def test_processes_that_would_each_train_alone_are_refused(monkeypatch: pytest.M
     monkeypatch.setenv("WORLD_SIZE", "2")  # and nothing that the processes could find each other by
     with pytest.raises(RuntimeError, match=r"processes: 2 were started, but .* no GPUs .*ACCELERATE_USE_CPU=true"):
         on_main(lambda: None)
+
+
+def test_as_many_processes_must_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    (tmp_path / "rng_state.pth").touch()
+    check_resumed(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"resume: must go on with as many processes as .*, 1, got 2, .* Start 1\."):
+        check_resumed(tmp_path)
+    (tmp_path / "rng_state.pth").unlink()
+    for rank in (0, 1):
+        (tmp_path / f"rng_state_{rank}.pth").touch()
+    check_resumed(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ValueError, match="2, got 1"):
+        check_resumed(tmp_path)
