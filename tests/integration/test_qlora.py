@@ -25,7 +25,7 @@ from rim_peft.run.scoring import evaluate
 from rim_peft.training.attachment import checkpoint_for
 from rim_peft.training.curriculum import Interrupted
 from rim_peft.training.simulation import simulate_step
-from tests.conftest import build_base, build_tokenizer
+from tests.conftest import build_base, build_tokenizer, randomize_lora
 from tests.integration.test_curriculum import SignalAtStep
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}  # nf4 needs 64 or more
@@ -215,3 +215,22 @@ def test_the_kind_of_checkpointing_can_be_chosen_on_8_bit_weights(base: Path, tm
     assert not left.gradient_checkpointing_kwargs
     off = RefinementConfig(str(tmp_path), gradient_checkpointing=False)
     assert checkpoint_for(loaded, off) is off
+
+
+@pytest.mark.parametrize("variant", [{}, {"insertion_layer": 1}, {"bidirectional_blocks": True}], ids=str)
+def test_checkpointing_8_bit_layers_changes_no_gradient(variant: dict[str, Any], base: Path) -> None:
+    def gradients(*, checkpointing: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        loaded = load_base(str(base), ModelOptions(name_or_path=str(base), quantization="int8"))
+        model: Any = get_peft_model(loaded, RiMConfig(num_blocks=2, r=4, **variant))
+        randomize_lora(model)
+        step = readout_step(model, "stage 2", RowSizes(batch=2, prompt=12), checkpointing=checkpointing)
+        torch.manual_seed(1)
+        randomize_lora(model)  # what the step that began the training has changed
+        step.loss().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    expected, found = gradients(checkpointing=False), gradients(checkpointing=True)
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)

@@ -127,6 +127,19 @@ def test_one_gpu_recipes_are_quantised_paged_and_checkpointed() -> None:
         assert header.count("estimate") == 2
 
 
+def test_gpt2_trains_in_4_bits_too(tiny_base: Callable[[Recipe], Path], tmp_path: Path) -> None:
+    """Its layers are no linear ones until bitsandbytes makes them so."""
+    path = next(path for path in RECIPES if path.name == "gpt2-lora.yaml")
+    write_rows(tmp_path / "rows", "gsm8k")
+    overrides = [f"data.path={tmp_path / 'rows'}", f"output_dir={tmp_path / 'out'}", "model.quantization=nf4"]
+    source = f"model.name_or_path={tiny_base(load_recipe(path))}"
+    steps = ["grounding.max_steps=1", "refinement=null", "grounding.optim=adamw_torch", "data.validation_rows=2"]
+    run = train(load_recipe(path, [*overrides, source, *steps]))
+    layer: Any = run.model.get_submodule("base_model.model.transformer.h.0.attn.c_attn")
+    assert type(layer.base_layer).__name__ == "Linear4bit"
+    assert run.metrics["stages"]["grounding"]["train_loss"] > 0
+
+
 def test_a_quantised_base_from_a_config(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows", "prosqa")
     recipe = load_recipe(
