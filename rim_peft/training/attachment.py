@@ -80,6 +80,7 @@ def checkpoint_for(base: Any, args: ConfigT) -> ConfigT:
 
     8-bit layers of bitsandbytes keep their inputs where PyTorch's usual kind, which hooks what autograd saves, cannot
     drop them: a step would take more than without quantisation. The reentrant kind runs layers without autograd first.
+    It cannot have DDP look for unused parameters, of which a step has none.
     """
     if not (args.gradient_checkpointing and is_8_bit(base)) or args.gradient_checkpointing_kwargs:
         return args
@@ -87,6 +88,8 @@ def checkpoint_for(base: Any, args: ConfigT) -> ConfigT:
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):  # the old name and the new one
         if hasattr(args, name):
             setattr(args, name, {"use_reentrant": True})
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
     return args
 
 

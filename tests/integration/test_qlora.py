@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from rim_peft.training.attachment import checkpoint_for
 from rim_peft.training.curriculum import Interrupted
 from rim_peft.training.simulation import simulate_step
 from tests.conftest import build_base, build_tokenizer, randomize_lora
+from tests.integration import two_processes_8_bit
 from tests.integration.test_curriculum import SignalAtStep
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}  # nf4 needs 64 or more
@@ -211,7 +214,9 @@ def test_the_kind_of_checkpointing_can_be_chosen_on_8_bit_weights(base: Path, tm
     args = RefinementConfig(str(tmp_path), gradient_checkpointing_kwargs={"use_reentrant": False})
     assert checkpoint_for(loaded, args) is args
     left = RefinementConfig(str(tmp_path))
-    assert checkpoint_for(loaded, left).gradient_checkpointing_kwargs == {"use_reentrant": True}
+    chosen = checkpoint_for(loaded, left)
+    assert chosen.gradient_checkpointing_kwargs == {"use_reentrant": True}
+    assert chosen.ddp_find_unused_parameters is False
     assert not left.gradient_checkpointing_kwargs
     off = RefinementConfig(str(tmp_path), gradient_checkpointing=False)
     assert checkpoint_for(loaded, off) is off
@@ -234,3 +239,15 @@ def test_checkpointing_8_bit_layers_changes_no_gradient(variant: dict[str, Any],
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_on_an_8_bit_base_equal_one(base: Path, tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    module = ["-m", two_processes_8_bit.__name__, str(base), str(tmp_path)]
+    subprocess.run([sys.executable, *launcher, *module], check=True, timeout=300, cwd=Path(__file__).parents[2])
+    expected = two_processes_8_bit.train(base, tmp_path / "one", batch=4)
+    for rank in (0, 1):
+        found = load_file(tmp_path / f"rank{rank}.safetensors")
+        for name, tensor in expected.items():  # gradients are averaged in another order
+            torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
