@@ -104,10 +104,8 @@ def _peak(recipe: Recipe, weights: str) -> int:
 def _meta_model(recipe: Recipe, weights: str) -> Any:
     """Return the recipe's base and adapter without weights, as a GPU with bf16 would have them."""
     changes: dict[str, Any] = {"dtype": "bfloat16", "quantization": None if weights == "bf16" else weights}
-    base = build_meta_base(CONFIGS[SHAPES[str(recipe.model.name_or_path)]](), replace(recipe.model, **changes))
-    layers: list[Any] = [module for module in base.modules() if type(module).__name__ == "Linear4bit"]
-    for layer in layers:
-        layer.compute_dtype = torch.bfloat16  # float32 where this machine has no such GPU
+    options = replace(recipe.model, **changes)
+    base = build_meta_base(CONFIGS[SHAPES[str(recipe.model.name_or_path)]](), options, has_bf16=True)
     return get_peft_model(base, recipe.rim_config())
 
 
