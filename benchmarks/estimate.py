@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
 
 from benchmarks.measure import Spread
 from benchmarks.models import CONFIGS, lora_rank
@@ -32,6 +34,7 @@ from rim_peft.run.base import build_base
 from rim_peft.run.preflight import Preflight
 
 _MIB = 2**20
+_MADV_PAGEOUT = 21
 _CLONE = Path(__file__).parents[1]
 _TASK: dict[str, Any] = {"lengths": [4], "num_rows": 256, "distractors": 4}
 """Stories of one length, so that a batch is about as long as the longest that the estimate is made for."""
@@ -61,9 +64,9 @@ def estimate(settings: Settings) -> Iterator[Row]:
         settings.tell(", ".join(f"{name}={value}" for name, value in case.items()))
         with tempfile.TemporaryDirectory(prefix="rim-peft-benchmarks-") as name:
             folder = Path(name)
-            write = partial(_write_recipe, folder, quantization=quantization, checkpointing=checkpointing)
-            recipe = write(base, rank=lora_rank(settings), batch=batch)
-            warm_up = write("tiny", rank=2, batch=2)
+            write = partial(_write_recipe, quantization=quantization, checkpointing=checkpointing)
+            recipe = write(folder / "measured", base, rank=lora_rank(settings), batch=batch)
+            warm_up = write(folder / "warm-up", "tiny", rank=2, batch=2)
             found = Preflight(device=settings.device).check(load_recipe(recipe))
             if found.peak is None:
                 raise RuntimeError(f"memory_estimate: {recipe}: {found.errors or found.not_checked}")
@@ -85,24 +88,52 @@ def estimate(settings: Settings) -> Iterator[Row]:
 
 
 def worker(recipe: str, warm_up: str, result: Path) -> None:
-    """Train a recipe, and write by how many bytes this process grew at its peak.
+    """Train a recipe, and write by how many bytes this process grew at its peak, without loading and saving.
 
     On CUDA it is what the allocator held. On the CPU it is the resident set: what a small training left behind, which
     loaded every library and started every thread, is what it grew from.
     """
     train(load_recipe(warm_up))
     gc.collect()
-    if torch.cuda.is_available():
+    peak: Any = _CudaPeak() if torch.cuda.is_available() else _ResidentPeak()
+    DEFAULT_CALLBACKS.append(peak)
+    train(load_recipe(recipe))
+    result.write_text(json.dumps({"peak": peak.most}))
+
+
+class _CudaPeak(TrainerCallback):
+    """Notes what the allocator held at most in a stage."""
+
+    most = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         torch.cuda.reset_peak_memory_stats()
-        train(load_recipe(recipe))
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        ctypes.CDLL(None).malloc_trim(0)
-        before = _status("VmRSS")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.most = max(self.most, torch.cuda.max_memory_allocated())
+
+
+class _ResidentPeak(TrainerCallback):
+    """Notes by how much the resident set grew at most in a stage, from what it was when this was made."""
+
+    most = 0
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+        self._libc.malloc_trim(0)
+        self._before = _status("VmRSS")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Weights lie in the base's file, mapped into memory. What was read there only to be quantised is of no use any
+        # more and goes when memory is short; here it goes now, and what is used comes back.
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if line.endswith(".safetensors"):
+                start, end = (int(address, 16) for address in line.split()[0].split("-"))
+                self._libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-        train(load_recipe(recipe))
-        peak = _status("VmHWM") - before
-    result.write_text(json.dumps({"peak": peak}))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.most = max(self.most, _status("VmHWM") - self._before)
 
 
 def _measure(recipe: Path, warm_up: Path, result: Path) -> int:
@@ -118,10 +149,11 @@ def _write_recipe(
     folder: Path, base: str, *, rank: int, quantization: str | None, checkpointing: bool, batch: int
 ) -> Path:
     """Write a base with random weights and a recipe that trains both stages on it for two steps each."""
+    folder.mkdir()
     config = CONFIGS[base]().to_dict()
     rows = get_task("potions", **_TASK).load("train")
     config["vocab_size"] = max(config["vocab_size"], 512)  # room for each byte
-    build_base(config, rows, templates=Templates(), seed=0, folder=folder / f"{base}-base")
+    build_base(config, rows, templates=Templates(), seed=0, folder=folder / "base")
     stage = {
         "max_steps": 2,
         "per_device_train_batch_size": batch,
@@ -131,14 +163,14 @@ def _write_recipe(
         "disable_tqdm": True,
     }
     recipe = {
-        "output_dir": str(folder / f"{base}-run"),
-        "model": {"name_or_path": str(folder / f"{base}-base"), "quantization": quantization},
+        "output_dir": str(folder / "run"),
+        "model": {"name_or_path": str(folder / "base"), "quantization": quantization},
         "adapter": {"num_blocks": 8, "r": rank},
         "data": {"task": "potions", "options": _TASK, "validation_rows": 0},
         "grounding": stage,
         "refinement": stage,
     }
-    path = folder / f"{base}.yaml"
+    path = folder / "recipe.yaml"
     path.write_text(write_yaml(recipe), encoding="utf-8")
     return path
 

@@ -222,7 +222,15 @@ def test_what_needs_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 NOT_HERE = {"kernels"} | (set() if shutil.which("g++") or shutil.which("clang++") else {"compiled"})
 
 
-@pytest.mark.parametrize("name", [name for name in all_benchmarks() if name not in NOT_HERE])
+SLOW = {"memory_estimate"}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in all_benchmarks()
+    if name not in NOT_HERE
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "rows.json"
     assert command_line.main([name, "--quick", "--json", "--save", str(saved)]) == 0
