@@ -6,30 +6,31 @@ import contextlib
 import io
 from typing import Any
 
+import pytest
 import torch
 from peft import initialize_lora_eva_weights
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
 
-from tests.conftest import randomize_lora
-from tests.parity.subject import Subject
+from tests.parity.subject import Subject, pretend_training
 
 
 def add_set_and_delete(subject: Subject) -> None:
-    """`add_adapter`, `set_adapter`, `delete_adapter`: also the active one"""
-    model = subject.model()
+    """`add_adapter`, `set_adapter`, `delete_adapter`: the active one, another one, an unknown one"""
+    model = subject.with_other()
     first = subject.logits(model)
-    model.add_adapter("other", subject.config())
-    randomize_lora(model)
-    first = subject.logits(model.eval())
     model.set_adapter("other")
-    second = subject.logits(model.eval())
-    assert not torch.allclose(first, second)
     assert model.active_adapters == ["other"]
+    assert not torch.allclose(first, subject.logits(model.eval()))
     model.delete_adapter("other")
-    assert list(model.peft_config) == ["default"]
-    assert model.active_adapters == ["default"]
+    assert list(model.peft_config) == model.active_adapters == ["default"]
     torch.testing.assert_close(subject.logits(model.eval()), first, atol=0, rtol=0)
+    model.add_adapter("third", subject.config())
+    model.delete_adapter("third")
+    torch.testing.assert_close(subject.logits(model.eval()), first, atol=0, rtol=0)
+    assert not any(".third" in name or ".other" in name for name, _ in model.named_parameters())
+    with pytest.raises(ValueError, match=r"does not exist|not found"):
+        model.delete_adapter("unknown")
 
 
 def only_the_active_adapter_trains(subject: Subject) -> None:
@@ -118,7 +119,7 @@ def count_parameters(subject: Subject) -> None:
 
 
 def combine(subject: Subject) -> None:
-    """`add_weighted_adapter`: svd, linear, cat, ties, dare, magnitude pruning"""
+    """`add_weighted_adapter`: svd, linear, cat, ties, dare, magnitude pruning; negative weights"""
     model = subject.with_other()
     kinds = ("svd", "linear", "cat", "ties", "dare_linear", "magnitude_prune")
     for kind in kinds:
@@ -126,6 +127,9 @@ def combine(subject: Subject) -> None:
         model.add_weighted_adapter(["default", "other"], [0.7, 0.3], kind, combination_type=kind, **density)
         model.set_adapter(kind)
         assert subject.logits(model.eval()).isfinite().all()
+    model.add_weighted_adapter(["default", "other"], [1.0, -0.5], "less", combination_type="linear")
+    model.set_adapter("less")
+    assert subject.logits(model.eval()).isfinite().all()
     for name in ("svd", "cat"):  # the exact ones; of one adapter alone
         model.set_adapter("default")
         expected = subject.logits(model.eval())
@@ -138,8 +142,9 @@ def combine(subject: Subject) -> None:
         parts = [layer.get_delta_weight(name).float() for name in ("default", "other", "cat")]
         torch.testing.assert_close(parts[2], 0.7 * parts[0] + 0.3 * parts[1], atol=tolerance, rtol=tolerance)
     if not subject.is_stock:
-        rows = [model.base_model.memory.rows(name) for name in ("default", "other", "svd")]
+        rows = [model.base_model.memory.rows(name) for name in ("default", "other", "svd", "less")]
         torch.testing.assert_close(rows[2], 0.7 * rows[0] + 0.3 * rows[1])
+        torch.testing.assert_close(rows[3], rows[0] - 0.5 * rows[1])
 
 
 def mix_in_a_pass(subject: Subject) -> None:
@@ -229,7 +234,7 @@ def start_from_activations(subject: Subject) -> None:
     batches = [{"input_ids": torch.randint(6, 250, (2, 12)), "attention_mask": torch.ones(2, 12)} for _ in range(4)]
     initialize_lora_eva_weights(model, batches, show_progress_bar=False)
     subject.check_alike(subject.plain_logits(model), expected)  # B is zero
-    randomize_lora(model)
+    pretend_training(model)
     folder = str(subject.folder / "adapter")
     model.save_pretrained(folder)
     loaded = type(model).from_pretrained(subject.base(), folder)

@@ -20,8 +20,7 @@ from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import randomize_lora
-from tests.parity.subject import Subject
+from tests.parity.subject import Subject, pretend_training
 
 
 def _saved(subject: Subject) -> tuple[Any, str]:
@@ -97,7 +96,7 @@ def load_onto_a_transformers_model(subject: Subject) -> None:
 
 
 def several_adapters_in_a_folder(subject: Subject) -> None:
-    """several adapters: saved side by side, `load_adapter`"""
+    """several adapters: saved side by side, `selected_adapters`, `load_adapter`"""
     model = subject.with_other()
     folder = str(subject.folder / "adapter")
     model.save_pretrained(folder)
@@ -108,6 +107,17 @@ def several_adapters_in_a_folder(subject: Subject) -> None:
             one.set_adapter(name)
             one.eval()
         torch.testing.assert_close(subject.logits(loaded), subject.logits(model), atol=1e-5, rtol=1e-5)
+    chosen = subject.folder / "chosen"
+    model.save_pretrained(str(chosen), selected_adapters=["other"])
+    assert [path.name for path in chosen.iterdir() if path.is_dir()] == ["other"]
+    assert not (chosen / "adapter_config.json").exists()
+
+
+def load_with_a_given_config(subject: Subject) -> None:
+    """`from_pretrained(config=)`"""
+    model, folder = _saved(subject)
+    loaded = PeftModel.from_pretrained(subject.base(), folder, config=PeftConfig.from_pretrained(folder))
+    _check_same(subject, loaded, model)
 
 
 def train_after_loading(subject: Subject) -> None:
@@ -172,7 +182,7 @@ def inject(subject: Subject) -> None:
     model = subject.model()
     torch.manual_seed(1)
     injected = inject_adapter_in_model(subject.config(), subject.base())
-    randomize_lora(injected)
+    pretend_training(injected)
     subject.check_alike(subject.logits(injected.eval()), subject.logits(model))
 
 
@@ -183,6 +193,7 @@ BEHAVIOURS = (
     load_by_transformers,
     load_onto_a_transformers_model,
     several_adapters_in_a_folder,
+    load_with_a_given_config,
     train_after_loading,
     state_dicts,
     copy_a_config,

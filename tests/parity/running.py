@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import prepare_model_for_kbit_training
 from torch import Tensor
-from transformers import AutoModelForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
 
 from tests.conftest import build_tokenizer
-from tests.parity.subject import GREEDY, Subject
+from tests.parity.subject import GREEDY, MASK, PROMPTS, Subject
 
 
 def train(subject: Subject) -> None:
@@ -30,6 +31,18 @@ def train(subject: Subject) -> None:
     for name, value in model.named_parameters():
         if name in frozen:
             assert torch.equal(value, frozen[name]), name
+
+
+def prepare_for_training(subject: Subject) -> None:
+    """`prepare_model_for_kbit_training`, then a step under gradient checkpointing"""
+    base = prepare_model_for_kbit_training(
+        subject.base(), gradient_checkpointing_kwargs={"use_reentrant": False}, use_gradient_checkpointing=True
+    )
+    model = subject.model(base=base).train()
+    model(**subject.batch(), labels=subject.labels()).loss.backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trained
+    assert all(one.dtype == torch.float32 and one.grad is not None and one.grad.isfinite().all() for one in trained)
 
 
 def _gradients(subject: Subject, model: Any) -> list[Tensor]:
@@ -94,6 +107,8 @@ def generate(subject: Subject) -> None:
     if not subject.is_rounded:
         torch.testing.assert_close(padded[1, 2:], model.generate(**alone, **GREEDY)[0])
         torch.testing.assert_close(subject.generate(model, use_cache=False), padded)
+    settings = GenerationConfig(**GREEDY)
+    torch.testing.assert_close(model.generate(PROMPTS, settings, attention_mask=MASK), padded)
     assert subject.generate(model, num_beams=2, num_return_sequences=2).shape == (4, 10)
     torch.manual_seed(0)
     sampled = model.generate(**{**subject.prompts, **GREEDY, "do_sample": True, "top_p": 0.9})
@@ -132,6 +147,7 @@ def embeddings_in_place_of_ids(subject: Subject) -> None:
 
 BEHAVIOURS = (
     train,
+    prepare_for_training,
     checkpoint,
     checkpoint_reentrant,
     half_precision,

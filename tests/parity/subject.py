@@ -107,14 +107,14 @@ class Subject:
         torch.manual_seed(1)
         model = get_peft_model(base, self.config(**options))
         if not is_fresh:
-            randomize_lora(model)
+            pretend_training(model)
         return model.eval()
 
     def with_other(self, **options: Any) -> Any:
         """An adapted model with a second adapter, ``other``, beside ``default``, which is active."""
         model = self.model()
         model.add_adapter("other", self.config(**options))
-        randomize_lora(model)
+        pretend_training(model)
         return model.eval()
 
     def batch(self, *, num_blocks: int = 2) -> dict[str, Tensor]:
@@ -164,6 +164,15 @@ class Subject:
         assert float(cosine) >= _LIKENESS[self.case.format], f"cosine of logits: {float(cosine)}"
         if self.case.format == "fp32":
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def pretend_training(model: nn.Module) -> None:
+    """Fill LoRA's B, which starts at zero, and DoRA's magnitudes, which start at the base's."""
+    randomize_lora(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_magnitude_vector." in name:
+                parameter.mul_(torch.empty_like(parameter).uniform_(0.7, 1.4))
 
 
 def load_options(format_name: str) -> dict[str, Any]:
