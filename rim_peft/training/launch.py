@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import accelerate
+from accelerate.utils import compare_versions
+
+LEAST_ACCELERATE = "1.13"
+"""For FSDP; everything else works with older ones."""
+
 
 def check_launch(trainer: Any) -> None:
     """Check how accelerate spreads a training over processes, which is known once the trainer has been made.
@@ -35,6 +41,11 @@ def check_launch(trainer: Any) -> None:
 
 def _check_fsdp(trainer: Any, plugin: Any) -> None:
     args = trainer.args
+    if compare_versions("accelerate", "<", LEAST_ACCELERATE):
+        raise ValueError(
+            f"accelerate: must be at least {LEAST_ACCELERATE} under FSDP, where older ones lose the optimiser's "
+            f"parameters in a second stage, got {accelerate.__version__}. Upgrade it."
+        )
     if plugin.fsdp_version != 2:
         raise ValueError(
             f"fsdp_version: must be 2, whose shards this package gathers, got {plugin.fsdp_version}. Set it, as "

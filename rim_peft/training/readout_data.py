@@ -129,7 +129,12 @@ class ReadoutData(Checkpoints, ABC):
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        return _on_host(self.accelerator.prepare(loader))
+        # Each process gets as many batches; accelerate, which would see to it, needs batches of one size for that.
+        before, self.accelerator.even_batches = self.accelerator.even_batches, False
+        try:
+            return _on_host(self.accelerator.prepare(loader))
+        finally:
+            self.accelerator.even_batches = before
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         return _on_host(super()._get_dataloader(*args, **kwargs))

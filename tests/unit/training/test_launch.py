@@ -11,6 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from rim_peft import GroundingConfig, RefinementConfig
+from rim_peft.training import launch
 from rim_peft.training.coconut_trainer import CoconutTrainer
 from rim_peft.training.launch import check_launch
 from rim_peft.training.readout_config import ReadoutConfig
@@ -78,6 +79,13 @@ def test_it_is_refused(options: dict[str, Any], message: str) -> None:
 )
 def test_it_is_taken(options: dict[str, Any]) -> None:
     spread(**options)
+
+
+def test_fsdp_needs_a_newer_accelerate_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "LEAST_ACCELERATE", "99.0")
+    spread()
+    with pytest.raises(ValueError, match=r"accelerate: must be at least 99.0 under FSDP, .*Upgrade it"):
+        spread(fsdp_version=2)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
