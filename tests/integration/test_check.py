@@ -66,12 +66,13 @@ def test_a_recipe_as_it_is_has_no_error(capsys: pytest.CaptureFixture[str], path
 @pytest.mark.slow
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.name)
 def test_a_comparison_with_few_rows(capsys: pytest.CaptureFixture[str], base: str, path: Path) -> None:
-    is_demo = load_shared(path).model.name_or_path == "rim_peft/demo/base"
-    given = ["--base", base] if not is_demo else ["grid={adapter.r: [2]}"] if "ablations" in path.name else []
-    checked = check(capsys, str(path), "changes.data.options.num_rows=16", "changes.data.validation_rows=4", *given)
-    if is_demo:
-        assert checked["ok"], checked
-        assert all(run["num_frozen"] > 0 for run in checked["runs"])
+    grid = ["grid={adapter.r: [2]}"] if "ablations" in path.name else []
+    few = ["changes.data.options.num_rows=16", "changes.data.validation_rows=4", *grid]
+    checked = check(capsys, str(path), *few, "--base", base)
+    errors = [error for run in checked["runs"] for error in run["errors"]]
+    # The tiny base has fewer layers and positions than the bases that these are for.
+    assert [text for text in errors if "insertion_layer: must be below" not in text and "too long" not in text] == []
+    assert all(run["num_frozen"] for run in checked["runs"] if not run["errors"])
     assert len({tuple(run["methods"]) for run in checked["runs"]}) == len(checked["runs"])
 
 
