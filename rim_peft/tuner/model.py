@@ -148,6 +148,19 @@ class RiMModel(LoraModel):
         return next(name for name, module in self.model.named_modules() if module is embedding)
 
     @classmethod
+    def _get_adapter_state_dict(
+        cls, model: Any, config: RiMConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """What is saved; DoRA's magnitudes under the name of their parameter.
+
+        PEFT cuts ``.weight`` off that name, an older format, which it adds again where it loads: transformers' own
+        loading and hotswap do not, and leave the magnitudes as they start, or fail. Both names load here.
+        """
+        saved = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        cut = f".lora_magnitude_vector.{adapter_name}"
+        return {f"{key}.weight" if key.endswith(cut) else key: value for key, value in saved.items()}
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: RiMConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:

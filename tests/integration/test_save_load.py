@@ -117,6 +117,22 @@ def test_memory_alone_is_a_file_of_three_rows(saved: Any) -> None:
         torch.testing.assert_close(logits(load(base_dir, adapter_dir)), logits(model))
 
 
+def test_doras_magnitudes_load_by_every_route_and_under_pefts_older_name(saved: Any) -> None:
+    model, base_dir, adapter_dir = saved(use_dora=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_magnitude_vector" in name:
+                parameter.mul_(1.5)
+    model.save_pretrained(adapter_dir)
+    for load in ROUTES:
+        torch.testing.assert_close(logits(load(base_dir, adapter_dir)), logits(model))
+    tensors = load_file(f"{adapter_dir}/{WEIGHTS}")
+    older = {key.replace("magnitude_vector.weight", "magnitude_vector"): value for key, value in tensors.items()}
+    assert older.keys() != tensors.keys()
+    save_file(older, f"{adapter_dir}/{WEIGHTS}")
+    torch.testing.assert_close(logits(by_peft(base_dir, adapter_dir)), logits(model))
+
+
 def test_training_goes_on_after_loading(saved: Any) -> None:
     _, base_dir, adapter_dir = saved()
     model: Any = PeftModel.from_pretrained(

@@ -79,7 +79,6 @@ DEPARTURES = (
         "cosine of logits",  # it drops the magnitudes: another model, without an error
         "merge one adapter into the base",
     ),
-    Departure(files.swap_an_adapter, ("DoRA",), ".*lora_magnitude_vector", ".*lora_magnitude_vector", "`load_adapter`"),
     Departure(
         files.swap_an_adapter,
         ("memory only",),
@@ -109,6 +108,16 @@ DEPARTURES = (
         "`input_ids`, which tell where blocks lie",
     ),
 )
+
+
+STOCKS_OWN: tuple[tuple[Behaviour, str, str], ...] = (
+    (files.load_by_transformers, "DoRA", "the magnitudes are not loaded, without an error"),
+    (files.load_onto_a_transformers_model, "DoRA", "the same"),
+    (running.run_a_pipeline, "DoRA", "the same, with the adapter's folder"),
+    (files.swap_an_adapter, "DoRA", "KeyError"),
+    (adapters.combine, "rsLoRA", "the adapter is stronger by the root of its rank, without an error"),
+)
+"""Behaviours and configurations in which stock LoRA fails and RiM does not, and how stock LoRA fails."""
 
 
 def cells() -> Iterator[Case]:
@@ -163,7 +172,7 @@ def _check_fails(behaviour: Behaviour, case: Case, folder: Path, pattern: str) -
 
 def page() -> str:
     """The text of docs/supported.md."""
-    return render(list(pairs()), departure, DEPARTURES, REFUSALS)
+    return render(list(pairs()), departure, DEPARTURES, REFUSALS, STOCKS_OWN)
 
 
 def _run_all() -> int:

@@ -23,9 +23,6 @@ test-slow` the others, and `python -m tests.parity.matrix --run` all of them.
 _BEHAVIOURS = """\
 Numbers are those of bases on which a behaviour is tested: tiny models of each architecture, with tied and untied heads.
 The first four columns are formats with default options, the others options."""
-_RSLORA = """\
-The other way round, `add_weighted_adapter` keeps an adapter's strength under rsLoRA, which stock LoRA changes by the
-root of the rank."""
 _REFUSED = """\
 Stock LoRA does each of these; a memory without LoRA has no stock counterpart. RiM raises an error before anything is
 computed."""
@@ -36,6 +33,7 @@ def render(
     departure: Callable[[Any, Case], Any],
     departures: Iterable[Any],
     refusals: Iterable[Any],
+    stocks_own: Iterable[tuple[Any, str, str]],
 ) -> str:
     """The page's text.
 
@@ -44,6 +42,7 @@ def render(
         departure: what is said of a behaviour in a cell.
         departures: all that is said.
         refusals: uses that RiM refuses.
+        stocks_own: behaviours and configurations in which stock LoRA alone fails, and how.
     """
     found = [departure(*pair) for pair in pairs]
     num_stock = sum(one is not None and one.is_stocks is not None for one in found)
@@ -73,7 +72,9 @@ def render(
             "",
             *_departure_table([one for one in departures if one.is_stocks is not None]),
             "",
-            _RSLORA,
+            "## Where stock LoRA fails and RiM does not",
+            "",
+            *_table(["use", "stock LoRA"], [[f"{_title(one)}; {config}", how] for one, config, how in stocks_own]),
             "",
             "## What RiM refuses",
             "",
