@@ -49,8 +49,8 @@ def _add_older_names(config: dict[str, Any]) -> None:
             continue
         if "dtype" in part:
             part.setdefault("torch_dtype", part["dtype"])
-        ropes = part.get("rope_parameters") or {}
-        rope = ropes.get("full_attention", ropes)  # some have one for each kind of layer
+        ropes: dict[str, Any] = part.get("rope_parameters") or {}
+        rope: dict[str, Any] = ropes.get("full_attention", ropes)  # some have one for each kind of layer
         if "rope_theta" in rope:
             part.setdefault("rope_theta", rope["rope_theta"])
             if rope.get("rope_type", "default") != "default":
