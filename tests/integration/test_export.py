@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from rim_peft.cli.main import main
 from rim_peft.export import merged as merged_export
@@ -56,6 +56,10 @@ def test_an_export_answers_as_its_adapter(
     answers = list(ask(run.model, run.tokenizer, questions, max_new_tokens=8, batch_size=3))
     assert answers == list(answer_questions(ours.model, ours.tokenizer, questions, max_new_tokens=8))
     assert len(set(answers)) > 1
+    pipe = pipeline("text-generation", model=run.model, tokenizer=run.tokenizer)
+    asked: list[Any] = [TEXTS[0] + "\n", CHATS[0]]
+    said = [pipe(item, max_new_tokens=8, do_sample=False, return_full_text=False) for item in asked]
+    assert [generated[0]["generated_text"].strip() for generated in said] == [answers[0], answers[3]]
     card = (out / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
