@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 from rim_peft.export.checking import CheckResult
 from rim_peft.export.options import Prompts
 from rim_peft.export.record import ExportRecord
+from rim_peft.export.tokens import MemoryTokens
 
 _BODY = """---
 {metadata}
@@ -98,6 +99,39 @@ def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: Ch
             if record.dequantized_from
             else ""
         ),
+        checked=describe(result),
+    )
+
+
+_ADAPTER_BODY = """---
+{metadata}
+---
+
+# {name}
+
+Plain LoRA for a model that reasons in memory blocks (Reasoning in Memory,
+[arXiv 2605.30343](https://arxiv.org/abs/2605.30343)), exported by rim-peft. It fits the extended base that was exported
+with it and no other: the base's vocabulary holds its memory tokens, {names} (ids {ids}).
+
+* **Prompts** are written as in training: {prompt}.
+* **Blocks** follow each prompt. This folder's tokenizer appends them; behind the base's own, write: `{block_text}`
+* **Checked** in a fresh process with plain transformers and PEFT, in float32: {checked}.
+"""
+
+
+def render_adapter_card(name: str, memory: MemoryTokens, prompts: Prompts, result: CheckResult) -> str:
+    """Return the README of a plain LoRA adapter."""
+    is_text = isinstance(prompts.questions[0], str)
+    metadata = ModelCardData(
+        library_name="peft", pipeline_tag="text-generation", tags=["lora", "rim", "latent-reasoning"], model_name=name
+    )
+    return _ADAPTER_BODY.format(
+        metadata=metadata.to_yaml(),
+        name=name,
+        names=", ".join(f"`{token}`" for token in memory.names),
+        ids=", ".join(map(str, memory.ids)),
+        prompt=f"`{prompts.templates.prompt!r}`" if is_text else "chats, by the chat template",
+        block_text=memory.block_text,
         checked=describe(result),
     )
 

@@ -21,6 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rim_peft.export.card import render_adapter_card
 from rim_peft.export.checking import CheckResult, check
 from rim_peft.export.merged import raise_if_differing
 from rim_peft.export.options import ExportOptions, Prompts, check_new
@@ -113,6 +114,7 @@ def export_peft_lora(
         max_new_tokens=prompts.max_new_tokens,
     )
     entry["check"] = result.to_dict()
+    (adapter / "README.md").write_text(render_adapter_card(name, memory, prompts, result), encoding="utf-8")
     write_json(folder / EXPORT_FILE, record)
     raise_if_differing(result, options, folder, head_is_tied=head_is_tied)
     return result

@@ -40,7 +40,7 @@ def _make_plain(config: dict[str, Any]) -> None:
 
 
 def _add_older_names(config: dict[str, Any]) -> None:
-    """Add the names that transformers 4 and engines that follow it read: ``rope_theta``, ``torch_dtype``, ...
+    """Add the names that transformers 4 and engines that follow it read: ``rope_theta``, ``torch_dtype``, and so on.
 
     Without them, they would silently rotate by another frequency.
     """
@@ -49,11 +49,14 @@ def _add_older_names(config: dict[str, Any]) -> None:
             continue
         if "dtype" in part:
             part.setdefault("torch_dtype", part["dtype"])
-        rope = part.get("rope_parameters")
-        if isinstance(rope, dict) and "rope_theta" in rope:
+        ropes: dict[str, Any] = part.get("rope_parameters") or {}
+        rope: dict[str, Any] = ropes.get("full_attention", ropes)  # some have one for each kind of layer
+        if "rope_theta" in rope:
             part.setdefault("rope_theta", rope["rope_theta"])
             if rope.get("rope_type", "default") != "default":
                 part.setdefault("rope_scaling", {key: value for key, value in rope.items() if key != "rope_theta"})
+        if "sliding_attention" in ropes:
+            part.setdefault("rope_local_base_freq", ropes["sliding_attention"]["rope_theta"])
 
 
 def _edit(path: Path, change: Any) -> None:

@@ -129,11 +129,11 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
             "is a folder here."
         )
     folder = Path(source) if is_local else _download(str(source), revision)
-    config = None if is_export(folder) else _read_config(folder)
-    recipe = load_recipe(folder / RECIPE_FILE, check=False) if (folder / RECIPE_FILE).exists() else None
-    if config is None:
+    if is_export(folder):
         plain, tokenizer, asked = load_export(folder)
-        return Run(plain, tokenizer, recipe, exported=asked)
+        return Run(plain, tokenizer, _recipe_of(folder), exported=asked)
+    config = _read_config(folder)
+    recipe = _recipe_of(folder)
     options = recipe.model if recipe is not None else ModelOptions(name_or_path=config.base_model_name_or_path)
     if not is_local and options.trust_remote_code:
         raise ValueError(
@@ -152,6 +152,10 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
     attach_papers(adapted, shared_files(folder, papers_only=True))
     record = folder / RECORD_FILE
     return Run(adapted.eval(), tokenizer, recipe, json.loads(record.read_text("utf-8")) if record.exists() else {})
+
+
+def _recipe_of(folder: Path) -> Recipe | None:
+    return load_recipe(folder / RECIPE_FILE, check=False) if (folder / RECIPE_FILE).exists() else None
 
 
 def _download(name: str, revision: str | None) -> Path:

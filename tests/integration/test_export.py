@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from rim_peft.cli.main import main
 from rim_peft.export import merged as merged_export
@@ -42,7 +44,9 @@ def make_adapter(tmp_path: Path) -> MakeAdapter:
     return make
 
 
-def test_an_export_answers_as_its_adapter(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+def test_an_export_answers_as_its_adapter(
+    make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     adapter, out = make_adapter("adapter"), tmp_path / "out"
     result = export(str(adapter), out, questions=[*TEXTS, *CHATS], max_new_tokens=8)
     assert (result.num_prompts, result.num_equal, result.num_equal_unguarded) == (34, 34, 34)
@@ -52,6 +56,17 @@ def test_an_export_answers_as_its_adapter(make_adapter: MakeAdapter, tmp_path: P
     answers = list(ask(run.model, run.tokenizer, questions, max_new_tokens=8, batch_size=3))
     assert answers == list(answer_questions(ours.model, ours.tokenizer, questions, max_new_tokens=8))
     assert len(set(answers)) > 1
+    pipe = pipeline("text-generation", model=run.model, tokenizer=run.tokenizer)
+    asked: list[Any] = [TEXTS[0] + "\n", CHATS[0]]
+    said = [pipe(item, max_new_tokens=8, do_sample=False, return_full_text=False) for item in asked]
+    assert [generated[0]["generated_text"].strip() for generated in said] == [answers[0], answers[3]]
+    card = (out / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # noqa: S102 - what a reader of the card would do
+    shown = capsys.readouterr().out.strip()
+    assert shown == next(answer_questions(ours.model, ours.tokenizer, TEXTS[:1], max_new_tokens=8))
     scored = {"limit": 6, "max_new_tokens": 4}
     assert evaluate(run, "potions", **scored) == evaluate(ours, "potions", **scored)
 
@@ -125,6 +140,9 @@ def test_plain_lora_adapters_on_one_extended_base(make_adapter: MakeAdapter, tmp
         expected = next(answer_questions(ours.model, ours.tokenizer, TEXTS[:1], max_new_tokens=8))
         assert tokenizer.decode(answer, skip_special_tokens=True).strip() == expected
         assert EOS_ID not in answer[:-1]
+        card = (folder / "README.md").read_text()
+        assert "34 of 34 prompts" in card
+        assert yaml.safe_load(card.split("---\n")[1])["tags"] == ["lora", "rim", "latent-reasoning"]
         assert not (folder / "added_tokens.json").exists()  # engines take those for rows that the adapter brings
 
     other = make_adapter("other", seed=5)

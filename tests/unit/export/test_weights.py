@@ -112,6 +112,17 @@ def test_older_readers_find_what_they_look_for(make_rim: MakeRim, tmp_path: Path
     assert plain.generation_config.eos_token_id == [7, 8, EOS_ID]
 
 
+def test_older_readers_find_one_frequency_for_each_kind_of_layer(make_rim: MakeRim, tmp_path: Path) -> None:
+    model = make_rim("gemma3")
+    full, sliding = {"rope_type": "default", "rope_theta": 700.0}, {"rope_type": "default", "rope_theta": 50.0}
+    model.get_base_model().config.rope_parameters = {"full_attention": full, "sliding_attention": sliding}
+    plain = export(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["rope_theta"], config["rope_local_base_freq"]) == (700.0, 50.0)
+    assert "rope_scaling" not in config
+    assert plain.config.rope_parameters == {"full_attention": full, "sliding_attention": sliding}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
