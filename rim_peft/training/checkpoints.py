@@ -26,7 +26,7 @@ ADAPTER_WEIGHTS, OPTIMIZER, SCHEDULER = "adapter_model.safetensors", "optimizer.
 class Checkpoints(SFTTrainer):
     """A trainer that gathers the adapter and its optimiser where the model is sharded.
 
-    transformers would gather the whole base to write its adapter, and keep the optimiser in another form than elsewhere.
+    transformers would gather the whole base to write its adapter, and keep the optimiser in another form.
     """
 
     model: Any
