@@ -26,8 +26,7 @@ ADAPTER_WEIGHTS, OPTIMIZER, SCHEDULER = "adapter_model.safetensors", "optimizer.
 class Checkpoints(SFTTrainer):
     """A trainer that gathers the adapter and its optimiser where the model is sharded.
 
-    transformers' own checkpoints of a sharded model hold the whole base, or shards that other numbers of processes
-    cannot read.
+    transformers would gather the whole base to write its adapter, and keep the optimiser in another form.
     """
 
     model: Any

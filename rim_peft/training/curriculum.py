@@ -61,6 +61,9 @@ def run_curriculum(
     a checkpoint; with ``resume`` it goes on from the last complete checkpoint and ends with the same weights as if it
     had not been stopped (exactly so on a CPU in fp32). A stream of rows is read over and over, as one long pass.
 
+    Under a launcher every process calls it with the same arguments and leaves it with the same weights; the main one
+    writes. Under FSDP the model stays spread over the processes.
+
     Args:
         model: the base with its RIM adapter; changed in place.
         tokenizer: the base's tokenizer.
