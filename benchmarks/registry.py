@@ -108,7 +108,9 @@ def benchmark(name: str, summary: str) -> Callable[[Run], Run]:
 
 
 def all_benchmarks() -> dict[str, Benchmark]:
-    """Return every benchmark by its name."""
+    """Return every benchmark by its name, in the order of ``MODULES`` whichever was imported first."""
     for module in MODULES:
         import_module(f"benchmarks.{module}")
-    return dict(_REGISTERED)
+    places = {f"benchmarks.{module}": place for place, module in enumerate(MODULES)}
+    ordered = sorted(_REGISTERED.values(), key=lambda entry: places.get(entry.run.__module__, len(places)))
+    return {entry.name: entry for entry in ordered}
