@@ -78,6 +78,30 @@ def check_base_architecture(config: RiMConfig, model: Any) -> None:
     )
 
 
+def check_swap(config: RiMConfig, other: RiMConfig) -> None:
+    """Refuse to put an adapter's weights in place of another's where PEFT cannot, or where they mean nothing.
+
+    Args:
+        config: of the adapter that is attached.
+        other: of the adapter that comes in its place.
+
+    Raises:
+        ValueError: one of them has no LoRA, or the other one was made for another base.
+    """
+    if 0 in (config.r, other.r):
+        raise ValueError(
+            f"r: must be at least 1 to swap adapters in place, got {config.r} and {other.r}: PEFT scales LoRA by it. "
+            "Use load_adapter, then set_adapter."
+        )
+    for name in ("base_architecture", "first_memory_id"):
+        expected, found = getattr(config, name), getattr(other, name)
+        if found is not None and found != expected:
+            raise ValueError(
+                f"{name}: must be that of the adapter's own base, {found}, got {expected}: the adapter that comes in "
+                "was made for another base. Load it onto its own base."
+            )
+
+
 def _list(values: dict[str, Any], names: list[str]) -> str:
     return ", ".join(f"{name} {values.get(name)}" for name in names)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,10 @@ def check_tensors(model: nn.Module, adapter_name: str, tensors: Mapping[str, Ten
 
 
 def _shapes(model: nn.Module, adapter_name: str) -> dict[str, Any]:
+    own = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(\.|$)")  # "layers" may be an adapter's name, too
     shapes = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name.endswith("_flat_param") or (".lora_" in name and f".{adapter_name}." in f"{name}."):
+        if name.endswith("_flat_param") or own.search(name):
             for wrapper in _WRAPPERS:
                 name = name.replace(wrapper, "")
             shapes[name] = tuple(parameter.shape)

@@ -130,3 +130,24 @@ def test_an_adapter_that_does_not_say_what_its_base_was(folder: Path) -> None:
 def test_another_base_is_refused(folder: Path, architecture: str, options: dict[str, Any], difference: str) -> None:
     with pytest.raises(ValueError, match=f"base_architecture: must be that of the adapter's own base, {difference}:"):
         load(folder, build_base(architecture, **options))
+
+
+@pytest.mark.parametrize("little_memory", [False, True])
+def test_an_adapter_that_could_not_be_loaded_does_not_stay(folder: Path, little_memory: bool) -> None:
+    whole = load_file(folder / WEIGHTS)
+    edit(folder, change=lambda tensor: None)
+    model = build_rim()
+    with pytest.raises(ValueError, match="its tensors must be those of the adapter"):
+        model.load_adapter(str(folder), "other", low_cpu_mem_usage=little_memory)
+    assert list(model.peft_config) == ["default"]
+    assert not any(".other" in name for name, _ in model.named_parameters())
+    save_file(whole, folder / WEIGHTS)
+    model.load_adapter(str(folder), "other", low_cpu_mem_usage=little_memory)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["model", "layers", "weight"])
+def test_an_adapter_may_be_called_as_a_part_of_the_base(folder: Path, name: str) -> None:
+    model = build_rim()
+    model.load_adapter(str(folder), name)
+    assert list(model.peft_config) == ["default", name]
