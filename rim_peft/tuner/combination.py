@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -16,7 +17,6 @@ from torch import nn
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.tuner.layer import MemoryEmbedding
 from rim_peft.tuner.registration import BLOCK_OPTIONS
-
 
 _NOT_COMBINED = {
     "use_dora": (False, "DoRA's magnitudes"),
@@ -69,10 +69,12 @@ def use_plain_scaling(model: nn.Module, config: RiMConfig, adapter_name: str) ->
     that some layers have of their own, by ``rank_pattern``, it leaves out of the configuration.
     """
     config.use_rslora = False
+    ranks: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and adapter_name in module.scaling:
             module.use_rslora[adapter_name] = False
             module.set_scale(adapter_name, 1.0)
-            matrix = module.lora_A[adapter_name].weight if adapter_name in module.lora_A else None
+            matrix: Any = module.lora_A[adapter_name].weight if adapter_name in module.lora_A else None
             if matrix is not None and len(matrix) != config.r:
-                config.rank_pattern[name] = config.alpha_pattern[name] = module.r[adapter_name] = len(matrix)
+                ranks[name] = module.r[adapter_name] = len(matrix)
+    config.rank_pattern, config.alpha_pattern = ranks, dict(ranks)

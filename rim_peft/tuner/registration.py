@@ -100,13 +100,13 @@ def check_swaps(config_cls: type[PeftConfig], check: Callable[[Any, Any], None])
     original = getattr(current, "_before_rim", current)
 
     @functools.wraps(original)
-    def call(config: Any, other: Any) -> None:
+    def call(config: PeftConfig, other: PeftConfig) -> None:
         original(config, other)
         if isinstance(config, config_cls):
             check(config, other)
 
     vars(call)["_before_rim"] = original
-    hotswap.check_hotswap_configs_compatible = call
+    vars(hotswap)["check_hotswap_configs_compatible"] = call
 
 
 def _dispatch(original: Callable[..., Any], method: Callable[..., Any], model_cls: type[BaseTuner]) -> Any:
