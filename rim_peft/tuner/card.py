@@ -156,12 +156,16 @@ def name_adapter(text: str, name: str) -> str:
     if found is None:
         return text
     old = json.loads(found[1])
+    quoted = "'" + old.replace("'", "''") + "'"  # as YAML writes names that look like numbers or dates
     for before, after in (
         (found[0], f"adapter = {json.dumps(name)}{_MARK}"),
         (f"\n# {old}\n", f"\n# {name}\n"),
         (f"`rim-peft generate {shlex.quote(old)} ", f"`rim-peft generate {shlex.quote(name)} "),
-        (f"\nmodel_name: {old}\n", f"\nmodel_name: {name}\n"),
-        (f"\n- name: {old}\n", f"\n- name: {name}\n"),
+        *(
+            (f"\n{key}: {written}\n", f"\n{key}: {name}\n")
+            for key in ("model_name", "- name")
+            for written in (old, quoted)
+        ),
     ):
         text = text.replace(before, after, 1)
     return text

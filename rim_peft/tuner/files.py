@@ -92,7 +92,8 @@ def check_tensors(model: nn.Module, adapter_name: str, tensors: Mapping[str, Ten
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise ValueError(
             f"adapter's file: its tensors must be those of the adapter on this base, {wrong[0]}{more}: it was made for "
-            f"another base, or is not the file of its {CONFIG_NAME}. Load it onto its own base, with its own file."
+            f"another base, or is not the file of its {CONFIG_NAME}. Load it onto its own base, "
+            "loaded anew, with its own file."
         )
 
 
