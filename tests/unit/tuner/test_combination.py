@@ -150,8 +150,11 @@ def test_an_adapter_with_other_blocks_is_not_swapped_in(make_rim: MakeRim, tmp_p
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"vocab_size": VOCAB_SIZE + 8}, f"first_memory_id: must be .* own base, {VOCAB_SIZE + 8}, got {VOCAB_SIZE}:"),
-        ({"num_hidden_layers": 1}, "base_architecture: must be that of the adapter's own base, .*: 1.*, got .*: 2"),
+        (
+            {"vocab_size": VOCAB_SIZE + 8},
+            f"adapter's own base, first_memory_id {VOCAB_SIZE + 8}, got first_memory_id {VOCAB_SIZE}:",
+        ),
+        ({"num_hidden_layers": 1}, "adapter's own base, num_hidden_layers 1, got num_hidden_layers 2:"),
     ],
 )
 def test_an_adapter_of_another_base_is_not_swapped_in(

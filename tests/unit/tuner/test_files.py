@@ -118,6 +118,20 @@ def test_an_adapter_that_does_not_say_what_its_base_was(folder: Path) -> None:
         load(folder, build_base("gpt2"))
 
 
+def test_versions_that_note_other_things_of_a_base_read_one_another(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    del config["base_architecture"]["hidden_size"]
+    config["base_architecture"]["norm"] = "rms"
+    path.write_text(json.dumps(config))
+    load(folder)
+    with pytest.raises(ValueError, match="own base, num_hidden_layers 2, got num_hidden_layers 3"):
+        load(folder, build_base(num_hidden_layers=3))
+    path.write_text(json.dumps({**config, "base_architecture": "llama"}))
+    with pytest.raises(ValueError, match="base_architecture: must be a mapping, got 'llama'"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("architecture", "options", "difference"),
     [
