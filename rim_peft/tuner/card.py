@@ -129,7 +129,7 @@ def render_card(name: str, card: CardText) -> str:
         source=shlex.quote(name),
         template=json.dumps(usage.template, ensure_ascii=False),
         question=json.dumps(usage.question, ensure_ascii=False),
-        shell_question="'" + usage.question.replace("'", "'\\''") + "'",
+        shell_question="'...'" if "\n" in usage.question else "'" + usage.question.replace("'", "'\\''") + "'",
         sections="".join(f"\n## {heading}\n\n{text.strip()}\n" for heading, text in card.sections.items()),
     )
 
