@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 CARD_FILE = "README.md"
 TAGS = ("peft", "rim", "latent-reasoning")
@@ -171,13 +172,28 @@ def name_adapter(text: str, name: str) -> str:
     return text
 
 
+def read_card(text: str) -> ModelCard:
+    """Return a card with its metadata.
+
+    Raises:
+        ValueError: its front matter is not YAML.
+    """
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    except YAMLError as error:
+        raise ValueError(
+            f"{CARD_FILE}: its front matter must be YAML, and is not ({' '.join(str(error).split())}). Correct it, or "
+            "remove the file for a new one."
+        ) from error
+
+
 def name_base(text: str, base: str) -> str:
     """Return a card whose base is called by another name, such as its id on the Hub, in commands and metadata."""
     quoted = json.dumps(base)
     for start in ("base = AutoModelForCausalLM", "tokenizer = AutoTokenizer"):
         pattern = rf'^({re.escape(start)}\.from_pretrained\()("[^"\n]*"|\.\.\.)'
         text = re.sub(pattern, lambda match: match[1] + quoted, text, count=1, flags=re.MULTILINE)
-    card = ModelCard(text, ignore_metadata_errors=True)
+    card = read_card(text)
     card.data["base_model"] = base
     return str(card)
 
@@ -191,7 +207,7 @@ def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (
         tags: more tags.
         licence: id of the adapter's licence, instead of the card's.
     """
-    card = ModelCard(text, ignore_metadata_errors=True)
+    card = read_card(text)
     data: Any = card.data
     data.library_name = "peft"
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS, *tags]))
