@@ -20,11 +20,20 @@ _DESCRIPTIONS = {
     "cot": "A LoRA adapter that writes its reasoning out before the answer, without blocks, to compare with.",
 }
 
+_STORY = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts does it take?"
+
 _QUESTIONS = {
-    "gsm8k": "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts does it take?",
+    **dict.fromkeys(("gsm8k", "gsm8k-aug", "gsm-hard", "multiarith", "svamp"), _STORY),
+    "logiqa": "All cats sleep at noon. Tom is a cat.\nWhat follows?\nA. Tom sleeps at noon.\nB. Tom sleeps at night.\n"
+    "C. Tom never sleeps.\nD. Only Tom sleeps at noon.",
+    "math": "What is the remainder when $7^2 + 5$ is divided by $8$?",
+    "multiplication": "3 2 1 7 * 4 1 2 5",
+    "ontology": "Every gerpus is a terpus. Bob is a gerpus. Is Bob a zhorpus or terpus?",
     "potions": "Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?",
     "prosqa": "Every gerpus is a terpus. Bob is a gerpus. Is Bob a terpus or zhorpus?",
+    "strategyqa": "Could a giraffe stand upright in a room with an ordinary ceiling?",
 }
+"""For the code in the card, in the form of the task's own."""
 
 
 def render_run_card(name: str, record: Mapping[str, Any], recipe: str) -> str:
@@ -50,7 +59,9 @@ def render_run_card(name: str, record: Mapping[str, Any], recipe: str) -> str:
     }
     description = _DESCRIPTIONS[record["method"]].format(blocks=describe_blocks(**record["blocks"]))
     results = _eval_results(record)
-    return render_card(name, CardText(description, usage, sections, {"eval_results": results} if results else {}))
+    dataset = hub_id(data["path"])
+    metadata = {"datasets": [dataset] if dataset else None, "eval_results": results or None}
+    return render_card(name, CardText(description, usage, sections, {key: of for key, of in metadata.items() if of}))
 
 
 def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:

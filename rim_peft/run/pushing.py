@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, check_adapter, shared_files
-from rim_peft.tuner.card import CARD_FILE, CardText, Usage, describe_blocks, hub_id, name_base, render_card
+from rim_peft.tuner.card import CARD_FILE, CardText, Usage, describe_blocks, hub_id, name_base, read_card, render_card
 from rim_peft.tuner.registration import NAME
 from rim_peft.tuner.sharing import upload
 
@@ -61,7 +61,7 @@ def push(
         files[ADAPTER_FILE] = json.dumps(config, indent=2, sort_keys=True).encode()
     card = _card(folder, config, own_base=own_base)
     files[CARD_FILE] = (name_base(card, base) if base is not None and not own_base else card).encode()
-    if licence is None and ModelCard(card).data.get("license") is None:
+    if licence is None and read_card(card).data.get("license") is None:
         logger.warning("the card names no licence, so others do not know whether they may use it: --license adds one.")
     try:
         commit = upload(

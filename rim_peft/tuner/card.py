@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 CARD_FILE = "README.md"
 TAGS = ("peft", "rim", "latent-reasoning")
@@ -129,7 +130,7 @@ def render_card(name: str, card: CardText) -> str:
         source=shlex.quote(name),
         template=json.dumps(usage.template, ensure_ascii=False),
         question=json.dumps(usage.question, ensure_ascii=False),
-        shell_question="'" + usage.question.replace("'", "'\\''") + "'",
+        shell_question="'...'" if "\n" in usage.question else "'" + usage.question.replace("'", "'\\''") + "'",
         sections="".join(f"\n## {heading}\n\n{text.strip()}\n" for heading, text in card.sections.items()),
     )
 
@@ -156,15 +157,34 @@ def name_adapter(text: str, name: str) -> str:
     if found is None:
         return text
     old = json.loads(found[1])
+    quoted = "'" + old.replace("'", "''") + "'"  # as YAML writes names that look like numbers or dates
     for before, after in (
         (found[0], f"adapter = {json.dumps(name)}{_MARK}"),
         (f"\n# {old}\n", f"\n# {name}\n"),
         (f"`rim-peft generate {shlex.quote(old)} ", f"`rim-peft generate {shlex.quote(name)} "),
-        (f"\nmodel_name: {old}\n", f"\nmodel_name: {name}\n"),
-        (f"\n- name: {old}\n", f"\n- name: {name}\n"),
+        *(
+            (f"\n{key}: {written}\n", f"\n{key}: {name}\n")
+            for key in ("model_name", "- name")
+            for written in (old, quoted)
+        ),
     ):
         text = text.replace(before, after, 1)
     return text
+
+
+def read_card(text: str) -> ModelCard:
+    """Return a card with its metadata.
+
+    Raises:
+        ValueError: its front matter is not YAML.
+    """
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    except YAMLError as error:
+        raise ValueError(
+            f"{CARD_FILE}: its front matter must be YAML, and is not ({' '.join(str(error).split())}). Correct it, or "
+            "remove the file for a new one."
+        ) from error
 
 
 def name_base(text: str, base: str) -> str:
@@ -173,7 +193,7 @@ def name_base(text: str, base: str) -> str:
     for start in ("base = AutoModelForCausalLM", "tokenizer = AutoTokenizer"):
         pattern = rf'^({re.escape(start)}\.from_pretrained\()("[^"\n]*"|\.\.\.)'
         text = re.sub(pattern, lambda match: match[1] + quoted, text, count=1, flags=re.MULTILINE)
-    card = ModelCard(text, ignore_metadata_errors=True)
+    card = read_card(text)
     card.data["base_model"] = base
     return str(card)
 
@@ -187,7 +207,7 @@ def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (
         tags: more tags.
         licence: id of the adapter's licence, instead of the card's.
     """
-    card = ModelCard(text, ignore_metadata_errors=True)
+    card = read_card(text)
     data: Any = card.data
     data.library_name = "peft"
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS, *tags]))

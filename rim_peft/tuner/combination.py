@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -16,6 +17,13 @@ from torch import nn
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.tuner.layer import MemoryEmbedding
 from rim_peft.tuner.registration import BLOCK_OPTIONS
+
+_NOT_COMBINED = {
+    "use_dora": (False, "DoRA's magnitudes"),
+    "lora_bias": (False, "LoRA's biases"),
+    "modules_to_save": (None, "modules trained in full"),
+}
+"""Options that give an adapter weights which are not combined."""
 
 
 def check_combination(configs: dict[str, RiMConfig], adapters: Sequence[str], weights: Sequence[float]) -> None:
@@ -38,11 +46,12 @@ def check_combination(configs: dict[str, RiMConfig], adapters: Sequence[str], we
                 f"{option}: must be the same for all adapters that are combined, got {values}: their memory rows are "
                 "used in other ways. Combine adapters that were trained with the same blocks."
             )
-    if dora := [name for name in adapters if configs[name].use_dora]:
-        raise ValueError(
-            f"use_dora: must be False for all adapters that are combined, got True for {dora}: PEFT combines LoRA's "
-            "matrices and leaves DoRA's magnitudes out. Merge one of them into the base instead."
-        )
+    for option, (off, left_out) in _NOT_COMBINED.items():
+        if having := {name: value for name in adapters if (value := getattr(configs[name], option))}:
+            raise ValueError(
+                f"{option}: must be {off} for all adapters that are combined, got {having}: PEFT combines LoRA's "
+                f"matrices and leaves {left_out} out. Merge one of them into the base instead."
+            )
 
 
 def combine_rows(memory: MemoryEmbedding, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
@@ -53,13 +62,19 @@ def combine_rows(memory: MemoryEmbedding, adapters: Sequence[str], weights: Sequ
 
 
 def use_plain_scaling(model: nn.Module, config: RiMConfig, adapter_name: str) -> None:
-    """Let the LoRA of a combined adapter count once.
+    """Let the LoRA of a combined adapter count once, and note its ranks, which a file of it is read by.
 
     PEFT works the scaling of each adapter into the combined matrices and sets alpha to the rank, for a scaling of 1.
-    With rsLoRA, which the new adapter takes over from the first one, it would be the square root of the rank.
+    With rsLoRA, which the new adapter takes over from the first one, it would be the square root of the rank. Ranks
+    that some layers have of their own, by ``rank_pattern``, it leaves out of the configuration.
     """
     config.use_rslora = False
-    for module in model.modules():
+    ranks: dict[str, int] = {}
+    for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and adapter_name in module.scaling:
             module.use_rslora[adapter_name] = False
             module.set_scale(adapter_name, 1.0)
+            matrix: Any = module.lora_A[adapter_name].weight if adapter_name in module.lora_A else None
+            if matrix is not None and len(matrix) != config.r:
+                ranks[name] = module.r[adapter_name] = len(matrix)
+    config.rank_pattern, config.alpha_pattern = ranks, dict(ranks)

@@ -66,16 +66,45 @@ def check_base_architecture(config: RiMConfig, model: Any) -> None:
     Raises:
         ValueError: if ``base_architecture`` is another one's.
     """
-    noted, found = config.base_architecture, describe_architecture(model)
-    if noted is None or noted == found:
+    noted, found = config.base_architecture or {}, describe_architecture(model)
+    differing = _differing(noted, found)
+    if not differing:
         return
-    differing = [name for name in {**noted, **found} if noted.get(name) != found.get(name)]
     base = config.base_model_name_or_path
     raise ValueError(
         f"base_architecture: must be that of the adapter's own base, {_list(noted, differing)}, got "
         f"{_list(found, differing)}: the adapter was made for another base. Load it onto "
         f"{repr(base) if base else 'its own base'}; for a new adapter make a new RiMConfig."
     )
+
+
+def check_swap(config: RiMConfig, other: RiMConfig) -> None:
+    """Refuse to put an adapter's weights in place of another's where PEFT cannot, or where they mean nothing.
+
+    Args:
+        config: of the adapter that is attached.
+        other: of the adapter that comes in its place.
+
+    Raises:
+        ValueError: one of them has no LoRA, or the other one was made for another base.
+    """
+    if 0 in (config.r, other.r):
+        raise ValueError(
+            f"r: must be at least 1 to swap adapters in place, got {config.r} and {other.r}: PEFT scales LoRA by it. "
+            "Use load_adapter, then set_adapter."
+        )
+    noted = {"first_memory_id": other.first_memory_id, **(other.base_architecture or {})}
+    found = {"first_memory_id": config.first_memory_id, **(config.base_architecture or {})}
+    if differing := _differing(noted, found):
+        raise ValueError(
+            f"base_architecture, first_memory_id: must be those of the adapter's own base, {_list(noted, differing)}, "
+            f"got {_list(found, differing)}: the adapter that comes in was made for another base. Load it onto its own."
+        )
+
+
+def _differing(noted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Names of values that differ, among those that both have: other versions may note other ones."""
+    return [name for name, value in noted.items() if name in found and value != found[name]]
 
 
 def _list(values: dict[str, Any], names: list[str]) -> str:

@@ -153,6 +153,11 @@ class RiMConfig(LoraConfig):
         _check_integer("r", self.r, minimum=0)
         if self.first_memory_id is not None:
             _check_integer("first_memory_id", self.first_memory_id, minimum=1)
+        noted: object = self.base_architecture
+        if not isinstance(noted, dict | None):
+            raise ValueError(
+                f"base_architecture: must be a mapping, got {noted!r}. Leave it out; attaching fills it in."
+            )
 
     def _check_init_memory(self) -> None:
         value = self.init_memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,14 +92,16 @@ def check_tensors(model: nn.Module, adapter_name: str, tensors: Mapping[str, Ten
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise ValueError(
             f"adapter's file: its tensors must be those of the adapter on this base, {wrong[0]}{more}: it was made for "
-            f"another base, or is not the file of its {CONFIG_NAME}. Load it onto its own base, with its own file."
+            f"another base, or is not the file of its {CONFIG_NAME}. Load it onto its own base, "
+            "loaded anew, with its own file."
         )
 
 
 def _shapes(model: nn.Module, adapter_name: str) -> dict[str, Any]:
+    own = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(\.|$)")  # "layers" may be an adapter's name, too
     shapes = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name.endswith("_flat_param") or (".lora_" in name and f".{adapter_name}." in f"{name}."):
+        if name.endswith("_flat_param") or own.search(name):
             for wrapper in _WRAPPERS:
                 name = name.replace(wrapper, "")
             shapes[name] = tuple(parameter.shape)

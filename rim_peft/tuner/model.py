@@ -179,16 +179,33 @@ class RiMModel(LoraModel):
 
     # What merging means, and what is refused.
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
-        vars(self.model).pop("generate", None)
-        self._remove_hooks()
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge and safe_merge:
+            self._check_finite(adapter_names or self.active_adapters)
         if merge:
             warnings.warn(
                 "Merging folds LoRA into the base and leaves the memory rows out: the plain model that comes back has "
                 "no ids for them and generates without memory blocks. Keep the adapter to generate with blocks.",
                 stacklevel=3,
             )
-        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        vars(self.model).pop("generate", None)
+        self._remove_hooks()
+        return super()._unload_and_optionally_merge(
+            merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
+        )
+
+    def _check_finite(self, adapter_names: list[str]) -> None:
+        """Refuse weights that a safe merge refuses, before the first layer is merged and the rows are gone."""
+        for name, parameter in self.model.named_parameters():
+            is_named = any(f".{adapter}." in f"{name.partition('.lora_')[2]}." for adapter in adapter_names)
+            if is_named and not bool(parameter.isfinite().all()):
+                raise ValueError(f"safe_merge: the adapter's weights must be finite, got NaN or infinity in {name}.")
 
     def _get_tied_target_modules(self, model: nn.Module) -> list[str]:
         """None: the input embedding is wrapped, but its matrix, which a head may be tied to, is not changed."""
@@ -232,7 +249,8 @@ class RiMModel(LoraModel):
             kwargs: likewise.
 
         Raises:
-            ValueError: the adapters have other blocks, use DoRA, or cannot be combined by PEFT.
+            ValueError: the adapters have other blocks, weights besides LoRA's matrices and memory rows, or cannot be
+                combined by PEFT.
         """
         configs: dict[str, Any] = self.peft_config
         if adapter_name in configs:

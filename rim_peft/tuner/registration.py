@@ -89,6 +89,26 @@ def override(model_cls: type[BaseTuner], **methods: Callable[..., Any]) -> None:
         setattr(PeftModel, name, _dispatch(getattr(original, "_before_rim", original), method, model_cls))
 
 
+def check_swaps(config_cls: type[PeftConfig], check: Callable[[Any, Any], None]) -> None:
+    """Let PEFT check more where it swaps one of our adapters for another in place; doing it again is harmless.
+
+    Args:
+        config_cls: our configuration.
+        check: function of the configurations of the attached adapter and of the other one.
+    """
+    current: Any = hotswap.check_hotswap_configs_compatible
+    original = getattr(current, "_before_rim", current)
+
+    @functools.wraps(original)
+    def call(config: PeftConfig, other: PeftConfig) -> None:
+        original(config, other)
+        if isinstance(config, config_cls):
+            check(config, other)
+
+    vars(call)["_before_rim"] = original
+    vars(hotswap)["check_hotswap_configs_compatible"] = call
+
+
 def _dispatch(original: Callable[..., Any], method: Callable[..., Any], model_cls: type[BaseTuner]) -> Any:
     @functools.wraps(original)
     def call(model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
+import inspect
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +54,8 @@ def attach_papers(model: PeftModel, files: Mapping[str, Path]) -> None:
 def load_adapter(model: PeftModel, original: Callable[..., Any], model_id: Any, *args: Any, **kwargs: Any) -> Any:
     """Load an adapter, and say of files that are missing or damaged what is wrong with them.
 
+    An adapter that could not be loaded does not stay, so that nobody answers with its random start.
+
     Raises:
         FileNotFoundError: a folder without the adapter's weights.
         ValueError: their file is damaged or cut off.
@@ -58,20 +63,44 @@ def load_adapter(model: PeftModel, original: Callable[..., Any], model_id: Any, 
     folder = Path(model_id, kwargs.get("subfolder") or "")
     if (folder / CONFIG_NAME).is_file():  # else PEFT asks the Hub
         check_weights(folder)
+    known = set(model.peft_config)
     try:
         return original(model, model_id, *args, **kwargs)
-    except SafetensorError as error:  # from the Hub's cache
-        raise damaged_weights(str(model_id), error) from error
+    except Exception as error:
+        for name in set(model.peft_config) - known:
+            model.delete_adapter(name)
+        if isinstance(error, SafetensorError):  # of a file in the Hub's cache
+            raise damaged_weights(str(model_id), error) from error
+        raise
+
+
+def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Save adapters, with the papers of the run that they come from unless they were trained on since.
+
+    Raises:
+        ValueError: the weights would be written as a pickle.
+    """
+    call = inspect.signature(original).bind(model, *args, **kwargs)
+    call.apply_defaults()
+    options = call.arguments
+    if not options["safe_serialization"]:
+        raise ValueError(
+            "safe_serialization: must be True, got False: adapters are saved as safetensors, since a pickle can run "
+            "code and is not read again. Leave it out."
+        )
+    selected = options["selected_adapters"]
+    if options["is_main_process"] and (selected is None or _ADAPTER in selected):
+        _copy_papers(model, Path(options["save_directory"]))
+    original(model, *args, **kwargs)
 
 
 def write_card(model: PeftModel, original: Callable[..., Any], output_dir: str) -> None:
-    """Write the adapter's card, and the papers of the run that it comes from unless it was trained on since.
+    """Write the card of the adapter in the folder itself, or of the active one if all are saved in folders below.
 
     A card that is there already stays, with the metadata that it lacks.
     """
     folder = Path(output_dir)
-    _copy_papers(model, folder)
-    config = active_config(model)
+    config: Any = model.peft_config.get(_ADAPTER) or active_config(model)
     usage = Usage(config.base_model_name_or_path or "", config.revision)
     path = folder / CARD_FILE
     if path.exists():
@@ -186,12 +215,28 @@ def _copy_papers(model: PeftModel, folder: Path) -> None:
         return
     if _ADAPTER not in model.peft_config or papers.digest != _digest(model):
         del vars(model.base_model)["papers"]  # of weights that are gone
+        if _is_same(folder / CARD_FILE, papers.files.get(CARD_FILE)):
+            warnings.warn(
+                f"{folder}: its card and records are those of the weights before, which are replaced now. Save other "
+                "weights in a folder of their own.",
+                stacklevel=3,
+            )
         return
+    others = {name: path for name, path in papers.files.items() if name != CARD_FILE and path.is_file()}
+    is_of_another_run = any(
+        (folder / name).is_file() and not filecmp.cmp(folder / name, path, shallow=False)
+        for name, path in others.items()
+    )
     for name, path in papers.files.items():
         target = folder / name
-        if path.is_file() and not (target.exists() and target.samefile(path)):
+        is_kept = name == CARD_FILE and target.exists() and not is_of_another_run  # its owner may have edited it
+        if path.is_file() and not is_kept and not _is_same(target, path):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+
+
+def _is_same(target: Path, path: Path | None) -> bool:
+    return path is not None and path.exists() and target.exists() and target.samefile(path)
 
 
 def _digest(model: PeftModel) -> str:

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
+from rim_peft import RiMConfig
 from rim_peft.tuner.card import TAGS
 from rim_peft.tuner.sharing import attach_papers, upload
 from tests.conftest import build_base, build_rim, build_tokenizer
@@ -90,6 +91,49 @@ def test_papers_belong_to_the_weights(tmp_path: Path) -> None:
     model.save_pretrained(str(tmp_path / "b"), save_embedding_layers=False)
     assert not (tmp_path / "b" / "recipe.yaml").exists()
     assert "# Of the run" not in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_papers_go_with_their_own_adapter_alone(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("seed: 3\n")
+    model = build_rim()
+    attach_papers(model, {"recipe.yaml": tmp_path / "recipe.yaml"})
+    model.add_adapter("other", RiMConfig(num_blocks=5, r=4))
+    model.set_adapter("other")
+    model.save_pretrained(str(tmp_path / "other"), selected_adapters=["other"], save_embedding_layers=False)
+    assert not (tmp_path / "other" / "recipe.yaml").exists()
+    model.save_pretrained(str(tmp_path / "both"), save_embedding_layers=False)
+    assert (tmp_path / "both" / "recipe.yaml").exists()
+    text = (tmp_path / "both" / "README.md").read_text()
+    assert "in 2 memory blocks" in text  # the card is that of the adapter beside it, not of the active one
+
+
+def test_a_card_that_was_edited_stays_where_a_run_is_saved_again(tmp_path: Path) -> None:
+    model = build_rim()
+
+    def save(run: str) -> str:
+        folder = tmp_path / run
+        folder.mkdir(exist_ok=True)
+        (folder / "run.json").write_text(run)
+        (folder / "README.md").write_text(f"# {run}\n")
+        attach_papers(model, {name: folder / name for name in ("run.json", "README.md")})
+        model.save_pretrained(str(tmp_path / "out"), save_embedding_layers=False)
+        assert (tmp_path / "out" / "run.json").read_text() == run
+        return (tmp_path / "out" / "README.md").read_text()
+
+    assert "# first\n" in save("first")
+    (tmp_path / "out" / "README.md").write_text("# mine\n")
+    assert "# mine\n" in save("first")
+    assert "# second\n" in save("second")  # else the card would be that of other weights
+
+
+def test_other_weights_in_a_runs_own_folder_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# Of the run\n")
+    model = build_rim()
+    attach_papers(model, {"README.md": tmp_path / "README.md"})
+    with torch.no_grad():
+        model.base_model.memory.rows("default").add_(1)
+    with pytest.warns(UserWarning, match="its card and records are those of the weights before"):
+        model.save_pretrained(str(tmp_path), save_embedding_layers=False)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ DEPARTURES = (
     Departure(
         files.swap_an_adapter,
         ("memory only",),
-        "division by zero",  # PEFT's own code divides by the rank
+        "r: must be at least 1 to swap adapters in place",
         None,
         "`load_adapter`, then `set_adapter`",
     ),

@@ -72,6 +72,17 @@ def _activate_two(subject: Subject) -> Any:
     return subject.with_other().base_model.set_adapter(["default", "other"])
 
 
+def _save_a_pickle(subject: Subject) -> Any:
+    return subject.model().save_pretrained(str(subject.folder), safe_serialization=False)
+
+
+def _swap_by_transformers(subject: Subject) -> Any:
+    folder, base = str(subject.folder / "adapter"), subject.base()
+    subject.model().save_pretrained(folder)
+    base.load_adapter(folder, adapter_name="default")
+    return base.load_adapter(folder, adapter_name="default", hotswap=True)
+
+
 def _mix_methods(subject: Subject) -> Any:
     return get_peft_model(subject.base(), subject.config(), mixed=True)
 
@@ -131,6 +142,18 @@ REFUSALS = (
         _mix_methods,
         "The provided `peft_type` 'RIM' is not compatible with the `PeftMixedModel`",
         "one method a base",
+    ),
+    Refusal(
+        "transformers' own `load_adapter(hotswap=True)`",
+        _swap_by_transformers,
+        "Hotswapping is currently only supported for LoRA",
+        "PEFT's `hotswap_adapter`",
+    ),
+    Refusal(
+        "`save_pretrained(safe_serialization=False)`",
+        _save_a_pickle,
+        "safe_serialization: must be True",
+        "leave it out",
     ),
     Refusal(
         "a vocabulary resized after the adapter was attached",

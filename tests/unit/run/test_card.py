@@ -1,6 +1,8 @@
 """The model card."""
 
+import ast
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from rim_peft.data.tasks import TASKS
 from rim_peft.run.card import render_run_card
 
 VALIDATION = {"answer_rule": "last-number-float", "accuracy": 0.25, "standard_error": 0.0625, "num_rows": 48}
@@ -117,3 +120,18 @@ def test_the_hubs_library_reads_back_what_was_written() -> None:
     assert result.metric_args == {"standard_error": 0.0625, "num_rows": 48}
     assert card.data.model_name == "run"
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_code_asks_a_question_of_the_task(task: str) -> None:
+    card = render(data={**record()["data"], "task": task})
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    (prompt,) = re.findall(r"^prompt = (.*)$", code, re.MULTILINE)
+    assert len(ast.literal_eval(prompt.partition("question=")[2].removesuffix(")"))) > 10
+    (command,) = re.findall(r"Or in a shell: `(rim-peft generate run .*)`\.$", card, re.MULTILINE)
+    assert len(shlex.split(command)) == 4
+
+
+def test_the_hub_links_the_rows_that_lie_there() -> None:
+    assert front_matter(render())["datasets"] == ["owner/rows"]
+    assert "datasets" not in front_matter(render(data={**record()["data"], "path": "/home/somebody/rows"}))

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 
 from rim_peft.data.examples import Templates
-from rim_peft.tuner.card import CardText, Usage, complete_card, hub_id, name_adapter, render_card
+from rim_peft.tuner.card import CardText, Usage, complete_card, hub_id, name_adapter, name_base, render_card
 
 CARD = CardText("An adapter.", Usage("owner/base"))
 
@@ -59,6 +59,20 @@ def test_an_adapter_is_called_by_its_id() -> None:
     assert text == render_card("owner/run-1", CARD) + "A user's my run.\n"
     assert name_adapter(text, "owner/run-2") == render_card("owner/run-2", CARD) + "A user's my run.\n"
     assert name_adapter("# Written by hand\n", "owner/run") == "# Written by hand\n"
+
+
+@pytest.mark.parametrize("name", ["2026-11-26", "123", "it's: mine"])
+def test_names_that_yaml_quotes_are_found_again(name: str) -> None:
+    result = EvalResult("text-generation", "prosqa", "prosqa", "accuracy", 0.5)
+    for metadata in ({}, {"eval_results": [result]}):
+        card = CardText("An adapter.", Usage("owner/base"), metadata=metadata)
+        assert name_adapter(render_card(name, card), "owner/run") == render_card("owner/run", card)
+
+
+def test_a_front_matter_that_is_no_yaml() -> None:
+    for edit in (complete_card, lambda text: name_base(text, "owner/base")):
+        with pytest.raises(ValueError, match=r"README\.md: its front matter must be YAML, and is not .*Correct it"):
+            edit("---\nlicense: [mit\n---\n# Mine\n")
 
 
 def test_a_card_that_was_there_keeps_its_words() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.hotswap import hotswap_adapter
 from torch import Tensor
@@ -145,3 +145,65 @@ def test_an_adapter_with_other_blocks_is_not_swapped_in(make_rim: MakeRim, tmp_p
     make_rim(num_blocks=5).save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="Configs are incompatible: for num_blocks, 2 != 5"):  # PEFT's own check
         hotswap_adapter(model, str(tmp_path), adapter_name="default")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"vocab_size": VOCAB_SIZE + 8},
+            f"adapter's own base, first_memory_id {VOCAB_SIZE + 8}, got first_memory_id {VOCAB_SIZE}:",
+        ),
+        ({"num_hidden_layers": 1}, "adapter's own base, num_hidden_layers 1, got num_hidden_layers 2:"),
+    ],
+)
+def test_an_adapter_of_another_base_is_not_swapped_in(
+    make_rim: MakeRim, make_base: MakeBase, tmp_path: Any, other: dict[str, int], message: str
+) -> None:
+    """PEFT would put the tensors that fit in, and zeros for the others."""
+    model = make_rim()
+    expected = logits(model)
+    make_rim(base=make_base(**other)).save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        hotswap_adapter(model, str(tmp_path), adapter_name="default")
+    torch.testing.assert_close(logits(model), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("r", "other"), [(0, 4), (4, 0), (0, 0)])
+def test_memory_alone_is_not_swapped(make_rim: MakeRim, tmp_path: Any, r: int, other: int) -> None:
+    make_rim(r=other).save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match=f"r: must be at least 1 to swap adapters in place, got {r} and {other}"):
+        hotswap_adapter(make_rim(r=r), str(tmp_path), adapter_name="default")
+
+
+def test_stock_adapters_are_swapped_as_before(make_base: MakeBase, tmp_path: Any) -> None:
+    config = {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    other: Any = get_peft_model(make_base(), LoraConfig(r=2, **config))
+    randomize_lora(other)
+    other.save_pretrained(str(tmp_path))
+    model: Any = get_peft_model(make_base(), LoraConfig(r=4, **config))
+    hotswap_adapter(model, str(tmp_path), adapter_name="default")
+    ids = MEMORY[:, :2]
+    torch.testing.assert_close(model(input_ids=ids).logits, other(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cat", "svd"])
+def test_ranks_of_their_own_come_back_from_a_file(
+    make_two: MakeRim, make_base: MakeBase, tmp_path: Any, kind: str
+) -> None:
+    model = make_two(rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 7})
+    model.add_weighted_adapter(["default", "other"], WEIGHTS, "both", combination_type=kind)
+    model.set_adapter("both")
+    model.save_pretrained(str(tmp_path), selected_adapters=["both"])
+    loaded = PeftModel.from_pretrained(make_base(), str(tmp_path / "both"))
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lora_bias": True}, {"modules_to_save": ["norm"]}, {"modules_to_save": ["norm"], "r": 0}], ids=str
+)
+def test_weights_that_would_be_left_out_are_not_combined(make_two: MakeRim, options: dict[str, Any]) -> None:
+    model = make_two(**options)
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: must be .* for all adapters that are combined"):
+        model.add_weighted_adapter(["default", "other"], WEIGHTS, "both")
+    assert "both" not in model.peft_config

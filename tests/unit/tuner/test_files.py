@@ -118,6 +118,20 @@ def test_an_adapter_that_does_not_say_what_its_base_was(folder: Path) -> None:
         load(folder, build_base("gpt2"))
 
 
+def test_versions_that_note_other_things_of_a_base_read_one_another(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    del config["base_architecture"]["hidden_size"]
+    config["base_architecture"]["norm"] = "rms"
+    path.write_text(json.dumps(config))
+    load(folder)
+    with pytest.raises(ValueError, match="own base, num_hidden_layers 2, got num_hidden_layers 3"):
+        load(folder, build_base(num_hidden_layers=3))
+    path.write_text(json.dumps({**config, "base_architecture": "llama"}))
+    with pytest.raises(ValueError, match="base_architecture: must be a mapping, got 'llama'"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("architecture", "options", "difference"),
     [
@@ -130,3 +144,24 @@ def test_an_adapter_that_does_not_say_what_its_base_was(folder: Path) -> None:
 def test_another_base_is_refused(folder: Path, architecture: str, options: dict[str, Any], difference: str) -> None:
     with pytest.raises(ValueError, match=f"base_architecture: must be that of the adapter's own base, {difference}:"):
         load(folder, build_base(architecture, **options))
+
+
+@pytest.mark.parametrize("little_memory", [False, True])
+def test_an_adapter_that_could_not_be_loaded_does_not_stay(folder: Path, little_memory: bool) -> None:
+    whole = load_file(folder / WEIGHTS)
+    edit(folder, change=lambda tensor: None)
+    model = build_rim()
+    with pytest.raises(ValueError, match="its tensors must be those of the adapter"):
+        model.load_adapter(str(folder), "other", low_cpu_mem_usage=little_memory)
+    assert list(model.peft_config) == ["default"]
+    assert not any(".other" in name for name, _ in model.named_parameters())
+    save_file(whole, folder / WEIGHTS)
+    model.load_adapter(str(folder), "other", low_cpu_mem_usage=little_memory)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["model", "layers", "weight"])
+def test_an_adapter_may_be_called_as_a_part_of_the_base(folder: Path, name: str) -> None:
+    model = build_rim()
+    model.load_adapter(str(folder), name)
+    assert list(model.peft_config) == ["default", name]

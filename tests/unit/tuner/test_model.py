@@ -123,6 +123,21 @@ def test_merging_folds_lora_and_drops_the_memory(make_rim: MakeRim, architecture
         logits(merged, MEMORY)
 
 
+@pytest.mark.parametrize("options", [{}, {"insertion_layer": 1}], ids=str)
+def test_a_safe_merge_that_was_refused_leaves_the_blocks(make_rim: MakeRim, options: dict[str, Any]) -> None:
+    model = make_rim(target_modules=["q_proj"], layers_to_transform=[0], **options)
+    layer = next(module for module in model.modules() if isinstance(module, LoraLayer))
+    prompt, matrix = MEMORY[:, :2], layer.lora_B["default"].weight
+    kept, expected = matrix.detach().clone(), model.generate(prompt, max_new_tokens=4, num_blocks=1)
+    with torch.no_grad():
+        matrix.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"safe_merge: the adapter's weights must be finite, got .*lora_B\.default"):
+        model.merge_and_unload(safe_merge=True)
+    with torch.no_grad():
+        matrix.copy_(kept)
+    torch.testing.assert_close(model.generate(prompt, max_new_tokens=4, num_blocks=1), expected)
+
+
 def test_merging_in_place_keeps_the_memory_and_is_undone(make_rim: MakeRim) -> None:
     model = make_rim()
     expected = logits(model, MEMORY)
