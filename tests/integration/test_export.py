@@ -31,11 +31,13 @@ MakeAdapter = Callable[..., Path]
 
 @pytest.fixture
 def make_adapter(tmp_path: Path) -> MakeAdapter:
-    """Saves an adapter whose base lies in its folder."""
+    """Saves an adapter whose base lies in its folder, and samples unless it is told not to, as Llama's and Qwen's."""
 
     def make(name: str, *, seed: int = 0, architecture: str = "llama_tied", **options: Any) -> Path:
         folder = tmp_path / name
-        build_base(architecture, seed=seed).save_pretrained(folder / "base")
+        plain = build_base(architecture, seed=seed)
+        plain.generation_config.update(do_sample=True, temperature=0.9, top_k=50, repetition_penalty=1.5)
+        plain.save_pretrained(folder / "base")
         build_tokenizer().save_pretrained(folder / "base")
         base = AutoModelForCausalLM.from_pretrained(folder / "base")  # an adapter names where its base came from
         build_rim(base=base, **options).save_pretrained(folder)
