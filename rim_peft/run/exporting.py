@@ -31,6 +31,7 @@ def export(
     questions: Iterable[Question] | None = None,
     max_new_tokens: int | None = None,
     base: str | None = None,
+    revision: str | None = None,
 ) -> CheckResult:
     """Write an adapter as a model that runs without this package, and check that it gives the same tokens.
 
@@ -42,12 +43,13 @@ def export(
         questions: what to check it on; the first rows of the task's test split if not given, or of validation.
         max_new_tokens: tokens of a checked answer at most; the recipe's if not given.
         base: folder or Hub id of the base, if it is not where the adapter says.
+        revision: branch, tag or commit of the adapter on the Hub.
 
     Raises:
         ValueError: the adapter cannot be expressed so, or there are too few prompts.
         ExportCheckError: the export answers otherwise; its files are kept.
     """
-    run = load_run(source, base=base)
+    run = load_run(source, base=base, revision=revision)
     if run.exported is not None:
         raise ValueError(f"{source}: is an export already. Give the adapter that it was made from.")
     if run.recipe is not None and run.recipe.method not in ("rim", "pause"):
