@@ -8,7 +8,7 @@ from pathlib import Path
 from rim_peft.data.examples import Question
 from rim_peft.export.checking import LEAST_PROMPTS, CheckResult
 from rim_peft.export.merged import export_merged
-from rim_peft.export.options import ExportOptions, Prompts
+from rim_peft.export.options import ExportOptions, Prompts, check_new
 from rim_peft.export.peft_lora import export_peft_lora
 from rim_peft.export.reading import is_export
 from rim_peft.recipe import EvaluationOptions
@@ -46,15 +46,18 @@ def export(
         revision: branch, tag or commit of the adapter on the Hub.
 
     Raises:
-        ValueError: the adapter cannot be expressed so, or there are too few prompts.
+        ValueError: the adapter cannot be expressed so, ``folder`` is in use, or there are too few prompts.
         ExportCheckError: the export answers otherwise; its files are kept.
     """
+    if form == "merged":
+        check_new(folder)  # before a base is loaded, and before anything can be written to what is there
     run = load_run(source, base=base, revision=revision)
     if run.exported is not None:
         raise ValueError(f"{source}: is an export already. Give the adapter that it was made from.")
-    if run.recipe is not None and run.recipe.method not in ("rim", "pause"):
+    if run.recipe is not None and run.recipe.method == "coconut":
         raise ValueError(
-            f"method: must be one that answers after blocks of ordinary input tokens, got {run.recipe.method!r}."
+            "method: must be one that answers after tokens, got 'coconut': plain models have no continuous thoughts. "
+            "Ask it with this package (rim-peft generate)."
         )
     evaluation = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
     prompts = Prompts(

@@ -54,8 +54,8 @@ class RimLM(BlockLM):
 
         Raises:
             FileNotFoundError: there is no adapter.
-            ValueError: it is of another kind or an export, its method answers in another way than after blocks, or there are
-                several processes.
+            ValueError: it is of another kind or an export, its method answers in another way than after blocks, or
+                there are several processes.
         """
         if (num_processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
             raise ValueError(
@@ -65,8 +65,8 @@ class RimLM(BlockLM):
         run = load_run(pretrained, base=base, revision=revision)
         if run.exported is not None:
             raise ValueError(
-                f"{pretrained}: must be an adapter, got an export, whose tokenizer puts blocks behind whole texts. Give "
-                "the adapter that it was made from."
+                f"{pretrained}: must be an adapter, got an export, whose tokenizer puts blocks behind whole texts. "
+                "Give the adapter that it was made from."
             )
         _check_method(run, num_blocks)
         _move(run, device)

@@ -55,9 +55,8 @@ class Run:
     @property
     def answering(self) -> dict[str, Any]:
         """How the method's answers are made and read, as arguments of ``evaluate_accuracy``."""
-        if self.exported is not None:
-            return {"answer": self.exported}
-        return answering(self.recipe) if self.recipe is not None else {}
+        own = answering(self.recipe) if self.recipe is not None else {}
+        return own if self.exported is None else {**own, "answer": self.exported}
 
     @property
     def num_blocks(self) -> int | None:

@@ -144,7 +144,7 @@ def test_older_readers_find_one_frequency_for_each_kind_of_layer(make_rim: MakeR
     [
         ({"insertion_layer": 1}, "insertion_layer=1: a plain checkpoint has no place"),
         ({"bidirectional_blocks": True}, "bidirectional_blocks=True: a plain checkpoint has no place"),
-        ({"num_blocks": 0}, "num_blocks: must be at least 1 for an export, got 0"),
+        ({"num_blocks": 0}, "num_blocks: must be at least 1 for memory rows, got 0"),
     ],
 )
 def test_what_a_plain_checkpoint_cannot_express(make_rim: MakeRim, options: dict[str, Any], message: str) -> None:
