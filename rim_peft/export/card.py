@@ -11,6 +11,7 @@ from rim_peft.export.checking import CheckResult
 from rim_peft.export.options import Prompts
 from rim_peft.export.record import ExportRecord
 from rim_peft.export.tokens import MemoryTokens
+from rim_peft.tuner.card import hub_id
 
 _BODY = """---
 {metadata}
@@ -69,7 +70,7 @@ def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: Ch
         else:
             options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
             snippet += f"inputs = tokenizer.apply_chat_template(chat, {options})"
-    base = record.base if record.base is not None and not Path(record.base).exists() else None
+    base = hub_id(record.base)
     metadata = ModelCardData(
         base_model=base,
         library_name="transformers",
