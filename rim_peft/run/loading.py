@@ -129,6 +129,10 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
         )
     folder = Path(source) if is_local else _download(str(source), revision)
     if is_export(folder):
+        if base is not None:
+            raise ValueError(
+                f"base: must be left out for an export, which holds all its weights, got {base!r} (--base)."
+            )
         plain, tokenizer, asked = load_export(folder)
         return Run(plain, tokenizer, _recipe_of(folder), exported=asked)
     config = _read_config(folder)

@@ -80,6 +80,8 @@ def test_an_export_answers_as_its_adapter(
         evaluate(run, "potions", by_block=True, **scored)
     with pytest.raises(ValueError, match="out: must be a new or empty folder"):
         export(str(adapter), out, questions=TEXTS)
+    with pytest.raises(ValueError, match="base: must be left out for an export"):
+        load_run(out, base=str(adapter / "base"))
     with pytest.raises(ValueError, match="is an export already"):
         export(str(out), tmp_path / "again", questions=TEXTS)
     with pytest.raises(ValueError, match="or an export of format peft-lora to add to"):
