@@ -147,6 +147,9 @@ def test_an_export_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
 def test_what_is_refused(make_adapter: MakeAdapter, tmp_path: Path, capsys: Capture) -> None:
     out = str(tmp_path / "out")
     prompts = tmp_path / "prompts.txt"
+    prompts.write_text('2 + 2?\n{"text": "1 + 1?"}\n', encoding="utf-8")
+    assert main(["export", "adapter", "--out", out, "--prompts", str(prompts)]) == 1
+    assert f"{prompts} line 2: must have a field question" in capsys.readouterr().err
     prompts.write_text("\n".join(TEXTS), encoding="utf-8")
     adapter = str(make_adapter("adapter"))
     assert main(["export", adapter, "--out", out, "--prompts", str(prompts)]) == 1
