@@ -209,7 +209,8 @@ def test_a_base_that_was_left_tied_stays_so(make_adapter: MakeAdapter, tmp_path:
     out = tmp_path / "out"
     for name, keep_tied in (("first", True), ("second", False)):
         options = ExportOptions(keep_tied=keep_tied)
-        export(str(make_adapter(name)), out, form="peft-lora", questions=[*TEXTS, *CHATS], options=options)
+        asked: dict[str, Any] = {"questions": [*TEXTS, *CHATS], "max_new_tokens": 4}
+        export(str(make_adapter(name)), out, form="peft-lora", options=options, **asked)
     assert json.loads((out / "rim_export.json").read_text())["head_is_tied"] is True
     base = AutoModelForCausalLM.from_pretrained(out / "base")
     assert base.get_output_embeddings().weight is base.get_input_embeddings().weight
