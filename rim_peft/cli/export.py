@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="how many prompts may get other tokens than from the adapter (default: %(default)s)",
     )
+    parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
     parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -86,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     )
     questions = None
     if args.prompts is not None:
-        questions = list(read_questions(Path(args.prompts).read_text(encoding="utf-8").splitlines()))
+        lines = Path(args.prompts).read_text(encoding="utf-8").splitlines()
+        questions = list(read_questions(lines, args.prompts))
     quiet_model_loading()
     with results_only():
         result = export(
@@ -97,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
             questions=questions,
             max_new_tokens=args.max_new_tokens,
             base=args.base,
+            revision=args.revision,
         )
     if args.json:
         print(json.dumps({"out": args.out, "format": args.format, **result.to_dict()}, indent=2, ensure_ascii=False))

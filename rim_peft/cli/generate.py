@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_questions(lines: Iterable[str]) -> Iterator[Any]:
+def read_questions(lines: Iterable[str], source: str = "stdin") -> Iterator[Any]:
     """Yield the question of each line that is not blank: its text, or the field ``question`` of a JSON object.
 
     >>> list(read_questions(["1 + 1?", "", '{"question": "2 + 2?", "id": 7}']))
@@ -84,6 +84,6 @@ def read_questions(lines: Iterable[str]) -> Iterator[Any]:
         try:
             yield json.loads(text)["question"]
         except ValueError as error:
-            raise ValueError(f"stdin line {number}: not valid JSON: {error}. One JSON object a line.") from None
+            raise ValueError(f"{source} line {number}: not valid JSON: {error}. One JSON object a line.") from None
         except KeyError:
-            raise ValueError(f"stdin line {number}: must have a field question, got {text[:60]!r}.") from None
+            raise ValueError(f"{source} line {number}: must have a field question, got {text[:60]!r}.") from None

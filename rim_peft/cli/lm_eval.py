@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="blocks between context and continuation (default: the adapter's); 0 for the model without blocks",
     )
+    parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
     parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
     parser.add_argument("--include_path", metavar="FOLDER", help="where to look for tasks beside the harness's own")
     parser.add_argument("--num_fewshot", type=_not_negative, metavar="N", help="examples before each question")
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             [name for names in args.tasks for name in names.split(",")],
             num_blocks=args.blocks,
             base=args.base,
+            revision=args.revision,
             include_path=args.include_path,
             output_path=args.output_path,
             log_samples=args.log_samples,

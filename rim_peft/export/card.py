@@ -11,6 +11,7 @@ from rim_peft.export.checking import CheckResult
 from rim_peft.export.options import Prompts
 from rim_peft.export.record import ExportRecord
 from rim_peft.export.tokens import MemoryTokens
+from rim_peft.tuner.card import hub_id
 
 _BODY = """---
 {metadata}
@@ -18,8 +19,7 @@ _BODY = """---
 
 # {name}
 
-A language model that reasons in memory blocks (Reasoning in Memory, [arXiv 2605.30343](https://arxiv.org/abs/2605.30343)):
-{num_blocks} blocks of {block_length} special tokens follow the prompt, and the answer follows them. It was exported by
+{summary} It was exported by
 rim-peft from the adapter `{source}`{on_base}, and needs plain transformers alone:
 
 ```python
@@ -33,12 +33,19 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
 * **Prompts** are written as in training: {prompt}.
+{blocks}* **Weights** are {dtype}{dequantized}.
+* **Checked** in a fresh process with plain transformers, in float32: {checked}.
+"""
+
+_SUMMARY = """\
+A language model that reasons in memory blocks (Reasoning in Memory, [arXiv 2605.30343](https://arxiv.org/abs/2605.30343)):
+{num_blocks} blocks of {block_length} special tokens follow the prompt, and the answer follows them."""
+
+_BLOCKS = """\
 * **Blocks** {places} Texts that are no prompts, such as answers, take
   `add_special_tokens=False`. So does a chat that was rendered as text before: its blocks are in it. In an engine whose
   tokenizer does not do this, write them behind the prompt: `{block_text}`
 * **Memory tokens** are {names} (ids {ids}). {guard}
-* **Weights** are {dtype}{dequantized}.
-* **Checked** in a fresh process with plain transformers, in float32: {checked}.
 """
 
 
@@ -63,36 +70,29 @@ def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: Ch
         else:
             options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
             snippet += f"inputs = tokenizer.apply_chat_template(chat, {options})"
-    base = record.base if record.base is not None and not Path(record.base).exists() else None
+    base = hub_id(record.base)
     metadata = ModelCardData(
         base_model=base,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["rim", "latent-reasoning"],
+        tags=["rim", "latent-reasoning"] if memory.num_blocks else None,
         model_name=folder.name,
     )
     return _BODY.format(
         metadata=metadata.to_yaml(),
         name=folder.name,
         folder=folder.name,
-        num_blocks=memory.num_blocks,
-        block_length=memory.block_size + 2,
+        summary=(
+            _SUMMARY.format(num_blocks=memory.num_blocks, block_length=memory.block_size + 2)
+            if memory.num_blocks
+            else "A language model without memory blocks, with LoRA weights merged."
+        ),
         source=Path(record.source).name,
         on_base=f" on `{base}`" if base else "",
         snippet=snippet,
         max_new_tokens=prompts.max_new_tokens,
         prompt=f"`{template!r}`" if is_text else "chats, by the chat template",
-        places=_places(record),
-        block_text=memory.block_text,
-        names=", ".join(f"`{name}`" for name in memory.names),
-        ids=", ".join(map(str, memory.ids)),
-        guard=(
-            "The head is tied to the embedding, so that only `suppress_tokens` of the generation settings keeps the "
-            "model from writing them: use engines that honour it."
-            if record.head_is_tied
-            else "The head scores each as the mean of all tokens, so that greedy decoding never writes one; the "
-            "generation settings suppress them besides."
-        ),
+        blocks=_blocks(record) if memory.num_blocks else "",
         dtype=record.dtype,
         dequantized=(
             f", dequantised from {record.dequantized_from}, on which the adapter was trained, then merged"
@@ -144,6 +144,24 @@ def describe(result: CheckResult) -> str:
     return (
         f"{result.num_equal} of {result.num_prompts} prompts give the adapter's greedy tokens{ties}{differ}; "
         f"{result.num_equal_unguarded} with nothing suppressed"
+    )
+
+
+def _blocks(record: ExportRecord) -> str:
+    """Return what a user must know of blocks and memory tokens."""
+    memory = record.memory
+    return _BLOCKS.format(
+        places=_places(record),
+        block_text=memory.block_text,
+        names=", ".join(f"`{name}`" for name in memory.names),
+        ids=", ".join(map(str, memory.ids)),
+        guard=(
+            "The head is tied to the embedding, so that only `suppress_tokens` of the generation settings keeps the "
+            "model from writing them: use engines that honour it."
+            if record.head_is_tied
+            else "The head scores each as the mean of all tokens, so that greedy decoding never writes one; the "
+            "generation settings suppress them besides."
+        ),
     )
 
 

@@ -18,7 +18,7 @@ def main() -> None:
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Return for each prompt its ids, and its greedy answer with and without the settings that suppress tokens.
+    """Return for each prompt its ids, and its answer by the export's own settings and by greedy search without any.
 
     Weights of any type are computed with in float32, as the package does for what it compares with.
     """
@@ -33,14 +33,18 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         model = PeftModel.from_pretrained(model, job["adapter"])
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     base = model if job["adapter"] is None else model.get_base_model()
-    suppressed = base.generation_config.suppress_tokens
-    plain = {"max_new_tokens": job["max_new_tokens"], "do_sample": False, "return_dict_in_generate": True}
-    base.generation_config = GenerationConfig(eos_token_id=job["eos_id"], pad_token_id=job["pad_id"])
+    own, plain = base.generation_config, GenerationConfig()
+    options = {"eos_token_id": job["eos_id"], "pad_token_id": job["pad_id"], "max_new_tokens": job["max_new_tokens"]}
 
-    def follow(ids: list[int], expected: list[int], **options: Any) -> dict[str, Any]:
+    def follow(ids: list[int], expected: list[int], settings: GenerationConfig) -> dict[str, Any]:
+        base.generation_config = settings
         prompt = torch.tensor([ids], device=base.device)
         found = model.generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), output_logits=True, **plain, **options
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            output_logits=True,
+            return_dict_in_generate=True,
+            **options,
         )
         tokens = found.sequences[0, len(ids) :].tolist()
         gap = None  # how far apart it scores both tokens where it parts from what is expected, by its largest score
@@ -59,8 +63,8 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             rendered: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
             ids = rendered["input_ids"]
         ids = [*ids, *(tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else [])]
-        guarded = follow(ids, expected, suppress_tokens=suppressed)
-        answers.append({"ids": ids, "guarded": guarded, "unguarded": follow(ids, expected)})
+        guarded, unguarded = (follow(ids, expected, settings) for settings in (own, plain))
+        answers.append({"ids": ids, "guarded": guarded, "unguarded": unguarded})
     return {"answers": answers, "modules": sorted({name.split(".")[0] for name in sys.modules})}
 
 

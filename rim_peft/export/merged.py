@@ -1,4 +1,7 @@
-"""An adapter as one plain checkpoint: LoRA merged, memory rows in the vocabulary, blocks from the tokenizer."""
+"""An adapter as one plain checkpoint: LoRA merged, memory rows in the vocabulary, blocks from the tokenizer.
+
+One without blocks, as of a method that RiM is compared with, is LoRA merged and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,12 @@ def export_merged(
         ExportCheckError: the export answers otherwise than the adapter.
     """
     check_new(folder)
-    rows = memory_rows(model)
     config = active_config(model)
+    rows = memory_rows(model) if config.num_blocks else None
+    if rows is None and options.num_blocks is not None:
+        raise ValueError(
+            f"num_blocks: must be left out for an adapter without blocks, got {options.num_blocks} (--blocks)."
+        )
     num_blocks = config.num_blocks if options.num_blocks is None else options.num_blocks
     extended, memory = add_memory_tokens(tokenizer, num_blocks=num_blocks, block_size=config.block_size)
     places = append_blocks(extended, memory, options.append_to)
@@ -57,7 +64,8 @@ def export_merged(
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks)
     dtype = plain.dtype if options.dtype == "auto" else DTYPES[options.dtype]
     base: Any = merged(plain.model).to(dtype)
-    add_rows(base, memory.ids, rows, keep_tied=options.keep_tied)
+    if rows is not None:
+        add_rows(base, memory.ids, rows, keep_tied=options.keep_tied)
     record = ExportRecord(
         memory=memory,
         places=places,

@@ -76,15 +76,17 @@ def export_peft_lora(
     dtype = plain.dtype if options.dtype == "auto" else DTYPES[options.dtype]
     base = base.to(dtype)
     known: PreTrainedTokenizerBase = tokenizer
+    keep_tied = options.keep_tied
     if record["adapters"]:
+        keep_tied = bool(record["head_is_tied"])  # untied now, the head would prefer the rows that are there
         base, known = _extended_so_far(folder / BASE, base), AutoTokenizer.from_pretrained(str(folder / BASE))
     extended, memory = add_memory_tokens(known, num_blocks=num_blocks, block_size=config.block_size)
-    add_rows(base, memory.ids, rows, keep_tied=options.keep_tied)
+    add_rows(base, memory.ids, rows, keep_tied=keep_tied)
     head_is_tied = is_tied(base)
     _replace_base(folder / BASE, base, extended, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
     free(base)
     adapter = folder / ADAPTERS / name
-    adapter.mkdir(parents=True)
+    adapter.mkdir(parents=True, exist_ok=True)  # one that the record does not name was interrupted
     save_file(state, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     lora.save_pretrained(str(adapter))
     places = append_blocks(extended, memory, options.append_to)

@@ -6,22 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _READ_AS_IT_IS = "PreTrainedTokenizerFast"
 """The tokenizer class that takes ``tokenizer.json`` as it is; those of single models build a post-processor anew."""
+
+_KEPT_SETTINGS = ("bos_token_id", "pad_token_id", "suppress_tokens", "max_length", "max_new_tokens")
 
 
 def save_model(model: PreTrainedModel, folder: Path, *, eos_id: int, max_shard_size: str) -> None:
     """Write weights (safetensors), configuration and generation settings.
 
-    Generation stops at ``eos_id``, which closes every trained readout, besides where the base stopped.
+    Of the base's settings its special tokens, lengths and suppressed tokens stay: many a base samples or penalises
+    repetition, while an export is checked, and its adapter judged, by greedy search. Generation stops at ``eos_id``,
+    which closes every trained readout, besides where the base stopped.
     """
     settings = model.generation_config
     if settings is not None:
         known = settings.eos_token_id
         stops = known if isinstance(known, list) else [] if known is None else [known]
-        settings.eos_token_id = known if eos_id in stops else [*stops, eos_id] if stops else eos_id
+        kept = {name: value for name in _KEPT_SETTINGS if (value := getattr(settings, name, None)) is not None}
+        kept["eos_token_id"] = known if eos_id in stops else [*stops, eos_id] if stops else eos_id
+        model.generation_config = GenerationConfig(**kept)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     _edit(folder / "config.json", _add_older_names)

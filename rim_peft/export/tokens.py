@@ -19,6 +19,8 @@ _NAMES = ("<|rim_begin{}|>", "<|rim_memory{}|>", "<|rim_end{}|>")
 class MemoryTokens:
     """The tokens of an exported adapter: three of the tokenizer's, and the run of them that follows a prompt.
 
+    An adapter without blocks has none.
+
     Attributes:
         names: of ``<b>``, ``<m>`` and ``</b>`` in the tokenizer.
         ids: their ids.
@@ -34,6 +36,8 @@ class MemoryTokens:
     @property
     def block_names(self) -> list[str]:
         """All blocks as token names."""
+        if not self.num_blocks:
+            return []
         begin, memory, end = self.names
         return [begin, *[memory] * self.block_size, end] * self.num_blocks
 
@@ -56,7 +60,7 @@ class MemoryTokens:
 def add_memory_tokens(
     tokenizer: PreTrainedTokenizerBase, *, num_blocks: int, block_size: int
 ) -> tuple[PreTrainedTokenizerBase, MemoryTokens]:
-    """Return a copy of a tokenizer with three more special tokens, behind its own, and the tokens.
+    """Return a copy of a tokenizer with three more special tokens, behind its own, and the tokens; none for no blocks.
 
     Raises:
         ValueError: the tokenizer is none of the ``tokenizers`` library, whose files alone hold what appends blocks.
@@ -68,6 +72,8 @@ def add_memory_tokens(
             f"{type(tokenizer).__name__}. Convert it first, or export with a fast one beside the adapter."
         )
     extended = copy.deepcopy(tokenizer)
+    if num_blocks == 0:
+        return extended, MemoryTokens([], [], num_blocks, block_size)
     names = _free_names(extended)
     extended.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     ids: Any = extended.convert_tokens_to_ids(names)
@@ -94,7 +100,7 @@ def append_blocks(tokenizer: PreTrainedTokenizerBase, memory: MemoryTokens, appe
     places = {"prompt": append_to in ("auto", "prompt"), "chat": append_to in ("auto", "chat") and has_template}
     if places["prompt"]:
         _append_to_texts(tokenizer, memory)
-    if places["chat"]:
+    if places["chat"] and memory.num_blocks:
         templates = tokenizer.chat_template
         tokenizer.chat_template = (
             {name: _with_blocks(template, memory) for name, template in templates.items()}

@@ -24,8 +24,7 @@ def memory_rows(model: PeftModel) -> Tensor:
     config = active_config(model)
     if config.num_blocks == 0:
         raise ValueError(
-            "num_blocks: must be at least 1 for an export, got 0: the adapter has no blocks, and is plain LoRA. Merge "
-            "it with merge_and_unload."
+            "num_blocks: must be at least 1 for memory rows, got 0: the adapter has no blocks. Use format merged."
         )
     if config.changes_layers:
         raise ValueError(

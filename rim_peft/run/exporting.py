@@ -8,7 +8,7 @@ from pathlib import Path
 from rim_peft.data.examples import Question
 from rim_peft.export.checking import LEAST_PROMPTS, CheckResult
 from rim_peft.export.merged import export_merged
-from rim_peft.export.options import ExportOptions, Prompts
+from rim_peft.export.options import ExportOptions, Prompts, check_new
 from rim_peft.export.peft_lora import export_peft_lora
 from rim_peft.export.reading import is_export
 from rim_peft.recipe import EvaluationOptions
@@ -31,6 +31,7 @@ def export(
     questions: Iterable[Question] | None = None,
     max_new_tokens: int | None = None,
     base: str | None = None,
+    revision: str | None = None,
 ) -> CheckResult:
     """Write an adapter as a model that runs without this package, and check that it gives the same tokens.
 
@@ -42,17 +43,21 @@ def export(
         questions: what to check it on; the first rows of the task's test split if not given, or of validation.
         max_new_tokens: tokens of a checked answer at most; the recipe's if not given.
         base: folder or Hub id of the base, if it is not where the adapter says.
+        revision: branch, tag or commit of the adapter on the Hub.
 
     Raises:
-        ValueError: the adapter cannot be expressed so, or there are too few prompts.
+        ValueError: the adapter cannot be expressed so, ``folder`` is in use, or there are too few prompts.
         ExportCheckError: the export answers otherwise; its files are kept.
     """
-    run = load_run(source, base=base)
+    if form == "merged":
+        check_new(folder)  # before a base is loaded, and before anything can be written to what is there
+    run = load_run(source, base=base, revision=revision)
     if run.exported is not None:
         raise ValueError(f"{source}: is an export already. Give the adapter that it was made from.")
-    if run.recipe is not None and run.recipe.method not in ("rim", "pause"):
+    if run.recipe is not None and run.recipe.method == "coconut":
         raise ValueError(
-            f"method: must be one that answers after blocks of ordinary input tokens, got {run.recipe.method!r}."
+            "method: must be one that answers after tokens, got 'coconut': plain models have no continuous thoughts. "
+            "Ask it with this package (rim-peft generate)."
         )
     evaluation = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
     prompts = Prompts(

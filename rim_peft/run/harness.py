@@ -38,6 +38,7 @@ class RimLM(BlockLM):
         *,
         num_blocks: int | None = None,
         base: str | None = None,
+        revision: str | None = None,
         device: str | None = None,
         **options: Any,
     ) -> None:
@@ -47,20 +48,26 @@ class RimLM(BlockLM):
             pretrained: output folder of a training, or an adapter's folder or Hub id.
             num_blocks: blocks after each context; the adapter's own if not given.
             base: folder or Hub id of the base, if it is not where the adapter says.
+            revision: branch, tag or commit of the adapter on the Hub.
             device: where to put the model; the GPU if there is one. A quantised base stays where it was loaded.
             options: of ``HFLM``, as ``batch_size`` and ``max_length``.
 
         Raises:
             FileNotFoundError: there is no adapter.
-            ValueError: it is of another kind, its method answers in another way than after blocks, or there are
-                several processes.
+            ValueError: it is of another kind or an export, its method answers in another way than after blocks, or
+                there are several processes.
         """
         if (num_processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
             raise ValueError(
                 f"processes: must be one, which evaluates everything, got {num_processes}. Start it without accelerate "
                 "launch or torchrun, and share the tasks out by hand."
             )
-        run = load_run(pretrained, base=base)
+        run = load_run(pretrained, base=base, revision=revision)
+        if run.exported is not None:
+            raise ValueError(
+                f"{pretrained}: must be an adapter, got an export, whose tokenizer puts blocks behind whole texts. "
+                "Give the adapter that it was made from."
+            )
         _check_method(run, num_blocks)
         _move(run, device)
         super().__init__(run.model, run.tokenizer, num_blocks=num_blocks, **options)
@@ -77,6 +84,7 @@ def run_harness(
     *,
     num_blocks: int | None = None,
     base: str | None = None,
+    revision: str | None = None,
     include_path: str | None = None,
     output_path: str | None = None,
     log_samples: bool = False,
@@ -89,6 +97,7 @@ def run_harness(
         tasks: names of tasks, groups or tags, or files of tasks.
         num_blocks: blocks after each context; the adapter's own if not given.
         base: folder or Hub id of the base, if it is not where the adapter says.
+        revision: branch, tag or commit of the adapter on the Hub.
         include_path: folder with files of tasks beside the harness's own.
         output_path: folder or ``.json`` file for the results.
         log_samples: keep every request and answer among the results, and write them to ``output_path``.
@@ -101,7 +110,7 @@ def run_harness(
     if log_samples and output_path is None:
         raise ValueError("log_samples: needs a folder for the samples. Give output_path (--output_path).")
     manager = _find_tasks(tasks, include_path)
-    model_args: dict[str, Any] = {"pretrained": source, "num_blocks": num_blocks, "base": base}
+    model_args: dict[str, Any] = {"pretrained": source, "num_blocks": num_blocks, "base": base, "revision": revision}
     tracker = EvaluationTracker(output_path=output_path)
     results: dict[str, Any] = simple_evaluate(
         model="rim",

@@ -55,9 +55,8 @@ class Run:
     @property
     def answering(self) -> dict[str, Any]:
         """How the method's answers are made and read, as arguments of ``evaluate_accuracy``."""
-        if self.exported is not None:
-            return {"answer": self.exported}
-        return answering(self.recipe) if self.recipe is not None else {}
+        own = answering(self.recipe) if self.recipe is not None else {}
+        return own if self.exported is None else {**own, "answer": self.exported}
 
     @property
     def num_blocks(self) -> int | None:
@@ -130,6 +129,10 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
         )
     folder = Path(source) if is_local else _download(str(source), revision)
     if is_export(folder):
+        if base is not None:
+            raise ValueError(
+                f"base: must be left out for an export, which holds all its weights, got {base!r} (--base)."
+            )
         plain, tokenizer, asked = load_export(folder)
         return Run(plain, tokenizer, _recipe_of(folder), exported=asked)
     config = _read_config(folder)

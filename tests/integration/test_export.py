@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from rim_peft.cli.main import main
 from rim_peft.export import merged as merged_export
 from rim_peft.export.checking import ExportCheckError
+from rim_peft.export.options import ExportOptions
 from rim_peft.inference import answer_questions
-from rim_peft.run import evaluate, export, load_run
+from rim_peft.recipe import load_recipe
+from rim_peft.run import Run, evaluate, export, load_run
 from tests.conftest import EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "potions" / "demo-nf4.yaml")
@@ -31,11 +33,13 @@ MakeAdapter = Callable[..., Path]
 
 @pytest.fixture
 def make_adapter(tmp_path: Path) -> MakeAdapter:
-    """Saves an adapter whose base lies in its folder."""
+    """Saves an adapter whose base lies in its folder, and samples unless it is told not to, as Llama's and Qwen's."""
 
     def make(name: str, *, seed: int = 0, architecture: str = "llama_tied", **options: Any) -> Path:
         folder = tmp_path / name
-        build_base(architecture, seed=seed).save_pretrained(folder / "base")
+        plain = build_base(architecture, seed=seed)
+        plain.generation_config.update(do_sample=True, temperature=0.9, top_k=50, repetition_penalty=1.5)
+        plain.save_pretrained(folder / "base")
         build_tokenizer().save_pretrained(folder / "base")
         base = AutoModelForCausalLM.from_pretrained(folder / "base")  # an adapter names where its base came from
         build_rim(base=base, **options).save_pretrained(folder)
@@ -76,6 +80,8 @@ def test_an_export_answers_as_its_adapter(
         evaluate(run, "potions", by_block=True, **scored)
     with pytest.raises(ValueError, match="out: must be a new or empty folder"):
         export(str(adapter), out, questions=TEXTS)
+    with pytest.raises(ValueError, match="base: must be left out for an export"):
+        load_run(out, base=str(adapter / "base"))
     with pytest.raises(ValueError, match="is an export already"):
         export(str(out), tmp_path / "again", questions=TEXTS)
     with pytest.raises(ValueError, match="or an export of format peft-lora to add to"):
@@ -100,9 +106,50 @@ def test_an_export_that_answers_otherwise_fails_and_is_kept(
     assert f"{check['num_equal']} of 34 prompts" in (out / "README.md").read_text()
 
 
+def test_an_adapter_without_blocks_is_merged(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """As answering at once and written chains have: what RiM is compared with is served in the same way."""
+    adapter, out = make_adapter("adapter", num_blocks=0), tmp_path / "out"
+    questions = [*TEXTS, *CHATS]
+    with pytest.raises(ValueError, match="num_blocks: must be left out for an adapter without blocks, got 2"):
+        export(str(adapter), out, questions=questions, options=ExportOptions(num_blocks=2))
+    with pytest.raises(ValueError, match="num_blocks: must be at least 1 for memory rows, got 0"):
+        export(str(adapter), out, form="peft-lora", questions=questions)
+    result = export(str(adapter), out, questions=questions, max_new_tokens=8)
+    assert (result.num_equal, result.num_equal_unguarded) == (34, 34)
+    run, ours = load_run(out), load_run(adapter)
+    assert run.model.get_input_embeddings().weight.shape[0] == len(run.tokenizer) == VOCAB_SIZE
+    answers = list(run.answering["answer"](run.model, run.tokenizer, questions[-6:], max_new_tokens=8))
+    assert answers == list(answer_questions(ours.model, ours.tokenizer, questions[-6:], max_new_tokens=8))
+    assert run.model.generation_config.suppress_tokens is None
+    card = (out / "README.md").read_text()
+    assert "without memory blocks" in card
+    assert "Memory tokens" not in card
+    scored = {"limit": 6, "max_new_tokens": 4}
+    assert evaluate(run, "potions", **scored) == evaluate(ours, "potions", **scored)
+
+
+def test_continuous_thoughts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(build_rim(num_blocks=0), build_tokenizer(), load_recipe(RECIPE, ["method=coconut"], check=False))
+    monkeypatch.setattr("rim_peft.run.exporting.load_run", lambda source, **options: run)
+    with pytest.raises(ValueError, match="method: must be one that answers after tokens, got 'coconut'"):
+        export("adapter", tmp_path / "out", questions=[*TEXTS, *CHATS])
+
+
+def test_an_export_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    kept = {"rim_export.json": "{}", "recipe.yaml": "of another run"}
+    for name, text in kept.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="out: must be a new or empty folder"):
+        export(str(Path(RECIPE).parents[2] / "no" / "adapter"), tmp_path)  # said before anything is loaded
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == kept
+
+
 def test_what_is_refused(make_adapter: MakeAdapter, tmp_path: Path, capsys: Capture) -> None:
     out = str(tmp_path / "out")
     prompts = tmp_path / "prompts.txt"
+    prompts.write_text('2 + 2?\n{"text": "1 + 1?"}\n', encoding="utf-8")
+    assert main(["export", "adapter", "--out", out, "--prompts", str(prompts)]) == 1
+    assert f"{prompts} line 2: must have a field question" in capsys.readouterr().err
     prompts.write_text("\n".join(TEXTS), encoding="utf-8")
     adapter = str(make_adapter("adapter"))
     assert main(["export", adapter, "--out", out, "--prompts", str(prompts)]) == 1
@@ -125,6 +172,8 @@ def test_plain_lora_adapters_on_one_extended_base(make_adapter: MakeAdapter, tmp
     questions = [*TEXTS, *CHATS]
     for name, options in (("first", {}), ("second", {"num_blocks": 3, "init_memory": [40, 50, 60]})):
         adapter = make_adapter(name, **options)
+        if name == "second":
+            (out / "adapters" / name).mkdir()  # left by an export that was interrupted
         result = export(str(adapter), out, form="peft-lora", questions=questions, max_new_tokens=8)
         assert result.num_equal == result.num_equal_unguarded == 34
     for name in ("first", "second"):  # the first one too, after the base has grown
@@ -152,6 +201,19 @@ def test_plain_lora_adapters_on_one_extended_base(make_adapter: MakeAdapter, tmp
         export(str(tmp_path / "first"), out, form="peft-lora", questions=questions)
     with pytest.raises(ValueError, match="must be a merged export to be asked by this package, got format 'peft-lora'"):
         load_run(out)
+
+
+@pytest.mark.slow
+def test_a_base_that_was_left_tied_stays_so(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """Untied for a second adapter, its head would score the first one's rows as they are."""
+    out = tmp_path / "out"
+    for name, keep_tied in (("first", True), ("second", False)):
+        options = ExportOptions(keep_tied=keep_tied)
+        asked: dict[str, Any] = {"questions": [*TEXTS, *CHATS], "max_new_tokens": 4}
+        export(str(make_adapter(name)), out, form="peft-lora", options=options, **asked)
+    assert json.loads((out / "rim_export.json").read_text())["head_is_tied"] is True
+    base = AutoModelForCausalLM.from_pretrained(out / "base")
+    assert base.get_output_embeddings().weight is base.get_input_embeddings().weight
 
 
 @pytest.mark.slow

@@ -282,5 +282,6 @@ def test_from_the_command_line(
         assert main(["generate", *adapter, "Is Bob a p or q?"]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]
-    assert main(["evaluate", "owner/run", "--revision", "gone", "--task", "prosqa"]) == 1
-    assert "cannot be read from the Hub at revision 'gone'" in capsys.readouterr().err
+    for command, *options in (["evaluate", "--task", "prosqa"], ["export", "--out", "none"]):
+        assert main([command, "owner/run", "--revision", "gone", *options]) == 1
+        assert "cannot be read from the Hub at revision 'gone'" in capsys.readouterr().err

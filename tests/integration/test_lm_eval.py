@@ -339,6 +339,18 @@ def test_tasks(adapter: Path, task_folder: Path, options: dict[str, Any], first_
             assert sample["filtered_resps"] == [answer]
 
 
+def test_chats_begin_as_in_training_where_the_harness_adds_no_bos(tokenizer: PreTrainedTokenizerFast) -> None:
+    backend: Any = tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS_ID)]
+    )
+    chat = [{"role": "user", "content": "hi"}]
+    (expected,) = tokenize_prompts([chat], tokenizer)
+    model = BlockLM(build_rim(), tokenizer, add_bos_token=False)
+    text = model.apply_chat_template(chat)
+    assert model._encode_pair(text, "a")[0] == model.tok_batch_encode([text])[0][0].tolist() == expected
+
+
 def test_the_command(adapter: Path, task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["lm-eval", str(adapter), "--tasks", "letters,letters_choice", "--include_path", str(task_folder)]
     options = ["--blocks", "1", "--batch_size", "4", "--limit", "5", "--gen_kwargs", "max_gen_toks=2", "--seed", "3"]

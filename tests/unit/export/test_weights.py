@@ -98,6 +98,22 @@ def test_a_head_may_stay_tied(make_rim: MakeRim, tmp_path: Path) -> None:
     assert plain.generation_config.suppress_tokens == IDS
 
 
+def test_an_export_answers_greedily_whatever_its_base_does(make_base: MakeBase, tmp_path: Path) -> None:
+    base = make_base("llama")
+    base.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.2, max_length=99)
+    add_rows(base, IDS, torch.randn(3, 32))
+    save_model(base, tmp_path, eos_id=7, max_shard_size="5GB")
+    settings = json.loads((tmp_path / "generation_config.json").read_text())
+    settings.pop("transformers_version")
+    assert settings == {
+        "bos_token_id": 1,
+        "eos_token_id": [EOS_ID, 7],
+        "max_length": 99,
+        "pad_token_id": 0,
+        "suppress_tokens": IDS,
+    }
+
+
 def test_older_readers_find_what_they_look_for(make_rim: MakeRim, tmp_path: Path) -> None:
     model = make_rim(base=None)
     base = model.get_base_model()
@@ -128,7 +144,7 @@ def test_older_readers_find_one_frequency_for_each_kind_of_layer(make_rim: MakeR
     [
         ({"insertion_layer": 1}, "insertion_layer=1: a plain checkpoint has no place"),
         ({"bidirectional_blocks": True}, "bidirectional_blocks=True: a plain checkpoint has no place"),
-        ({"num_blocks": 0}, "num_blocks: must be at least 1 for an export, got 0"),
+        ({"num_blocks": 0}, "num_blocks: must be at least 1 for memory rows, got 0"),
     ],
 )
 def test_what_a_plain_checkpoint_cannot_express(make_rim: MakeRim, options: dict[str, Any], message: str) -> None:

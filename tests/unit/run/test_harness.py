@@ -19,7 +19,7 @@ RECIPE = Path(__file__).parents[3] / "rim_peft" / "demo" / "recipe.yaml"
 
 
 def load(monkeypatch: pytest.MonkeyPatch, run: Run, **options: Any) -> harness.RimLM:
-    monkeypatch.setattr(harness, "load_run", lambda source, base: run)
+    monkeypatch.setattr(harness, "load_run", lambda source, **_: run)
     return harness.RimLM("adapter", **options)
 
 
@@ -29,6 +29,21 @@ def test_a_method_with_blocks(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTra
     assert load(monkeypatch, run, num_blocks=0).block_ids == []
     info = load(monkeypatch, run, num_blocks=1).get_model_info()
     assert (info["rim_adapter"], info["rim_num_blocks"]) == ("adapter", 1)
+
+
+def test_a_revision_reaches_the_download(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:
+    asked: dict[str, Any] = {}
+    run = Run(build_rim(), tokenizer)
+    monkeypatch.setattr(harness, "load_run", lambda source, **options: asked.update(options) or run)
+    harness.RimLM("owner/name", revision="v1")
+    assert asked["revision"] == "v1"
+
+
+def test_an_export_is_refused(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Its tokenizer would put blocks behind contexts that get them from the harness's model too."""
+    exported: Any = object()
+    with pytest.raises(ValueError, match="adapter: must be an adapter, got an export, whose tokenizer"):
+        load(monkeypatch, Run(build_rim(), tokenizer, exported=exported))
 
 
 def test_methods_of_other_kinds(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -11,8 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Templates
 from rim_peft.inference import answer_questions
+from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, evaluate, load_run
 from tests.conftest import build_base, build_rim, build_tokenizer
+
+RECIPE = Path(__file__).parents[3] / "rim_peft" / "demo" / "recipe.yaml"
 
 
 def answers(run: Run) -> list[str]:
@@ -102,6 +105,13 @@ def test_adapters_of_another_kind(tmp_path: Path) -> None:
     get_peft_model(build_base(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="must hold a RIM adapter, got one of type"):
         load_run(tmp_path)
+
+
+def test_a_written_chain_is_read_the_same_from_an_export(tokenizer: PreTrainedTokenizerFast) -> None:
+    exported: Any = object()
+    recipe = load_recipe(RECIPE, ["method=cot", "data.step_separator=', '"], check=False)
+    run = Run(build_rim(num_blocks=0), tokenizer, recipe, exported=exported)
+    assert run.answering == {"separator": ", ", "answer": exported}
 
 
 def test_evaluation_without_a_recipe(saved: tuple[Path, PeftModel]) -> None:
