@@ -63,6 +63,18 @@ class MetaBase:
         implementation = self.recipe.model.attn_implementation or base.config.get_text_config()._attn_implementation
         return type(base).__name__, str(implementation)
 
+    def attach_blocks(self) -> PeftModel:
+        """Return the base with memory rows alone, in blocks as many and as long as the recipe's adapter has.
+
+        Raises:
+            ValueError: the base cannot have them.
+        """
+        own = self.recipe.rim_config()
+        config = RiMConfig(r=0, num_blocks=own.num_blocks, block_size=own.block_size)
+        model: Any = get_peft_model(self.build(), config)
+        self.adapter = config
+        return model
+
     def attach(self, *, attention: str | None = None) -> PeftModel:
         """Return the base with a new adapter.
 

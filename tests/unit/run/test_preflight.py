@@ -177,9 +177,26 @@ def test_several_errors_at_once(base: str, tmp_path: Path) -> None:
     assert [error.partition(":")[0] for error in found.errors] == [
         "model.attn_implementation",
         "grounding.block_range",
-        "dataset",
-        "dataset",  # rows of the other stage have other lengths
+        "grounding",
+        "refinement",  # whose rows have other lengths
     ]
+    assert found.errors[2].startswith("grounding: all 8 training rows are bad.\n  row 0: too long: prompt, ")
+    assert found.stages[0].memory is None
+
+
+def test_an_adapter_that_cannot_be_attached_hides_no_error_behind_it(base: str, tmp_path: Path) -> None:
+    sections: Any = {
+        "adapter": {"target_modules": ["qkv"], "insertion_layer": 5},
+        "grounding": {"block_range": [3, 4]},
+        "refinement": {"max_tokens_per_batch": 30},
+    }
+    found = look(write_recipe(tmp_path, data=rows_task(tmp_path), **sections), base=base)
+    assert [error.partition(":")[0] for error in found.errors] == [
+        "adapter.insertion_layer",
+        "grounding.block_range",
+        "refinement.max_tokens_per_batch",
+    ]
+    assert (found.stages[0].longest_tokens, found.num_trainable, found.peak) == (31, None, None)
 
 
 def test_a_base_that_cannot_branch(tmp_path: Path) -> None:
@@ -227,8 +244,11 @@ def test_flex_attention_is_simulated_with_a_dense_mask(base: str, tmp_path: Path
     assert found.peak is not None
 
 
-def test_a_recipe_for_a_gpu_is_looked_at_for_one(base: str, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, grounding={"bf16": True}, refinement=None, data=rows_task(tmp_path))
+@pytest.mark.parametrize(
+    "option", [{"bf16": True}, {"optim": "paged_adamw_32bit"}], ids=lambda option: next(iter(option))
+)
+def test_a_recipe_for_a_gpu_is_looked_at_for_one(base: str, tmp_path: Path, option: Any) -> None:
+    path = write_recipe(tmp_path, grounding=option, refinement=None, data=rows_task(tmp_path))
     found = Preflight(AtHand(base)).check(load_recipe(path))
     assert (found.device, found.stages[0].precision) == ("cuda", "bfloat16")
 
