@@ -100,6 +100,7 @@ def estimate(
         layout,
         weights,
         checkpointing=bool(args.gradient_checkpointing),
+        reentrant=(args.gradient_checkpointing_kwargs or {}).get("use_reentrant"),
         autocast=autocast,
         accumulates=args.gradient_accumulation_steps > 1,
         on_gpu=device == "cuda",
