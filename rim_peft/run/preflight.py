@@ -18,6 +18,7 @@ from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.recipe import Recipe
 from rim_peft.recipe.sections import HARDWARE
 from rim_peft.run.at_hand import AtHand, NotAtHandError
+from rim_peft.run.base import stored_quantization
 from rim_peft.run.findings import RunFindings, StageFindings
 from rim_peft.run.lengths import (
     StageRows,
@@ -221,6 +222,9 @@ class _StageLook:
         stage = self.stage
         if issubclass(self.trainer_class, CoconutTrainer):
             raise NotAtHandError("Coconut's passes, one after the other, are not simulated. Try a step.")
+        method = stored_quantization(base.config).get("quant_method", "bitsandbytes")
+        if method != "bitsandbytes":
+            raise NotAtHandError(f"the base's files are quantised by {method}, which is not simulated. Try a step.")
         values = {name: value for name, value in getattr(self.recipe, stage.stage).items() if name in HARDWARE}
         autocast = precision(values, device=self.found.device)
         stage.precision = None if autocast is None else _name(autocast)

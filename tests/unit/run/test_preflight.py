@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,26 @@ def test_a_base_that_cannot_branch(tmp_path: Path) -> None:
     found = look(write_recipe(tmp_path), base=str(tmp_path / "base"))
     assert "which cannot hide readouts from each other" in found.errors[0]
     assert found.peak is None
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq"])
+def test_a_base_whose_files_are_quantised(base: str, tmp_path: Path, method: str) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    stored = {"quant_method": method, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bits": 4}
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
+    path = write_recipe(tmp_path, data=rows_task(tmp_path), refinement=None)
+    full, found = (look(path, base=folder) for folder in (base, str(tmp_path / "base")))
+    assert (found.errors, found.num_frozen) == ([], full.num_frozen)
+    if method == "gptq":
+        assert found.peak is None
+        assert found.not_checked == [
+            "grounding: memory: the base's files are quantised by gptq, which is not simulated. Try a step."
+        ]
+    else:
+        assert full.stages[0].memory is not None
+        assert found.stages[0].memory is not None
+        assert found.stages[0].memory.weights < full.stages[0].memory.weights
 
 
 def test_a_damaged_config(tmp_path: Path) -> None:
