@@ -120,7 +120,7 @@ def _run_lines(name: str, found: RunFindings) -> Iterator[str]:
             ]
             yield f"  {'   '.join(cells).rstrip()}"
     if found.peak is not None:
-        where = "a GPU" if found.device == "cuda" else "a CPU"
+        where = "a GPU" if found.device == "cuda" else "a CPU; for a GPU: --device cuda"
         yield f"  peak        {_mib(found.peak)} MiB on {where}"
     for text in found.notes:
         yield f"  note: {text}".replace("\n", "\n  ")

@@ -242,9 +242,12 @@ class _StageLook:
     ) -> list[TokenizedRow]:
         """Return a batch of rows of a stated length, or of the longest that the recipe allows."""
         limits = [limit for limit in (self.args.max_length, num_positions(base.config)) if limit is not None]
-        length = self.preflight.row_tokens or min(limits, default=None)
+        most = min(limits, default=None)
+        length = self.preflight.row_tokens or most
         if length is None:
             raise NotAtHandError("no row and no limit of their length is known. Give --row-tokens.")
+        if most is not None and length > most:
+            raise NotAtHandError(f"rows of {length} tokens would be refused as longer than {most}. Give --row-tokens.")
         if getattr(self.args, "written_steps", False) and tokenizer is None:
             raise NotAtHandError("what stands between written steps is not known without the base's tokenizer.")
         self.stage.stated_tokens = length

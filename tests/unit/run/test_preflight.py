@@ -258,6 +258,14 @@ def test_an_optimiser_that_is_not_known(base: str, tmp_path: Path) -> None:
     assert found.stages[0].memory is not None
 
 
+def test_rows_that_would_be_too_long_are_not_estimated(base: str, tmp_path: Path) -> None:
+    data = {"path": "owner/rows", "max_length": 40}
+    found = look(write_recipe(tmp_path, rows=None, data=data, refinement=None), base=base, row_tokens=41)
+    assert found.errors == []
+    assert "grounding: memory: rows of 41 tokens would be refused as longer than 40." in found.not_checked[-1]
+    assert found.peak is None
+
+
 def test_flex_attention_is_simulated_with_a_dense_mask(base: str, tmp_path: Path) -> None:
     sections: Any = {"model": {"attn_implementation": "flex_attention"}, "refinement": None}
     found = look(write_recipe(tmp_path, data=rows_task(tmp_path), **sections), base=base, device="cuda")
