@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -87,6 +88,7 @@ def build_meta_base(
     Raises:
         ImportError: bitsandbytes is needed and not installed.
     """
+    config = copy.deepcopy(config)  # which transformers notes the type and the quantisation in
     dtype = config.get_text_config().dtype or torch.float32 if options.dtype == "auto" else options.dtype
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(

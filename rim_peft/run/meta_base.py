@@ -48,7 +48,7 @@ class MetaBase:
         options = self.recipe.model
         attention = attention or options.attn_implementation
         options = replace(options, attn_implementation=attention if attention in SUPPORTED_IMPLEMENTATIONS else None)
-        return build_meta_base(copy.deepcopy(self.config), options, has_bf16=self.has_bf16)
+        return build_meta_base(self.config, options, has_bf16=self.has_bf16)
 
     def check(self) -> tuple[str, str]:
         """Return class and attention.
