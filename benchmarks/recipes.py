@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-from peft import get_peft_model
 
 from benchmarks.measure import Spread
 from benchmarks.models import CONFIGS
 from benchmarks.operations import COUNTED, Operations, causal_pairs
 from benchmarks.registry import Settings, benchmark
 from benchmarks.report import Measured, Row
-from rim_peft.data.collator import ReadoutCollator, grounding_readouts, refinement_readouts
+from rim_peft.data.collator import TokenizedRow
 from rim_peft.recipe import Recipe, load_recipe
-from rim_peft.run.base import build_meta_base
-from rim_peft.sequence import Layout, pack_rows
-from rim_peft.training import GroundingConfig
-from rim_peft.training.readout_config import ReadoutConfig
-from rim_peft.training.simulation import simulate_step
+from rim_peft.run.memory import estimate, precision
+from rim_peft.run.meta_base import MetaBase
+from rim_peft.tuner.config import active_config
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 ASSUMED_RATE = 60e12
@@ -65,7 +59,7 @@ ROWS = {
 
 @benchmark("recipes", "the one-GPU recipes: memory simulated at the bases' real shapes, operations counted")
 def run(settings: Settings) -> Iterator[Row]:
-    """Simulate a step of each recipe's stage with the longer rows, at its beginning; count all steps of both stages."""
+    """Estimate a GPU's memory in each recipe's larger stage, at its beginning; count all steps of both stages."""
     paths = sorted(FOLDER.glob("*/*lora.yaml"))
     for path in [path for path in paths if "gpt2" in path.name] if settings.quick else paths:
         recipe = load_recipe(path)
@@ -92,52 +86,44 @@ def _gibibytes(name: str, size: float) -> Measured:
 
 
 def _peak(recipe: Recipe, weights: str) -> int:
-    """Return the bytes of weights, adapter, AdamW's two numbers for each weight of it, and a step on longer rows."""
-    model = _meta_model(recipe, weights)
-    batches = [(args, *_device_batch(recipe, args, model)) for _, args in recipe.stage_trainers()]
-    args, layout, block_weights = max(batches, key=lambda batch: batch[1].input_ids.numel())
-    checkpointing = bool(args.gradient_checkpointing)
-    found = simulate_step(model, layout, block_weights, checkpointing=checkpointing, autocast=torch.bfloat16)
-    return found.weights + 3 * found.adapter + found.step
+    """Return the bytes at the peak that ``rim-peft check --device cuda`` would say with a batch of long rows."""
+    recipe, row = _with_weights(recipe, weights), _row(_rows(recipe).long)
+    peaks = []
+    for stage, (trainer_class, args) in zip(recipe.stages, recipe.stage_trainers(anywhere=True), strict=True):
+        model = _base(recipe).attach()
+        trainer = trainer_class.without_model(args, active_config(model))
+        batch = [row] * args.per_device_train_batch_size
+        autocast = precision(getattr(recipe, stage), device="cuda")
+        peaks.append(estimate(model, trainer, batch, autocast=autocast, device="cuda")[1].total)
+    return max(peaks)
 
 
-def _meta_model(recipe: Recipe, weights: str) -> Any:
-    """Return the recipe's base and adapter without weights, as a GPU with bf16 would have them."""
+def _with_weights(recipe: Recipe, weights: str) -> Recipe:
+    """Return the recipe with other weights of its base: ``"nf4"``, ``"int8"``, or ``"bf16"`` for full ones."""
     changes: dict[str, Any] = {"dtype": "bfloat16", "quantization": None if weights == "bf16" else weights}
-    options = replace(recipe.model, **changes)
-    base = build_meta_base(CONFIGS[SHAPES[str(recipe.model.name_or_path)]](), options, has_bf16=True)
-    return get_peft_model(base, recipe.rim_config())
+    return replace(recipe, model=replace(recipe.model, **changes))
 
 
-def _device_batch(recipe: Recipe, args: ReadoutConfig, model: Any) -> tuple[Layout, torch.Tensor]:
-    """Return a device's batch of long rows as the stage arranges them at its beginning, and its readouts' weights."""
-    prompt, steps, answer = _rows(recipe).long
-    row = {"prompt_ids": [3] * prompt, "step_ids": [[3] * step for step in steps], "answer_ids": [3] * answer}
-    blocks = model.peft_config[model.active_adapter].block_tokens
-    readouts = _readouts(args, model.peft_config[model.active_adapter].num_blocks)
-    batch = ReadoutCollator(blocks, pad_id=0, readouts=readouts)([row] * args.per_device_train_batch_size)
-    del batch["num_steps"]
-    layout = Layout(**batch)
-    return pack_rows(layout, args.pack_length), (layout.block_ends >= 0).float()
+def _base(recipe: Recipe) -> MetaBase:
+    """Return the recipe's base without weights, as a GPU with bf16 would have it."""
+    return MetaBase(CONFIGS[SHAPES[str(recipe.model.name_or_path)]](), recipe, has_bf16=True)
 
 
-def _readouts(args: ReadoutConfig, num_blocks: int) -> Callable[..., list[list[int]]]:
-    if isinstance(args, GroundingConfig):
-        return partial(grounding_readouts, num_blocks=num_blocks if args.trailing_blocks else 0)
-    return partial(refinement_readouts, num_blocks=num_blocks)
+def _row(lengths: Lengths) -> TokenizedRow:
+    prompt, steps, answer = lengths
+    return {"prompt_ids": [3] * prompt, "step_ids": [[3] * step for step in steps], "answer_ids": [3] * answer}
 
 
 def _operations(recipe: Recipe) -> float:
     """Return the operations of all steps of both stages on average rows, at stage 1's beginning weights."""
-    model = _meta_model(recipe, "bf16")
-    config = model.peft_config[model.active_adapter]
+    model = _base(_with_weights(recipe, "bf16")).attach()
+    config = active_config(model)
     rows, sizes = _rows(recipe), Operations.of(model)
-    prompt, steps, answer = rows.average
-    row = {"prompt_ids": [3] * prompt, "step_ids": [[3] * step for step in steps], "answer_ids": [3] * answer}
+    row, prompt, block = _row(rows.average), rows.average[0], config.block_tokens.length
     total = 0.0
-    for _, args in recipe.stage_trainers():
-        lengths = [len(readout) for readout in _readouts(args, config.num_blocks)(row)]
-        block = config.block_tokens.length
+    for trainer_class, args in recipe.stage_trainers(anywhere=True):
+        readouts = trainer_class.without_model(args, config).readouts()(row)
+        lengths = [len(readout) for readout in readouts]
         trunk = prompt + block * len(lengths)
         pairs = causal_pairs(trunk) + sum(
             length * (prompt + index * block) + causal_pairs(length) for index, length in enumerate(lengths, start=1)

@@ -91,7 +91,9 @@ def _print(checked: CheckedRecipe) -> None:
         print(line, file=sys.stderr)
     if checked.errors:
         return
-    print(f"{checked.path}: {'ok' if checked.is_ok else 'has errors'}")
+    is_partial = any(found.not_checked for found in checked.runs.values())
+    state = "ok as far as it was checked" if is_partial else "ok"
+    print(f"{checked.path}: {state if checked.is_ok else 'has errors'}")
     for name, found in checked.runs.items():
         for line in _run_lines(name, found):
             print(line)
@@ -118,7 +120,7 @@ def _run_lines(name: str, found: RunFindings) -> Iterator[str]:
             ]
             yield f"  {'   '.join(cells).rstrip()}"
     if found.peak is not None:
-        where = "a GPU" if found.device == "cuda" else "a CPU"
+        where = "a GPU" if found.device == "cuda" else "a CPU; for a GPU: --device cuda"
         yield f"  peak        {_mib(found.peak)} MiB on {where}"
     for text in found.notes:
         yield f"  note: {text}".replace("\n", "\n  ")

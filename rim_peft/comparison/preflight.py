@@ -17,6 +17,7 @@ from rim_peft.recipe.sections import METHODS
 from rim_peft.recipe.snapshot import resolve
 from rim_peft.run.findings import RunFindings
 from rim_peft.run.preflight import Preflight
+from rim_peft.run.training import holds_run
 
 _NOT_MEMORY = {*KEEP_TOKENS, "hold", "schedule", "reset_optimizer"} - {"optim", "dropout"}
 """Options of a stage that change neither its rows nor its memory."""
@@ -59,6 +60,11 @@ def check_recipe(path: str | Path, overrides: Sequence[str], preflight: Prefligh
     try:
         for name, recipe in _distinct_runs(path, overrides).items():
             checked.runs[name] = preflight.check(recipe)
+            if not name and not recipe.resume and holds_run(Path(recipe.output_dir)):
+                checked.runs[name].notes.append(
+                    f"output_dir: {recipe.output_dir} is not empty. Training needs another folder, or resume=true to "
+                    "go on with the run in it."
+                )
     except RecipeError as error:
         checked.errors = str(error).splitlines()
     except (OSError, UnicodeError) as error:
@@ -71,7 +77,13 @@ def _distinct_runs(path: str | Path, overrides: Sequence[str]) -> dict[str, Reci
 
     A method with another's compute has the recipe of its twin, but for a number of steps that is not known yet.
     """
-    if "recipe" not in read_mapping(path, example="output_dir: outputs/run"):
+    keys = read_mapping(path, example="output_dir: outputs/run")
+    if "distributed_type" in keys:
+        raise RecipeError(
+            f"{path}: must be a recipe, got a file of accelerate's. Give it to accelerate launch --config_file, and "
+            "check the recipe."
+        )
+    if "recipe" not in keys:
         return {"": load_recipe(path, overrides)}
     comparison = load_comparison(path, overrides)
     plan = plan_runs(comparison)

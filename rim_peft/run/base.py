@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -44,7 +45,8 @@ def load_base(source: str, options: ModelOptions) -> PreTrainedModel:
         revision=_revision(source, options),
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
-        quantization_config=quantization,
+        # None would hide from transformers that weights are stored quantised.
+        **({} if quantization is None else {"quantization_config": quantization}),
         # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
         device_map={"": torch.cuda.current_device()} if quantization and torch.cuda.is_available() else None,
         trust_remote_code=options.trust_remote_code,
@@ -86,6 +88,7 @@ def build_meta_base(
     Raises:
         ImportError: bitsandbytes is needed and not installed.
     """
+    config = copy.deepcopy(config)  # which transformers notes the type and the quantisation in
     dtype = config.get_text_config().dtype or torch.float32 if options.dtype == "auto" else options.dtype
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
@@ -94,13 +97,22 @@ def build_meta_base(
             attn_implementation=options.attn_implementation,
             trust_remote_code=options.trust_remote_code,
         )
+    own = stored_quantization(config)
     quantization = _quantization(options, has_bf16=has_bf16)
+    if own.get("quant_method") == "bitsandbytes":  # weights that are stored so stay so, whatever the options say
+        quantization = BitsAndBytesConfig.from_dict(own)
     if quantization is not None:
         # transformers' own way: it knows which layers stay as they are.
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
         quantizer.preprocess_model(model=model, device_map=None)
         quantizer.postprocess_model(model)
     return model.eval()
+
+
+def stored_quantization(config: PretrainedConfig) -> dict[str, Any]:
+    """Return how a base's weights are quantised in its files, with ``quant_method``; empty where they are not."""
+    own: Any = getattr(config, "quantization_config", None) or {}
+    return dict(own) if isinstance(own, Mapping) else own.to_dict()
 
 
 def to_device(model: PeftModel, options: ModelOptions) -> PeftModel:

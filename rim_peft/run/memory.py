@@ -92,6 +92,7 @@ def estimate(
         device: ``"cuda"`` or ``"cpu"``.
     """
     args = trainer.args
+    kind: Any = args.gradient_checkpointing_kwargs or {}
     layout, weights = arrange(trainer, rows)
     prepare(model, trainer)
     shapes = [tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad]
@@ -100,6 +101,7 @@ def estimate(
         layout,
         weights,
         checkpointing=bool(args.gradient_checkpointing),
+        reentrant=kind.get("use_reentrant"),
         autocast=autocast,
         accumulates=args.gradient_accumulation_steps > 1,
         on_gpu=device == "cuda",

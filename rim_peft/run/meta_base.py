@@ -48,7 +48,7 @@ class MetaBase:
         options = self.recipe.model
         attention = attention or options.attn_implementation
         options = replace(options, attn_implementation=attention if attention in SUPPORTED_IMPLEMENTATIONS else None)
-        return build_meta_base(copy.deepcopy(self.config), options, has_bf16=self.has_bf16)
+        return build_meta_base(self.config, options, has_bf16=self.has_bf16)
 
     def check(self) -> tuple[str, str]:
         """Return class and attention.
@@ -62,6 +62,18 @@ class MetaBase:
             check_architecture(base)
         implementation = self.recipe.model.attn_implementation or base.config.get_text_config()._attn_implementation
         return type(base).__name__, str(implementation)
+
+    def attach_blocks(self) -> PeftModel:
+        """Return the base with memory rows alone, in blocks as many and as long as the recipe's adapter has.
+
+        Raises:
+            ValueError: the base cannot have them.
+        """
+        own = self.recipe.rim_config()
+        config = RiMConfig(r=0, num_blocks=own.num_blocks, block_size=own.block_size)
+        model: Any = get_peft_model(self.build(), config)
+        self.adapter = config
+        return model
 
     def attach(self, *, attention: str | None = None) -> PeftModel:
         """Return the base with a new adapter.

@@ -8,17 +8,27 @@ from functools import partial
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.collator import TokenizedRow
-from rim_peft.data.examples import list_rows
+from rim_peft.data.examples import BadRowsError, list_rows
 from rim_peft.data.tasks.stories import DrawnTask
 from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.recipe import Recipe
 from rim_peft.recipe.sections import HARDWARE
 from rim_peft.run.at_hand import AtHand, NotAtHandError
+from rim_peft.run.base import stored_quantization
 from rim_peft.run.findings import RunFindings, StageFindings
-from rim_peft.run.lengths import count_batches, count_steps, find_largest_batch, find_unreadable, lay_out, stated_row
+from rim_peft.run.lengths import (
+    StageRows,
+    count_batches,
+    count_steps,
+    find_largest_batch,
+    find_unreadable,
+    lay_out,
+    stated_row,
+)
 from rim_peft.run.memory import count_parameters, estimate, precision, prepare
 from rim_peft.run.meta_base import MetaBase
 from rim_peft.run.rows import RunRows
@@ -81,10 +91,15 @@ class Preflight:
         found.attempt("base", base.check_implementation, section="model")
         found.architecture, found.attention = found.attempt("base", base.check, section="model") or (None, None)
         model = found.attempt("adapter, parameters and memory", base.attach, section="adapter")
+        is_own = model is not None
+        if model is None:  # the stages' errors can be told by another adapter with the same blocks
+            model = RunFindings(found.base, found.device).attempt("", base.attach_blocks)
         if model is None:
             return base
         for look in looks:
             found.attempt(look.stage.stage, partial(look.at_model, model), section=look.stage.stage)
+        if not is_own:
+            return base
         if looks:
             prepare(model, looks[0].trainer(base))
         found.num_trainable, found.num_frozen = count_parameters(model)
@@ -143,16 +158,36 @@ class _StageLook:
         """Note the lengths of rows; return the largest batch."""
         stage, trainer = self.stage, self.trainer(base, tokenizer)
         limit = num_positions(base.config)
-        laid_out = lay_out(trainer, rows.train, tokenizer, max_positions=limit)
-        stage.num_rows, stage.num_bad_rows = len(laid_out.lengths), len(laid_out.bad)
-        self._say_bad(laid_out.bad, "training")
+        laid_out = self._lay_out(rows.train, "training", trainer, tokenizer, limit)
         if rows.validation is not None:
-            self._say_bad(lay_out(trainer, rows.validation, tokenizer, max_positions=limit).bad, "validation")
+            self._lay_out(rows.validation, "validation", trainer, tokenizer, limit)
+        if laid_out is None:
+            return None
+        stage.num_rows, stage.num_bad_rows = len(laid_out.lengths), len(laid_out.bad)
         stage.mean_tokens = round(sum(laid_out.lengths) / len(laid_out.lengths), 1)
         stage.longest_tokens = max(laid_out.lengths)
         stage.tokens_per_epoch = sum(laid_out.lengths)
         self._count_steps(laid_out.lengths)
         return [laid_out.rows[index] for index in find_largest_batch(self.args, laid_out.lengths)]
+
+    def _lay_out(
+        self,
+        rows: Dataset,
+        which: str,
+        trainer: ReadoutTrainer,
+        tokenizer: PreTrainedTokenizerBase,
+        max_positions: int | None,
+    ) -> StageRows | None:
+        """Return rows as the stage lays them out, and note the bad ones; None if no other is there."""
+        try:
+            laid_out = lay_out(trainer, rows, tokenizer, max_positions=max_positions)
+        except BadRowsError as error:
+            self.found.errors.append(
+                f"{self.stage.stage}: all {len(rows)} {which} rows are bad.\n{_listed(error.rows)}"
+            )
+            return None
+        self._say_bad(laid_out.bad, which)
+        return laid_out
 
     def _count_rows(self, rows: RunRows) -> None:
         """Note what can be seen of rows that were not tokenised."""
@@ -167,7 +202,7 @@ class _StageLook:
     def _say_bad(self, bad: Sequence[tuple[int, str]], which: str) -> None:
         if not bad:
             return
-        listed = "\n".join(list_rows(bad))
+        listed = _listed(bad)
         text = f"{self.stage.stage}: {len(bad)} bad {which} rows"
         if self.args.on_bad_rows == "error":
             self.found.errors.append(
@@ -187,6 +222,9 @@ class _StageLook:
         stage = self.stage
         if issubclass(self.trainer_class, CoconutTrainer):
             raise NotAtHandError("Coconut's passes, one after the other, are not simulated. Try a step.")
+        method = stored_quantization(base.config).get("quant_method", "bitsandbytes")
+        if method != "bitsandbytes":
+            raise NotAtHandError(f"the base's files are quantised by {method}, which is not simulated. Try a step.")
         values = {name: value for name, value in getattr(self.recipe, stage.stage).items() if name in HARDWARE}
         autocast = precision(values, device=self.found.device)
         stage.precision = None if autocast is None else _name(autocast)
@@ -204,9 +242,12 @@ class _StageLook:
     ) -> list[TokenizedRow]:
         """Return a batch of rows of a stated length, or of the longest that the recipe allows."""
         limits = [limit for limit in (self.args.max_length, num_positions(base.config)) if limit is not None]
-        length = self.preflight.row_tokens or min(limits, default=None)
+        most = min(limits, default=None)
+        length = self.preflight.row_tokens or most
         if length is None:
             raise NotAtHandError("no row and no limit of their length is known. Give --row-tokens.")
+        if most is not None and length > most:
+            raise NotAtHandError(f"rows of {length} tokens would be refused as longer than {most}. Give --row-tokens.")
         if getattr(self.args, "written_steps", False) and tokenizer is None:
             raise NotAtHandError("what stands between written steps is not known without the base's tokenizer.")
         self.stage.stated_tokens = length
@@ -216,10 +257,15 @@ class _StageLook:
         return [stated_row(trainer, length, num_blocks=self.recipe.rim_config().num_blocks)] * size
 
 
+def _listed(bad: Sequence[tuple[int, str]]) -> str:
+    return "\n".join(list_rows(bad))
+
+
 def _device(recipe: Recipe) -> str:
     """Return the device that a recipe is looked at for: a GPU, where one is here or asked for."""
     stages = [getattr(recipe, stage) for stage in recipe.stages]
     asks = any(stage.get(name) for stage in stages for name in HARDWARE)
+    asks = asks or any(str(stage.get("optim", "")).startswith("paged_") for stage in stages)
     asks = asks or recipe.model.attn_implementation == "flex_attention"
     return "cuda" if asks or torch.cuda.is_available() else "cpu"
 

@@ -155,17 +155,21 @@ class _Validation:
         )
 
 
+def holds_run(folder: Path) -> bool:
+    """Tell whether a folder holds anything but what a run left that failed before it began."""
+    entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return bool(entries) and not (RECIPE_FILE in entries and entries <= {RECIPE_FILE, BASE_FOLDER})
+
+
 def _check_folder(folder: Path, recipe: Recipe) -> bool:
     """Return whether there is a run to go on with.
 
     Raises:
         RecipeError: the folder is in use by something else than this run, or ``resume`` is not set.
     """
-    entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if RECIPE_FILE in entries and entries <= {RECIPE_FILE, BASE_FOLDER}:  # a run that failed before it began
-        shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
-        return False
-    if not entries:
+    if not holds_run(folder):
+        if (folder / RECIPE_FILE).exists():
+            shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
         return False
     if not recipe.resume:
         raise RecipeError(

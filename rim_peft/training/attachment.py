@@ -27,7 +27,9 @@ def attach(
     """Load the base where only its name is given, and attach the adapter where one is asked for."""
     base: Any = model
     if isinstance(model, str):
-        kwargs = {"trust_remote_code": args.trust_remote_code, "quantization_config": quantization_config}
+        kwargs: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
+        if quantization_config is not None:  # None would hide that weights are stored quantised
+            kwargs["quantization_config"] = quantization_config
         if isinstance(args.model_init_kwargs, dict):
             kwargs.update(args.model_init_kwargs)
         base = AutoModelForCausalLM.from_pretrained(model, **kwargs)

@@ -58,6 +58,7 @@ def simulate_step(
     weights: Tensor,
     *,
     checkpointing: bool = False,
+    reentrant: bool | None = None,
     autocast: torch.dtype | None = None,
     accumulates: bool = False,
     on_gpu: bool = False,
@@ -73,6 +74,7 @@ def simulate_step(
         layout: the batch's rows as a stage arranges them, on the CPU.
         weights: (D, K) loss weights of the readouts.
         checkpointing: whether layers are computed again in backward, as ``gradient_checkpointing`` does.
+        reentrant: which kind of checkpointing; None for the one that :func:`checkpoint_for` would choose.
         autocast: type of mixed precision, None for none.
         accumulates: whether the gradients of a batch before are there already, as with ``gradient_accumulation_steps``.
         on_gpu: whether kernels hold what a GPU's do (:mod:`rim_peft.training.gpu_kernels`).
@@ -89,7 +91,7 @@ def simulate_step(
         states = _make_fake(model)
         add_fused_lm_head(base, outputs=FUSED_OUTPUTS)
         if checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": is_8_bit(base)})  # as `checkpoint_for` has it
+            base.gradient_checkpointing_enable({"use_reentrant": is_8_bit(base) if reentrant is None else reentrant})
             base.enable_input_require_grads()
         model.train()
         held = [*model.parameters(), *model.buffers(), *states]

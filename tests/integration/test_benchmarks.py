@@ -26,6 +26,8 @@ from benchmarks.steps import RowSizes, readout_step
 from rim_peft.cli import bench
 from rim_peft.cli.main import main as rim_peft_main
 from rim_peft.recipe import load_recipe
+from rim_peft.run.at_hand import AtHand
+from rim_peft.run.preflight import Preflight
 
 QUICK = Settings(quick=True)
 
@@ -252,6 +254,19 @@ def test_every_one_gpu_recipe_can_be_estimated() -> None:
         recipe = load_recipe(path)
         assert recipes.SHAPES[str(recipe.model.name_or_path)] in CONFIGS
         assert {recipe.data.path, recipe.data.task} & set(recipes.ROWS)
+
+
+def test_a_recipe_is_estimated_as_check_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(recipes.FOLDER / "gsm8k" / "gpt2-lora.yaml", ["grounding=null"])
+    CONFIGS["gpt2-124m"]().save_pretrained(tmp_path)
+    found = Preflight(AtHand(str(tmp_path)), row_tokens=200, device="cuda").check(recipe)
+    # What check takes for a row of 200 tokens: 8 blocks of 4, 8 answers of 8, and the rest is the prompt.
+    row = (200 - 8 * (4 + 8), [8] * 8, 8)
+    monkeypatch.setitem(recipes.ROWS, "whynlp/gsm8k-aug", recipes.TaskRows(count=1, average=row, long=row))
+    (made,) = [row for row in recipes.run(QUICK) if row.case["recipe"] == "gsm8k/gpt2-lora.yaml"]
+    assert [way.name for way in made.ways] == ["bf16", "nf4"]
+    assert found.peak is not None
+    assert made.ways[0].spread.median == found.peak / 2**30 > 0.5
 
 
 def test_a_profile_names_five_costs_of_a_step_and_of_an_answer(capsys: pytest.CaptureFixture[str]) -> None:

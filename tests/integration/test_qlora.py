@@ -170,6 +170,21 @@ def test_an_adapter_trained_on_quantised_weights_fits_the_full_base(
     assert (moved[:, :3] - untrained).norm() > {"nf4": 3, "int8": 20}[how] * rounding
 
 
+def test_a_trainer_takes_the_name_of_a_base_that_is_stored_quantised(tmp_path: Path) -> None:
+    build_base(hidden_size=64).save_pretrained(tmp_path / "full")
+    options = ModelOptions(name_or_path=str(tmp_path / "full"), quantization="nf4")
+    load_base(str(tmp_path / "full"), options).save_pretrained(tmp_path / "nf4")
+    args = RefinementConfig(
+        str(tmp_path), max_steps=1, report_to="none", disable_tqdm=True, save_strategy="no", use_cpu=True
+    )
+    rows = Dataset.from_list([{"question": "1+2", "answer": "3", "steps": ["3"]}])
+    trainer = RefinementTrainer(
+        str(tmp_path / "nf4"), args, rows, processing_class=build_tokenizer(), peft_config=RiMConfig(num_blocks=2, r=4)
+    )
+    assert trainer.train().training_loss > 0
+    assert trainer.model.get_base_model().is_loaded_in_4bit
+
+
 @PAGED
 def test_moments_of_the_memory_rows_stay_float32_beside_8_bit_ones(tmp_path: Path) -> None:
     """bitsandbytes keeps small tensors in 32 bits anyway: the base is as wide as real ones, where the rows are not."""

@@ -26,7 +26,7 @@ def test_it_reports_on_every_recipe(capsys: pytest.CaptureFixture[str], tmp_path
     assert main(["check", str(bad), good, str(tmp_path / "none.yaml"), str(broken)]) == 1
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert lines[0] == f"{good}: ok"
+    assert lines[0] == f"{good}: ok as far as it was checked"
     assert [line.partition(":")[0] for line in lines[1:]] == ["  not checked", "  not checked"]
     errors = captured.err.splitlines()
     assert errors[:3] == [
@@ -125,3 +125,22 @@ def test_a_comparison(capsys: pytest.CaptureFixture[str], base: str, tmp_path: P
     comparison.write_text(json.dumps({"output_dir": "out", "recipe": recipe, "methods": methods}))
     assert main(["check", str(comparison), "--base", base]) == 1
     assert "methods.bad: adapter.num_blcks: unknown key, did you mean num_blocks?" in capsys.readouterr().err
+
+
+def test_a_file_of_accelerates_is_told_from_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in sorted((Path(__file__).parents[3] / "recipes" / "accelerate").glob("*.yaml")):
+        assert main(["check", str(path)]) == 1
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"{path}: must be a recipe, got a file of accelerate's. Give it to accelerate launch")
+
+
+def test_a_folder_in_use_is_noted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, rows=None, data={"path": "owner/rows"})
+    (tmp_path / "out").mkdir()
+    noted = f"  note: output_dir: {tmp_path / 'out'} is not empty. Training needs another folder"
+    for name, is_noted in (("recipe.yaml", False), ("adapter_config.json", True)):
+        (tmp_path / "out" / name).touch()  # a recipe alone is left by a run that failed before it began
+        assert main(["check", path]) == 0
+        assert (noted in capsys.readouterr().out) is is_noted
+    assert main(["check", path, "resume=true"]) == 0
+    assert "note:" not in capsys.readouterr().out

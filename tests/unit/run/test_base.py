@@ -113,3 +113,17 @@ def test_a_base_without_weights_has_the_same_layers(architecture: str, changes: 
     }
     for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
         assert getattr(outline, flag, False) == getattr(real, flag, False)
+
+
+def test_a_base_that_is_stored_quantised_keeps_its_layers(tmp_path: Path) -> None:
+    tiny_base("llama", hidden_size=64).save_pretrained(tmp_path / "full")
+    options = ModelOptions(name_or_path=str(tmp_path / "full"), quantization="nf4")
+    load_base(str(tmp_path / "full"), options).save_pretrained(tmp_path / "nf4")
+    options = ModelOptions(name_or_path=str(tmp_path / "nf4"))
+    real = load_base(str(tmp_path / "nf4"), options)
+    outline = build_meta_base(AutoConfig.from_pretrained(tmp_path / "nf4"), options)
+    assert real.is_loaded_in_4bit
+    assert outline.is_loaded_in_4bit
+    assert [(name, type(module)) for name, module in outline.named_modules()] == [
+        (name, type(module)) for name, module in real.named_modules()
+    ]

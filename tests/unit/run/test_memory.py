@@ -42,7 +42,7 @@ def look(
     *, kind: Any = GroundingTrainer, args: Any = GroundingConfig, device: str = "cpu", model: Any = None, **values: Any
 ) -> tuple[BatchSize, PeakMemory]:
     model, config = model or attach()
-    options = args("unused", use_cpu=True, report_to="none", gradient_checkpointing=False, **values)
+    options = args("unused", use_cpu=True, report_to="none", **{"gradient_checkpointing": False, **values})
     trainer = kind.without_model(options, config)
     rows = [stated_row(trainer, 60, num_blocks=K)] * 4
     return estimate(model, trainer, rows, autocast=None, device=device)
@@ -102,6 +102,14 @@ def test_optimisers_differ_in_their_state_alone(plain: PeakMemory) -> None:
 def test_accumulated_gradients_are_there_all_the_time(plain: PeakMemory) -> None:
     _, twice = look(gradient_accumulation_steps=2)
     assert twice.gradients == twice.adapter > plain.gradients
+
+
+def test_the_kind_of_checkpointing_is_that_of_the_stage() -> None:
+    chosen, usual = (
+        look(model=attach(quantization="int8"), gradient_checkpointing=True, gradient_checkpointing_kwargs=kind)[1]
+        for kind in (None, {"use_reentrant": False})
+    )
+    assert usual.activations > 1.2 * chosen.activations  # 8-bit layers keep their inputs all the same
 
 
 def test_dropout_of_a_stage_counts(plain: PeakMemory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,26 @@ def test_several_errors_at_once(base: str, tmp_path: Path) -> None:
     assert [error.partition(":")[0] for error in found.errors] == [
         "model.attn_implementation",
         "grounding.block_range",
-        "dataset",
-        "dataset",  # rows of the other stage have other lengths
+        "grounding",
+        "refinement",  # whose rows have other lengths
     ]
+    assert found.errors[2].startswith("grounding: all 8 training rows are bad.\n  row 0: too long: prompt, ")
+    assert found.stages[0].memory is None
+
+
+def test_an_adapter_that_cannot_be_attached_hides_no_error_behind_it(base: str, tmp_path: Path) -> None:
+    sections: Any = {
+        "adapter": {"target_modules": ["qkv"], "insertion_layer": 5},
+        "grounding": {"block_range": [3, 4]},
+        "refinement": {"max_tokens_per_batch": 30},
+    }
+    found = look(write_recipe(tmp_path, data=rows_task(tmp_path), **sections), base=base)
+    assert [error.partition(":")[0] for error in found.errors] == [
+        "adapter.insertion_layer",
+        "grounding.block_range",
+        "refinement.max_tokens_per_batch",
+    ]
+    assert (found.stages[0].longest_tokens, found.num_trainable, found.peak) == (31, None, None)
 
 
 def test_a_base_that_cannot_branch(tmp_path: Path) -> None:
@@ -189,6 +207,26 @@ def test_a_base_that_cannot_branch(tmp_path: Path) -> None:
     found = look(write_recipe(tmp_path), base=str(tmp_path / "base"))
     assert "which cannot hide readouts from each other" in found.errors[0]
     assert found.peak is None
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq"])
+def test_a_base_whose_files_are_quantised(base: str, tmp_path: Path, method: str) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    stored = {"quant_method": method, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bits": 4}
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
+    path = write_recipe(tmp_path, data=rows_task(tmp_path), refinement=None)
+    full, found = (look(path, base=folder) for folder in (base, str(tmp_path / "base")))
+    assert (found.errors, found.num_frozen) == ([], full.num_frozen)
+    if method == "gptq":
+        assert found.peak is None
+        assert found.not_checked == [
+            "grounding: memory: the base's files are quantised by gptq, which is not simulated. Try a step."
+        ]
+    else:
+        assert full.stages[0].memory is not None
+        assert found.stages[0].memory is not None
+        assert found.stages[0].memory.weights < full.stages[0].memory.weights
 
 
 def test_a_damaged_config(tmp_path: Path) -> None:
@@ -220,6 +258,14 @@ def test_an_optimiser_that_is_not_known(base: str, tmp_path: Path) -> None:
     assert found.stages[0].memory is not None
 
 
+def test_rows_that_would_be_too_long_are_not_estimated(base: str, tmp_path: Path) -> None:
+    data = {"path": "owner/rows", "max_length": 40}
+    found = look(write_recipe(tmp_path, rows=None, data=data, refinement=None), base=base, row_tokens=41)
+    assert found.errors == []
+    assert "grounding: memory: rows of 41 tokens would be refused as longer than 40." in found.not_checked[-1]
+    assert found.peak is None
+
+
 def test_flex_attention_is_simulated_with_a_dense_mask(base: str, tmp_path: Path) -> None:
     sections: Any = {"model": {"attn_implementation": "flex_attention"}, "refinement": None}
     found = look(write_recipe(tmp_path, data=rows_task(tmp_path), **sections), base=base, device="cuda")
@@ -227,8 +273,11 @@ def test_flex_attention_is_simulated_with_a_dense_mask(base: str, tmp_path: Path
     assert found.peak is not None
 
 
-def test_a_recipe_for_a_gpu_is_looked_at_for_one(base: str, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, grounding={"bf16": True}, refinement=None, data=rows_task(tmp_path))
+@pytest.mark.parametrize(
+    "option", [{"bf16": True}, {"optim": "paged_adamw_32bit"}], ids=lambda option: next(iter(option))
+)
+def test_a_recipe_for_a_gpu_is_looked_at_for_one(base: str, tmp_path: Path, option: Any) -> None:
+    path = write_recipe(tmp_path, grounding=option, refinement=None, data=rows_task(tmp_path))
     found = Preflight(AtHand(base)).check(load_recipe(path))
     assert (found.device, found.stages[0].precision) == ("cuda", "bfloat16")
 
