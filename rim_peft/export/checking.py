@@ -150,6 +150,11 @@ def check(
         "prompts": [(item.prompt, "" if places[_kind(item)] else memory.block_text, item.answer) for item in expected],
     }
     answers = _ask(job, folder=model)
+    _check_ids(expected, answers, memory)
+    return _compare(expected, answers, tokenizer, tolerance=2 * torch.finfo(dtype).eps)
+
+
+def _check_ids(expected: Sequence[Expected], answers: list[dict[str, Any]], memory: MemoryTokens) -> None:
     for item, found in zip(expected, answers, strict=True):
         if found["ids"] != [*item.ids, *memory.block_ids]:
             raise ExportCheckError(
@@ -157,7 +162,16 @@ def check(
                 f"{_short(item)} became {found['ids']}, not {[*item.ids, *memory.block_ids]}. Try "
                 "--append-to none, and write the blocks behind prompts."
             )
-    tolerance = 2 * torch.finfo(dtype).eps
+
+
+def _compare(
+    expected: Sequence[Expected],
+    answers: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tolerance: float,
+) -> CheckResult:
+    """Count the answers that are the plugin's, as generation settings have it and with nothing suppressed."""
     counts: dict[str, int] = {}
     differing: dict[str, str] = {}
     for mode in ("guarded", "unguarded"):

@@ -18,7 +18,7 @@ from rim_peft.export.plain import as_plain, free
 from rim_peft.export.record import ExportRecord
 from rim_peft.export.saving import save_model, save_tokenizer
 from rim_peft.export.tokens import add_memory_tokens, append_blocks
-from rim_peft.export.weights import DTYPES, add_rows, is_tied, memory_rows, merged
+from rim_peft.export.weights import add_rows, is_tied, memory_rows, merged
 from rim_peft.tuner.config import active_config
 
 _SHOWN_PROMPTS = 5
@@ -57,12 +57,12 @@ def export_merged(
         raise ValueError(
             f"num_blocks: must be left out for an adapter without blocks, got {options.num_blocks} (--blocks)."
         )
-    num_blocks = config.num_blocks if options.num_blocks is None else options.num_blocks
+    num_blocks = options.blocks_of(config)
     extended, memory = add_memory_tokens(tokenizer, num_blocks=num_blocks, block_size=config.block_size)
     places = append_blocks(extended, memory, options.append_to)
     base_name = config.base_model_name_or_path
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks)
-    dtype = plain.dtype if options.dtype == "auto" else DTYPES[options.dtype]
+    dtype = options.dtype_of(plain.dtype)
     base: Any = merged(plain.model).to(dtype)
     if rows is not None:
         add_rows(base, memory.ids, rows, keep_tied=options.keep_tied)

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from rim_peft.data.examples import Question, Templates
 from rim_peft.export.tokens import APPEND_TO
 from rim_peft.export.weights import DTYPES
+from rim_peft.tuner.config import RiMConfig
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,14 @@ class ExportOptions:
     append_to: str = "auto"
     keep_tied: bool = False
     max_differing: int = 0
+
+    def blocks_of(self, config: RiMConfig) -> int:
+        """Return how many blocks an export of an adapter has behind a prompt."""
+        return config.num_blocks if self.num_blocks is None else self.num_blocks
+
+    def dtype_of(self, base: torch.dtype) -> torch.dtype:
+        """Return the type of an export's weights, whose base has the type ``base``."""
+        return base if self.dtype == "auto" else DTYPES[self.dtype]
 
     def __post_init__(self) -> None:
         if self.num_blocks is not None and self.num_blocks < 1:

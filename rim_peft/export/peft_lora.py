@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rim_peft.export.card import render_adapter_card
@@ -29,7 +30,7 @@ from rim_peft.export.plain import as_plain, free
 from rim_peft.export.record import EXPORT_FILE, new_record, read_json, write_json
 from rim_peft.export.saving import save_model, save_tokenizer
 from rim_peft.export.tokens import add_memory_tokens, append_blocks
-from rim_peft.export.weights import DTYPES, add_rows, is_tied, memory_rows
+from rim_peft.export.weights import add_rows, is_tied, memory_rows
 from rim_peft.tuner.config import RiMConfig, active_config
 
 BASE, ADAPTERS = "base", "adapters"
@@ -66,14 +67,10 @@ def export_peft_lora(
         raise ValueError(f"out: {folder} has an adapter {name!r} already. Rename the folder of the new one.")
     rows, config = memory_rows(model), active_config(model)
     lora = plain_config(config, base=folder / BASE)
-    num_blocks = config.num_blocks if options.num_blocks is None else options.num_blocks
+    num_blocks = options.blocks_of(config)
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks)
-    state = get_peft_model_state_dict(plain.model, save_embedding_layers=False)
-    state = {key: value.detach().cpu().contiguous() for key, value in state.items() if _MEMORY not in key}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        base: Any = plain.model.unload()
-    dtype = plain.dtype if options.dtype == "auto" else DTYPES[options.dtype]
+    base, state = _taken_apart(plain.model)
+    dtype = options.dtype_of(plain.dtype)
     base = base.to(dtype)
     known: PreTrainedTokenizerBase = tokenizer
     keep_tied = options.keep_tied
@@ -86,11 +83,8 @@ def export_peft_lora(
     _replace_base(folder / BASE, base, extended, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
     free(base)
     adapter = folder / ADAPTERS / name
-    adapter.mkdir(parents=True, exist_ok=True)  # one that the record does not name was interrupted
-    save_file(state, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-    lora.save_pretrained(str(adapter))
     places = append_blocks(extended, memory, options.append_to)
-    save_tokenizer(extended, adapter)
+    _write_adapter(adapter, state, lora, extended)
     entry: dict[str, Any] = {
         "memory": memory.to_dict(),
         "block_text": memory.block_text,
@@ -120,6 +114,25 @@ def export_peft_lora(
     write_json(folder / EXPORT_FILE, record)
     raise_if_differing(result, options, folder, head_is_tied=head_is_tied)
     return result
+
+
+def _taken_apart(model: PeftModel) -> tuple[Any, dict[str, Tensor]]:
+    """Return an adapter's base, and its LoRA by the names of an adapter's file."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    lora = {key: value.detach().cpu().contiguous() for key, value in state.items() if _MEMORY not in key}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.unload(), lora
+
+
+def _write_adapter(
+    folder: Path, lora: dict[str, Tensor], config: LoraConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write a plain LoRA adapter; a folder that is there, and that no record names, was interrupted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(lora, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder)
 
 
 def plain_config(config: RiMConfig, *, base: Path) -> LoraConfig:

@@ -14,6 +14,7 @@ from rim_peft.data.examples import Question, Templates, check_question
 from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
 from rim_peft.inference.decoding import check_number
 from rim_peft.inference.generation import generate_greedily
+from rim_peft.inference.readout import read_texts
 
 
 def is_export(folder: Path) -> bool:
@@ -74,11 +75,7 @@ class AnswerExported:
                 max_new_tokens=max_new_tokens,
                 suppress_tokens=memory.ids,
             )
-            for answer in answers:
-                text = str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
-                if on_cut is not None and eos_id not in answer:
-                    on_cut(text)
-                yield text
+            yield from read_texts(tokenizer, answers, on_cut=on_cut)
 
     def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, question: Question, templates: Templates) -> list[int]:
         """Return a prompt's ids with its blocks, which the tokenizer appends where the export says so."""

@@ -67,7 +67,7 @@ def dequantized(model: PeftModel) -> PeftModel:
         base: Any = model.unload()
         try:
             base = base.dequantize()
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # transformers' way to say that a kind of weights cannot be read back
             raise ValueError(
                 f"base: must not be quantised, or by bitsandbytes (nf4, int8), got {method}, which cannot be undone "
                 "here. Name the base's plain weights (--base)."

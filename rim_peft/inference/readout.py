@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +79,18 @@ def answer_questions(
                 max_new_tokens=max_new_tokens,
                 num_blocks=decoder.num_blocks,
             )
-        for answer in answers:
-            text = _text(tokenizer, answer)
-            if on_cut is not None and tokenizer.eos_token_id not in answer:
-                on_cut(text)
-            yield text
+        yield from read_texts(tokenizer, answers, on_cut=on_cut)
+
+
+def read_texts(
+    tokenizer: PreTrainedTokenizerBase, answers: Iterable[list[int]], *, on_cut: Callable[[str], None] | None
+) -> Iterator[str]:
+    """Yield answers' tokens as texts; ``on_cut`` is called with each that does not end in EOS."""
+    for answer in answers:
+        text = _text(tokenizer, answer)
+        if on_cut is not None and tokenizer.eos_token_id not in answer:
+            on_cut(text)
+        yield text
 
 
 def read_blocks(

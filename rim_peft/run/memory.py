@@ -14,7 +14,7 @@ from rim_peft.data.collator import ReadoutCollator, TokenizedRow
 from rim_peft.sequence import Layout
 from rim_peft.training.optimizer_state import optimizer_bytes
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from rim_peft.training.simulation import simulate_step
+from rim_peft.training.simulation import StepMemory, simulate_step
 
 
 @dataclass(frozen=True)
@@ -27,31 +27,14 @@ class BatchSize:
 
 
 @dataclass(frozen=True)
-class PeakMemory:
-    """Bytes that training holds at its peak.
+class PeakMemory(StepMemory):
+    """Bytes that training holds at its peak: all of a step's parts, and what the optimiser keeps.
 
     Attributes:
-        weights: of the base, with its buffers and what quantised weights need besides.
-        adapter: of memory rows and LoRA.
         optimizer: its state; None where it is not known, and then not in the total.
-        gradients: of the adapter, as far as they are there at the peak.
-        activations: of the layers.
-        logits: of the output head.
-        most_logits: what the head holds at most, at another moment than the peak; not in the total.
     """
 
-    weights: int
-    adapter: int
     optimizer: int | None
-    gradients: int
-    activations: int
-    logits: int
-    most_logits: int
-
-    @property
-    def step(self) -> int:
-        """What a step takes on top of what is held between steps."""
-        return self.gradients + self.activations + self.logits
 
     @property
     def total(self) -> int:
