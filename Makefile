@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow check format clean
+.PHONY: install demo test test-slow fuzz check format clean
 
 install: $(INSTALLED)
 
@@ -25,6 +25,12 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
+
+# Mutated recipes, rows, adapters and command lines: N of each, a table of how they were answered.
+N ?= 1000
+SEED ?= 0
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.robustness.fuzz --num $(N) --seed $(SEED)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
