@@ -210,12 +210,24 @@ class RiMModel(LoraModel):
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
 
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the base in place; one that a safe merge refuses leaves all layers as they were."""
+        if safe_merge:
+            self._check_finite(adapter_names or self.active_adapters)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
     def _check_finite(self, adapter_names: list[str]) -> None:
-        """Refuse weights that a safe merge refuses, before the first layer is merged and the rows are gone."""
+        """Refuse weights that a safe merge refuses, before the first layer is merged and the rows are gone.
+
+        The message has PEFT's own sentence, by which its users tell this error from others.
+        """
         for name, parameter in self.model.named_parameters():
-            is_named = any(f".{adapter}." in f"{name.partition('.lora_')[2]}." for adapter in adapter_names)
-            if is_named and not bool(parameter.isfinite().all()):
-                raise ValueError(f"safe_merge: the adapter's weights must be finite, got NaN or infinity in {name}.")
+            owner = next((own for own in adapter_names if f".{own}." in f"{name.partition('.lora_')[2]}."), None)
+            if owner is not None and not bool(parameter.isfinite().all()):
+                raise ValueError(
+                    f"safe_merge: the adapter's weights must be finite, got NaN or infinity in {name}. NaNs detected in "
+                    f"the merged weights. The adapter {owner} seems to be broken. Load another checkpoint of it."
+                )
 
     def _get_tied_target_modules(self, model: nn.Module) -> list[str]:
         """None: the input embedding is wrapped, but its matrix, which a head may be tied to, is not changed."""
