@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 
 from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.rows import JudgedRows, recipe_hash
@@ -33,6 +32,7 @@ from rim_peft.inference.selection import select_by_confidence, select_by_score, 
 from rim_peft.recipe import Recipe
 from rim_peft.run import Run
 from rim_peft.tuner.config import active_config
+from rim_peft.tuner.tensors import read_tensors
 
 
 def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: JudgedRows) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
         found["controls"] = [control.to_dict() for control in controls]
     grounded = judge.folder / "grounding" / "final.safetensors"
     if measures.faithfulness and grounded.exists() and any(example.steps for example in rows.test):
-        with _weights(judge.run, load_file(grounded)):
+        with _weights(judge.run, read_tensors(grounded)):
             after_stage_1 = judge.read(rows.test, max_new_tokens=judge.longest_step())
         found["faithfulness"] = judge_steps(after_stage_1, rows.test, templates=judge.run.templates)
     if measures.representations:
@@ -218,7 +218,7 @@ def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str,
                 checkpoints.append((stage, int(folder.name.split("-")[-1]), weights))
     states = []
     for stage, step, weights in checkpoints:
-        with _weights(judge.run, load_file(weights)):
+        with _weights(judge.run, read_tensors(weights)):
             states.append((stage, step, judge.read(judge.rows.selection[:num_rows]).states))
     return training_components(states) if states else None
 
@@ -234,7 +234,7 @@ def _last_weights(planned: PlannedRun, run: Run) -> Iterator[Recipe]:
     if not planned.method.train:
         yield run.recipe
         return
-    with _weights(run, load_file(planned.folder / run.recipe.stages[-1] / "final.safetensors")):
+    with _weights(run, read_tensors(planned.folder / run.recipe.stages[-1] / "final.safetensors")):
         yield run.recipe
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 from trl import SFTTrainer
 
 from rim_peft.training.launch import check_launch
@@ -19,6 +18,7 @@ from rim_peft.training.sharding import (
     is_sharded,
     keep_memory,
 )
+from rim_peft.tuner.tensors import read_tensors
 
 ADAPTER_WEIGHTS, OPTIMIZER, SCHEDULER = "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"
 
@@ -74,7 +74,7 @@ class Checkpoints(SFTTrainer):
         if not is_sharded(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        fill_adapter(self.model, load_file(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS))
+        fill_adapter(self.model, read_tensors(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS))
 
     def _load_best_model(self) -> None:
         if is_sharded(self.model):

@@ -48,15 +48,27 @@ def fill_adapter(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
     """Write whole tensors, by their names in an adapter's file, into the active adapter.
 
     Raises:
-        KeyError: a tensor is missing.
+        ValueError: a tensor is missing, or the file is another adapter's; nothing is written then.
     """
     if not is_sharded(model):
-        set_peft_model_state_dict(model, dict(tensors), adapter_name=model.active_adapter)
+        try:
+            set_peft_model_state_dict(model, dict(tensors), adapter_name=model.active_adapter)
+        except KeyError as error:  # a module that is trained in full
+            raise _missing(str(error.args[0])) from error
         return
     _reshard(model)
+    parts = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    if missing := sorted(parts.keys() - tensors.keys()):
+        raise _missing(missing[0])
     with torch.no_grad():
-        for name, part in get_peft_model_state_dict(model, adapter_name=model.active_adapter).items():
+        for name, part in parts.items():
             part.copy_(_like(tensors[name], part))
+
+
+def _missing(name: str) -> ValueError:
+    return ValueError(
+        f"adapter's file: must hold {name}, and does not: it is another adapter's. Use the adapter's own."
+    )
 
 
 def gather_optimizer(optimizer: Any) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rim_peft.training.processes import on_main
 from rim_peft.training.sharding import fill_adapter, gather_adapter
+from rim_peft.tuner.tensors import read_tensors, seal_tensors
 
 SCORE = "accuracy"
 """The name among ``validate``'s scores by which the best adapter is chosen; larger is better."""
@@ -60,14 +61,19 @@ def save_weights(model: PeftModel, path: Path, metadata: dict[str, str]) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
         save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+        seal_tensors(temporary)
         temporary.replace(path)
 
     on_main(write)
 
 
 def load_weights(model: PeftModel, path: Path) -> None:
-    """Read what :func:`save_weights` wrote into the active adapter."""
-    fill_adapter(model, load_file(path))
+    """Read what :func:`save_weights` wrote into the active adapter.
+
+    Raises:
+        ValueError: the file is damaged, or is another adapter's; the model stays as it is.
+    """
+    fill_adapter(model, read_tensors(path))
 
 
 def write_text(path: Path, text: str) -> None:

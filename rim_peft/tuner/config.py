@@ -29,6 +29,7 @@ _REFUSED_OPTIONS = {
     "trainable_token_indices": "wraps the input embedding, where RiM looks its memory up",
     "alora_invocation_tokens": "switches LoRA on by token, while a RiM adapter works on the whole prompt",
     "arrow_config": "mixes several adapters, while memory rows belong to one",
+    "auto_mapping": "names code to import, which the base of a RiM adapter does not need",
     "kasa_config": "changes the base's weights, so that the disabled adapter would not equal the base",
     "monteclora_config": "needs a loss term that RiM's trainers do not add",
 }
@@ -127,8 +128,11 @@ class RiMConfig(LoraConfig):
         return self.insertion_layer > 0 or self.bidirectional_blocks
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all options as they are saved, in this package's format."""
-        return {**super().to_dict(), "format_version": FORMAT_VERSION}
+        """Return all options as they are saved, in this package's format; sets as lists in order."""
+        options = {
+            name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()
+        }
+        return {**options, "format_version": FORMAT_VERSION}
 
     def describe_variants(self) -> str:
         """The options behind ``changes_layers`` as text, for messages."""
@@ -197,6 +201,9 @@ class RiMConfig(LoraConfig):
                 "r: must be at least 1 with rank_pattern or target_parameters, got 0, which trains the memory rows "
                 "alone. Set r, or leave those out."
             )
+        for name in ("rank_pattern", "alpha_pattern"):
+            for key, number in (getattr(self, name) or {}).items():
+                _check_integer(f"{name}.{key}", number, minimum=1)
         for name, reason in _REFUSED_OPTIONS.items():
             value: Any = getattr(self, name, None)
             if value:

@@ -1,22 +1,73 @@
-"""Files of an adapter, checked before PEFT reads them: are they there, whole, and of this base?"""
+"""Files of an adapter's folder, checked before PEFT reads them: are they there, whole, and complete?"""
 
 from __future__ import annotations
 
 import json
-import re
+import types
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from safetensors import SafetensorError
 
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-"""What others put into the names of parameters, and leave out of the names in a file."""
+from rim_peft.tuner.config import FORMAT_VERSION, RiMConfig
+from rim_peft.tuner.registration import BLOCK_OPTIONS, NAME
+from rim_peft.tuner.tensors import AGAIN, check_tensors_file, tensor_shapes
 
-_BASE_PREFIX = "base_model.model."
-_AGAIN = "Copy or download the adapter again (from the Hub with force_download=True), or save it again."
+MAX_JSON_BYTES = 16 << 20
+"""A configuration or record of this size is none: it is not parsed."""
+
+_MAX_SHOWN = 80
+_MAX_BLOCK_TOKENS = 1 << 16
+
+_ALWAYS_SAID = ("num_blocks", "block_size", "first_memory_id", "r", "lora_alpha", "target_modules")
+"""What every file of ours says, and an answer depends on; a default in its place would be another adapter."""
+
+_SAID_SINCE_1 = (
+    *BLOCK_OPTIONS,
+    "base_architecture",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "task_type",
+)
+"""The same for files with a ``format_version``; the first ones had none."""
+
+_HINTS = get_type_hints(RiMConfig)
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: it is too large, too deeply nested, or no JSON.
+        OSError: it cannot be read.
+    """
+    if (size := path.stat().st_size) > max_bytes:
+        raise ValueError(f"{path}: must be at most {max_bytes:,} bytes, got {size:,}: it is no such file. {AGAIN}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path}: must be JSON, and is nested too deeply. {AGAIN}") from None
+    except ValueError as error:  # of JSON, of UTF-8, or a number of thousands of digits
+        where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{path}: must be JSON, and is damaged or cut off{where}. {AGAIN}") from error
+
+
+def read_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        ValueError: it is too large, too deeply nested, no JSON, or no object.
+        OSError: it cannot be read.
+    """
+    value = read_json(path, max_bytes=max_bytes)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must hold a JSON object, got {shown(value)}. {AGAIN}")
+    return value
 
 
 def check_files(folder: Path) -> None:
@@ -24,24 +75,21 @@ def check_files(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no configuration, or no weights as safetensors.
-        ValueError: the configuration is not JSON, or the weights' file is damaged or cut off.
+        ValueError: the configuration cannot be read or lacks something, or the weights' file is damaged.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: must hold an adapter ({CONFIG_NAME}), and does not. Name its folder.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise ValueError(f"{path}: must be JSON, and is damaged or cut off ({error}). {_AGAIN}") from error
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise ValueError(f"{path}: must be a configuration of PEFT, and names no peft_type. {_AGAIN}")
+    config = read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise ValueError(f"{path}: must be a configuration of PEFT, and names no peft_type. {AGAIN}")
     check_weights(folder)
+    if config["peft_type"] == NAME:
+        check_config(path, config)
 
 
 def check_weights(folder: Path) -> None:
     """Check that a folder holds an adapter's weights, as safetensors and whole.
-
-    Values are not checked: a file of the right length has no checksum.
 
     Raises:
         FileNotFoundError: there are none, or only a pickle.
@@ -51,58 +99,122 @@ def check_weights(folder: Path) -> None:
     if not path.is_file():
         pickled = f"; {WEIGHTS_NAME} is a pickle, which can run code, and is not read"
         also = pickled if (folder / WEIGHTS_NAME).is_file() else ""
-        raise FileNotFoundError(
-            f"{folder}: must hold the adapter's weights ({path.name}), and does not{also}. {_AGAIN}"
-        )
-    try:
-        with safe_open(path, framework="pt"):
-            pass  # opening a file reads its header and compares it with the file's length
-    except SafetensorError as error:
-        raise damaged_weights(str(path), error) from error
+        raise FileNotFoundError(f"{folder}: must hold the adapter's weights ({path.name}), and does not{also}. {AGAIN}")
+    check_tensors_file(path)
 
 
-def damaged_weights(source: str, error: Exception) -> ValueError:
-    """Return the error that tells a user what safetensors' own message means."""
-    return ValueError(f"{source}: must be a whole safetensors file, and is damaged or cut off ({error}). {_AGAIN}")
-
-
-def check_tensors(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Check that a file's tensors are those of an adapter on its base, in name and shape.
+def check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Check an adapter's configuration as its file has it: complete, of the right types, and fit for its weights.
 
     Args:
-        model: the base with the adapter attached, within PEFT's model or not.
-        adapter_name: name of the adapter.
-        tensors: the file's, by their names in the model.
+        path: of the file, for messages; the weights are looked for beside it.
+        config: what it holds.
 
     Raises:
-        ValueError: a tensor is missing, is none of the adapter's, or has another shape.
+        ValueError: something is missing, has a wrong type or value, or is too large for the weights.
     """
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if ".lora_" in name}
-    expected = _shapes(model, adapter_name)
-    if any(name.endswith("_flat_param") for name in expected):
-        return  # FSDP's first version flattens parameters
-    if not any(name.startswith(_BASE_PREFIX) for name in expected):
-        found = {name.removeprefix(_BASE_PREFIX): shape for name, shape in found.items()}
-    wrong = [
-        f"{name} {expected.get(name, 'not there')}, got {found.get(name, 'none')}"
-        for name in {**expected, **found}
-        if expected.get(name) != found.get(name)
-    ]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    version = config.get("format_version", 0)
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        return  # which `RiMConfig` refuses: what a later format must say is not known here
+    for name in (*_ALWAYS_SAID, *(_SAID_SINCE_1 if version != 0 else ())):
+        if name not in config:
+            raise ValueError(f"{path}: must say {name}, and does not: a default would give other answers. {AGAIN}")
+    known = {field.name: config[field.name] for field in fields(RiMConfig) if field.name in config}
+    try:
+        checked, problem = RiMConfig(**known), None
+    except ValueError as error:
+        raise ValueError(f"{path}: {_first_line(error)}") from error
+    except (TypeError, AttributeError) as error:  # of a value's type, which is named below
+        checked, problem = None, error
+    for name, value in known.items():
+        if not _fits(value, hint := _HINTS[name]):
+            raise ValueError(f"{path}: {name}: must be {_describe(hint)}, got {shown(value)}. {AGAIN}")
+    if checked is None:
         raise ValueError(
-            f"adapter's file: its tensors must be those of the adapter on this base, {wrong[0]}{more}: it was made for "
-            f"another base, or is not the file of its {CONFIG_NAME}. Load it onto its own base, "
-            "loaded anew, with its own file."
+            f"{path}: must be a configuration that {NAME} was saved with, and is not. {AGAIN}"
+        ) from problem
+    _check_sizes(path, checked)
+
+
+def explain(source: str, error: Exception) -> Exception:
+    """Return an error of PEFT's about an adapter's files as one that names them; this package's own as it is."""
+    inner = error.__traceback__
+    while inner is not None and inner.tb_next is not None:
+        inner = inner.tb_next
+    is_ours = inner is not None and str(inner.tb_frame.f_globals.get("__name__")).startswith(f"{__package__}.")
+    if is_ours or not isinstance(error, ValueError | TypeError | LookupError | AttributeError | ArithmeticError):
+        return error
+    if isinstance(error, SafetensorError):
+        return error
+    text = f" ({_first_line(error)})" if type(error) is ValueError else ""
+    return ValueError(
+        f"{source}: {CONFIG_NAME} must describe an adapter of this base, and does not{text}. Load it onto its own "
+        f"base. {AGAIN}"
+    )
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, cut to a line."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _check_sizes(path: Path, config: RiMConfig) -> None:
+    """Refuse sizes that would take all memory before the weights are looked at."""
+    tokens = config.num_blocks * (config.block_size + 2)
+    if tokens > _MAX_BLOCK_TOKENS:
+        raise ValueError(
+            f"{path}: num_blocks, block_size: must make at most {_MAX_BLOCK_TOKENS:,} tokens, got {tokens:,}. {AGAIN}"
         )
+    weights = path.parent / SAFETENSORS_WEIGHTS_NAME
+    if not weights.is_file():  # a configuration alone, or one in the Hub's cache, whose weights come later
+        return
+    if config.first_memory_id is None:
+        raise ValueError(f"{path}: first_memory_id: must be what it was saved with, got null. {AGAIN}")
+    check_tensors_file(weights)
+    largest = max((max(shape, default=0) for shape in tensor_shapes(weights).values()), default=0)
+    for name, rank in {
+        "r": config.r,
+        **{f"rank_pattern.{key}": rank for key, rank in (config.rank_pattern or {}).items()},
+    }.items():
+        if rank > largest:
+            raise ValueError(
+                f"{path}: {name}: must be a rank of the adapter's weights, which have no dimension above {largest}, "
+                f"got {rank}. {AGAIN}"
+            )
 
 
-def _shapes(model: nn.Module, adapter_name: str) -> dict[str, Any]:
-    own = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(\.|$)")  # "layers" may be an adapter's name, too
-    shapes = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name.endswith("_flat_param") or own.search(name):
-            for wrapper in _WRAPPERS:
-                name = name.replace(wrapper, "")
-            shapes[name] = tuple(parameter.shape)
-    return shapes
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value of JSON fits a field's type; configurations within it are left to PEFT."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return isinstance(value, str)
+    if origin in (list, tuple):
+        item = arguments[0] if arguments else Any
+        return isinstance(value, list) and all(_fits(entry, item) for entry in value)
+    if origin is dict or hint is dict:
+        return isinstance(value, dict)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    if isinstance(hint, type) and not issubclass(hint, str | bool | types.NoneType):
+        return value is None or isinstance(value, dict)
+    return hint is Any or isinstance(value, str if issubclass(hint, str) else hint)
+
+
+def _describe(hint: Any) -> str:
+    arguments = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(argument) for argument in arguments)
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    names = {str: "a text", bool: "true or false", int: "an integer", float: "a number", types.NoneType: "null"}
+    if hint in names:
+        return names[hint]
+    origin = get_origin(hint) or hint
+    return "a list" if origin in (list, tuple) else "a text" if issubclass(origin, str) else "an object"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]

@@ -22,16 +22,19 @@ from rim_peft.tuner.compatibility import (
     keep_unpacked,
 )
 from rim_peft.tuner.config import NUM_ROWS, RiMConfig
-from rim_peft.tuner.files import check_tensors
 from rim_peft.tuner.generation import BlockGenerator
 from rim_peft.tuner.hooks import BlockHooks
 from rim_peft.tuner.layer import MemoryEmbedding
 from rim_peft.tuner.layers import check_variants
 from rim_peft.tuner.mixing import check_mixture, mixed_rows
 from rim_peft.tuner.registration import PREFIX
+from rim_peft.tuner.tensors import attached_names, check_tensors
 
 _HOOKS = "rim_block_hooks"
 """The base's attribute that holds the hooks on its layers, if an adapter asks for them."""
+
+FILE = "rim_adapter_file"
+"""The base's attribute that reads an adapter's file, for as long as transformers' own loading is at work on it."""
 
 
 class RiMModel(LoraModel):
@@ -86,6 +89,9 @@ class RiMModel(LoraModel):
         """Attach an adapter, and with the first one that asks for them the hooks on the base's layers."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         configs: dict[str, Any] = self.peft_config
+        if (read := vars(model).get(FILE)) is not None:  # else the tensors are checked where PEFT maps their names
+            tensors = attached_names(model, adapter_name, read())
+            self._remap_adapter_state_dict_for_load(model, configs[adapter_name], adapter_name, tensors)
         if configs[adapter_name].changes_layers and _HOOKS not in vars(model):
             vars(model)[_HOOKS] = BlockHooks(model)
 
@@ -174,8 +180,12 @@ class RiMModel(LoraModel):
                 "made for another base, or this is not its file. Load it onto its own base."
             )
         named = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        check_tensors(model, adapter_name, named)
-        return named
+        if len(named) < len(state_dict):
+            raise ValueError(
+                f"adapter's file: must hold each tensor once, got {len(state_dict)} tensors for {len(named)}, some "
+                "under two names. Save the adapter again."
+            )
+        return check_tensors(model, adapter_name, named)
 
     # What merging means, and what is refused.
 
@@ -200,12 +210,24 @@ class RiMModel(LoraModel):
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
 
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the base in place; one that a safe merge refuses leaves all layers as they were."""
+        if safe_merge:
+            self._check_finite(adapter_names or self.active_adapters)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
     def _check_finite(self, adapter_names: list[str]) -> None:
-        """Refuse weights that a safe merge refuses, before the first layer is merged and the rows are gone."""
+        """Refuse weights that a safe merge refuses, before the first layer is merged and the rows are gone.
+
+        The message has PEFT's own sentence, by which its users tell this error from others.
+        """
         for name, parameter in self.model.named_parameters():
-            is_named = any(f".{adapter}." in f"{name.partition('.lora_')[2]}." for adapter in adapter_names)
-            if is_named and not bool(parameter.isfinite().all()):
-                raise ValueError(f"safe_merge: the adapter's weights must be finite, got NaN or infinity in {name}.")
+            owner = next((own for own in adapter_names if f".{own}." in f"{name.partition('.lora_')[2]}."), None)
+            if owner is not None and not bool(parameter.isfinite().all()):
+                raise ValueError(
+                    f"safe_merge: the adapter's weights must be finite, got NaN or infinity in {name}. NaNs detected in "
+                    f"the merged weights. The adapter {owner} seems to be broken. Load another checkpoint of it."
+                )
 
     def _get_tied_target_modules(self, model: nn.Module) -> list[str]:
         """None: the input embedding is wrapped, but its matrix, which a head may be tied to, is not changed."""
@@ -266,6 +288,19 @@ class RiMModel(LoraModel):
             self.inject_adapter(self.model, adapter_name)
         combine_rows(self.memory, adapters, weights, adapter_name)
         self.set_requires_grad(adapter_name, requires_grad=False)  # as PEFT leaves its own
+
+
+def has_memory(base: nn.Module) -> bool:
+    """Whether a base has a RiM adapter's layers in it."""
+    return any(isinstance(module, MemoryEmbedding) for module in base.modules())
+
+
+def detach(base: nn.Module) -> None:
+    """Take all adapters off a base, also where attaching or loading one stopped halfway."""
+    tuner: Any = RiMModel.__new__(RiMModel)
+    nn.Module.__init__(tuner)
+    tuner.model = base
+    tuner.unload()
 
 
 def _matrix(model: Any) -> Tensor:

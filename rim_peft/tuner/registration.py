@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
 from peft import PeftConfig, PeftModel, PeftType
+from peft.config import PeftConfigMixin
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import eva
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import hotswap
+from peft.utils import hotswap, save_and_load
+from transformers.integrations.peft import PeftAdapterMixin
 
 NAME = "RIM"
 
@@ -89,24 +92,81 @@ def override(model_cls: type[BaseTuner], **methods: Callable[..., Any]) -> None:
         setattr(PeftModel, name, _dispatch(getattr(original, "_before_rim", original), method, model_cls))
 
 
-def check_swaps(config_cls: type[PeftConfig], check: Callable[[Any, Any], None]) -> None:
+def check_swaps(
+    config_cls: type[PeftConfig], check: Callable[[Any, Any], None], check_tensors: Callable[..., Any]
+) -> None:
     """Let PEFT check more where it swaps one of our adapters for another in place; doing it again is harmless.
 
     Args:
         config_cls: our configuration.
         check: function of the configurations of the attached adapter and of the other one.
+        check_tensors: function of the model, the adapter's name, and the other one's tensors by their names there.
     """
-    current: Any = hotswap.check_hotswap_configs_compatible
-    original = getattr(current, "_before_rim", current)
 
-    @functools.wraps(original)
-    def call(config: PeftConfig, other: PeftConfig) -> None:
+    def check_configs(original: Callable[..., Any], config: PeftConfig, other: PeftConfig) -> None:
         original(config, other)
         if isinstance(config, config_cls):
             check(config, other)
 
-    vars(call)["_before_rim"] = original
-    vars(hotswap)["check_hotswap_configs_compatible"] = call
+    def swap(
+        original: Callable[..., Any], model: Any, state_dict: Any, adapter_name: str, config: Any, **more: Any
+    ) -> None:
+        if isinstance(config, config_cls):
+            state_dict = check_tensors(model, adapter_name, state_dict, any_rank=True)
+        original(model, state_dict, adapter_name, config, **more)
+
+    _wrap(hotswap, "check_hotswap_configs_compatible", check_configs)
+    _wrap(hotswap, "hotswap_adapter_from_state_dict", swap)
+
+
+def check_reading(check_config: Callable[[Path, Any], None], check_checksum: Callable[[Path], None]) -> None:
+    """Let PEFT check files before it takes anything from them, wherever they lie; doing it again is harmless.
+
+    Args:
+        check_config: function of the path and the content of a configuration of ours.
+        check_checksum: function of the path of a safetensors file, which passes those without a checksum of ours.
+    """
+
+    def read_config(original: Callable[..., Any], path_json_file: Any, **options: Any) -> Any:
+        content = original(path_json_file, **options)
+        if isinstance(content, dict) and content.get("peft_type") == NAME:
+            check_config(Path(path_json_file), content)
+        return content
+
+    def load_file(original: Callable[..., Any], filename: Any, *args: Any, **options: Any) -> Any:
+        check_checksum(Path(filename))
+        return original(filename, *args, **options)
+
+    _wrap(PeftConfigMixin, "from_json_file", read_config)
+    _wrap(save_and_load, "safe_load_file", load_file)
+
+
+def guard_loading(load: Callable[..., Any], load_natively: Callable[..., Any]) -> None:
+    """Put functions around the two ways in which an adapter gets onto a base; doing it again is harmless.
+
+    Args:
+        load: function of ``PeftModel.from_pretrained`` and its arguments, the base first.
+        load_natively: function of transformers' ``load_adapter`` and its arguments, the base first.
+    """
+    _wrap(PeftModel, "from_pretrained", load)
+    _wrap(PeftAdapterMixin, "load_adapter", load_natively)
+
+
+def _wrap(owner: Any, name: str, function: Callable[..., Any]) -> None:
+    """Replace a function, method or class method by ours, which is given the original as its first argument."""
+    current: Any = vars(owner)[name]
+    original = getattr(current, "_before_rim", current)
+    plain = original.__func__ if isinstance(original, classmethod) else original
+
+    @functools.wraps(plain)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(original, classmethod):
+            return function(functools.partial(plain, args[0]), *args[1:], **kwargs)
+        return function(plain, *args, **kwargs)
+
+    wrapped: Any = classmethod(call) if isinstance(original, classmethod) else call
+    wrapped._before_rim = original
+    setattr(owner, name, wrapped)
 
 
 def _dispatch(original: Callable[..., Any], method: Callable[..., Any], model_cls: type[BaseTuner]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import functools
 import hashlib
 import inspect
 import shutil
@@ -11,21 +12,28 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel, get_peft_model_state_dict
-from peft.utils import CONFIG_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
+from torch import Tensor
+from transformers.utils.hub import cached_file
 
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, complete_card, describe_blocks, name_adapter, render_card
 from rim_peft.tuner.config import active_config
-from rim_peft.tuner.files import check_weights, damaged_weights
+from rim_peft.tuner.files import check_weights, explain
+from rim_peft.tuner.model import FILE, detach, has_memory
+from rim_peft.tuner.tensors import damaged_file, read_tensors, seal_tensors
 
 _ADAPTER = "default"
 """Name of the adapter that papers belong to: PEFT saves it in the folder itself, others in folders below."""
+
+_DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+"""What of a call says where the Hub's files are."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,22 @@ def attach_papers(model: PeftModel, files: Mapping[str, Path]) -> None:
     vars(model.base_model)["papers"] = Papers(dict(files), _digest(model))
 
 
+def load_pretrained(original: Callable[..., Any], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
+    """Load an adapter onto a base by ``PeftModel.from_pretrained``; one that is refused leaves the base as it was.
+
+    Raises:
+        ValueError: the adapter's files are damaged, or it does not fit the base.
+    """
+    had_memory = has_memory(model)
+    try:
+        return original(model, model_id, *args, **kwargs)
+    except Exception as error:
+        if had_memory or not has_memory(model):
+            raise
+        detach(model)
+        _reraise(str(model_id), error)
+
+
 def load_adapter(model: PeftModel, original: Callable[..., Any], model_id: Any, *args: Any, **kwargs: Any) -> Any:
     """Load an adapter, and say of files that are missing or damaged what is wrong with them.
 
@@ -58,7 +82,7 @@ def load_adapter(model: PeftModel, original: Callable[..., Any], model_id: Any, 
 
     Raises:
         FileNotFoundError: a folder without the adapter's weights.
-        ValueError: their file is damaged or cut off.
+        ValueError: their file is damaged or cut off, or holds other tensors than the adapter's.
     """
     folder = Path(model_id, kwargs.get("subfolder") or "")
     if (folder / CONFIG_NAME).is_file():  # else PEFT asks the Hub
@@ -69,9 +93,69 @@ def load_adapter(model: PeftModel, original: Callable[..., Any], model_id: Any, 
     except Exception as error:
         for name in set(model.peft_config) - known:
             model.delete_adapter(name)
-        if isinstance(error, SafetensorError):  # of a file in the Hub's cache
-            raise damaged_weights(str(model_id), error) from error
-        raise
+        _reraise(str(model_id), error)
+
+
+def load_natively(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Load an adapter by transformers' own ``load_adapter``, which takes any tensor of a file for the model's.
+
+    The file is read and checked once the adapter's layers are there, before anything of it is loaded.
+
+    Raises:
+        ValueError: as for :func:`load_adapter`.
+    """
+    known = set(getattr(model, "peft_config", {}))
+    had_memory = has_memory(model)
+    call = inspect.signature(original).bind(model, *args, **kwargs)
+    vars(model)[FILE] = functools.partial(_read_native, call.arguments)
+    try:
+        return original(model, *args, **kwargs)
+    except Exception as error:
+        if had_memory:
+            for name in set(model.peft_config) - known:
+                model.delete_adapter(name)
+        elif has_memory(model):
+            detach(model)
+            model._hf_peft_config_loaded = False
+        else:
+            raise
+        _reraise(str(call.arguments.get("peft_model_id")), error)
+    finally:
+        vars(model).pop(FILE, None)
+
+
+def _read_native(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors that a call of transformers' ``load_adapter`` is about to load."""
+    if (given := arguments.get("adapter_state_dict")) is not None:
+        return dict(given)
+    more: Mapping[str, Any] = arguments.get("kwargs", {})
+    config = arguments.get("load_config")
+    if (config.use_safetensors if config is not None else more.get("use_safetensors")) is False:
+        raise ValueError(
+            "use_safetensors: must not be False, since a pickle can run code and is not read. Leave it out."
+        )
+    source: Any = arguments.get("peft_model_id") or (
+        config.pretrained_model_name_or_path if config is not None else None
+    )
+    if (Path(source) / CONFIG_NAME).is_file():
+        check_weights(Path(source))
+    options = {**(config.download_kwargs if config is not None else more.get("download_kwargs") or {})}
+    options.update(arguments.get("adapter_kwargs") or {})
+    options.update({name: more[name] for name in _DOWNLOAD if name in more})
+    found = cached_file(
+        source, SAFETENSORS_WEIGHTS_NAME, **{name: options[name] for name in _DOWNLOAD if options.get(name) is not None}
+    )
+    return read_tensors(Path(str(found)))
+
+
+def _reraise(source: str, error: Exception) -> NoReturn:
+    """Raise an error of loading as one that names the files."""
+    if isinstance(error, SafetensorError):  # of a file in the Hub's cache
+        raise damaged_file(source, error) from error
+    explained = explain(source, error)
+    if explained is error:
+        raise error
+    raise explained from error
 
 
 def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -92,6 +176,10 @@ def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, 
     if options["is_main_process"] and (selected is None or _ADAPTER in selected):
         _copy_papers(model, Path(options["save_directory"]))
     original(model, *args, **kwargs)
+    if options["is_main_process"]:
+        for name in model.peft_config if selected is None else selected:
+            folder = Path(options["save_directory"], "" if name == _ADAPTER else name)
+            seal_tensors(folder / SAFETENSORS_WEIGHTS_NAME)
 
 
 def write_card(model: PeftModel, original: Callable[..., Any], output_dir: str) -> None:

@@ -70,11 +70,10 @@ def test_the_cards_of_other_adapters_are_pefts(tmp_path: Path) -> None:
         PeftModel.from_pretrained(build_base(), str(tmp_path))
 
 
-def test_what_transformers_says_of_a_file_that_was_cut_off(saved: tuple[Path, Path]) -> None:
-    """Its own way reads the file itself; docs/troubleshooting.md quotes the message."""
+def test_transformers_own_loading_says_so_too_of_a_file_that_was_cut_off(saved: tuple[Path, Path]) -> None:
     weights = saved[1] / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(SafetensorError, match=r"^Error while deserializing header"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: must be a whole safetensors file"):
         AutoModelForCausalLM.from_pretrained(saved[1])
 
 

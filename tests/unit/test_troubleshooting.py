@@ -13,7 +13,6 @@ SECTIONS = ("Sharing", "Exported models", "lm-evaluation-harness")
 OF_OTHER_PACKAGES = (
     "KeyError: 'RIM'",
     "Unexpected keyword arguments [...] for class RiMConfig, these are ignored",
-    "Error while deserializing header",
     "Invalid metadata in README.md",
     "BPE pre-tokenizer was not recognized",
     "Invalid configuration: requested max tokens to generate",

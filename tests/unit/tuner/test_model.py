@@ -133,6 +133,12 @@ def test_a_safe_merge_that_was_refused_leaves_the_blocks(make_rim: MakeRim, opti
         matrix.fill_(torch.nan)
     with pytest.raises(ValueError, match=r"safe_merge: the adapter's weights must be finite, got .*lora_B\.default"):
         model.merge_and_unload(safe_merge=True)
+    for merge in (model.merge_and_unload, model.merge_adapter):  # PEFT's own words, which its users match
+        with pytest.raises(
+            ValueError, match=r"NaNs detected in the merged weights. The adapter default seems to be broken"
+        ):
+            merge(safe_merge=True)
+    assert not any(module.merged for module in model.modules() if isinstance(module, LoraLayer))
     with torch.no_grad():
         matrix.copy_(kept)
     torch.testing.assert_close(model.generate(prompt, max_new_tokens=4, num_blocks=1), expected)

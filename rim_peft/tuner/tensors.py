@@ -1,0 +1,274 @@
+"""A file of an adapter's tensors: written with a checksum, and read only if it holds that adapter and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils import CONFIG_NAME
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+AGAIN = "Copy or download the adapter again (from the Hub with force_download=True), or save it again."
+
+_CHECKSUM = "rim_sha256"
+"""Key of the checksum in a file's metadata; files without it (older, or written by others) are read without."""
+
+_CHUNK = 1 << 20
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+"""Prefixes that wrappers add to parameter names, and that files do not have."""
+
+_BASE_PREFIX = "base_model.model."
+
+
+def seal_tensors(path: Path) -> None:
+    """Put a checksum into a safetensors file, and its header in order, so that equal tensors are equal bytes.
+
+    safetensors itself writes several entries of metadata in random order. The file is replaced at once.
+    """
+    header, start = _read_header(path)
+    metadata = header.pop("__metadata__", {})
+    metadata[_CHECKSUM] = _checksum(path, header, metadata, start)
+    text = json.dumps(
+        {"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(f".{path.name}.partial")
+    with path.open("rb") as old, partial.open("wb") as new:
+        old.seek(start)
+        new.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(old, new, _CHUNK)
+    shutil.copymode(path, partial)
+    partial.replace(path)
+
+
+def check_tensors_file(path: Path) -> None:
+    """Check that a safetensors file is whole, and what its checksum says if it has one.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt"):
+            pass  # opening a file reads its header and compares it with the file's length
+    except SafetensorError as error:
+        raise damaged_file(str(path), error) from error
+    check_checksum(path)
+
+
+def check_checksum(path: Path) -> None:
+    """Check a safetensors file that has a checksum of ours; others, and those that cannot be opened, pass.
+
+    Raises:
+        ValueError: it was changed since it was saved.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            noted = (file.metadata() or {}).get(_CHECKSUM)
+    except (OSError, SafetensorError):  # whoever reads it says so
+        return
+    if noted is None:
+        return
+    header, start = _read_header(path)
+    metadata = header.pop("__metadata__")
+    if noted != _checksum(path, header, metadata, start):
+        raise ValueError(
+            f"{path}: must be as it was saved, and its checksum ({_CHECKSUM}) says that it was changed or damaged "
+            f"since. {AGAIN}"
+        )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of tensors onto the CPU.
+
+    Raises:
+        ValueError: it is damaged, or a tensor is not finite or of a type that weights do not have.
+    """
+    check_tensors_file(path)
+    tensors: dict[str, Tensor] = load_file(path)
+    check_values(tensors, source=str(path))
+    return tensors
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a whole file's tensors by name, without reading them."""
+    header, _ = _read_header(path)
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def damaged_file(source: str, error: Exception) -> ValueError:
+    """Return the error that tells a user what safetensors' own message means."""
+    return ValueError(f"{source}: must be a whole safetensors file, and is damaged or cut off ({error}). {AGAIN}")
+
+
+def check_values(tensors: Mapping[str, Tensor], *, source: str = "adapter's file") -> None:
+    """Check that tensors are finite numbers of a type that weights have.
+
+    Raises:
+        ValueError: one is not; it is named.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(
+                f"{source}: its tensors must be float32, bfloat16 or float16, got {_plain(tensor.dtype)} in "
+                f"{_cut(name)}: these are no weights of an adapter. {AGAIN}"
+            )
+        if not tensor.is_meta and not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{source}: its tensors must be finite, got NaN or infinity in {_cut(name)}: it is damaged, or its "
+                "training failed. Use another checkpoint or copy of it, or train it again."
+            )
+
+
+def check_tensors(
+    model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor], *, any_rank: bool = False
+) -> dict[str, Tensor]:
+    """Check that a file's tensors are those of an adapter on its base and no others, and return the adapter's.
+
+    Args:
+        model: the base with the adapter attached, within PEFT's model or not.
+        adapter_name: name of the adapter.
+        tensors: the file's, by their names in the model.
+        any_rank: let LoRA's matrices have other ranks than those that are attached.
+
+    Raises:
+        ValueError: a tensor is missing, is none of the adapter's, has another shape or type, or is not finite.
+    """
+    check_values(tensors)
+    state = {**_named(model.named_parameters(remove_duplicate=False)), **_named(model.named_buffers())}
+    if not any(name.startswith(_BASE_PREFIX) for name in state):
+        tensors = {name.removeprefix(_BASE_PREFIX): tensor for name, tensor in tensors.items()}
+    own = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(\.|$)")  # "layers" may be an adapter's name, too
+    in_full = {_unwrapped(attached) for attached in _names_in_full(model, adapter_name).values()}
+    expected = {name: tuple(value.shape) for name, value in state.items() if own.search(name) or name in in_full}
+    embeddings = _embeddings(model)
+    kept = {name: tensor for name, tensor in tensors.items() if not _is_copy(tensor, state.get(name), embeddings)}
+    found = {name: tuple(tensor.shape) for name, tensor in kept.items()}
+    if any(name.endswith("_flat_param") for name in state):  # FSDP's first version, whose parameters have no names
+        expected = {name: shape for name, shape in found.items() if own.search(name)}
+    _compare(expected, found, state, any_rank=any_rank)
+    return kept
+
+
+def attached_names(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a file's tensors of modules that are trained in full to their names in the model."""
+    names = _names_in_full(model, adapter_name)
+    return {names.get(name, names.get(name.removeprefix(_BASE_PREFIX), name)): value for name, value in tensors.items()}
+
+
+def _names_in_full(model: nn.Module, adapter_name: str) -> dict[str, str]:
+    """Names of tensors that are trained in full: in a file → in the model."""
+    return {
+        f"{prefix}.{stored}": f"{prefix}.{attached}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+        for stored, attached in module.adapter_state_dict_load_map(adapter_name).items()
+    }
+
+
+def _compare(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    state: Mapping[str, Any],
+    *,
+    any_rank: bool,
+) -> None:
+    foreign = [name for name in found if name not in expected]
+    if of_base := [name for name in foreign if name in state]:
+        raise ValueError(
+            f"adapter's file: its tensors must be those of the adapter and no others, got one of the base, "
+            f"{_cut(of_base[0])}{_more(of_base)}: it would change the model that the adapter is attached to. "
+            "Get the adapter from somewhere else; whoever saved it must save the base apart."
+        )
+    wrong = [
+        f"{_cut(name)} {expected.get(name, 'not there')}, got {found.get(name, 'none')}"
+        for name in {**expected, **found}
+        if not _is_same_shape(name, expected.get(name), found.get(name), any_rank=any_rank)
+    ]
+    if wrong:
+        raise ValueError(
+            f"adapter's file: its tensors must be those of the adapter on this base, {wrong[0]}{_more(wrong)}: it was "
+            f"made for another base, or is not the file of its {CONFIG_NAME}. Load it onto its own base, loaded anew, "
+            "with its own file."
+        )
+
+
+def _is_same_shape(
+    name: str, expected: tuple[int, ...] | None, found: tuple[int, ...] | None, *, any_rank: bool
+) -> bool:
+    if not any_rank or expected is None or found is None or len(expected) != len(found):
+        return expected == found
+    rank = 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+    return all(
+        first == second or axis == rank for axis, (first, second) in enumerate(zip(expected, found, strict=True))
+    )
+
+
+def _embeddings(model: Any) -> set[int]:
+    """Where the base's input embedding and output head lie in memory."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = (
+        [base.get_input_embeddings(), base.get_output_embeddings()] if hasattr(base, "get_input_embeddings") else []
+    )
+    return {
+        weight.data_ptr()
+        for layer in layers
+        if layer is not None
+        for weight in getattr(layer, "base_layer", layer).parameters()
+    }
+
+
+def _is_copy(tensor: Tensor, own: Tensor | None, embeddings: set[int]) -> bool:
+    """Whether a tensor equals the base's embedding or head, which PEFT saves where a vocabulary was resized."""
+    if own is None or own.is_meta or own.shape != tensor.shape or own.data_ptr() not in embeddings:
+        return False
+    return torch.equal(tensor.to(own), own)
+
+
+def _named(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {_unwrapped(name): tensor for name, tensor in tensors}
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a whole safetensors file, and where its data start."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
+def _checksum(path: Path, header: Mapping[str, Any], metadata: Mapping[str, str], start: int) -> str:
+    noted = {name: value for name, value in metadata.items() if name != _CHECKSUM}
+    digest = hashlib.sha256(json.dumps([noted, dict(header)], sort_keys=True).encode())
+    with path.open("rb") as file:
+        file.seek(start)
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:200]}..."
+
+
+def _more(names: Iterable[str]) -> str:
+    count = len(list(names)) - 1
+    return f" (and {count} more)" if count else ""
