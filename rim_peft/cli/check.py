@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from rim_peft.cli.console import complain, say
+from rim_peft.escaping import json_text
 
 if TYPE_CHECKING:
     from rim_peft.comparison.preflight import CheckedRecipe
@@ -81,25 +83,25 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             _print(checked)
     if args.json:
-        print(json.dumps({"recipes": [checked.to_dict() for checked in all_checked]}, indent=2, ensure_ascii=False))
+        print(json_text({"recipes": [checked.to_dict() for checked in all_checked]}, indent=2))
     return 0 if all(checked.is_ok for checked in all_checked) else 1
 
 
 def _print(checked: CheckedRecipe) -> None:
     """Print results to stdout and errors to stderr."""
     for line in checked.errors:
-        print(line, file=sys.stderr)
+        complain(line)
     if checked.errors:
         return
     is_partial = any(found.not_checked for found in checked.runs.values())
     state = "ok as far as it was checked" if is_partial else "ok"
-    print(f"{checked.path}: {state if checked.is_ok else 'has errors'}")
+    say(f"{checked.path}: {state if checked.is_ok else 'has errors'}")
     for name, found in checked.runs.items():
         for line in _run_lines(name, found):
-            print(line)
+            say(line)
         sys.stdout.flush()
         for error in found.errors:
-            print(f"{checked.path}: {f'methods.{name}: ' if name else ''}{error}", file=sys.stderr)
+            complain(f"{checked.path}: {f'methods.{name}: ' if name else ''}{error}")
 
 
 def _run_lines(name: str, found: RunFindings) -> Iterator[str]:

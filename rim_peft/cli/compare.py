@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 
 KIND = "compare"
 
@@ -42,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 def run_kind(args: argparse.Namespace, *, kind: str) -> int:
     """Do the work of ``compare`` and ``ablate``."""
-    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.cli.console import complain, quiet_model_loading, results_only, say
     from rim_peft.comparison.reading import load_comparison
     from rim_peft.comparison.report import render_markdown
     from rim_peft.comparison.runner import list_runs, run_comparison
@@ -54,7 +53,7 @@ def run_kind(args: argparse.Namespace, *, kind: str) -> int:
             f"{args.recipe}: is for rim-peft {comparison.kind}, since it has {'a' if comparison.grid else 'no'} grid."
         )
     if args.plan:
-        print(list_runs(comparison))
+        say(list_runs(comparison))
         return 0
     command = ["rim-peft", kind, args.recipe, *args.overrides, *(["--parallel"] if args.parallel else [])]
     quiet_model_loading()
@@ -62,9 +61,9 @@ def run_kind(args: argparse.Namespace, *, kind: str) -> int:
         with results_only():
             results = run_comparison(comparison, command=command, parallel=args.parallel)
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
-        print(f"rim-peft: stopped; the same command goes on: {shlex.join(command)}", file=sys.stderr)
+        complain(f"rim-peft: stopped; the same command goes on: {shlex.join(command)}")
         if isinstance(stop, Interrupted):
             return 128 + stop.signal_number
         raise
-    print(render_markdown(results))
+    say(render_markdown(results))
     return 0

@@ -9,6 +9,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from rim_peft.escaping import visible
+
 
 def process_number() -> int:
     """Return which of the processes this is that a launcher has started, 0 being the one that reports."""
@@ -19,7 +21,9 @@ def quiet_libraries() -> None:
     """Keep the libraries' notices from hiding ours; their errors and our log lines go to stderr."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when a process forks
     warnings.simplefilter("ignore")
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.ERROR)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Visible("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.ERROR)
     logging.getLogger("rim_peft").setLevel(logging.INFO if process_number() == 0 else logging.ERROR)
 
 
@@ -28,6 +32,23 @@ def quiet_model_loading() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+
+
+def say(text: str) -> None:
+    """Print to stdout what may hold names and texts of others, on which the terminal must not act."""
+    print(visible(text))
+
+
+def complain(text: str) -> None:
+    """Print the same to stderr."""
+    print(visible(text), file=sys.stderr)
+
+
+class _Visible(logging.Formatter):
+    """Log lines hold names of files, and of what is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 @contextlib.contextmanager

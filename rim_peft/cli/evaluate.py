@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 
@@ -39,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the result."""
-    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.cli.console import quiet_model_loading, results_only, say
+    from rim_peft.escaping import json_text
     from rim_peft.run import evaluate, load_run
 
     quiet_model_loading()
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             on_bad_rows=args.on_bad_rows,
             progress=True,
         )
-    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else _table(result))
+    say(json_text(result, indent=2) if args.json else _table(result))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from rim_peft.cli.evaluate import positive
@@ -71,8 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, check and print what came out."""
-    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.cli.console import quiet_model_loading, results_only, say
     from rim_peft.cli.generate import read_questions
+    from rim_peft.escaping import json_text
     from rim_peft.export.card import describe
     from rim_peft.export.options import ExportOptions
     from rim_peft.run import export
@@ -102,8 +102,8 @@ def run(args: argparse.Namespace) -> int:
             revision=args.revision,
         )
     if args.json:
-        print(json.dumps({"out": args.out, "format": args.format, **result.to_dict()}, indent=2, ensure_ascii=False))
+        print(json_text({"out": args.out, "format": args.format, **result.to_dict()}, indent=2))
         return 0
-    print(f"export: {args.out}")
+    say(f"export: {args.out}")
     print(f"checked in plain transformers: {describe(result)}")
     return 0

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from rim_peft.cli.evaluate import positive
+from rim_peft.escaping import json_text, visible
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,9 +61,14 @@ def run(args: argparse.Namespace) -> int:
         )
         for question, answer in zip(batch, answers, strict=True):
             as_json = args.json or args.question is None
-            print(json.dumps({"question": question, "answer": answer}, ensure_ascii=False) if as_json else answer)
+            print(json_text({"question": question, "answer": answer}) if as_json else _printed(answer))
         sys.stdout.flush()
     return 0
+
+
+def _printed(answer: str) -> str:
+    """Return an answer as it is for a file or a pipe; a terminal does not get to act on it."""
+    return visible(answer) if sys.stdout.isatty() else answer
 
 
 def read_questions(lines: Iterable[str], source: str = "stdin") -> Iterator[Any]:

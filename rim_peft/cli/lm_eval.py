@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the harness's table."""
-    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.cli.console import quiet_model_loading, results_only, say
     from rim_peft.run.harness import make_table, run_harness
 
     quiet_model_loading()
@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
             confirm_run_unsafe_code=args.confirm_run_unsafe_code,
             **_seeds(args.seed),
         )
-    print(f"{args.adapter}, {results['config']['rim_num_blocks']} blocks")
-    print(make_table(results))
+    say(f"{args.adapter}, {results['config']['rim_num_blocks']} blocks")
+    say(make_table(results))
     if results.get("groups"):
-        print(make_table(results, "groups"))
+        say(make_table(results, "groups"))
     return 0
 
 

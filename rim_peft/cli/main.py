@@ -11,7 +11,7 @@ from importlib import import_module
 from types import FrameType, ModuleType
 from typing import Any
 
-from rim_peft.cli.console import process_number, quiet_libraries
+from rim_peft.cli.console import complain, process_number, quiet_libraries
 from rim_peft.recipe import RecipeError
 from rim_peft.version import __version__
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.traceback:
             raise
         if process_number() == 0 or not isinstance(error, RecipeError):  # a recipe's errors are those of all processes
-            print(_describe(error), file=sys.stderr)
+            complain(_describe(error))
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)

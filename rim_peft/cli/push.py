@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Upload and print where to."""
+    from rim_peft.cli.console import say
     from rim_peft.run.pushing import push
 
     address = push(
@@ -31,5 +32,5 @@ def run(args: argparse.Namespace) -> int:
         licence=args.licence,
         base=args.base,
     )
-    print(f"uploaded: {address}")
+    say(f"uploaded: {address}")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 
 
 def more_help() -> str:
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and print where the adapter lies and how good it is."""
-    from rim_peft.cli.console import quiet_model_loading, results_only
+    from rim_peft.cli.console import complain, quiet_model_loading, results_only, say
     from rim_peft.recipe import load_recipe
     from rim_peft.run import train
     from rim_peft.training.curriculum import Interrupted
@@ -47,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
         again = shlex.join([*(part for part in command if part != "resume=true"), "resume=true"])
         if is_main():
             how = "with" if num_processes() == 1 else "through the launcher with"
-            print(f"rim-peft: stopped; go on {how}: {again}", file=sys.stderr)
+            complain(f"rim-peft: stopped; go on {how}: {again}")
         if isinstance(stop, Interrupted):
             return 128 + stop.signal_number
         raise
     if not is_main():
         return 0
-    print(f"adapter: {recipe.output_dir}")
+    say(f"adapter: {recipe.output_dir}")
     validation = trained.metrics["validation"]
     if validation is not None:
         print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -23,6 +22,7 @@ from rim_peft.comparison.results import RESULTS, assemble
 from rim_peft.comparison.rows import JudgedRows, load_judged_rows
 from rim_peft.comparison.sections import Comparison
 from rim_peft.comparison.timing import time_methods
+from rim_peft.escaping import json_text
 from rim_peft.evaluation.probe import import_sklearn
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.run import Run, train_or_load
@@ -83,7 +83,7 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
         with FileLock(folder / ".report.lock"):
             latency = time_methods(comparison, [run for run in finished if not run.is_trial], rows)
             results = assemble(comparison, finished, rows, latency=latency, started=started, command=command)
-            write_text(folder / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            write_text(folder / RESULTS, json_text(results, indent=1) + "\n")
             write_report(results, folder)
     return results
 
@@ -180,7 +180,7 @@ class _Work:
             raise
         found["spec"] = self.rows.spec(self.comparison, run, recipe)
         found["seconds"] = round(time.perf_counter() - begun, 1)
-        write_text(run.record, json.dumps(found, ensure_ascii=False) + "\n")
+        write_text(run.record, json_text(found) + "\n")
         self.progress.end(run, found["seconds"])
 
     def _train(self, run: PlannedRun, recipe: Recipe) -> Run:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from rim_peft.escaping import code_span, json_text, markdown, visible
 from rim_peft.export.checking import CheckResult
 from rim_peft.export.options import Prompts
 from rim_peft.export.record import ExportRecord
@@ -20,13 +20,13 @@ _BODY = """---
 # {name}
 
 {summary} It was exported by
-rim-peft from the adapter `{source}`{on_base}, and needs plain transformers alone:
+rim-peft from the adapter {source}{on_base}, and needs plain transformers alone:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModelForCausalLM.from_pretrained({folder})
+tokenizer = AutoTokenizer.from_pretrained({folder})
 {snippet}
 answer = model.generate(**inputs, max_new_tokens={max_new_tokens})[0, inputs["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))
@@ -44,7 +44,7 @@ A language model that reasons in memory blocks (Reasoning in Memory, [arXiv 2605
 _BLOCKS = """\
 * **Blocks** {places} Texts that are no prompts, such as answers, take
   `add_special_tokens=False`. So does a chat that was rendered as text before: its blocks are in it. In an engine whose
-  tokenizer does not do this, write them behind the prompt: `{block_text}`
+  tokenizer does not do this, write them behind the prompt: {block_text}
 * **Memory tokens** are {names} (ids {ids}). {guard}
 """
 
@@ -60,7 +60,7 @@ def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: Ch
         snippet += f" + {behind!r}" if behind else ""
         snippet += '\ninputs = tokenizer(prompt, return_tensors="pt")'
     else:
-        chat = json.dumps(list(prompts.questions[0]), ensure_ascii=False)
+        chat = json_text(list(prompts.questions[0]))
         snippet = f"chat = {chat}\n"
         if behind:
             snippet += (
@@ -79,23 +79,23 @@ def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: Ch
         model_name=folder.name,
     )
     return _BODY.format(
-        metadata=metadata.to_yaml(),
-        name=folder.name,
-        folder=folder.name,
+        metadata=visible(metadata.to_yaml()),
+        name=markdown(folder.name),
+        folder=json_text(folder.name),
         summary=(
             _SUMMARY.format(num_blocks=memory.num_blocks, block_length=memory.block_size + 2)
             if memory.num_blocks
             else "A language model without memory blocks, with LoRA weights merged."
         ),
-        source=Path(record.source).name,
-        on_base=f" on `{base}`" if base else "",
+        source=code_span(Path(record.source).name),
+        on_base=f" on {code_span(base)}" if base else "",
         snippet=snippet,
         max_new_tokens=prompts.max_new_tokens,
-        prompt=f"`{template!r}`" if is_text else "chats, by the chat template",
+        prompt=code_span(repr(template)) if is_text else "chats, by the chat template",
         blocks=_blocks(record) if memory.num_blocks else "",
-        dtype=record.dtype,
+        dtype=markdown(record.dtype),
         dequantized=(
-            f", dequantised from {record.dequantized_from}, on which the adapter was trained, then merged"
+            f", dequantised from {markdown(record.dequantized_from)}, on which the adapter was trained, then merged"
             if record.dequantized_from
             else ""
         ),
@@ -114,7 +114,7 @@ Plain LoRA for a model that reasons in memory blocks (Reasoning in Memory,
 with it and no other: the base's vocabulary holds its memory tokens, {names} (ids {ids}).
 
 * **Prompts** are written as in training: {prompt}.
-* **Blocks** follow each prompt. This folder's tokenizer appends them; behind the base's own, write: `{block_text}`
+* **Blocks** follow each prompt. This folder's tokenizer appends them; behind the base's own, write: {block_text}
 * **Checked** in a fresh process with plain transformers and PEFT, in float32: {checked}.
 """
 
@@ -126,12 +126,12 @@ def render_adapter_card(name: str, memory: MemoryTokens, prompts: Prompts, resul
         library_name="peft", pipeline_tag="text-generation", tags=["lora", "rim", "latent-reasoning"], model_name=name
     )
     return _ADAPTER_BODY.format(
-        metadata=metadata.to_yaml(),
-        name=name,
-        names=", ".join(f"`{token}`" for token in memory.names),
+        metadata=visible(metadata.to_yaml()),
+        name=markdown(name),
+        names=", ".join(code_span(token) for token in memory.names),
         ids=", ".join(map(str, memory.ids)),
-        prompt=f"`{prompts.templates.prompt!r}`" if is_text else "chats, by the chat template",
-        block_text=memory.block_text,
+        prompt=code_span(repr(prompts.templates.prompt)) if is_text else "chats, by the chat template",
+        block_text=code_span(memory.block_text),
         checked=describe(result),
     )
 
@@ -152,8 +152,8 @@ def _blocks(record: ExportRecord) -> str:
     memory = record.memory
     return _BLOCKS.format(
         places=_places(record),
-        block_text=memory.block_text,
-        names=", ".join(f"`{name}`" for name in memory.names),
+        block_text=code_span(memory.block_text),
+        names=", ".join(code_span(name) for name in memory.names),
         ids=", ".join(map(str, memory.ids)),
         guard=(
             "The head is tied to the embedding, so that only `suppress_tokens` of the generation settings keeps the "

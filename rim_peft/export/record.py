@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rim_peft.escaping import json_text
 from rim_peft.export.tokens import MemoryTokens
 from rim_peft.version import __version__
 
@@ -82,4 +83,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record."""
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(record, indent=2) + "\n", encoding="utf-8")

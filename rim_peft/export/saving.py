@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rim_peft.escaping import json_text
+
 _READ_AS_IT_IS = "PreTrainedTokenizerFast"
 """The tokenizer class that takes ``tokenizer.json`` as it is; those of single models build a post-processor anew."""
 
@@ -68,4 +70,4 @@ def _add_older_names(config: dict[str, Any]) -> None:
 def _edit(path: Path, change: Any) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(content, indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from rim_peft.escaping import code_span, fence, markdown
 from rim_peft.recipe.syntax import read_yaml
 from rim_peft.tuner.card import CardText, Usage, describe_blocks, hub_id, render_card
 
@@ -86,12 +87,17 @@ def _results(record: Mapping[str, Any]) -> str:
     validation = record["metrics"]["validation"]
     if validation is None:
         return "The run had no validation rows, so the last weights were kept and nothing was measured."
+    cells = (
+        f"{validation['num_rows']} for validation",
+        markdown(validation["answer_rule"]),
+        f"{validation['accuracy']:.3f}",
+        f"{validation['standard_error']:.3f}",
+    )
     return (
-        f"| rows | answer rule | accuracy | standard error |\n|---|---|---|---|\n"
-        f"| {validation['num_rows']} for validation | {validation['answer_rule']} | {validation['accuracy']:.3f} "
-        f"| {validation['standard_error']:.3f} |\n\n"
+        f"| rows | answer rule | accuracy | standard error |\n|---|---|---|---|\n| {' | '.join(cells)} |\n\n"
         "The same rows chose the best weights, so expect a little less on a test split: "
-        f"`rim-peft evaluate FOLDER --task {record['data']['task']} --split test`."
+        + code_span(f"rim-peft evaluate FOLDER --task {record['data']['task']} --split test")
+        + "."
     )
 
 
@@ -99,20 +105,20 @@ def _training(record: Mapping[str, Any], revision: str | None) -> str:
     data, parameters, best = record["data"], record["parameters"], record["metrics"].get("best")
     base = "built from the recipe's configuration, in the folder `base`"
     if record["base"] is not None:
-        base = f"`{record['base']}`" + (f", revision `{revision}`" if revision else "")
+        base = _code(record["base"]) + (f", revision {_code(revision)}" if revision else "")
     resumed = " after it was last resumed" if record["resumed"] else ""
-    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    versions = markdown(", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()))
     hardware = record.get("hardware", {})
-    machine = ", ".join(hardware.get("gpus") or [f"{hardware.get('cpu_cores', '?')} CPU cores"])
+    machine = markdown(", ".join(hardware.get("gpus") or [f"{hardware.get('cpu_cores', '?')} CPU cores"]))
     lines = {
         "base": base,
-        "method": f"`{record['method']}`",
-        "task": f"`{data['task']}`",
+        "method": _code(record["method"]),
+        "task": _code(data["task"]),
         "training rows": _rows(data["train"], data["path"]),
         "validation rows": _rows(data.get("validation"), data["path"]),
         "seed": record["seed"],
         "parameters trained": f"{parameters['trainable']:,} of {parameters['all']:,}",
-        "best weights": f"stage {best['stage']}, step {best['step']}" if best else "the last",
+        "best weights": markdown(f"stage {best['stage']}, step {best['step']}") if best else "the last",
         "time": f"{record['wall_seconds']} s{resumed}, on {machine}",
         "made with": versions,
     }
@@ -123,17 +129,21 @@ def _rows(rows: Mapping[str, Any] | None, path: str | None) -> str:
     """Return how many rows there were, where from, and their hash."""
     if rows is None:
         return "none"
-    origin = f" of `{path}`" if path else ""
+    origin = f" of {_code(path)}" if path else ""
     if "sha256" not in rows:
         return f"streamed{origin}" if rows.get("streamed") else f"{rows['num_rows']}{origin}"
-    return f"{rows['num_rows']}{origin}, SHA-256 `{rows['sha256']}`"
+    return f"{rows['num_rows']}{origin}, SHA-256 {_code(rows['sha256'])}"
+
+
+def _code(text: str) -> str:
+    return code_span(text, in_table=True)
 
 
 def _again(record: Mapping[str, Any], recipe: str) -> str:
     command = shlex.join(record.get("command") or []) or "rim-peft train recipe.yaml output_dir=FOLDER"
     return (
-        f"The adapter was trained by\n\n```bash\n{command}\n```\n\n"
+        f"The adapter was trained by\n\n{fence(command, 'bash')}\n\n"
         "`recipe.yaml` beside this card is the recipe as run, with everything that the command line changed "
         "(`rim-peft train recipe.yaml output_dir=FOLDER` runs it again); `run.json` has all figures.\n\n"
-        f"<details><summary>recipe.yaml</summary>\n\n```yaml\n{recipe.strip()}\n```\n\n</details>"
+        f"<details><summary>recipe.yaml</summary>\n\n{fence(recipe.strip(), 'yaml')}\n\n</details>"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rim_peft.data.tasks.task import Task
+from rim_peft.escaping import json_text
 from rim_peft.evaluation import AccuracyReport, evaluate_accuracy
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.recipe.snapshot import differing_keys, resolve
@@ -266,7 +266,7 @@ def _write_end(
         tokenizer.save_pretrained(partial)
         # The vocabulary never changes, and PEFT would ask the Hub whether it did.
         model.save_pretrained(str(partial), save_embedding_layers=False, state_dict=adapter)
-        (partial / RECORD_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / RECORD_FILE).write_text(json_text(record, indent=2) + "\n", encoding="utf-8")
         card = render_run_card(folder.resolve().name, record, recipe_text)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
 

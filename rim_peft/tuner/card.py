@@ -13,6 +13,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from yaml import YAMLError
 
+from rim_peft.escaping import code_span, json_text, markdown, one_line, visible
+
 CARD_FILE = "README.md"
 TAGS = ("peft", "rim", "latent-reasoning")
 PAPER = "arXiv 2605.30343"
@@ -39,7 +41,7 @@ output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
 print(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
 ```
 
-Or in a shell: `rim-peft generate {source} {shell_question}`.
+Or in a shell: {shell}.
 {sections}
 ## Licence and citation
 
@@ -115,6 +117,7 @@ class CardText:
 def render_card(name: str, card: CardText) -> str:
     """Return the text of ``README.md`` for an adapter that is called ``name``: that of its folder, or its Hub id."""
     usage = card.usage
+    question = "'...'" if "\n" in usage.question else "'" + usage.question.replace("'", "'\\''") + "'"
     data = ModelCardData(
         base_model=hub_id(usage.base),
         library_name="peft",
@@ -123,14 +126,13 @@ def render_card(name: str, card: CardText) -> str:
         **{"tags": list(TAGS), **card.metadata},
     )
     return _CARD.format(
-        front_matter=data.to_yaml(),
-        name=name,
+        front_matter=visible(data.to_yaml()),
+        name=markdown(name),
         description=card.description,
         loading=_loading(name, usage),
-        source=shlex.quote(name),
-        template=json.dumps(usage.template, ensure_ascii=False),
-        question=json.dumps(usage.question, ensure_ascii=False),
-        shell_question="'...'" if "\n" in usage.question else "'" + usage.question.replace("'", "'\\''") + "'",
+        shell=code_span(f"{_command(name)}{question}"),
+        template=json_text(usage.template),
+        question=json_text(usage.question),
         sections="".join(f"\n## {heading}\n\n{text.strip()}\n" for heading, text in card.sections.items()),
     )
 
@@ -159,9 +161,9 @@ def name_adapter(text: str, name: str) -> str:
     old = json.loads(found[1])
     quoted = "'" + old.replace("'", "''") + "'"  # as YAML writes names that look like numbers or dates
     for before, after in (
-        (found[0], f"adapter = {json.dumps(name)}{_MARK}"),
-        (f"\n# {old}\n", f"\n# {name}\n"),
-        (f"`rim-peft generate {shlex.quote(old)} ", f"`rim-peft generate {shlex.quote(name)} "),
+        (found[0], f"adapter = {json_text(name)}{_MARK}"),
+        *((f"\n# {title}\n", f"\n# {markdown(name)}\n") for title in (markdown(old), old)),
+        (_command(old), _command(name)),
         *(
             (f"\n{key}: {written}\n", f"\n{key}: {name}\n")
             for key in ("model_name", "- name")
@@ -189,9 +191,9 @@ def read_card(text: str) -> ModelCard:
 
 def name_base(text: str, base: str) -> str:
     """Return a card whose base is called by another name, such as its id on the Hub, in commands and metadata."""
-    quoted = json.dumps(base)
+    quoted = json_text(base)
     for start in ("base = AutoModelForCausalLM", "tokenizer = AutoTokenizer"):
-        pattern = rf'^({re.escape(start)}\.from_pretrained\()("[^"\n]*"|\.\.\.)'
+        pattern = rf'^({re.escape(start)}\.from_pretrained\()("(?:[^"\\\n]|\\.)*"|\.\.\.)'
         text = re.sub(pattern, lambda match: match[1] + quoted, text, count=1, flags=re.MULTILINE)
     card = read_card(text)
     card.data["base_model"] = base
@@ -217,14 +219,19 @@ def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (
     return str(card)
 
 
+def _command(name: str) -> str:
+    """Return how an adapter is asked in a shell, up to the question."""
+    return f"rim-peft generate {one_line(shlex.quote(name))} "
+
+
 def _loading(name: str, usage: Usage) -> str:
     if usage.base is None:
-        return _OWN_BASE.format(adapter=json.dumps(name), mark=_MARK)
-    base = json.dumps(usage.base) if usage.base else "..."
+        return _OWN_BASE.format(adapter=json_text(name), mark=_MARK)
+    base = json_text(usage.base) if usage.base else "..."
     return _SEPARATE_BASE.format(
-        adapter=json.dumps(name),
+        adapter=json_text(name),
         mark=_MARK,
         base=base,
-        revision=f", revision={json.dumps(usage.revision)}" if usage.revision else "",
+        revision=f", revision={json_text(usage.revision)}" if usage.revision else "",
         tokenizer="adapter" if usage.has_tokenizer else base,
     )

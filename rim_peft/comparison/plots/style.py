@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rim_peft.comparison.pooled import Results
+from rim_peft.escaping import one_line
 from rim_peft.evaluation.accuracy import Score
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def errors(scores: Sequence[Score]) -> list[list[float]]:
 
 def plain(text: str, *, limit: int = 48) -> str:
     """Return a label as matplotlib shall write it: no formulas, no line breaks, not too long."""
-    text = " ".join(text.split())
+    text = one_line(text)
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return text.replace("$", r"\$")
 

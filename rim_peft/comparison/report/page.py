@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from rim_peft.comparison.plots.plot import Plot
 from rim_peft.comparison.report.assembly import build_report
 from rim_peft.comparison.report.content import Bullets, Code, Part, Report, Section, Table
+from rim_peft.escaping import page as escape
 
 _PAGE = """<!doctype html>
 <html lang="en">
