@@ -9,9 +9,12 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, check_adapter, shared_files
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, describe_blocks, hub_id, name_base, read_card, render_card
+from rim_peft.tuner.files import not_finite
 from rim_peft.tuner.registration import NAME
 from rim_peft.tuner.sharing import upload
 
@@ -50,6 +53,11 @@ def push(
     """
     folder = Path(folder)
     check_adapter(folder)
+    if (found := not_finite(load_file(folder / SAFETENSORS_WEIGHTS_NAME))) is not None:
+        raise ValueError(
+            f"{folder}: its weights must be finite to be shared, {found}: its training had diverged. Train it again "
+            "with a lower learning_rate."
+        )
     files: dict[str, Path | bytes] = dict(shared_files(folder))
     config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     if config["peft_type"] != NAME:

@@ -66,6 +66,19 @@ def damaged_weights(source: str, error: Exception) -> ValueError:
     return ValueError(f"{source}: must be a whole safetensors file, and is damaged or cut off ({error}). {_AGAIN}")
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return which tensor holds a number that is not finite, and the number; None if there is none.
+
+    >>> not_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("inf"), float("nan")])})
+    'b holds inf'
+    """
+    for name, tensor in tensors.items():
+        is_finite = tensor.isfinite()
+        if not is_finite.all():
+            return f"{name} holds {tensor[~is_finite][0].item()}"
+    return None
+
+
 def check_tensors(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
     """Check that a file's tensors are those of an adapter on its base, in name and shape.
 

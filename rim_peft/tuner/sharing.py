@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, complete_card, describe_blocks, name_adapter, render_card
 from rim_peft.tuner.config import active_config
-from rim_peft.tuner.files import check_weights, damaged_weights
+from rim_peft.tuner.files import check_weights, damaged_weights, not_finite
 
 _ADAPTER = "default"
 """Name of the adapter that papers belong to: PEFT saves it in the folder itself, others in folders below."""
@@ -78,7 +78,7 @@ def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, 
     """Save adapters, with the papers of the run that they come from unless they were trained on since.
 
     Raises:
-        ValueError: the weights would be written as a pickle.
+        ValueError: the weights would be written as a pickle, or are not finite.
     """
     call = inspect.signature(original).bind(model, *args, **kwargs)
     call.apply_defaults()
@@ -89,6 +89,16 @@ def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, 
             "code and is not read again. Leave it out."
         )
     selected = options["selected_adapters"]
+    if options["is_main_process"]:
+        for name in selected or model.peft_config:
+            tensors = get_peft_model_state_dict(
+                model, state_dict=options["kwargs"].get("state_dict"), adapter_name=name, save_embedding_layers=False
+            )
+            if (found := not_finite(tensors)) is not None:
+                raise ValueError(
+                    f"adapter {name!r}: its weights must be finite to be saved, {found}: its training had diverged. "
+                    "Train it again with a lower learning_rate."
+                )
     if options["is_main_process"] and (selected is None or _ADAPTER in selected):
         _copy_papers(model, Path(options["save_directory"]))
     original(model, *args, **kwargs)
