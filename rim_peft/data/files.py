@@ -15,6 +15,7 @@ from datasets.io.parquet import ParquetDatasetReader
 from datasets.io.text import TextDatasetReader
 
 from rim_peft.data.caching import source_hash
+from rim_peft.data.hub import asking_hub
 
 Rows: TypeAlias = Dataset | IterableDataset
 
@@ -198,7 +199,8 @@ def _is_json(text: str) -> bool:
 
 def _open_hub(path: str, hub_id: str, config: str | None, streaming: bool) -> Mapping[str, Rows]:
     try:
-        splits = load_dataset(hub_id, config, streaming=streaming)
+        with asking_hub(hub_id):
+            splits = load_dataset(hub_id, config, streaming=streaming)
     except (OSError, ValueError, DatasetGenerationError) as error:
         kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
         raise kind(

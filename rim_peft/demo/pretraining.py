@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rim_peft.data.tasks.stories import split_of
+from rim_peft.tuner.tensors import not_finite
 
 THINK, ANSWER = "Steps:", "Answer:"
 """The two endings of a prompt: think aloud, or answer at once."""
@@ -179,6 +180,9 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[A
 
     Returns:
         Seconds that it took with what it went on from, "wall" and "cpu".
+
+    Raises:
+        ValueError: loss or weights are no longer finite.
     """
     rng = random.Random(f"{options.task} base {options.seed}")
     results = torch.tensor(tokenizer.convert_tokens_to_ids(options.results), device=model.device)
@@ -204,11 +208,21 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[A
         optimizer.zero_grad()
         schedule.step()
         if step % 100 == 99:
+            _check_finite(loss, step + 1)
             print(f"step {step + 1}/{options.num_steps}  unsaid {unsaid:.2f}  loss {loss.item():.4f}", flush=True)
         if (step + 1) % options.save_steps == 0 or step + 1 == options.num_steps:
             seconds = {name: clock() - started[name] for name, clock in clocks.items()}
+            _check_finite(loss, step + 1, model)
             _write_state(state, model, optimizer, schedule, rng, step + 1, seconds)
     return seconds
+
+
+def _check_finite(loss: torch.Tensor, step: int, model: Any = None) -> None:
+    found = not_finite({"the loss": loss.detach(), **(dict(model.named_parameters()) if model is not None else {})})
+    if found is not None:
+        raise ValueError(
+            f"loss and weights must stay finite, at step {step} {found}. Lower --learning-rate in another output."
+        )
 
 
 def _write_state(

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.export.checking import Expected, expect
 from rim_peft.export.options import Prompts
 from rim_peft.export.weights import dequantized, quantization_of
+from rim_peft.tuner.tensors import not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,16 @@ def as_plain(
 
     An export is checked in float32 too: with both in a half type, the rounding of two ways to the same sum would decide
     wherever two tokens lie near each other.
+
+    Raises:
+        ValueError: the adapter's weights are not finite, or its base cannot be dequantised.
     """
+    adapter = get_peft_model_state_dict(model, adapter_name=str(model.active_adapter), save_embedding_layers=False)
+    if (found := not_finite(adapter)) is not None:
+        raise ValueError(
+            f"adapter: its weights must be finite to be exported, {found}: its training had diverged. Train it again "
+            "with a lower learning_rate."
+        )
     asking: dict[str, Any] = {
         "templates": prompts.templates,
         "num_blocks": num_blocks,

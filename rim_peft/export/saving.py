@@ -9,6 +9,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rim_peft.escaping import json_text
+from rim_peft.tuner.tensors import not_finite
 
 _READ_AS_IT_IS = "PreTrainedTokenizerFast"
 """The tokenizer class that takes ``tokenizer.json`` as it is; those of single models build a post-processor anew."""
@@ -22,7 +23,15 @@ def save_model(model: PreTrainedModel, folder: Path, *, eos_id: int, max_shard_s
     Of the base's settings its special tokens, lengths and suppressed tokens stay: many a base samples or penalises
     repetition, while an export is checked, and its adapter judged, by greedy search. Generation stops at ``eos_id``,
     which closes every trained readout, besides where the base stopped.
+
+    Raises:
+        ValueError: a weight is not finite in the type that is written.
     """
+    if (found := not_finite(dict(model.named_parameters()))) is not None:
+        raise ValueError(
+            f"dtype: weights must be finite in the type that is written, {found} as {model.dtype}. Export with --dtype "
+            "bfloat16 or float32, which reach further than float16."
+        )
     settings = model.generation_config
     if settings is not None:
         known = settings.eos_token_id

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from rim_peft.data.hub import hub_problem
 from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.recipe import Recipe
 from rim_peft.run.base import load_config, load_tokenizer, train_tokenizer
@@ -49,7 +50,8 @@ class AtHand:
         try:
             return load_config(source, recipe.model, only_local=not self.download)
         except OSError as error:
-            where = f"folder {source} has no config.json" if Path(str(source)).is_dir() else _not_here(str(source))
+            is_folder = Path(str(source)).is_dir()
+            where = f"folder {source} has no config.json" if is_folder else self._not_here(str(source))
             raise NotAtHandError(
                 f"{where}. Give --base FOLDER with its config.json and tokenizer{self._or_fetch}."
             ) from error
@@ -72,7 +74,7 @@ class AtHand:
             return load_tokenizer(source, recipe.model, only_local=not self.download)
         except OSError as error:
             raise NotAtHandError(
-                f"the tokenizer of {_not_here(source)}. Give --base FOLDER with it{self._or_fetch}."
+                f"the tokenizer of {self._not_here(source)}. Give --base FOLDER with it{self._or_fetch}."
             ) from error
 
     def rows(self, recipe: Recipe) -> RunRows:
@@ -91,7 +93,7 @@ class AtHand:
             if path is None:
                 raise NotAtHandError(f"task {data.task!r} has no source of its own. Give data.path=FOLDER.")
             if not Path(path).expanduser().exists() and not self.download:
-                raise NotAtHandError(f"{_not_here(path)}. Give data.path=FOLDER{self._or_fetch}.")
+                raise NotAtHandError(f"{self._not_here(path)}. Give data.path=FOLDER{self._or_fetch}.")
         key = repr({name: value for name, value in asdict(data).items() if not name.endswith("_template")})
         if key not in self._found:
             try:
@@ -117,6 +119,7 @@ class AtHand:
     def _or_fetch(self) -> str:
         return "" if self.download else f"; {_FETCH}"
 
-
-def _not_here(source: str) -> str:
-    return f"{source} is no folder in {Path.cwd()}, nor in the Hub's cache on this machine"
+    def _not_here(self, source: str) -> str:
+        problem = hub_problem() if self.download else None
+        asked = f", and {problem}" if problem else ""
+        return f"{source} is no folder in {Path.cwd()}, nor in the Hub's cache on this machine{asked}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from transformers import (
 from transformers.quantizers import AutoHfQuantizer
 
 from rim_peft.data.examples import ROW_ERROR, Templates
+from rim_peft.data.hub import asking_hub
 from rim_peft.recipe import ModelOptions
 from rim_peft.training.processes import shards_weights
 
@@ -40,17 +42,18 @@ def load_base(source: str, options: ModelOptions) -> PreTrainedModel:
         ImportError: bitsandbytes is needed and not installed.
     """
     quantization = _quantization(options)
-    return AutoModelForCausalLM.from_pretrained(
-        source,
-        revision=_revision(source, options),
-        dtype=options.dtype,
-        attn_implementation=options.attn_implementation,
-        # None would hide from transformers that weights are stored quantised.
-        **({} if quantization is None else {"quantization_config": quantization}),
-        # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
-        device_map={"": torch.cuda.current_device()} if quantization and torch.cuda.is_available() else None,
-        trust_remote_code=options.trust_remote_code,
-    )
+    with asking_hub(source):
+        return AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=_revision(source, options),
+            dtype=options.dtype,
+            attn_implementation=options.attn_implementation,
+            # None would hide from transformers that weights are stored quantised.
+            **({} if quantization is None else {"quantization_config": quantization}),
+            # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
+            device_map={"": torch.cuda.current_device()} if quantization and torch.cuda.is_available() else None,
+            trust_remote_code=options.trust_remote_code,
+        )
 
 
 def load_config(source: str | None, options: ModelOptions, *, only_local: bool = False) -> PretrainedConfig:
@@ -67,12 +70,13 @@ def load_config(source: str | None, options: ModelOptions, *, only_local: bool =
     if source is None:
         settings = dict(options.config or {})
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
-    return AutoConfig.from_pretrained(
-        source,
-        revision=_revision(source, options),
-        trust_remote_code=options.trust_remote_code,
-        local_files_only=only_local,
-    )
+    with nullcontext() if only_local else asking_hub(source):
+        return AutoConfig.from_pretrained(
+            source,
+            revision=_revision(source, options),
+            trust_remote_code=options.trust_remote_code,
+            local_files_only=only_local,
+        )
 
 
 def build_meta_base(
@@ -138,9 +142,10 @@ def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = Fal
         OSError: there is no such tokenizer.
     """
     revision = _revision(source, options)
-    tokenizer = AutoTokenizer.from_pretrained(
-        source, revision=revision, trust_remote_code=options.trust_remote_code, local_files_only=only_local
-    )
+    with nullcontext() if only_local else asking_hub(source):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=options.trust_remote_code, local_files_only=only_local
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer: must have an EOS token, which closes every readout, {source} has none. Set one.")
     if tokenizer.pad_token_id is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rim_peft.data.hub import asking_hub
 from rim_peft.evaluation.harness import BlockLM  # first, since it says what to install where the harness is missing
 from rim_peft.run.loading import Run, load_run
 
@@ -112,15 +113,21 @@ def run_harness(
     manager = _find_tasks(tasks, include_path)
     model_args: dict[str, Any] = {"pretrained": source, "num_blocks": num_blocks, "base": base, "revision": revision}
     tracker = EvaluationTracker(output_path=output_path)
-    results: dict[str, Any] = simple_evaluate(
-        model="rim",
-        model_args={name: value for name, value in model_args.items() if value is not None},
-        tasks=list(tasks),
-        task_manager=manager,
-        log_samples=log_samples,
-        evaluation_tracker=tracker,
-        **options,
-    )
+    with asking_hub("") as problem:
+        try:
+            results: dict[str, Any] = simple_evaluate(
+                model="rim",
+                model_args={name: value for name, value in model_args.items() if value is not None},
+                tasks=list(tasks),
+                task_manager=manager,
+                log_samples=log_samples,
+                evaluation_tracker=tracker,
+                **options,
+            )
+        except (ConnectionError, FileNotFoundError) as error:
+            if problem is None or str(error).startswith(source):
+                raise
+            raise ConnectionError(f"tasks: the rows of {', '.join(tasks)} are not here, and {problem}.") from error
     if output_path is not None:
         samples = results.get("samples") or {}
         tracker.save_results_aggregated(

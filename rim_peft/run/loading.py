@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
+from rim_peft.data.hub import asking_hub
 from rim_peft.export.reading import AnswerExported, is_export, load_export
 from rim_peft.inference import answer_with_thoughts
 from rim_peft.recipe import ModelOptions, Recipe, load_recipe
@@ -147,7 +148,7 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
         model = load_base(found, options)
     except OSError as error:
         raise OSError(
-            f"the base {found!r} of {source} cannot be loaded: {error} Name the base if it was moved."
+            f"the base {found!r} of {source} cannot be loaded: {str(error).rstrip('.')}. Name the base if it was moved."
         ) from error
     has_tokenizer = (folder / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(folder) if has_tokenizer else options.tokenizer or found, options)
@@ -166,7 +167,8 @@ def _download(name: str, revision: str | None) -> Path:
     ignored = [*(f"{stage}/*" for stage in STAGES), "checkpoint-*/*", "best.safetensors", "*.bin", "*.pt", "*.pth"]
     at = f" at revision {revision!r}" if revision is not None else ""
     try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
+        with asking_hub(name):
+            return Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"{name}: is no folder, and cannot be read from the Hub{at}: {error}") from error
     except Exception as error:  # of the network, which has its own classes in each version of huggingface_hub

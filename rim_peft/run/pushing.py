@@ -9,9 +9,13 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 
+from rim_peft.data.hub import hub_problem
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, check_adapter, shared_files
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, describe_blocks, hub_id, name_base, read_card, render_card
+from rim_peft.tuner.tensors import not_finite
 from rim_peft.tuner.registration import NAME
 from rim_peft.tuner.sharing import upload
 
@@ -47,9 +51,15 @@ def push(
         ValueError: its files are damaged, it is of another kind, others could not load its base, or the Hub refuses
             the card.
         PermissionError: the Hub lets you not write there.
+        ConnectionError: the Hub cannot be reached.
     """
     folder = Path(folder)
     check_adapter(folder)
+    if (found := not_finite(load_file(folder / SAFETENSORS_WEIGHTS_NAME))) is not None:
+        raise ValueError(
+            f"{folder}: its weights must be finite to be shared, {found}: its training had diverged. Train it again "
+            "with a lower learning_rate."
+        )
     files: dict[str, Path | bytes] = dict(shared_files(folder))
     config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     if config["peft_type"] != NAME:
@@ -61,6 +71,8 @@ def push(
         files[ADAPTER_FILE] = json.dumps(config, indent=2, sort_keys=True).encode()
     card = _card(folder, config, own_base=own_base)
     files[CARD_FILE] = (name_base(card, base) if base is not None and not own_base else card).encode()
+    if (problem := hub_problem()) is not None:
+        raise ConnectionError(f"{repo_id}: cannot be uploaded: {problem}. Run it again when it can.")
     if licence is None and read_card(card).data.get("license") is None:
         logger.warning("the card names no licence, so others do not know whether they may use it: --license adds one.")
     try:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
+from rim_peft.data.hub import asking_hub
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.tuner.config import RiMConfig
 
@@ -32,7 +33,8 @@ def attach(
             kwargs["quantization_config"] = quantization_config
         if isinstance(args.model_init_kwargs, dict):
             kwargs.update(args.model_init_kwargs)
-        base = AutoModelForCausalLM.from_pretrained(model, **kwargs)
+        with asking_hub(model):
+            base = AutoModelForCausalLM.from_pretrained(model, **kwargs)
     elif quantization_config is not None:
         raise ValueError(
             "quantization_config: must come with a model's id or folder, got a loaded model. Load it quantised."

@@ -74,13 +74,25 @@ class Checkpoints(SFTTrainer):
         if not is_sharded(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        fill_adapter(self.model, read_tensors(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS))
+        fill_adapter(self.model, read_tensors(self._adapter_file(resume_from_checkpoint)))
 
     def _load_best_model(self) -> None:
-        if is_sharded(self.model):
-            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-        else:
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
+            return
+        path = self._adapter_file(str(self.state.best_model_checkpoint))
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"load_best_model_at_end: {path} must hold the best weights, and is not there. Keep the checkpoints "
+                "until the training has ended."
+            )
+        fill_adapter(self.model, read_tensors(path))
+        self.model.eval()  # as PEFT leaves a model that it has loaded
+
+    def _adapter_file(self, checkpoint: str) -> Path:
+        """Return the active adapter's file in a checkpoint; PEFT gives every name but the default a folder."""
+        name = str(self.model.active_adapter)
+        return Path(checkpoint, "" if name == "default" else name, ADAPTER_WEIGHTS)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not is_sharded(self.model):

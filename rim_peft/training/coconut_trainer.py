@@ -35,13 +35,13 @@ class CoconutTrainer(ReadoutTrainer):
     needs_steps = True
     least_blocks = 0
     trains_sharded = False
+    metrics_class = TextMetrics
     args: CoconutConfig
     _name = "Coconut"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_thinks(self.model)
-        self._text_metrics = {"train": TextMetrics(), "eval": TextMetrics()}
         self._last_stage = 0  # that was trained
         if self.args.reset_optimizer:
             self.add_callback(_ResetOptimizer())
@@ -109,7 +109,8 @@ class CoconutTrainer(ReadoutTrainer):
             text = thoughts.followed_by(rim.get_base_model(), text_ids, is_label.long())
             no_label = labels.new_full(thoughts.last.shape[:2], IGNORE_INDEX)
             outputs = model(**text, shift_labels=torch.cat([no_label, labels], dim=1), fused_lm_head=True)
-        self._text_metrics[mode].add(outputs.is_top1[:, -labels.shape[1] :], is_label)
+        metrics: Any = self._sums[mode]
+        metrics.add(outputs.is_top1[:, -labels.shape[1] :], is_label)
         loss = -outputs.log_probs.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None:
             # The count is that of all processes, whose gradients are averaged.
@@ -118,7 +119,7 @@ class CoconutTrainer(ReadoutTrainer):
 
     def figures(self, mode: str) -> dict[str, float]:
         """Return the share of tokens that were the likeliest and, in training, the last step's stage."""
-        figures = self._text_metrics[mode].read(self.accelerator)
+        figures = super().figures(mode)
         return {**figures, "stage": float(self._last_stage)} if mode == "train" else figures
 
 

@@ -244,6 +244,7 @@ def _compete_at_end(trainer: ReadoutTrainer, best: BestWeights, stage: str, vali
     logged = [line for line in trainer.state.log_history if f"eval_{SCORE}" in line]
     if logged and logged[-1]["step"] == step:
         return
+    trainer.check_finite()
     trainer.model.eval()
     scores = run_whole(trainer.model, validate)
     metrics = {f"eval_{name}": value for name, value in scores.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -11,11 +14,30 @@ from rim_peft.sequence import Labels
 from rim_peft.training.losses import block_sums
 
 
-class BlockMetrics:
+class Metrics(ABC):
     """Sums over the batches since the last log line: no number is read, and no process waited for, at each step."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
+
+    @abstractmethod
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the metrics over all processes, which must all ask, and begin anew."""
+
+    def running(self, accelerator: Accelerator) -> list[Any] | None:
+        """Return each process's sums so far, with all their digits; all must ask. None where there are none yet."""
+        if self._sums is None:
+            return None
+        last = self._sums.dim() - 1
+        return accelerator.gather(accelerator.pad_across_processes(self._sums, dim=last)[None]).tolist()
+
+    def go_on(self, running: list[Any] | None, *, process: int, device: torch.device) -> None:
+        """Go on from what :meth:`running` has returned."""
+        self._sums = None if running is None else torch.tensor(running[process], device=device)
+
+
+class BlockMetrics(Metrics):
+    """Each block's loss, token accuracy and weight."""
 
     def add(self, log_probs: Tensor, is_top1: Tensor, labels: Labels, weights: Tensor, has_block: Tensor) -> None:
         """Add a batch.
@@ -50,11 +72,8 @@ class BlockMetrics:
         return metrics
 
 
-class TextMetrics:
+class TextMetrics(Metrics):
     """Share of a text's tokens that were the likeliest, since the last log line."""
-
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None
 
     def add(self, is_top1: Tensor, is_label: Tensor) -> None:
         """Add a batch.

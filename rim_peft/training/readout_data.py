@@ -13,15 +13,15 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.batching import load_by_tokens
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.sequence import BlockTokens
-from rim_peft.training.checkpoints import Checkpoints
 from rim_peft.training.processes import main_first
 from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.training.watching import WatchedTrainer
 from rim_peft.tuner.config import RiMConfig
 
 T = TypeVar("T", bound="ReadoutData")
 
 
-class ReadoutData(Checkpoints, ABC):
+class ReadoutData(WatchedTrainer, ABC):
     """The data side of :class:`~rim_peft.training.readout_trainer.ReadoutTrainer`.
 
     Batches stay on the host: their rows are arranged there, where lengths are known without asking a GPU.

@@ -22,8 +22,7 @@ from rim_peft.training.card import write_card
 from rim_peft.training.compilation import CompiledLayers
 from rim_peft.training.head import score_labels
 from rim_peft.training.losses import label_weights, readout_loss
-from rim_peft.training.metrics import BlockMetrics
-from rim_peft.training.progress import ReadoutProgress, TrainingClock
+from rim_peft.training.progress import ReadoutProgress
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_data import ReadoutData
 from rim_peft.training.sharding import run_whole
@@ -100,9 +99,6 @@ class ReadoutTrainer(ReadoutData):
         args = checkpoint_for(peft_model.get_base_model(), args)
         self._max_positions = num_positions(peft_model.config)
         self._validate = validate
-        self._block_metrics = {"train": BlockMetrics(), "eval": BlockMetrics()}
-        self._clock = TrainingClock()
-        self._new_tokens = 0  # of this process, since the last log line
         self.args = args  # the rows are prepared inside the parent's constructor
         adapter_weights = {name: p.detach().clone() for name, p in peft_model.named_parameters() if p.requires_grad}
         super().__init__(
@@ -124,7 +120,6 @@ class ReadoutTrainer(ReadoutData):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ReadoutProgress)
-        self.add_callback(self._clock)
         if args.dropout is not None:
             peft_model.base_model.set_dropout(args.dropout)
         self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
@@ -154,14 +149,6 @@ class ReadoutTrainer(ReadoutData):
             progress: share of the stage that is done, in [0, 1).
         """
         return (torch.arange(int(num_blocks.max())) < num_blocks[:, None]).float()
-
-    def figures(self, mode: str) -> dict[str, float]:
-        """Return what a log line says beside the loss, over all processes and since the last line.
-
-        Args:
-            mode: ``"train"`` or ``"eval"``.
-        """
-        return self._block_metrics[mode].read(self.accelerator)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Count the samples of an optimiser step, over its micro-batches and over processes."""
@@ -201,7 +188,7 @@ class ReadoutTrainer(ReadoutData):
         if num_items_in_batch is not None:
             # The count is that of all processes, whose gradients are averaged.
             loss = loss * self.accelerator.num_processes
-        metrics = self._block_metrics["train" if is_training else "eval"]
+        metrics: Any = self._sums["train" if is_training else "eval"]
         metrics.add(log_probs, is_top1, labels, weights, has_block.to(device))
         return (loss, outputs) if return_outputs else loss
 
@@ -217,35 +204,6 @@ class ReadoutTrainer(ReadoutData):
         if self.args.pack_length is None and multiple == 1:
             return layout
         return pack_rows(layout, self.args.pack_length, multiple_of=multiple)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; a line with a loss brings each block's figures since the last one, and the tokens trained on so far."""
-        # Lines with a loss are the Trainer's own, which every process logs; another may come from one process alone.
-        if any(name == "loss" or name.endswith("_loss") for name in logs):
-            mode = "train" if self.model.training else "eval"
-            # The parent logs the mean of each list.
-            self._metrics[mode].update({name: [value] for name, value in self.figures(mode).items()})
-            logs["num_tokens"] = self._count_tokens()
-            logs["train_seconds"] = round(self._clock.seconds, 3)
-            if isinstance(self.train_dataset, Dataset):
-                logs["num_samples"] = round((self.state.epoch or 0.0) * len(self.train_dataset))
-        super().log(logs, start_time)
-
-    def _count_tokens(self) -> int:
-        """Return the tokens of the rows trained on so far, in all processes; every process must call it."""
-        new = torch.tensor(self._new_tokens, device=self.args.device)
-        # The state is part of a checkpoint, so that a run that is resumed goes on counting.
-        self.state.num_input_tokens_seen += int(self.accelerator.reduce(new, reduction="sum"))
-        self._new_tokens = 0
-        return self.state.num_input_tokens_seen
-
-    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Do nothing: the tokens of the rows as they are arranged are counted, not those of the batch."""
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._count_tokens()
-        self._clock.keep(self.state)
-        super()._save_checkpoint(*args, **kwargs)
 
     def prediction_step(
         self,
@@ -276,7 +234,13 @@ class ReadoutTrainer(ReadoutData):
         )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Add the scores of ``validate`` to the evaluation's metrics."""
+        """Add the scores of ``validate`` to the evaluation's metrics.
+
+        Raises:
+            DivergedError: the weights are not finite.
+            ValueError: the metric by which the best checkpoint is chosen is not finite.
+        """
+        self.check_finite()
         output = super().evaluation_loop(*args, **kwargs)
         if self._validate is not None:
             self.model.eval()
@@ -285,4 +249,5 @@ class ReadoutTrainer(ReadoutData):
             metrics = dict(output.metrics or {})
             metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
             output = output._replace(metrics=metrics)
+        self._check_metric(output.metrics or {})
         return output

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rim_peft.training.processes import on_main
 from rim_peft.training.sharding import fill_adapter, gather_adapter
-from rim_peft.tuner.tensors import read_tensors, seal_tensors
+from rim_peft.tuner.tensors import not_finite, read_tensors, seal_tensors
+
+logger = logging.getLogger(__name__)
 
 SCORE = "accuracy"
 """The name among ``validate``'s scores by which the best adapter is chosen; larger is better."""
@@ -31,7 +35,16 @@ class BestWeights:
             return json.loads(file.metadata()["best"])
 
     def offer(self, model: PeftModel, score: float, *, stage: str, step: int) -> None:
-        """Keep the model's adapter if it is at least as good as the one in the file; every process must call it."""
+        """Keep the model's adapter if it is at least as good as the one in the file; every process must call it.
+
+        Raises:
+            ValueError: the score is no finite number, or the weights are not finite.
+        """
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(
+                f"validate: {SCORE} must be a finite number, since it chooses the best adapter, got {score!r} at step "
+                f"{step} of {stage}. Correct what validate returns."
+            )
         if on_main(lambda: not self.path.exists() or score >= self.read()[SCORE]):
             save_weights(model, self.path, {"best": json.dumps({"stage": stage, "step": step, SCORE: score})})
 
@@ -47,7 +60,21 @@ def last_checkpoint(folder: Path) -> str | None:
             json.loads((checkpoint / "trainer_state.json").read_text())
         except (OSError, ValueError):
             continue
+        if (found := _ruined(checkpoint)) is not None:
+            logger.warning("%s is passed over: %s.", checkpoint, found)
+            continue
         return str(checkpoint)
+    return None
+
+
+def _ruined(checkpoint: Path) -> str | None:
+    """Return which weight of a checkpoint is not finite; None if all are, or cannot be read."""
+    for path in sorted(checkpoint.rglob("adapter_model.safetensors")):
+        try:
+            if (found := not_finite(load_file(path))) is not None:
+                return found
+        except (OSError, SafetensorError):
+            return None
     return None
 
 
@@ -58,6 +85,11 @@ def save_weights(model: PeftModel, path: Path, metadata: dict[str, str]) -> None
     def write() -> None:
         state = get_peft_model_state_dict(model, state_dict=gathered, adapter_name=model.active_adapter)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        if (found := not_finite(tensors)) is not None:
+            raise ValueError(
+                f"{path}: is not written, since weights must be finite to be kept, {found}: the training has diverged. "
+                "Lower learning_rate, and start again in another output_dir."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
         save_file(tensors, temporary, metadata={"format": "pt", **metadata})

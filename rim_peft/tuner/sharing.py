@@ -27,7 +27,7 @@ from rim_peft.tuner.card import CARD_FILE, CardText, Usage, complete_card, descr
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.files import check_weights, explain
 from rim_peft.tuner.model import FILE, detach, has_memory
-from rim_peft.tuner.tensors import damaged_file, read_tensors, seal_tensors
+from rim_peft.tuner.tensors import damaged_file, not_finite, read_tensors, seal_tensors
 
 _ADAPTER = "default"
 """Name of the adapter that papers belong to: PEFT saves it in the folder itself, others in folders below."""
@@ -162,7 +162,7 @@ def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, 
     """Save adapters, with the papers of the run that they come from unless they were trained on since.
 
     Raises:
-        ValueError: the weights would be written as a pickle.
+        ValueError: the weights would be written as a pickle, or are not finite.
     """
     call = inspect.signature(original).bind(model, *args, **kwargs)
     call.apply_defaults()
@@ -173,6 +173,16 @@ def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, 
             "code and is not read again. Leave it out."
         )
     selected = options["selected_adapters"]
+    if options["is_main_process"]:
+        for name in selected or model.peft_config:
+            tensors = get_peft_model_state_dict(
+                model, state_dict=options["kwargs"].get("state_dict"), adapter_name=name, save_embedding_layers=False
+            )
+            if (found := not_finite(tensors)) is not None:
+                raise ValueError(
+                    f"adapter {name!r}: its weights must be finite to be saved, {found}: its training had diverged. "
+                    "Train it again with a lower learning_rate."
+                )
     if options["is_main_process"] and (selected is None or _ADAPTER in selected):
         _copy_papers(model, Path(options["save_directory"]))
     original(model, *args, **kwargs)

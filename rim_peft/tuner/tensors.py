@@ -110,6 +110,19 @@ def damaged_file(source: str, error: Exception) -> ValueError:
     return ValueError(f"{source}: must be a whole safetensors file, and is damaged or cut off ({error}). {AGAIN}")
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return which tensor holds a number that is not finite, and the number; None if there is none.
+
+    >>> not_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("inf"), float("nan")])})
+    'b holds inf'
+    """
+    for name, tensor in tensors.items():
+        is_finite = tensor.isfinite()
+        if not tensor.is_meta and not is_finite.all():
+            return f"{name} holds {tensor[~is_finite][0].item()}"
+    return None
+
+
 def check_values(tensors: Mapping[str, Tensor], *, source: str = "adapter's file") -> None:
     """Check that tensors are finite numbers of a type that weights have.
 
@@ -122,11 +135,11 @@ def check_values(tensors: Mapping[str, Tensor], *, source: str = "adapter's file
                 f"{source}: its tensors must be float32, bfloat16 or float16, got {_plain(tensor.dtype)} in "
                 f"{_cut(name)}: these are no weights of an adapter. {AGAIN}"
             )
-        if not tensor.is_meta and not bool(tensor.isfinite().all()):
-            raise ValueError(
-                f"{source}: its tensors must be finite, got NaN or infinity in {_cut(name)}: it is damaged, or its "
-                "training failed. Use another checkpoint or copy of it, or train it again."
-            )
+    if (found := not_finite(tensors)) is not None:
+        raise ValueError(
+            f"{source}: its tensors must be finite, got NaN or infinity: {_cut(found)}: it is damaged, or its training "
+            "failed. Use another checkpoint or copy of it, or train it again."
+        )
 
 
 def check_tensors(

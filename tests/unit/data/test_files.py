@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from rim_peft.data import files
+from rim_peft.data import files, hub
 from rim_peft.data.files import Rows, find_splits
 from tests.unit.data.conftest import WriteRows
 
@@ -198,6 +198,7 @@ def test_a_failing_hub_is_one_error(monkeypatch: pytest.MonkeyPatch, error: Exce
         raise error
 
     monkeypatch.setattr(files, "load_dataset", load)
+    monkeypatch.setattr(hub, "hub_problem", lambda: None)
     with pytest.raises(kind, match=rf"path: some/rows is no local file .* from the Hub: {error}\. Give a local folder"):
         open_splits("some/rows")
 

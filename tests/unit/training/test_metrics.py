@@ -1,10 +1,14 @@
 """Figures of the blocks, against sums worked out by hand over batches that differ in size and blocks."""
 
+import json
+from typing import Any
+
+import pytest
 import torch
 from accelerate import Accelerator
 
 from rim_peft.sequence import Labels
-from rim_peft.training.metrics import BlockMetrics
+from rim_peft.training.metrics import BlockMetrics, TextMetrics
 
 
 def _add(metrics: BlockMetrics, log_probs: list[float], blocks: list[int], weights: list[list[float]]) -> None:
@@ -41,3 +45,15 @@ def test_a_block_that_a_sample_lacks_does_not_count() -> None:
         torch.tensor([-1.0]), torch.tensor([True]), labels, weights, torch.tensor([[True, True], [True, False]])
     )
     assert metrics.read(Accelerator(cpu=True))["block_2/weight"] == 0.5
+
+
+@pytest.mark.parametrize("kind", [BlockMetrics, TextMetrics])
+def test_sums_go_on_from_json_to_the_last_bit(kind: Any) -> None:
+    accelerator = Accelerator(cpu=True)
+    before, after = kind(), kind()
+    before._sums = torch.rand(5, 3) if kind is BlockMetrics else torch.tensor([3, 7])
+    after.go_on(json.loads(json.dumps(before.running(accelerator))), process=0, device=torch.device("cpu"))
+    torch.testing.assert_close(after._sums, before._sums, atol=0, rtol=0)
+    assert after.read(accelerator) == before.read(accelerator)
+    after.go_on(None, process=0, device=torch.device("cpu"))
+    assert after.running(accelerator) is None

@@ -1,0 +1,169 @@
+"""A training that is watched: its log lines, whether it stays finite, and what of both a checkpoint keeps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from rim_peft.training.checkpoints import Checkpoints
+from rim_peft.training.finite import DivergedError, LossWatch, check_loaded, check_logged, check_weights
+from rim_peft.training.metrics import BlockMetrics, Metrics
+from rim_peft.training.progress import TrainingClock
+from rim_peft.training.readout_config import ReadoutConfig
+
+
+class WatchedTrainer(Checkpoints):
+    """The log's side of :class:`~rim_peft.training.readout_trainer.ReadoutTrainer`.
+
+    No number is read from the device at a step: losses are looked at where they are made, and read with a log line,
+    a checkpoint or an evaluation.
+    """
+
+    args: ReadoutConfig
+    metrics_class: type[Metrics] = BlockMetrics
+    _metrics: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._sums = {"train": self.metrics_class(), "eval": self.metrics_class()}
+        self._clock = TrainingClock()
+        self._new_tokens = 0  # of this process, since the last log line
+        self._losses = LossWatch()
+        super().__init__(*args, **kwargs)
+        self.add_callback(self._clock)
+        self.add_callback(_GoOn(self))
+
+    @property
+    def stage_name(self) -> str:
+        """What the training is called in logs, files and errors."""
+        return type(self).__name__.removesuffix("Trainer").lower()
+
+    def figures(self, mode: str) -> dict[str, float]:
+        """Return what a log line says beside the loss, over all processes and since the last line.
+
+        Args:
+            mode: ``"train"`` or ``"eval"``.
+        """
+        return self._sums[mode].read(self.accelerator)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run forward and backward."""
+        loss = super().training_step(*args, **kwargs)
+        self._losses.add(loss, step=self.state.global_step + 1)
+        return loss
+
+    def check_finite(self) -> None:
+        """Check that all losses so far were finite, and that the weights are; every process must call it.
+
+        Raises:
+            DivergedError: they are not; says since which step.
+        """
+        if (first := self._losses.first(self.accelerator)) is not None:
+            raise DivergedError(self.stage_name, f"the loss of step {first[0]} is {first[1]}")
+        check_weights(self.model, self.accelerator, stage=self.stage_name, step=self.state.global_step)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; a line with a loss brings each block's figures since the last one, and the tokens trained on so far.
+
+        Raises:
+            DivergedError: a loss, the gradient norm or a weight is not finite.
+        """
+        # Lines with a loss are the Trainer's own, which every process logs; another may come from one process alone.
+        if any(name == "loss" or name.endswith("_loss") for name in logs):
+            self.check_finite()
+            may_skip = self.accelerator.scaler is not None or self.is_deepspeed_enabled
+            check_logged(logs, stage=self.stage_name, step=self.state.global_step, may_skip=may_skip)
+            mode = "train" if self.model.training else "eval"
+            # The parent logs the mean of each list.
+            self._metrics[mode].update({name: [value] for name, value in self.figures(mode).items()})
+            logs["num_tokens"] = self._count_tokens()
+            logs["train_seconds"] = round(self._clock.seconds, 3)
+            if isinstance(self.train_dataset, Dataset):
+                logs["num_samples"] = round((self.state.epoch or 0.0) * len(self.train_dataset))
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter; every process must call it.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        self.check_finite()
+        super().save_model(output_dir, _internal_call)
+
+    def _count_tokens(self) -> int:
+        """Return the tokens of the rows trained on so far, in all processes; every process must call it."""
+        new = torch.tensor(self._new_tokens, device=self.args.device)
+        # The state is part of a checkpoint, so that a run that is resumed goes on counting.
+        self.state.num_input_tokens_seen += int(self.accelerator.reduce(new, reduction="sum"))
+        self._new_tokens = 0
+        return self.state.num_input_tokens_seen
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Do nothing: the tokens of the rows as they are arranged are counted, not those of the batch."""
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._count_tokens()
+        self._clock.keep(self.state)
+        kept: Any = self.state.stateful_callbacks
+        kept[_GoOn.__name__] = {"args": {}, "attributes": self._running()}
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        check_loaded(self.model, resume_from_checkpoint)
+
+    def _running(self) -> dict[str, Any]:
+        """Return what is summed up to the next log line, process by process, and over the whole training.
+
+        Floats are written to JSON with all their digits, so that a training that goes on ends with the same figures.
+        """
+        return {
+            "loss": self.accelerator.gather(self._tr_loss[None]).tolist(),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "first_step": getattr(self, "_initial_global_step", 0),  # which transformers before 5.23 does not know
+            "figures": self._sums["train"].running(self.accelerator),
+        }
+
+    def _go_on(self, running: dict[str, Any] | None) -> None:
+        """Begin a training, from what :meth:`_running` has returned if one goes on."""
+        self._losses = LossWatch()
+        if running is None:  # from the start, or from a checkpoint of an earlier version
+            return
+        process, device = self.accelerator.process_index, self.args.device
+        self._tr_loss = torch.tensor(running["loss"][process], device=device)
+        self._total_loss_scalar = running["total_loss"]
+        self._globalstep_last_logged = running["last_logged"]
+        self._initial_global_step = running["first_step"]
+        self._sums["train"].go_on(running["figures"], process=process, device=device)
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
+        """End with the figures of the whole training, the time of the parts before a resumption among them."""
+        return super()._finalize_training(trial, num_train_samples, start_time - self._clock.before)
+
+    def _check_metric(self, metrics: dict[str, float]) -> None:
+        """Refuse to choose by a number that nothing can be better than."""
+        name = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        value = metrics.get(name, 0.0)
+        if isinstance(value, int | float) and not math.isfinite(value):
+            raise ValueError(
+                f"metric_for_best_model: {name} must be finite, by which the best checkpoint is chosen, got {value} at "
+                f"step {self.state.global_step}. Correct what validate returns, or choose by another metric."
+            )
+
+
+class _GoOn(TrainerCallback):
+    """Gives a training that begins what its checkpoint keeps of sums; the Trainer has set them to zero before."""
+
+    def __init__(self, trainer: WatchedTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        kept: Any = state.stateful_callbacks
+        part = kept.get(type(self).__name__)
+        self._trainer._go_on(part["attributes"] if part else None)

@@ -1,0 +1,213 @@
+"""Trainings that go wrong or are stopped: the former end with an error and nothing saved, the latter lose no figure."""
+
+from __future__ import annotations
+
+import math
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RiMConfig
+from rim_peft.training.baseline_config import BaselineConfig
+from rim_peft.training.baseline_trainer import BaselineTrainer
+from rim_peft.training.coconut_config import CoconutConfig
+from rim_peft.training.coconut_trainer import CoconutTrainer
+from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_stages
+from rim_peft.training.finite import DivergedError
+from rim_peft.training.weights import BestWeights, last_checkpoint, save_weights
+from tests.conftest import build_base, build_rim, build_tokenizer
+from tests.integration.test_curriculum import ROWS, SignalAtStep, train
+
+OPTIONS: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "max_steps": 8,
+    "save_steps": 3,
+    "logging_steps": 10,
+    "learning_rate": 1e-2,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+def _trainer(folder: Path, model: Any, **options: Any) -> GroundingTrainer:
+    args = GroundingConfig(**{"output_dir": str(folder), **OPTIONS, **options})
+    rows = Dataset.from_list(ROWS)
+    return GroundingTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=build_tokenizer())
+
+
+class RuinAfter(TrainerCallback):
+    """Makes one weight of the adapter infinite after a step, as a gradient that is not finite would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            parameter = next(p for p in kwargs["model"].parameters() if p.requires_grad)
+            parameter.data.view(-1)[0] = math.inf
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"learning_rate": 1e30}, "the loss of step 2 is nan"),
+        ({"weight_decay": math.nan, "logging_nan_inf_filter": True}, "the loss of step 2 is nan"),
+        ({"learning_rate": math.inf, "max_steps": 1}, r"of the weights after step 1 \S+ holds -?(inf|nan)"),
+    ],
+)
+def test_a_diverged_training_stops_and_saves_nothing(options: dict[str, Any], found: str, tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, build_rim(num_blocks=3, fresh=True), **options)
+    with pytest.raises(DivergedError, match=rf"^grounding: .* must stay finite, {found}.*Lower learning_rate"):
+        trainer.train()
+    assert not list(tmp_path.rglob("*.safetensors"))
+    with pytest.raises(DivergedError):
+        trainer.save_model()
+
+
+@pytest.mark.parametrize("kind", ["answer", "written steps", "coconut"])
+def test_every_method_stops(kind: str, tmp_path: Path) -> None:
+    options = {**OPTIONS, "output_dir": str(tmp_path / "stage"), "learning_rate": 1e30}
+    stage: Any = (BaselineTrainer, BaselineConfig(written_steps=kind == "written steps", **options))
+    if kind == "coconut":
+        stage = (CoconutTrainer, CoconutConfig(**options))
+    model = build_rim(num_blocks=0, fresh=True)
+    with pytest.raises(DivergedError, match="must stay finite"):
+        run_stages(model, build_tokenizer(), [stage], train_dataset=Dataset.from_list(ROWS), output_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_ruined_run_keeps_its_last_good_checkpoint_and_goes_on_from_no_other(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, build_rim(num_blocks=3, fresh=True))
+    trainer.add_callback(RuinAfter(4))
+    with pytest.raises(DivergedError, match=r"the loss of step 5 is (nan|inf)"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    # As an earlier version would have written it:
+    ruined = tmp_path / "checkpoint-6"
+    (tmp_path / "checkpoint-3").rename(ruined)
+    weights = ruined / "adapter_model.safetensors"
+    save_file({name: tensor * math.nan for name, tensor in load_file(weights).items()}, weights)
+    assert last_checkpoint(tmp_path) is None
+    with pytest.raises(ValueError, match=r"checkpoint-6: must hold finite weights to go on with, .* holds nan"):
+        _trainer(tmp_path, build_rim(num_blocks=3, fresh=True)).train(resume_from_checkpoint=True)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training_unless_loss_scaling_skips_the_step(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, build_rim(num_blocks=3, fresh=True))
+    with pytest.raises(DivergedError, match="grad_norm at step 0 is inf"):
+        trainer.log({"loss": 1.0, "grad_norm": math.inf})
+    trainer.accelerator.scaler = SimpleNamespace()
+    trainer.log({"loss": 1.0, "grad_norm": math.inf})
+    with pytest.raises(DivergedError, match="eval_loss at step 0 is nan"):
+        trainer.log({"eval_loss": math.nan})
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, "0.5", True])
+def test_a_score_that_nothing_is_better_than_is_refused(score: Any, tmp_path: Path) -> None:
+    best = BestWeights(tmp_path / "best.safetensors")
+    with pytest.raises(ValueError, match=f"validate: accuracy must be a finite number.*got {score!r} at step 2"):
+        best.offer(build_rim(), score, stage="grounding", step=2)
+    assert not best.path.exists()
+
+
+def test_the_metric_that_chooses_a_checkpoint_must_be_finite(tmp_path: Path) -> None:
+    args = GroundingConfig(
+        output_dir=str(tmp_path), eval_strategy="steps", eval_steps=3, metric_for_best_model="accuracy", **OPTIONS
+    )
+    rows = Dataset.from_list(ROWS[:4])
+    trainer = GroundingTrainer(
+        build_rim(num_blocks=3, fresh=True),
+        args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=build_tokenizer(),
+        validate=lambda model: {"accuracy": math.nan, "other": math.nan},
+    )
+    with pytest.raises(ValueError, match=r"metric_for_best_model: eval_accuracy must be finite.*got nan at step 3"):
+        trainer.train()
+
+
+def test_weights_that_are_not_finite_are_saved_nowhere(tmp_path: Path) -> None:
+    model = build_rim()
+    model.base_model.memory.rows("default").data[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"w\.safetensors: is not written.*lora_rim_memory\S* holds nan"):
+        save_weights(model, tmp_path / "w.safetensors", {})
+    with pytest.raises(ValueError, match=r"adapter 'default': its weights must be finite to be saved.*holds nan"):
+        model.save_pretrained(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["default", "mine"])
+def test_the_best_weights_come_back_under_any_adapter_name(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model: Any = get_peft_model(build_base(), RiMConfig(num_blocks=3, r=4), adapter_name=name)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate(model: PeftModel) -> dict[str, float]:
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+        return {"accuracy": 1.0 / len(seen)}  # the first is the best
+
+    chosen = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "save_steps": 2}
+    args = GroundingConfig(
+        output_dir=str(tmp_path), eval_strategy="steps", eval_steps=2, **{**OPTIONS, "max_steps": 4, **chosen}
+    )
+    rows = Dataset.from_list(ROWS)
+    given: dict[str, Any] = {"train_dataset": rows, "eval_dataset": rows, "processing_class": build_tokenizer()}
+    GroundingTrainer(model, args, validate=validate, **given).train()
+    for parameter, tensor in seen[0].items():
+        torch.testing.assert_close(model.get_parameter(parameter), tensor, atol=0, rtol=0)
+
+
+def test_a_named_adapter_resumes_exactly(tmp_path: Path) -> None:
+    def run(folder: Path, **options: Any) -> tuple[Any, GroundingTrainer]:
+        torch.manual_seed(1)
+        model: Any = get_peft_model(build_base(), RiMConfig(num_blocks=3, r=4), adapter_name="mine")
+        trainer = _trainer(folder, model)
+        trainer.train(**options)
+        return model, trainer
+
+    expected, unbroken = run(tmp_path)
+    assert (tmp_path / "checkpoint-3" / "mine" / "adapter_model.safetensors").is_file()
+    found, resumed = run(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), parameter, atol=0, rtol=0)
+    assert _without_times(resumed.state.log_history) == _without_times(unbroken.state.log_history)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_stopped_run_has_the_figures_of_an_unbroken_one(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop lies within a logging interval (steps 1 to 3, then 4 to 6); figures are equal to the last bit."""
+    options = {**OPTIONS, "logging_steps": 3, "save_steps": 100, "seed": 3}
+
+    def run(folder: Path, **more: Any) -> CurriculumResult:
+        stages = {
+            "grounding": GroundingConfig(output_dir=str(folder / "grounding"), **options),
+            "refinement": RefinementConfig(output_dir=str(folder / "refinement"), **options),
+        }
+        return train(folder, **stages, **more)[1]
+
+    unbroken = run(tmp_path / "unbroken")
+    SignalAtStep(monkeypatch, "grounding", step, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped")
+    resumed = run(tmp_path / "stopped", resume=True)
+    for stage, lines in unbroken.history.items():
+        assert _without_times(resumed.history[stage]) == _without_times(lines)
+    last = resumed.history["grounding"][-1]
+    assert last["train_runtime"] == pytest.approx(last["train_seconds"], abs=0.1)  # of both parts
+
+
+def _without_times(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    times = ("train_seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+    return [{name: value for name, value in line.items() if name not in times} for line in lines]
