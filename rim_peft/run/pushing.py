@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from rim_peft.data.hub import hub_problem
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, check_adapter, shared_files
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, describe_blocks, hub_id, name_base, read_card, render_card
-from rim_peft.tuner.tensors import not_finite
 from rim_peft.tuner.registration import NAME
 from rim_peft.tuner.sharing import upload
+from rim_peft.tuner.tensors import not_finite
 
 logger = logging.getLogger(__name__)
 
