@@ -27,7 +27,7 @@ from rim_peft.evaluation.probe import import_sklearn
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.run import Run, train_or_load
 from rim_peft.run.loading import load_untrained
-from rim_peft.run.record import write_text
+from rim_peft.training.files import write_text
 from rim_peft.training.interruption import Interrupted
 
 logger = logging.getLogger(__name__)

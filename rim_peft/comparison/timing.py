@@ -16,7 +16,8 @@ from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.evaluation.latency import measure_latency
 from rim_peft.evaluation.ways import Way, by_generate, by_thoughts, count_behind
 from rim_peft.run import Run, load_run
-from rim_peft.run.record import describe_hardware, write_text
+from rim_peft.run.record import describe_hardware
+from rim_peft.training.files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ from transformers.quantizers import AutoHfQuantizer
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.data.hub import asking_hub
 from rim_peft.recipe import ModelOptions
+from rim_peft.training.files import write_manifest
 from rim_peft.training.processes import shards_weights
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
@@ -177,6 +178,7 @@ def build_base(
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    write_manifest(partial)
     partial.rename(folder)
 
 

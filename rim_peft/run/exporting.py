@@ -15,8 +15,8 @@ from rim_peft.recipe import EvaluationOptions
 from rim_peft.recipe.snapshot import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.loading import RECIPE_FILE, Run, load_run
-from rim_peft.run.record import write_text
 from rim_peft.run.rows import read_examples
+from rim_peft.training.files import write_text
 
 FORMATS = {"merged": export_merged, "peft-lora": export_peft_lora}
 _CHECKED_ROWS = 64

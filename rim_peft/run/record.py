@@ -28,13 +28,6 @@ PACKAGES = (
 )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it holds either its old or its new text, even if the process is killed."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def write_files(folder: Path, save: Callable[[Path], None], *, last: str) -> None:
     """Let ``save`` write files to a folder of its own and move them into ``folder`` when all are complete.
 

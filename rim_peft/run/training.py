@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -24,13 +25,17 @@ from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
 from rim_peft.run.card import render_run_card
 from rim_peft.run.loading import Run, answering, load_run
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, shared_files
-from rim_peft.run.record import describe_hardware, describe_versions, write_files, write_text
+from rim_peft.run.record import describe_hardware, describe_versions, write_files
 from rim_peft.run.rows import RunRows, fingerprint, load_rows, read_examples
 from rim_peft.training.curriculum import CurriculumResult, run_stages
+from rim_peft.training.files import explain_write_errors, find_damage, write_text
+from rim_peft.training.lock import HOLDER, LOCK, hold
 from rim_peft.training.processes import is_main, main_first, num_processes, on_main
 from rim_peft.training.sharding import gather_adapter, run_whole
 from rim_peft.tuner.card import CARD_FILE
 from rim_peft.tuner.sharing import attach_papers
+
+logger = logging.getLogger(__name__)
 
 _STAGE_FIGURES = ("step", "epoch", "train_loss", "train_runtime", "eval_loss", "eval_accuracy")
 
@@ -47,10 +52,17 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
 
     Raises:
         RecipeError: the folder holds another run, or this one and ``resume`` is not set.
+        InUseError: another process trains into the folder.
+        WriteError: the disk is full, or the folder cannot be written.
         Interrupted: a signal stopped the training; it can be resumed.
     """
-    started = time.time()
     folder = Path(recipe.output_dir)
+    with hold(folder), explain_write_errors(folder):
+        return _train(recipe, folder, command)
+
+
+def _train(recipe: Recipe, folder: Path, command: Sequence[str]) -> Run:
+    started = time.time()
     resumed = on_main(lambda: _check_folder(folder, recipe))
     stages = recipe.stage_trainers()  # what this machine refuses is said before the work
     task = recipe.task()
@@ -156,9 +168,12 @@ class _Validation:
 
 
 def holds_run(folder: Path) -> bool:
-    """Tell whether a folder holds anything but what a run left that failed before it began."""
+    """Tell whether a folder holds anything but what a run left that was stopped before it began."""
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return bool(entries) and not (RECIPE_FILE in entries and entries <= {RECIPE_FILE, BASE_FOLDER})
+    unbegun = {f".{RECIPE_FILE}.partial", LOCK, HOLDER, f".{HOLDER}.partial"}
+    if RECIPE_FILE in entries:
+        unbegun |= {RECIPE_FILE, BASE_FOLDER, f"{BASE_FOLDER}.partial"}
+    return not entries <= unbegun
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> bool:
@@ -193,6 +208,9 @@ def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / RECIPE_FILE, write_yaml(resolve(recipe)))
     options, base_folder = recipe.model, folder / BASE_FOLDER
+    if (damage := find_damage(base_folder, [])) is not None:
+        logger.warning("%s: %s. The base is built again, with the same weights.", base_folder, damage)
+        shutil.rmtree(base_folder)
     if options.name_or_path is None and not base_folder.exists():
         templates = recipe.data.templates
         build_base(options.config or {}, rows.train, templates=templates, seed=recipe.seed, folder=base_folder)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
+from rim_peft.training.files import write_manifest
+from rim_peft.training.interruption import SaveAfterEpoch
 from rim_peft.training.launch import check_launch
+from rim_peft.training.processes import on_main
 from rim_peft.training.sharding import (
     fill_adapter,
     fill_optimizer,
@@ -18,15 +23,17 @@ from rim_peft.training.sharding import (
     is_sharded,
     keep_memory,
 )
+from rim_peft.training.weights import check_checkpoint, last_checkpoint
 from rim_peft.tuner.tensors import read_tensors
 
 ADAPTER_WEIGHTS, OPTIMIZER, SCHEDULER = "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"
 
 
 class Checkpoints(SFTTrainer):
-    """A trainer that gathers the adapter and its optimiser where the model is sharded.
+    """A trainer that resumes from whole checkpoints alone, and to the same weights.
 
-    transformers would gather the whole base to write its adapter, and keep the optimiser in another form.
+    Where the model is sharded it gathers the adapter and its optimiser: transformers would gather the whole base to
+    write its adapter, and keep the optimiser in another form.
     """
 
     model: Any
@@ -35,7 +42,53 @@ class Checkpoints(SFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.add_callback(SaveAfterEpoch())
         check_launch(self)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or go on from a checkpoint: the one that is named, or with True the latest that is whole.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or none is whole.
+        """
+        if resume_from_checkpoint is True:
+            folder = Path(str(self.args.output_dir))
+            if (latest := on_main(lambda: last_checkpoint(folder))) is None:
+                raise ValueError(
+                    f"resume_from_checkpoint: must have a whole checkpoint in {folder}, got none. Leave it out."
+                )
+            resume_from_checkpoint = str(latest)
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+            if (damage := on_main(lambda: check_checkpoint(checkpoint))) is not None:
+                raise ValueError(
+                    f"resume_from_checkpoint: must be whole, got {checkpoint}, where {damage}. Give an older one."
+                )
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer looks at the number of steps after a step alone: from a checkpoint of the last one it would take
+        # one more. What an epoch's end brings is in it (`SaveAfterEpoch`).
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        if skip_scheduler and self.state.global_step > 0:
+            return {}  # `eval_on_start` of a run that goes on, which has not started now
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        return metrics
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / name
+        on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # one that was cut off or damaged
+        super()._save_checkpoint(*args, **kwargs)
+        on_main(lambda: write_manifest(folder))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The state, which is written next, says that a checkpoint is complete: so other processes' parts come first.
+        self.accelerator.wait_for_everyone()
 
     def release(self) -> None:
         """Let go of the model after training, so that another trainer can take it up; only DeepSpeed holds it."""

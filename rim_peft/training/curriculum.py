@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,31 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from rim_peft.training.files import (
+    MANIFEST,
+    explain_write_errors,
+    find_damage,
+    replace_file,
+    write_manifest,
+    write_text,
+)
 from rim_peft.training.grounding_config import GroundingConfig
 from rim_peft.training.grounding_trainer import GroundingTrainer
 from rim_peft.training.interruption import Interrupted, SignalWatch, StopOnSignal
+from rim_peft.training.lock import hold
 from rim_peft.training.processes import check_resumed, on_main
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer, Validate
 from rim_peft.training.refinement_config import RefinementConfig
 from rim_peft.training.refinement_trainer import RefinementTrainer
 from rim_peft.training.sharding import fill_optimizer, gather_optimizer, run_whole
-from rim_peft.training.weights import SCORE, BestWeights, last_checkpoint, load_weights, save_weights, write_text
+from rim_peft.training.weights import SCORE, BestWeights, last_checkpoint, load_weights, save_weights
 from rim_peft.tuner.config import active_config
+
+logger = logging.getLogger(__name__)
+
+FINAL, HISTORY, MOMENTS = "final.safetensors", "history.json", "optimizer.pt"
+"""What a finished stage leaves in its folder; the optimiser's moments only where the next stage goes on with them."""
 
 __all__ = ["CurriculumResult", "Interrupted", "run_curriculum", "run_stages"]
 
@@ -111,7 +127,8 @@ def run_stages(
 ) -> CurriculumResult:
     """Train any stages one after the other, as :func:`run_curriculum` does its two, which has the arguments."""
     _check_moments(stages)
-    best = BestWeights(Path(output_dir) / "best.safetensors")
+    names = [trainer_class.__name__.removesuffix("Trainer").lower() for trainer_class, _ in stages]
+    best = BestWeights(Path(output_dir) / "best.safetensors", names)
     folders = [best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)]
     on_main(lambda: _check_folders(folders, resume=resume))
     _check_checkpoints([args for _, args in stages])
@@ -121,15 +138,14 @@ def run_stages(
     own_dropout = active_config(model).lora_dropout
     history: dict[str, list[dict[str, float]]] = {}
     moments: Path | None = None  # of the stage before, where the next one goes on with them
-    with SignalWatch() as signals:
-        for index, (trainer_class, args) in enumerate(stages):
-            stage = trainer_class.__name__.removesuffix("Trainer").lower()
+    with hold(best.path.parent), explain_write_errors(best.path.parent), SignalWatch() as signals:
+        for index, (stage, (trainer_class, args)) in enumerate(zip(names, stages, strict=True)):
             folder = Path(str(args.output_dir))
-            before, moments = moments, folder / "optimizer.pt" if _keeps_optimizer(stages[index + 1 :]) else None
-            finished = folder / "final.safetensors"
-            if resume and finished.exists():
-                load_weights(model, finished)
-                history[stage] = json.loads((folder / "history.json").read_text())
+            before, moments = moments, folder / MOMENTS if _keeps_optimizer(stages[index + 1 :]) else None
+            left = [FINAL, HISTORY, *([MOMENTS] if moments is not None else [])]
+            if resume and (lines := on_main(partial(_read_finished, folder, left))) is not None:
+                load_weights(model, folder / FINAL)
+                history[stage] = lines
                 continue
             set_seed(args.seed)
             tuner.set_dropout(own_dropout)  # not what the stage before had set
@@ -142,23 +158,27 @@ def run_stages(
                 validate=validate,
                 callbacks=[StopOnSignal(signals), *([_KeepBest(best, stage)] if validate is not None else [])],
             )
-            checkpoint = last_checkpoint(folder) if resume else None
+            checkpoint = on_main(partial(last_checkpoint, folder)) if resume else None
             if checkpoint is not None:
-                check_resumed(Path(checkpoint))
+                check_resumed(checkpoint)
+            if resume and validate is not None:
+                on_main(partial(best.check, _scores([*history.values(), _read_log(checkpoint)])))
             if before is not None and checkpoint is None:
                 trainer.add_callback(_GoOnWith(before))
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             if (received := signals.agree()) is not None:
                 raise Interrupted(received)
             if validate is not None:
                 _compete_at_end(trainer, best, stage, validate)
             history[stage] = trainer.state.log_history
-            _mark_finished(trainer, folder / "history.json", finished, moments)
+            _mark_finished(trainer, folder, left)
             trainer.release()
+            if (received := signals.agree()) is not None:  # while the last weights were scored
+                raise Interrupted(received)
     tuner.set_dropout(own_dropout)
     if validate is not None and best.path.exists():
-        load_weights(model, best.path)
-        return CurriculumResult(history, best.read())
+        on_main(partial(best.check, _scores(history.values())))
+        return CurriculumResult(history, best.load(model))
     return CurriculumResult(history)
 
 
@@ -192,17 +212,45 @@ class _GoOnWith(TrainerCallback):
         fill_optimizer(optimizer, {**optimizer.state_dict(), "state": kept["state"]})
 
 
-def _mark_finished(trainer: ReadoutTrainer, history: Path, weights: Path, moments: Path | None) -> None:
-    """Write what a finished stage leaves, the weights last, since they mark the stage as finished."""
-    state = gather_optimizer(trainer.optimizer) if moments is not None else None
+def _mark_finished(trainer: ReadoutTrainer, folder: Path, names: Sequence[str]) -> None:
+    """Write what a finished stage leaves, the weights last but for the manifest, since they mark it as finished."""
+    state = gather_optimizer(trainer.optimizer) if MOMENTS in names else None
 
     def write() -> None:
-        if moments is not None:
-            torch.save(state, moments)  # read back as tensors alone, like a checkpoint's
-        write_text(history, json.dumps(trainer.state.log_history))
+        if state is not None:
+            replace_file(folder / MOMENTS, partial(torch.save, state))  # read back as tensors alone
+        write_text(folder / HISTORY, json.dumps(trainer.state.log_history))
 
     on_main(write)
-    save_weights(trainer.model, weights, {})
+    save_weights(trainer.model, folder / FINAL)
+    on_main(lambda: write_manifest(folder, names))
+
+
+def _read_finished(folder: Path, names: Sequence[str]) -> list[dict[str, float]] | None:
+    """Return the log lines of a stage that is finished, None if it is not, or if what it has left is damaged."""
+    marks = folder / MANIFEST, folder / FINAL
+    if not any(mark.exists() for mark in marks):
+        return None
+    if (damage := find_damage(folder, names)) is not None:
+        logger.warning("%s: %s. The stage goes on from its last checkpoint, to the same weights.", folder, damage)
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+        return None
+    lines: list[dict[str, float]] = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    return lines
+
+
+def _read_log(checkpoint: Path | None) -> list[dict[str, float]]:
+    """Return the log lines that a checkpoint holds, none without one."""
+    if checkpoint is None:
+        return []
+    lines: list[dict[str, float]] = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).log_history
+    return lines
+
+
+def _scores(logs: Iterable[list[dict[str, float]]]) -> list[float]:
+    """Return the scores by which the best weights were chosen."""
+    return [line[f"eval_{SCORE}"] for lines in logs for line in lines if f"eval_{SCORE}" in line]
 
 
 def _check_folders(folders: Sequence[Path], *, resume: bool) -> None:

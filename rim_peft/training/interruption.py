@@ -83,3 +83,37 @@ class StopOnSignal(TrainerCallback):
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop after an evaluation too, which may have taken long."""
         self.on_step_end(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Do nothing of what the end of an epoch brings where a signal has stopped the Trainer within one."""
+        if not ends_epoch(state):
+            control.should_log = control.should_evaluate = control.should_save = False
+
+
+class SaveAfterEpoch(TrainerCallback):
+    """Lets a checkpoint wait that is due at an epoch's last step, if the epoch's end brings a log line or a score.
+
+    The Trainer would save first: what resumes from there would never see them.
+    """
+
+    def __init__(self) -> None:
+        self._is_due = False
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put off a checkpoint."""
+        by_epoch = "epoch" in (args.logging_strategy, args.eval_strategy, args.save_strategy)
+        self._is_due = control.should_save and by_epoch and ends_epoch(state)
+        control.should_save = control.should_save and not self._is_due
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put off one that a signal asks for after a score within the step."""
+        control.should_save = control.should_save and not self._is_due
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save what was put off."""
+        control.should_save, self._is_due = control.should_save or self._is_due, False
+
+
+def ends_epoch(state: TrainerState) -> bool:
+    """Tell whether the last step was the last one of an epoch, or of the training."""
+    return state.global_step >= state.max_steps or float(state.epoch or 0.0).is_integer()

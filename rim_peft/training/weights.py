@@ -1,18 +1,22 @@
-"""Adapter weights on disk while a curriculum runs. Files are replaced at once: a kill leaves the old or the new one."""
+"""Adapter weights on disk while a curriculum runs: the best, a finished stage's, and which checkpoint is whole."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from rim_peft.training.files import find_damage, replace_file
 from rim_peft.training.processes import on_main
 from rim_peft.training.sharding import fill_adapter, gather_adapter
 from rim_peft.tuner.tensors import not_finite, read_tensors, seal_tensors
@@ -24,15 +28,26 @@ SCORE = "accuracy"
 
 
 class BestWeights:
-    """The best adapter so far and its score, in one file that is replaced at once."""
+    """The best adapter so far and its score, in one file that is replaced at once.
 
-    def __init__(self, path: Path) -> None:
+    Among equals the later one is the best, in whichever order they come: a run that is resumed offers some again.
+
+    Args:
+        path: the file.
+        stages: names of the run's stages, in order.
+    """
+
+    def __init__(self, path: Path, stages: Sequence[str]) -> None:
         self.path = path
+        self._stages = stages
 
     def read(self) -> dict[str, Any]:
-        """Return stage, step and score of the weights in the file."""
-        with safe_open(self.path, framework="pt") as file:
-            return json.loads(file.metadata()["best"])
+        """Return stage, step and score of the weights in the file.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        return self._open()[0]
 
     def offer(self, model: PeftModel, score: float, *, stage: str, step: int) -> None:
         """Keep the model's adapter if it is at least as good as the one in the file; every process must call it.
@@ -45,41 +60,94 @@ class BestWeights:
                 f"validate: {SCORE} must be a finite number, since it chooses the best adapter, got {score!r} at step "
                 f"{step} of {stage}. Correct what validate returns."
             )
-        if on_main(lambda: not self.path.exists() or score >= self.read()[SCORE]):
-            save_weights(model, self.path, {"best": json.dumps({"stage": stage, "step": step, SCORE: score})})
+        new = {"stage": stage, "step": step, SCORE: score}
+        if on_main(lambda: not self.path.exists() or self._rank(new) >= self._rank(self.read())):
+            save_weights(model, self.path, best=new)
 
+    def load(self, model: PeftModel) -> dict[str, Any]:
+        """Read the weights into the model's active adapter, and return what :meth:`read` does."""
+        best, tensors = self._open()
+        fill_adapter(model, tensors)
+        return best
 
-def last_checkpoint(folder: Path) -> str | None:
-    """Return the latest checkpoint that was written to its end, None if there is none."""
-    checkpoints = sorted(
-        Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1])
-    )
-    for checkpoint in reversed(checkpoints):
+    def check(self, scores: Iterable[float]) -> None:
+        """Check that the file holds the best of a run that goes on.
+
+        Args:
+            scores: of all that the run has offered up to where it goes on.
+
+        Raises:
+            ValueError: it is missing, damaged, or of another run.
+        """
+        least = max((score for score in scores if score == score), default=None)  # a NaN is never the best
+        if least is None:
+            return
+        remedy = "Put it back, or train in another folder."
+        if not self.path.exists():
+            raise ValueError(f"{self.path}: is missing, and held the best adapter of the run so far. {remedy}")
+        if (found := self.read()[SCORE]) < least:
+            raise ValueError(
+                f"{self.path}: must hold the best adapter of the run so far, with {SCORE} {least}, got one with "
+                f"{found}. {remedy}"
+            )
+
+    def _rank(self, best: dict[str, Any]) -> tuple[float, int, int]:
+        at = self._stages.index(best["stage"]) if best["stage"] in self._stages else -1
+        return best[SCORE], at, best["step"]
+
+    def _open(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
-            # The Trainer writes this file last, so a checkpoint cut off by a kill lacks it or holds half of it.
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        if (found := _ruined(checkpoint)) is not None:
-            logger.warning("%s is passed over: %s.", checkpoint, found)
-            continue
-        return str(checkpoint)
+            tensors = read_tensors(self.path)
+            with safe_open(self.path, framework="pt") as file:
+                best = json.loads(file.metadata()["best"])
+            self._rank(best)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.path}: is damaged ({_first_line(error)}), and held the best adapter of the run so far. Put a "
+                "copy back, or train in another folder."
+            ) from error
+        return best, tensors
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the latest checkpoint that is whole, None if there is none; says which ones are not, and why."""
+    numbered = [
+        (int(found[1]), path)
+        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (found := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)) and path.is_dir()
+    ]
+    for _, checkpoint in sorted(numbered, reverse=True):
+        if (damage := check_checkpoint(checkpoint)) is None:
+            return checkpoint
+        logger.warning("%s: %s. It is passed over.", checkpoint, damage)
     return None
 
 
-def _ruined(checkpoint: Path) -> str | None:
-    """Return which weight of a checkpoint is not finite; None if all are, or cannot be read."""
-    for path in sorted(checkpoint.rglob("adapter_model.safetensors")):
-        try:
-            if (found := not_finite(load_file(path))) is not None:
-                return found
-        except (OSError, SafetensorError):
-            return None
-    return None
+def check_checkpoint(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, None if it is whole and its weights are finite."""
+    adapters = sorted(checkpoint.rglob("adapter_model.*"))
+    names = ["trainer_state.json"]  # which the Trainer writes last
+    if not (checkpoint / "latest").exists():  # where DeepSpeed's own files are
+        states = [path.name for path in checkpoint.glob("rng_state*.pth")]
+        names += [path.relative_to(checkpoint).as_posix() for path in adapters] or ["adapter_model.safetensors"]
+        names += ["optimizer.pt", "scheduler.pt", *(states or ["rng_state.pth"])]
+    if (damage := find_damage(checkpoint, names)) is not None:
+        return damage
+    ruined = (not_finite(load_file(path)) for path in adapters if path.suffix == ".safetensors")
+    return next((found for found in ruined if found is not None), None)
 
 
-def save_weights(model: PeftModel, path: Path, metadata: dict[str, str]) -> None:
-    """Write the active adapter's tensors to one file, at once; every process must call it, and the main one writes."""
+def save_weights(model: PeftModel, path: Path, *, best: dict[str, Any] | None = None) -> None:
+    """Write the active adapter's tensors to one file, at once; every process must call it, and the main one writes.
+
+    Args:
+        model: the model.
+        path: the file.
+        best: what to note in it.
+
+    Raises:
+        ValueError: the weights are not finite.
+    """
     gathered = gather_adapter(model)
 
     def write() -> None:
@@ -90,11 +158,13 @@ def save_weights(model: PeftModel, path: Path, metadata: dict[str, str]) -> None
                 f"{path}: is not written, since weights must be finite to be kept, {found}: the training has diverged. "
                 "Lower learning_rate, and start again in another output_dir."
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        save_file(tensors, temporary, metadata={"format": "pt", **metadata})
-        seal_tensors(temporary)
-        temporary.replace(path)
+        note = {"format": "pt", **({} if best is None else {"best": json.dumps(best)})}
+
+        def save(partial: Path) -> None:
+            save_file(tensors, partial, metadata=note)
+            seal_tensors(partial)
+
+        replace_file(path, save)
 
     on_main(write)
 
@@ -108,9 +178,5 @@ def load_weights(model: PeftModel, path: Path) -> None:
     fill_adapter(model, read_tensors(path))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]

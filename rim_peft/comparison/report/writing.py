@@ -9,7 +9,7 @@ from typing import Any
 from rim_peft.comparison.plots import draw_plots
 from rim_peft.comparison.report.markdown import render_markdown
 from rim_peft.comparison.report.page import render_page
-from rim_peft.run.record import write_text
+from rim_peft.training.files import write_text
 
 MARKDOWN = "results.md"
 PAGE = "results.html"

@@ -4,14 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rim_peft.run.record import describe_hardware, describe_versions, write_files, write_text
-
-
-def test_a_text_replaces_the_old_one_at_once(tmp_path: Path) -> None:
-    write_text(tmp_path / "a", "old")
-    write_text(tmp_path / "a", "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_text() == "new"
+from rim_peft.run.record import describe_hardware, describe_versions, write_files
 
 
 def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:

@@ -192,8 +192,8 @@ def test_modules_in_full_are_the_adapters_where_its_configuration_says_so(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensor: tensor.index_fill(0, torch.tensor([1]), torch.nan), "must be finite, got NaN or infinity: "),
-        (lambda tensor: tensor.fill_(-torch.inf), "must be finite, got NaN or infinity: "),
+        (lambda tensor: tensor.index_fill(0, torch.tensor([1]), torch.nan), "must be finite, got NaN or infinity:"),
+        (lambda tensor: tensor.fill_(-torch.inf), "must be finite, got NaN or infinity:"),
         (lambda tensor: tensor.to(torch.int32), "must be float32, bfloat16 or float16, got int32 in"),
         (lambda tensor: tensor.to(torch.complex64), "must be float32, bfloat16 or float16, got complex64 in"),
         (lambda tensor: tensor.to(torch.float8_e4m3fn), "must be float32, bfloat16 or float16, got float8_e4m3fn in"),
