@@ -32,8 +32,8 @@ from rim_peft.export.options import Prompts
 from rim_peft.export.record import ExportRecord
 from rim_peft.export.tokens import MemoryTokens
 from rim_peft.run.card import render_run_card
-from rim_peft.run.record import write_text
 from rim_peft.training.card import write_card
+from rim_peft.training.files import write_text
 from rim_peft.tuner.card import CardText, Usage, name_adapter, name_base, render_card
 from tests.unit.comparison.results_document import ablate_document, compare_document
 from tests.unit.run.test_card import record
