@@ -23,9 +23,10 @@ from rim_peft.recipe.syntax import read_yaml, write_yaml
 from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
 from rim_peft.run.card import render_run_card
 from rim_peft.run.loading import Run, answering, load_run
+from rim_peft.run.output_folder import check_writable
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, shared_files
 from rim_peft.run.record import describe_hardware, describe_versions, write_files, write_text
-from rim_peft.run.rows import RunRows, fingerprint, load_rows, read_examples
+from rim_peft.run.rows import RunRows, check_validation, fingerprint, load_rows, read_examples
 from rim_peft.training.curriculum import CurriculumResult, run_stages
 from rim_peft.training.processes import is_main, main_first, num_processes, on_main
 from rim_peft.training.sharding import gather_adapter, run_whole
@@ -51,7 +52,7 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     """
     started = time.time()
     folder = Path(recipe.output_dir)
-    resumed = on_main(lambda: _check_folder(folder, recipe))
+    resumed = on_main(lambda: check_folder(folder, recipe))
     stages = recipe.stage_trainers()  # what this machine refuses is said before the work
     task = recipe.task()
     rows = main_first(lambda: load_rows(recipe.data, task))
@@ -132,8 +133,7 @@ class _Validation:
         if rows.validation is None:
             return None
         examples = read_examples(rows.validation, on_bad_rows=recipe.data.on_bad_rows)
-        if not examples:
-            raise ValueError("data.validation_rows: no row to validate on is left. Give more, or 0 for no validation.")
+        check_validation(examples)
         return cls(recipe, examples, task, tokenizer)
 
     def __call__(self, model: PeftModel) -> dict[str, float]:
@@ -161,15 +161,15 @@ def holds_run(folder: Path) -> bool:
     return bool(entries) and not (RECIPE_FILE in entries and entries <= {RECIPE_FILE, BASE_FOLDER})
 
 
-def _check_folder(folder: Path, recipe: Recipe) -> bool:
-    """Return whether there is a run to go on with.
+def check_folder(folder: Path, recipe: Recipe) -> bool:
+    """Return whether there is a run to go on with; writes nothing.
 
     Raises:
-        RecipeError: the folder is in use by something else than this run, or ``resume`` is not set.
+        RecipeError: the folder cannot be written to, is in use by something else than this run, or ``resume`` is not
+            set.
     """
+    check_writable(folder)
     if not holds_run(folder):
-        if (folder / RECIPE_FILE).exists():
-            shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
         return False
     if not recipe.resume:
         raise RecipeError(
@@ -191,6 +191,8 @@ def _check_folder(folder: Path, recipe: Recipe) -> bool:
 def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:
     """Write the recipe and, if it is to be built, the base."""
     folder.mkdir(parents=True, exist_ok=True)
+    if not holds_run(folder):  # a base that was left by a run that failed before it began
+        shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
     write_text(folder / RECIPE_FILE, write_yaml(resolve(recipe)))
     options, base_folder = recipe.model, folder / BASE_FOLDER
     if options.name_or_path is None and not base_folder.exists():
@@ -210,6 +212,8 @@ def _attach(folder: Path, recipe: Recipe) -> tuple[PeftModel, PreTrainedTokenize
         tokenizer = load_tokenizer(options.tokenizer or source, options)
         base = load_base(source, options)
     except OSError as error:
+        if Path(source).is_dir():
+            raise
         raise OSError(
             f"model.name_or_path: {source!r} is no folder in {Path.cwd()}, and cannot be loaded from the Hub: {error}"
         ) from error
