@@ -78,40 +78,48 @@ def test_what_trains_is_checked_without_a_word(capsys: pytest.CaptureFixture[str
     assert main(["train", path]) == 0
 
 
-MISSING = {"wandb": "report_to", "trackio": "report_to", "comet_ml": "report_to", "lomo_optim": "optim"}
+QUICK = ("WandbCallback", "<nosuch>", "One of min_lr")
+
+
+def unless_quick(cases: list[tuple[str, dict[str, Any], str]]) -> list[Any]:
+    """Mark the cases that are no kind of their own as slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(*case, marks=() if any(word in case[2] for word in QUICK) else slow) for case in cases]
 
 
 @pytest.mark.parametrize(
     ("key", "options", "words"),
-    [
-        ("report_to", {"report_to": "wandb"}, "WandbCallback requires wandb to be installed"),
-        ("report_to", {"report_to": "nosuch"}, "nosuch is not supported, only azure_ml"),
-        ("eos_token", {"eos_token": "<nosuch>"}, "('<nosuch>') is not found in the vocabulary"),
-        ("pad_token", {"pad_token": "<nosuch>"}, "('<nosuch>') is not found in the vocabulary"),
-        ("optim", {"optim": "lomo"}, "You need to install `lomo_optim`"),
-        ("optim_args", {"optim_args": "nonsense"}, "not enough values to unpack"),
-        (
-            "lr_scheduler_type",
-            {"lr_scheduler_type": "cosine_with_min_lr"},
-            "One of min_lr or min_lr_rate should be set",
-        ),
-        ("lr_scheduler_kwargs", {"lr_scheduler_kwargs": {"nosuch": 1}}, "unexpected keyword argument 'nosuch'"),
-        ("save_strategy", {"save_strategy": "best"}, "`args.metric_for_best_model` must be provided"),
-        ("save_only_model", {"save_only_model": True}, "must be False, since a run resumes"),
-        ("dataloader_persistent_workers", {"dataloader_persistent_workers": True}, "needs num_workers > 0"),
-        ("gradient_accumulation_steps", {"gradient_accumulation_steps": 0}, "ntegrat"),
-        ("fsdp", {"fsdp": "full_shard"}, "Using fsdp only works in distributed training"),
-        (
-            "metric_for_best_model",
-            {
-                "load_best_model_at_end": True,
-                "eval_strategy": "steps",
-                "eval_steps": 1,
-                "metric_for_best_model": "nosuch",
-            },
-            "is set to 'eval_nosuch', which is not found in the evaluation metrics",
-        ),
-    ],
+    unless_quick(
+        [
+            ("report_to", {"report_to": "wandb"}, "WandbCallback requires wandb to be installed"),
+            ("report_to", {"report_to": "nosuch"}, "nosuch is not supported, only azure_ml"),
+            ("eos_token", {"eos_token": "<nosuch>"}, "('<nosuch>') is not found in the vocabulary"),
+            ("pad_token", {"pad_token": "<nosuch>"}, "('<nosuch>') is not found in the vocabulary"),
+            ("optim", {"optim": "lomo"}, "You need to install `lomo_optim`"),
+            ("optim_args", {"optim_args": "nonsense"}, "not enough values to unpack"),
+            (
+                "lr_scheduler_type",
+                {"lr_scheduler_type": "cosine_with_min_lr"},
+                "One of min_lr or min_lr_rate should be set",
+            ),
+            ("lr_scheduler_kwargs", {"lr_scheduler_kwargs": {"nosuch": 1}}, "unexpected keyword argument 'nosuch'"),
+            ("save_strategy", {"save_strategy": "best"}, "`args.metric_for_best_model` must be provided"),
+            ("save_only_model", {"save_only_model": True}, "must be False, since a run resumes"),
+            ("dataloader_persistent_workers", {"dataloader_persistent_workers": True}, "needs num_workers > 0"),
+            ("gradient_accumulation_steps", {"gradient_accumulation_steps": 0}, "ntegrat"),
+            ("fsdp", {"fsdp": "full_shard"}, "Using fsdp only works in distributed training"),
+            (
+                "metric_for_best_model",
+                {
+                    "load_best_model_at_end": True,
+                    "eval_strategy": "steps",
+                    "eval_steps": 1,
+                    "metric_for_best_model": "nosuch",
+                },
+                "is set to 'eval_nosuch', which is not found in the evaluation metrics",
+            ),
+        ]
+    ),
 )
 def test_options_of_a_stage(
     capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path, key: str, options: dict[str, Any], words: str
