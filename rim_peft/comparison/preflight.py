@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rim_peft.recipe.sections import METHODS
 from rim_peft.recipe.snapshot import resolve
 from rim_peft.run.findings import RunFindings
 from rim_peft.run.preflight import Preflight
-from rim_peft.run.training import holds_run
+from rim_peft.run.training import check_folder
 
 _NOT_MEMORY = {*KEEP_TOKENS, "hold", "schedule", "reset_optimizer"} - {"optim", "dropout"}
 """Options of a stage that change neither its rows nor its memory."""
@@ -60,11 +61,9 @@ def check_recipe(path: str | Path, overrides: Sequence[str], preflight: Prefligh
     try:
         for name, recipe in _distinct_runs(path, overrides).items():
             checked.runs[name] = preflight.check(recipe)
-            if not name and not recipe.resume and holds_run(Path(recipe.output_dir)):
-                checked.runs[name].notes.append(
-                    f"output_dir: {recipe.output_dir} is not empty. Training needs another folder, or resume=true to "
-                    "go on with the run in it."
-                )
+            if not name:  # a comparison goes on in the folder that it finds
+                folder = Path(recipe.output_dir)
+                checked.runs[name].attempt("output folder", partial(check_folder, folder, recipe))
     except RecipeError as error:
         checked.errors = str(error).splitlines()
     except (OSError, UnicodeError) as error:

@@ -85,7 +85,7 @@ class Problems:
                 return None if complaints else made
             except Exception as error:
                 complaints += 1
-                culprit = _culprit(make, values, str(error))
+                culprit = find_culprit(make, values, str(error))
                 message = str(error).removeprefix(f"{culprit}: ")
                 self.add(section if culprit is None else join(section, culprit), " ".join(message.split()))
                 if culprit not in values or len(values) == 1:
@@ -98,7 +98,7 @@ def join(section: str, name: object) -> str:
     return f"{section}.{name}" if section else str(name)
 
 
-def _culprit(make: Callable[..., Any], values: Mapping[str, Any], message: str) -> str | None:
+def find_culprit(make: Callable[..., Any], values: Mapping[str, Any], message: str) -> str | None:
     """Return the field that an error is about: the one it begins with, else the one without which it is not raised."""
     named = re.match(r"([\w.+=,-]+): ", message)
     if named is not None:

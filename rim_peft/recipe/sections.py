@@ -238,6 +238,18 @@ class Recipe:
         Args:
             anywhere: leave out what only some machines have (``HARDWARE``), to look at a run that another one does.
         """
+        return [self.stage_trainer(name, anywhere=anywhere) for name in self.stages]
+
+    def stage_trainer(
+        self, stage: str, *, anywhere: bool = False, **changes: Any
+    ) -> tuple[type[ReadoutTrainer], ReadoutConfig]:
+        """Return the trainer of one stage and its options.
+
+        Args:
+            stage: its section.
+            anywhere: leave out what only some machines have (``HARDWARE``).
+            changes: options that are to have other values.
+        """
         from rim_peft import training
 
         trainers: dict[str, type[ReadoutTrainer]] = {
@@ -246,13 +258,10 @@ class Recipe:
             "baseline": training.BaselineTrainer,
             "coconut": training.CoconutTrainer,
         }
-        found = []
-        for name in self.stages:
-            values = self._stage_values(name)
-            if anywhere:
-                values = {**{key: value for key, value in values.items() if key not in HARDWARE}, "bf16": False}
-            found.append((trainers[name], trainers[name].config_class(**values)))
-        return found
+        values = self._stage_values(stage)
+        if anywhere:
+            values = {**{key: value for key, value in values.items() if key not in HARDWARE}, "bf16": False}
+        return trainers[stage], trainers[stage].config_class(**{**values, **changes})
 
     def _stage_values(self, stage: str) -> dict[str, Any]:
         data = self.data

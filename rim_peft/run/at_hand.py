@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.quantizers import AutoHfQuantizer
 
 from rim_peft.data.hub import hub_problem
 from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.recipe import Recipe
-from rim_peft.run.base import load_config, load_tokenizer, train_tokenizer
+from rim_peft.run.base import load_base, load_config, load_tokenizer, stored_quantization, train_tokenizer
 from rim_peft.run.rows import RunRows, load_rows
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -52,6 +55,9 @@ class AtHand:
         except OSError as error:
             is_folder = Path(str(source)).is_dir()
             where = f"folder {source} has no config.json" if is_folder else self._not_here(str(source))
+            if self.base is None and _is_certain(str(source)):
+                is_damaged = (Path(str(source)) / "config.json").exists()
+                raise ValueError(f"model.name_or_path: {error if is_damaged else where}.") from error
             raise NotAtHandError(
                 f"{where}. Give --base FOLDER with its config.json and tokenizer{self._or_fetch}."
             ) from error
@@ -69,13 +75,33 @@ class AtHand:
         source = recipe.model.tokenizer or source
         folder = Path(source)
         if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
-            raise NotAtHandError(f"folder {source} has no tokenizer. Put the base's tokenizer files into it.")
+            missing = f"folder {source} has no tokenizer. Put the base's tokenizer files into it."
+            if self.base is None or recipe.model.tokenizer is not None:
+                raise ValueError(f"model.tokenizer: {missing}")
+            raise NotAtHandError(missing)
         try:
             return load_tokenizer(source, recipe.model, only_local=not self.download)
         except OSError as error:
+            if source != self.base and _is_certain(source):
+                raise ValueError(f"model.tokenizer: cannot be read from {source}: {error}") from error
             raise NotAtHandError(
                 f"the tokenizer of {self._not_here(source)}. Give --base FOLDER with it{self._or_fetch}."
             ) from error
+
+    def check_weights(self, recipe: Recipe) -> None:
+        """Open the files of a base in a folder as the training does, without reading weights.
+
+        Raises:
+            OSError: there are none.
+            ValueError: they are damaged, or lack weights.
+        """
+        source = recipe.model.name_or_path
+        if source is None or self.base is not None or not Path(source).is_dir():
+            return  # built from scratch, or fetched by the training
+        if own := stored_quantization(self.config(recipe)):
+            _check_quantizer(own)
+            raise NotAtHandError("the base's files are quantised, and are opened when they are read.")
+        load_base(source, replace(recipe.model, attn_implementation=None), only_look=True)
 
     def rows(self, recipe: Recipe) -> RunRows:
         """Return the rows of a recipe, each set of rows loaded once.
@@ -86,13 +112,15 @@ class AtHand:
             FileNotFoundError: a folder that is here lacks the split.
         """
         data, task = recipe.data, recipe.task()
-        if data.streaming:
-            raise NotAtHandError("they are a stream, which is read while training (data.streaming).")
         path = data.path if data.path is not None else task.source
+        if data.streaming:
+            if path is not None and Path(path).expanduser().exists():
+                load_rows(data, task)  # which splits there are
+            raise NotAtHandError("they are a stream, which is read while training (data.streaming).")
         if not isinstance(task, GeneratedTask):
             if path is None:
                 raise NotAtHandError(f"task {data.task!r} has no source of its own. Give data.path=FOLDER.")
-            if not Path(path).expanduser().exists() and not self.download:
+            if not Path(path).expanduser().exists() and not self.download and not _is_certain(path):
                 raise NotAtHandError(f"{self._not_here(path)}. Give data.path=FOLDER{self._or_fetch}.")
         key = repr({name: value for name, value in asdict(data).items() if not name.endswith("_template")})
         if key not in self._found:
@@ -123,3 +151,25 @@ class AtHand:
         problem = hub_problem() if self.download else None
         asked = f", and {problem}" if problem else ""
         return f"{source} is no folder in {Path.cwd()}, nor in the Hub's cache on this machine{asked}"
+
+
+def _check_quantizer(own: dict[str, Any]) -> None:
+    """Check that the packages are here that a base's quantised files need."""
+    try:
+        AutoHfQuantizer.from_config(own, pre_quantized=True).validate_environment(device_map=None)
+    except ImportError as error:
+        method = own.get("quant_method")
+        raise ImportError(f"model.name_or_path: its files are quantised by {method}: {error}") from error
+    except Exception as error:  # of a machine without a GPU
+        raise NotAtHandError(f"its quantised files are not for this machine: {error}") from error
+
+
+def _is_certain(source: str) -> bool:
+    """Tell whether a source is a folder, or could be nothing else: what it lacks, the training lacks too."""
+    if Path(source).is_dir():
+        return True
+    try:
+        validate_repo_id(source.partition(":")[0])  # of rows, with a configuration's name
+    except HFValidationError:
+        return True
+    return False

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -35,26 +37,60 @@ from rim_peft.training.processes import shards_weights
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 
 
-def load_base(source: str, options: ModelOptions) -> PreTrainedModel:
+def load_base(source: str, options: ModelOptions, *, only_look: bool = False) -> PreTrainedModel:
     """Load a base from a folder or the Hub, quantised if the options say so.
+
+    Args:
+        source: folder or Hub id.
+        options: how.
+        only_look: find and open the files without reading weights, which stay on the device ``meta``, unquantised.
 
     Raises:
         OSError: there is no such model.
+        ValueError: its files are damaged, or lack weights that its configuration asks for.
         ImportError: bitsandbytes is needed and not installed.
     """
-    quantization = _quantization(options)
-    with asking_hub(source):
-        return AutoModelForCausalLM.from_pretrained(
+    quantization = None if only_look else _quantization(options)
+    # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
+    device = torch.cuda.current_device() if quantization and torch.cuda.is_available() else None
+    device_map = {"": "meta"} if only_look else None if device is None else {"": device}
+    with asking_hub(source), _weights_named(source):
+        model, found = AutoModelForCausalLM.from_pretrained(
             source,
             revision=_revision(source, options),
             dtype=options.dtype,
             attn_implementation=options.attn_implementation,
             # None would hide from transformers that weights are stored quantised.
             **({} if quantization is None else {"quantization_config": quantization}),
-            # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
-            device_map={"": torch.cuda.current_device()} if quantization and torch.cuda.is_available() else None,
+            device_map=device_map,
             trust_remote_code=options.trust_remote_code,
+            output_loading_info=True,
         )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"model.name_or_path: the files in {source} must hold all weights of its config.json, and lack "
+            f"{len(missing)}, such as {missing[0]}, which would be random each time. Fetch the whole base again."
+        )
+    base: PreTrainedModel = model
+    return base
+
+
+@contextmanager
+def _weights_named(source: str) -> Iterator[None]:
+    """Say whose weights cannot be read, where libraries name no file, or a way that would run code."""
+    try:
+        yield
+    except OSError as error:
+        if not Path(source).is_dir():
+            raise
+        raise OSError(f"model.name_or_path: {error}") from error
+    except (SafetensorError, UnpicklingError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in str(error):
+            raise
+        why = "have other shapes than its config.json says"
+        if not isinstance(error, RuntimeError):
+            why = "cannot be read" + (f" ({error})" if isinstance(error, SafetensorError) else ", being damaged")
+        raise ValueError(f"model.name_or_path: the weights in {source} {why}. Fetch the base again.") from error
 
 
 def load_config(source: str | None, options: ModelOptions, *, only_local: bool = False) -> PretrainedConfig:

@@ -53,6 +53,7 @@ class RunFindings:
     Attributes:
         base: folder or Hub id of the base; None if it is built from scratch.
         device: ``"cuda"`` or ``"cpu"``, for which memory is estimated.
+        is_of_another: whether another machine is to train it, so that what is missing on this one stops nothing.
         architecture: the base's class.
         attention: its attention implementation.
         num_trainable: trained numbers.
@@ -65,6 +66,7 @@ class RunFindings:
 
     base: str | None
     device: str
+    is_of_another: bool = False
     architecture: str | None = None
     attention: str | None = None
     num_trainable: int | None = None
@@ -87,7 +89,10 @@ class RunFindings:
         except NotAtHandError as error:
             self.not_checked.append(f"{what}: {error}")
         except ImportError as error:
-            self.not_checked.append(f"{what}: a package is missing here: {error}")
+            if self.is_of_another:
+                self.not_checked.append(f"{what}: a package is missing here: {error}")
+            else:
+                self.errors.append(_with_section(section, str(error)))
         except (ValueError, OSError) as error:
             self.errors.append(_with_section(section, str(error)))
         except Exception as error:  # a base's own code can raise anything
@@ -101,7 +106,7 @@ class RunFindings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON takes it; memory in bytes, with ``total``."""
-        values = asdict(self)
+        values = {name: value for name, value in asdict(self).items() if name != "is_of_another"}
         for stage, entry in zip(self.stages, values["stages"], strict=True):
             if stage.memory is not None:
                 entry["memory"]["total"] = stage.memory.total

@@ -47,10 +47,14 @@ def shared_files(folder: Path, *, papers_only: bool = False) -> dict[str, Path]:
     Args:
         folder: output folder of a run, or an adapter's folder.
         papers_only: without the adapter's own two files.
+
+    Raises:
+        ValueError: one of them is a link out of the folder, by which a stranger's folder could have any file of this
+            machine copied or uploaded.
     """
     left_out = (*_LEFT_OUT, *((ADAPTER_FILE, SAFETENSORS_WEIGHTS_NAME) if papers_only else ()))
     paths = sorted([*folder.glob("*"), *folder.glob(f"{BASE_FOLDER}/*")])
-    return {
+    shared = {
         path.relative_to(folder).as_posix(): path
         for path in paths
         if path.is_file()
@@ -58,3 +62,17 @@ def shared_files(folder: Path, *, papers_only: bool = False) -> dict[str, Path]:
         and path.name not in left_out
         and not path.name.startswith(".")
     }
+    for name, path in shared.items():
+        if not _is_own(folder, path):
+            raise ValueError(
+                f"{folder}: its files must lie in it, and {name} is a link to {path.resolve()}. Copy that file here if "
+                "it belongs to the adapter, or remove the link."
+            )
+    return shared
+
+
+def _is_own(folder: Path, path: Path) -> bool:
+    """Tell whether a file lies in a folder, or among the contents that the Hub's cache links its folders to."""
+    inside, target = folder.resolve(), path.resolve()
+    in_cache = inside.parent.name == "snapshots" and target.is_relative_to(inside.parent.parent / "blobs")
+    return target.is_relative_to(inside) or in_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +32,12 @@ from rim_peft.run.lengths import (
 )
 from rim_peft.run.memory import count_parameters, estimate, precision, prepare
 from rim_peft.run.meta_base import MetaBase
-from rim_peft.run.rows import RunRows
+from rim_peft.run.output_folder import lacking_space
+from rim_peft.run.rehearsal import rehearse
+from rim_peft.run.rows import RunRows, check_validation
 from rim_peft.training import CoconutTrainer
 from rim_peft.training.attachment import check_adapter
+from rim_peft.training.curriculum import check_stages
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.layers import check_uncompiled
@@ -56,7 +60,8 @@ class Preflight:
 
     def check(self, recipe: Recipe) -> RunFindings:
         """Say what can be said of a recipe that was read without errors."""
-        found = RunFindings(self.at_hand.source(recipe), self.device or _device(recipe))
+        is_of_another = self.device == "cuda" and not torch.cuda.is_available()
+        found = RunFindings(self.at_hand.source(recipe), self.device or _device(recipe), is_of_another)
         looks = found.attempt("stages", lambda: self._stages(found, recipe)) or []
         found.stages = [look.stage for look in looks]
         base = self._look_at_base(found, recipe, looks)
@@ -69,8 +74,14 @@ class Preflight:
             rows = found.attempt("rows", lambda: self.at_hand.rows(recipe), section="data")
         if base is not None and found.base is None and rows is not None:
             tokenizer = found.attempt("tokens", lambda: self.at_hand.tokenizer(recipe))  # made from the rows
+        if rows is not None and rows.validation is not None:
+            found.attempt("validation", partial(check_validation, rows.validation))
         for look in looks:
             look.at_rows(rows, base, tokenizer)
+            step = partial(rehearse, recipe, look.stage.stage, tokenizer, num_steps=look.stage.num_steps)
+            found.attempt(f"{look.stage.stage}: first step", step, section=look.stage.stage)
+        self._look_at_machine(found, recipe)
+        found.attempt("disk", partial(self._look_at_disk, found, recipe, looks))
         found.errors = list(dict.fromkeys(found.errors))
         return found
 
@@ -79,7 +90,28 @@ class Preflight:
         for name, (trainer_class, args) in zip(recipe.stages, recipe.stage_trainers(anywhere=True), strict=True):
             stage = StageFindings(name, optimizer=_name(args.optim))
             looks.append(_StageLook(self, found, recipe, stage, trainer_class, args))
+        found.attempt("stages", lambda: check_stages([(look.trainer_class, look.args) for look in looks]))
         return looks
+
+    def _look_at_machine(self, found: RunFindings, recipe: Recipe) -> None:
+        """Say what this machine lacks of what the stages ask for, which stops a run here alone."""
+        for stage in recipe.stages:
+            if getattr(recipe, stage).get("push_to_hub"):
+                found.not_checked.append(f"{stage}.push_to_hub: the Hub is asked when the training begins.")
+            try:
+                recipe.stage_trainer(stage)
+            except ValueError as error:
+                asked = [name for name in HARDWARE if getattr(recipe, stage).get(name)]
+                message = f"{stage}.{' or '.join(asked)}: {error}"
+                if self.device == "cpu" or torch.cuda.is_available():
+                    found.errors.append(message)
+                elif self.device is None:
+                    found.notes.append(f"{message} This machine cannot train it; looked at for one with a GPU.")
+
+    def _look_at_disk(self, found: RunFindings, recipe: Recipe, looks: Sequence[_StageLook]) -> None:
+        folder = Path(recipe.output_dir)
+        if note := lacking_space(folder, [(look.args, look.stage.memory, look.stage.num_steps) for look in looks]):
+            found.notes.append(note)
 
     def _look_at_base(self, found: RunFindings, recipe: Recipe, looks: Sequence[_StageLook]) -> MetaBase | None:
         """Check whether the base can have the adapter and train the stages; None if its configuration is not here."""
@@ -89,6 +121,7 @@ class Preflight:
         base = MetaBase(config, recipe, has_bf16=found.device == "cuda")
         num_errors = len(found.errors)
         found.attempt("base", base.check_implementation, section="model")
+        found.attempt("weights", lambda: self.at_hand.check_weights(recipe))
         found.architecture, found.attention = found.attempt("base", base.check, section="model") or (None, None)
         model = found.attempt("adapter, parameters and memory", base.attach, section="adapter")
         is_own = model is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,16 @@ def load_rows(options: DataOptions, task: Task) -> RunRows:
         size = options.train_rows
         train = train.take(size) if is_stream else train.select(range(min(size, len(train))))
     return RunRows(train, validation)
+
+
+def check_validation(rows: Sized) -> None:
+    """Check that there are rows to validate on, where a recipe asks for some.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not len(rows):
+        raise ValueError("data.validation_rows: no row to validate on is left. Give more, or 0 for no validation.")
 
 
 def read_examples(rows: Iterable[Mapping[str, Any]], *, on_bad_rows: str, limit: int | None = None) -> list[Example]:

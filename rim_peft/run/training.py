@@ -24,9 +24,10 @@ from rim_peft.recipe.syntax import read_yaml, write_yaml
 from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
 from rim_peft.run.card import render_run_card
 from rim_peft.run.loading import Run, answering, load_run
+from rim_peft.run.output_folder import check_writable
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, shared_files
 from rim_peft.run.record import describe_hardware, describe_versions, write_files
-from rim_peft.run.rows import RunRows, fingerprint, load_rows, read_examples
+from rim_peft.run.rows import RunRows, check_validation, fingerprint, load_rows, read_examples
 from rim_peft.training.curriculum import CurriculumResult, run_stages
 from rim_peft.training.files import explain_write_errors, find_damage, write_text
 from rim_peft.training.lock import HOLDER, LOCK, hold
@@ -63,7 +64,7 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
 
 def _train(recipe: Recipe, folder: Path, command: Sequence[str]) -> Run:
     started = time.time()
-    resumed = on_main(lambda: _check_folder(folder, recipe))
+    resumed = on_main(lambda: check_folder(folder, recipe))
     stages = recipe.stage_trainers()  # what this machine refuses is said before the work
     task = recipe.task()
     rows = main_first(lambda: load_rows(recipe.data, task))
@@ -144,8 +145,7 @@ class _Validation:
         if rows.validation is None:
             return None
         examples = read_examples(rows.validation, on_bad_rows=recipe.data.on_bad_rows)
-        if not examples:
-            raise ValueError("data.validation_rows: no row to validate on is left. Give more, or 0 for no validation.")
+        check_validation(examples)
         return cls(recipe, examples, task, tokenizer)
 
     def __call__(self, model: PeftModel) -> dict[str, float]:
@@ -176,15 +176,15 @@ def holds_run(folder: Path) -> bool:
     return not entries <= unbegun
 
 
-def _check_folder(folder: Path, recipe: Recipe) -> bool:
-    """Return whether there is a run to go on with.
+def check_folder(folder: Path, recipe: Recipe) -> bool:
+    """Return whether there is a run to go on with; writes nothing.
 
     Raises:
-        RecipeError: the folder is in use by something else than this run, or ``resume`` is not set.
+        RecipeError: the folder cannot be written to, is in use by something else than this run, or ``resume`` is not
+            set.
     """
+    check_writable(folder)
     if not holds_run(folder):
-        if (folder / RECIPE_FILE).exists():
-            shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
         return False
     if not recipe.resume:
         raise RecipeError(
@@ -206,6 +206,8 @@ def _check_folder(folder: Path, recipe: Recipe) -> bool:
 def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:
     """Write the recipe and, if it is to be built, the base."""
     folder.mkdir(parents=True, exist_ok=True)
+    if not holds_run(folder):  # a base that was left by a run that failed before it began
+        shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
     write_text(folder / RECIPE_FILE, write_yaml(resolve(recipe)))
     options, base_folder = recipe.model, folder / BASE_FOLDER
     if (damage := find_damage(base_folder, [])) is not None:
@@ -228,6 +230,8 @@ def _attach(folder: Path, recipe: Recipe) -> tuple[PeftModel, PreTrainedTokenize
         tokenizer = load_tokenizer(options.tokenizer or source, options)
         base = load_base(source, options)
     except OSError as error:
+        if Path(source).is_dir():
+            raise
         raise OSError(
             f"model.name_or_path: {source!r} is no folder in {Path.cwd()}, and cannot be loaded from the Hub: {error}"
         ) from error

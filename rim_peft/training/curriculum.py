@@ -126,12 +126,11 @@ def run_stages(
     resume: bool = False,
 ) -> CurriculumResult:
     """Train any stages one after the other, as :func:`run_curriculum` does its two, which has the arguments."""
-    _check_moments(stages)
+    check_stages(stages)
     names = [trainer_class.__name__.removesuffix("Trainer").lower() for trainer_class, _ in stages]
     best = BestWeights(Path(output_dir) / "best.safetensors", names)
     folders = [best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)]
     on_main(lambda: _check_folders(folders, resume=resume))
-    _check_checkpoints([args for _, args in stages])
     if isinstance(train_dataset, IterableDataset):
         train_dataset = train_dataset.repeat(None)  # the Trainer finds its place again within one pass alone
     tuner: Any = model.base_model
@@ -188,8 +187,17 @@ def _keeps_optimizer(following: Sequence[tuple[type[ReadoutTrainer], ReadoutConf
     return isinstance(args, RefinementConfig) and not args.reset_optimizer
 
 
-def _check_moments(stages: Sequence[tuple[type[ReadoutTrainer], ReadoutConfig]]) -> None:
-    """Refuse a stage that would go on with an optimiser that is not there, or of another kind."""
+def check_stages(stages: Sequence[tuple[type[ReadoutTrainer], ReadoutConfig]]) -> None:
+    """Check what stages need of each other, and to be resumed.
+
+    Raises:
+        ValueError: checkpoints would lack what resuming needs, or a stage would go on with an optimiser that is not
+            there, or of another kind.
+    """
+    if any(args.save_only_model for _, args in stages):
+        raise ValueError(
+            "save_only_model: must be False, since a run resumes from the optimiser's state too. Remove it."
+        )
     for index, (_, args) in enumerate(stages):
         if _keeps_optimizer(stages[index:]):
             before = stages[index - 1][1].optim if index else None
@@ -260,13 +268,6 @@ def _check_folders(folders: Sequence[Path], *, resume: bool) -> None:
     if found and not resume:
         raise ValueError(
             f"output_dir: must hold no other run's work, got {found[0]}. Give another folder, or resume=True to go on."
-        )
-
-
-def _check_checkpoints(stages: Sequence[ReadoutConfig]) -> None:
-    if any(args.save_only_model for args in stages):
-        raise ValueError(
-            "save_only_model: must be False, since a run resumes from the optimiser's state too. Remove it."
         )
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from rim_peft.cli.main import main
+from rim_peft.recipe import load_recipe
+from rim_peft.recipe.snapshot import resolve
+from rim_peft.recipe.syntax import write_yaml
 from tests.unit.run.test_preflight import rows_task, write_base, write_recipe
 
 
@@ -134,13 +137,18 @@ def test_a_file_of_accelerates_is_told_from_a_recipe(capsys: pytest.CaptureFixtu
         assert error.startswith(f"{path}: must be a recipe, got a file of accelerate's. Give it to accelerate launch")
 
 
-def test_a_folder_in_use_is_noted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_folder_in_use_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = write_recipe(tmp_path, rows=None, data={"path": "owner/rows"})
     (tmp_path / "out").mkdir()
-    noted = f"  note: output_dir: {tmp_path / 'out'} is not empty. Training needs another folder"
-    for name, is_noted in (("recipe.yaml", False), ("adapter_config.json", True)):
-        (tmp_path / "out" / name).touch()  # a recipe alone is left by a run that failed before it began
-        assert main(["check", path]) == 0
-        assert (noted in capsys.readouterr().out) is is_noted
+    (tmp_path / "out" / "recipe.yaml").touch()  # a recipe alone is left by a run that failed before it began
+    assert main(["check", path]) == 0
+    (tmp_path / "out" / "adapter_config.json").touch()
+    capsys.readouterr()
+    assert main(["check", path]) == 1
+    said = f"{path}: output_dir: must be new or empty, {tmp_path / 'out'} is not. Give another folder, or resume=true"
+    assert said in capsys.readouterr().err
+    recipe = load_recipe(path)
+    (tmp_path / "out" / "recipe.yaml").write_text(write_yaml(resolve(recipe)))
     assert main(["check", path, "resume=true"]) == 0
-    assert "note:" not in capsys.readouterr().out
+    assert main(["check", path, "resume=true", "seed=7"]) == 1
+    assert "was started with other values of seed" in capsys.readouterr().err
