@@ -17,6 +17,7 @@ from rim_peft.evaluation.latency import measure_latency
 from rim_peft.evaluation.ways import Way, by_generate, by_thoughts, count_behind
 from rim_peft.run import Run, load_run
 from rim_peft.run.record import describe_hardware, write_text
+from rim_peft.tuner.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def time_methods(comparison: Comparison, plan: Sequence[PlannedRun], rows: Judge
         "hardware": describe_hardware(),
     }
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path, keys=("spec", "latency"), remedy="Delete it: times are then taken anew.")
         if kept["spec"] == spec:
             return list(kept["latency"])
     logger.info("timing answers side by side")

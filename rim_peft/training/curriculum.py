@@ -23,8 +23,18 @@ from rim_peft.training.readout_trainer import ReadoutTrainer, Validate
 from rim_peft.training.refinement_config import RefinementConfig
 from rim_peft.training.refinement_trainer import RefinementTrainer
 from rim_peft.training.sharding import fill_optimizer, gather_optimizer, run_whole
-from rim_peft.training.weights import SCORE, BestWeights, last_checkpoint, load_weights, save_weights, write_text
+from rim_peft.training.weights import (
+    AGAIN,
+    BEST,
+    SCORE,
+    BestWeights,
+    last_checkpoint,
+    load_weights,
+    save_weights,
+    write_text,
+)
 from rim_peft.tuner.config import active_config
+from rim_peft.tuner.files import check_folder_path, read_json_value
 
 __all__ = ["CurriculumResult", "Interrupted", "run_curriculum", "run_stages"]
 
@@ -111,7 +121,7 @@ def run_stages(
 ) -> CurriculumResult:
     """Train any stages one after the other, as :func:`run_curriculum` does its two, which has the arguments."""
     _check_moments(stages)
-    best = BestWeights(Path(output_dir) / "best.safetensors")
+    best = BestWeights(Path(output_dir) / BEST)
     folders = [best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)]
     on_main(lambda: _check_folders(folders, resume=resume))
     _check_checkpoints([args for _, args in stages])
@@ -129,7 +139,7 @@ def run_stages(
             finished = folder / "final.safetensors"
             if resume and finished.exists():
                 load_weights(model, finished)
-                history[stage] = json.loads((folder / "history.json").read_text())
+                history[stage] = _read_history(folder / "history.json", finished)
                 continue
             set_seed(args.seed)
             tuner.set_dropout(own_dropout)  # not what the stage before had set
@@ -205,8 +215,20 @@ def _mark_finished(trainer: ReadoutTrainer, history: Path, weights: Path, moment
     save_weights(trainer.model, weights, {})
 
 
+def _read_history(path: Path, finished: Path) -> list[dict[str, float]]:
+    remedy = AGAIN.format(path=finished)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: must hold the figures of a finished stage, and is not there. {remedy}")
+    lines = read_json_value(path, remedy=remedy)
+    if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
+        raise ValueError(f"{path}: must be a list of a stage's log lines, got {repr(lines)[:60]}. {remedy}")
+    return lines
+
+
 def _check_folders(folders: Sequence[Path], *, resume: bool) -> None:
     """Refuse folders that hold another run's work, which would be taken for this one's."""
+    for folder in folders:
+        check_folder_path("output_dir", folder)
     patterns = ("*.safetensors", f"{PREFIX_CHECKPOINT_DIR}-*")
     found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
     if found and not resume:

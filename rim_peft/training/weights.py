@@ -15,12 +15,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rim_peft.training.processes import on_main
 from rim_peft.training.sharding import fill_adapter, gather_adapter
-from rim_peft.tuner.files import not_finite
+from rim_peft.tuner.files import not_finite, read_tensors
 
 logger = logging.getLogger(__name__)
 
 SCORE = "accuracy"
 """The name among ``validate``'s scores by which the best adapter is chosen; larger is better."""
+
+BEST = "best.safetensors"
+_ANEW = "Train again in another output_dir."
+AGAIN = "Delete {path} and go on with resume=true: the stage then ends again from its last checkpoint."
 
 
 class BestWeights:
@@ -30,9 +34,21 @@ class BestWeights:
         self.path = path
 
     def read(self) -> dict[str, Any]:
-        """Return stage, step and score of the weights in the file."""
-        with safe_open(self.path, framework="pt") as file:
-            return json.loads(file.metadata()["best"])
+        """Return stage, step and score of the weights in the file.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                best: dict[str, Any] = json.loads(file.metadata()["best"])
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            best = {}
+        if not {"stage", "step", SCORE} <= {*best}:
+            raise ValueError(
+                f"{self.path}: must hold the best weights so far and their score, and is damaged or cut off. {_ANEW}"
+            )
+        return best
 
     def offer(self, model: PeftModel, score: float, *, stage: str, step: int) -> None:
         """Keep the model's adapter if it is at least as good as the one in the file; every process must call it.
@@ -99,8 +115,21 @@ def save_weights(model: PeftModel, path: Path, metadata: dict[str, str]) -> None
 
 
 def load_weights(model: PeftModel, path: Path) -> None:
-    """Read what :func:`save_weights` wrote into the active adapter."""
-    fill_adapter(model, load_file(path))
+    """Read what :func:`save_weights` wrote into the active adapter.
+
+    Raises:
+        ValueError: the file is damaged, not finite, or another adapter's.
+    """
+    remedy = _ANEW if path.name == BEST else AGAIN.format(path=path)
+    tensors = read_tensors(path, remedy=remedy)
+    known = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    found, wanted = ({name: tuple(t.shape) for name, t in part.items()} for part in (tensors, known))
+    if wrong := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
+        raise ValueError(
+            f"{path}: must hold the adapter's tensors, {wrong[0]} is {wanted.get(wrong[0], 'none')} in the adapter and "
+            f"{found.get(wrong[0], 'none')} in the file. {remedy}"
+        )
+    fill_adapter(model, tensors)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
@@ -64,6 +65,76 @@ def check_weights(folder: Path) -> None:
 def damaged_weights(source: str, error: Exception) -> ValueError:
     """Return the error that tells a user what safetensors' own message means."""
     return ValueError(f"{source}: must be a whole safetensors file, and is damaged or cut off ({error}). {_AGAIN}")
+
+
+def read_json(path: Path, *, keys: Sequence[str] = (), remedy: str = _AGAIN) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: the file.
+        keys: what it must have.
+        remedy: what to do where it is damaged.
+
+    Raises:
+        ValueError: it is no JSON, no object, or lacks a key.
+        FileNotFoundError: there is no file.
+    """
+    value = read_json_value(path, remedy=remedy)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must hold a JSON object, got {repr(value)[:60]}. {remedy}")
+    if missing := [key for key in keys if key not in value]:
+        raise ValueError(f"{path}: must have {', '.join(missing)}, and has {_some(value)}. {remedy}")
+    return value
+
+
+def read_json_value(path: Path, *, remedy: str) -> Any:
+    """Read a JSON file, whatever it holds.
+
+    Raises:
+        ValueError: it is no JSON.
+        FileNotFoundError: there is no file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        where = f"at line {error.lineno}, column {error.colno}"
+    except UnicodeDecodeError as error:
+        where = f"at byte {error.start}, which is no UTF-8"
+    except RecursionError:
+        where = "nested too deeply"
+    raise ValueError(f"{path}: must be JSON, and is damaged or cut off ({where}). {remedy}")
+
+
+def check_folder_path(name: str, path: Path) -> None:
+    """Check that a path to write to can be a folder.
+
+    Raises:
+        ValueError: it, or what it would lie in, is a file.
+    """
+    there = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise ValueError(f"{name}: must be a folder, {there} is a file. Give another one, or move the file away.")
+
+
+def read_tensors(path: Path, *, remedy: str) -> dict[str, Tensor]:
+    """Read a safetensors file that must be whole and finite.
+
+    Raises:
+        ValueError: it is not.
+        FileNotFoundError: there is no file.
+    """
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: must be a whole safetensors file, and is damaged or cut off. {remedy}") from error
+    if (found := not_finite(tensors)) is not None:
+        raise ValueError(f"{path}: its tensors must be finite, {found}: the training had diverged. {remedy}")
+    return tensors
+
+
+def _some(names: Iterable[str], most: int = 6) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "") or "nothing"
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
