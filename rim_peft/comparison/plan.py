@@ -11,6 +11,7 @@ from typing import Any
 
 from rim_peft.comparison.sections import Comparison, MethodOptions, name_of
 from rim_peft.recipe import Recipe, load_recipe
+from rim_peft.tuner.files import read_object
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def read_record(run: PlannedRun) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it is not finished.
+        ValueError: the file is damaged.
     """
-    record: dict[str, Any] = json.loads(run.record.read_text(encoding="utf-8"))
-    return record
+    return read_object(run.record, keys=("spec", "seconds"), remedy="Delete it: the run is then measured anew.")
 
 
 def shared_recipe(comparison: Comparison) -> Recipe:

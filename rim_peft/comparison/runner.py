@@ -26,9 +26,10 @@ from rim_peft.escaping import json_text
 from rim_peft.evaluation.probe import import_sklearn
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.run import Run, train_or_load
-from rim_peft.run.loading import load_untrained
+from rim_peft.run.loading import RECORD_FILE, load_untrained
 from rim_peft.training.files import write_text
 from rim_peft.training.interruption import Interrupted
+from rim_peft.tuner.files import check_folder_path
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
     """
     started = time.time()
     folder = Path(comparison.output_dir)
+    check_folder_path("output_dir", folder)
     folder.mkdir(parents=True, exist_ok=True)
     plan = plan_runs(comparison)
     # All that is wrong is said before anything is trained.
@@ -186,7 +188,12 @@ class _Work:
     def _train(self, run: PlannedRun, recipe: Recipe) -> Run:
         """Train, or load what is trained on the rows that there are now."""
         trained = train_or_load(recipe, command=self.command)
-        rows, used = self.rows.trained_on(recipe), trained.record["data"]["train"]
+        rows, used = self.rows.trained_on(recipe), trained.record.get("data", {}).get("train")
+        if not isinstance(used, dict):
+            raise RecipeError(
+                f"output_dir: {run.folder / RECORD_FILE} must say what the run was trained on (data.train), and does "
+                "not. Put back a copy, or delete the folder to train it anew."
+            )
         if rows is not None and rows != used:
             raise RecipeError(
                 f"output_dir: {run.folder} was trained on {used['num_rows']} rows that are not those of data.path now. "

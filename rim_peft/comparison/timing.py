@@ -18,6 +18,7 @@ from rim_peft.evaluation.ways import Way, by_generate, by_thoughts, count_behind
 from rim_peft.run import Run, load_run
 from rim_peft.run.record import describe_hardware
 from rim_peft.training.files import write_text
+from rim_peft.tuner.files import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def time_methods(comparison: Comparison, plan: Sequence[PlannedRun], rows: Judge
         "hardware": describe_hardware(),
     }
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_object(path, keys=("spec", "latency"), remedy="Delete it: times are then taken anew.")
         if kept["spec"] == spec:
             return list(kept["latency"])
     logger.info("timing answers side by side")

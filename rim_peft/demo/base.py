@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rim_peft.demo.pretraining import ANSWER, THINK, Pretraining, build_model, build_tokenizer, train
 from rim_peft.demo.worlds import BASES
+from rim_peft.tuner.files import read_object
 
 DEFAULT = "potions"
 """The demo's own task."""
@@ -95,7 +96,7 @@ def make_base(options: Pretraining[Any], output: Path) -> None:
 
 def _check_same(options: Pretraining[Any], path: Path) -> None:
     """Refuse to go on with a training of other options."""
-    if path.exists() and json.loads(path.read_text()) != asdict(options):
+    if path.exists() and read_object(path, remedy="Delete the folder.") != asdict(options):
         raise SystemExit(
             f"output: {path.parent} holds a training with other options ({path.name}). Give another folder."
         )

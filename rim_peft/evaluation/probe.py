@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from rim_peft.evaluation.readouts import BlockReadouts
+from rim_peft.tuner.files import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,11 @@ class Probe:
             raise FileNotFoundError(
                 f"folder: {folder} must hold {WEIGHTS_FILE} and {METADATA_FILE}. Save a probe there."
             )
-        known = json.loads(metadata.read_text(encoding="utf-8"))
+        known = read_object(
+            metadata,
+            keys=("format", "inverse_strength", "num_training_rows"),
+            remedy="Fit the probe anew, or copy it again.",
+        )
         if known["format"] != FORMAT:
             raise ValueError(
                 f"folder: {metadata} must have format {FORMAT}, got {known['format']}. Fit the probe anew, or load it "

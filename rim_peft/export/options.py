@@ -12,6 +12,7 @@ from rim_peft.data.examples import Question, Templates
 from rim_peft.export.tokens import APPEND_TO
 from rim_peft.export.weights import DTYPES
 from rim_peft.tuner.config import RiMConfig
+from rim_peft.tuner.files import check_folder_path
 
 
 @dataclass(frozen=True)
@@ -79,5 +80,6 @@ def check_new(folder: Path) -> None:
     Raises:
         ValueError: it is not.
     """
+    check_folder_path("out", folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"out: must be a new or empty folder, {folder} is not. Give another one.")

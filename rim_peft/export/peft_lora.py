@@ -27,7 +27,7 @@ from rim_peft.export.checking import CheckResult, check
 from rim_peft.export.merged import raise_if_differing
 from rim_peft.export.options import ExportOptions, Prompts, check_new
 from rim_peft.export.plain import as_plain, free
-from rim_peft.export.record import EXPORT_FILE, new_record, read_json, write_json
+from rim_peft.export.record import EXPORT_FILE, new_record, read_export, write_json
 from rim_peft.export.saving import save_model, save_tokenizer
 from rim_peft.export.tokens import add_memory_tokens, append_blocks
 from rim_peft.export.weights import add_rows, is_tied, memory_rows
@@ -163,7 +163,7 @@ def _open(folder: Path) -> dict[str, Any]:
     if not (folder / EXPORT_FILE).is_file():
         check_new(folder)
         return {**new_record("peft-lora"), "adapters": {}}
-    record = read_json(folder / EXPORT_FILE)
+    record = read_export(folder / EXPORT_FILE)
     if record["format"] != "peft-lora":
         raise ValueError(
             f"out: must be new, empty, or an export of format peft-lora to add to, {folder} has format "

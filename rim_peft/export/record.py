@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rim_peft.escaping import json_text
 from rim_peft.export.tokens import MemoryTokens
+from rim_peft.tuner.files import read_object
 from rim_peft.version import __version__
 
 EXPORT_FILE = "rim_export.json"
 FORMAT_VERSION = 1
+_AGAIN = "Copy the export again, or export the adapter again."
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,31 @@ def read_record(folder: Path) -> ExportRecord:
     Raises:
         ValueError: the folder is an export of another format, or of a later version of this package.
     """
-    record = read_json(folder / EXPORT_FILE)
+    record = read_export(folder / EXPORT_FILE)
     if record["format"] != "merged":
         raise ValueError(
             f"{folder}: must be a merged export to be asked by this package, got format {record['format']!r}. Ask the "
             "adapter that it was made from."
         )
-    return ExportRecord(
-        memory=MemoryTokens(**record["memory"]),
-        **{name: record[name] for name in ExportRecord.__dataclass_fields__ if name != "memory"},
-    )
+    try:
+        return ExportRecord(
+            memory=MemoryTokens(**record["memory"]),
+            **{name: record[name] for name in ExportRecord.__dataclass_fields__ if name != "memory"},
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / EXPORT_FILE}: must say how the export is asked, and does not ({error}). {_AGAIN}"
+        ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a record.
+def read_export(path: Path) -> dict[str, Any]:
+    """Read a record of either format.
 
     Raises:
-        ValueError: it was written by a later version of this package.
+        ValueError: it is damaged, or was written by a later version of this package.
     """
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if record["format_version"] > FORMAT_VERSION:
+    record = read_object(path, keys=("format", "format_version"), remedy=_AGAIN)
+    if not isinstance(record["format_version"], int) or record["format_version"] > FORMAT_VERSION:
         raise ValueError(
             f"{path}: must have format version {FORMAT_VERSION} or lower, got {record['format_version']}: a later "
             "rim-peft wrote it. Update rim-peft."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,15 @@ from rim_peft.data.examples import Templates
 from rim_peft.data.hub import asking_hub
 from rim_peft.export.reading import AnswerExported, is_export, load_export
 from rim_peft.inference import answer_with_thoughts
-from rim_peft.recipe import ModelOptions, Recipe, load_recipe
+from rim_peft.recipe import ModelOptions, Recipe, RecipeError, load_recipe
 from rim_peft.recipe.keys import STAGES
 from rim_peft.run.base import load_base, load_tokenizer, to_device
 from rim_peft.run.papers import BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
 from rim_peft.tuner import RiMConfig
+from rim_peft.tuner.files import read_object
 from rim_peft.tuner.sharing import attach_papers
+
+_PAPER = "Put back a copy, or delete it: the adapter answers without it."
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,19 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
     adapted = to_device(PeftModel.from_pretrained(model, str(folder)), options)
     attach_papers(adapted, shared_files(folder, papers_only=True))
     record = folder / RECORD_FILE
-    return Run(adapted.eval(), tokenizer, recipe, json.loads(record.read_text("utf-8")) if record.exists() else {})
+    return Run(adapted.eval(), tokenizer, recipe, read_object(record, remedy=_PAPER) if record.exists() else {})
 
 
 def _recipe_of(folder: Path) -> Recipe | None:
-    return load_recipe(folder / RECIPE_FILE, check=False) if (folder / RECIPE_FILE).exists() else None
+    path = folder / RECIPE_FILE
+    if not path.exists():
+        return None
+    try:
+        return load_recipe(path, check=False)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{error}\n{path}: says how the adapter was trained and is asked, and is damaged. Put back a copy."
+        ) from None
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rim_peft.recipe import RecipeError
 from rim_peft.run.memory import PeakMemory
+from rim_peft.tuner.files import check_folder_path
 
 
 def check_writable(folder: Path) -> None:
@@ -20,20 +21,17 @@ def check_writable(folder: Path) -> None:
     Raises:
         RecipeError: they cannot.
     """
-    remedy = "Give another folder."
     try:
         os.lstat(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
-    except NotADirectoryError:
-        place = next(parent for parent in folder.parents if parent.exists())
-        raise RecipeError(f"output_dir: must lie in folders, {place} is a file, got {folder}. {remedy}") from None
     except (OSError, ValueError) as error:  # a name that is too long, or holds what no file's name can
         reason = error.strerror if isinstance(error, OSError) else "no name of a file has such characters"
-        raise RecipeError(f"output_dir: cannot be {str(folder)[:200]!r} ({reason}). {remedy}") from None
-    else:
-        if not folder.is_dir():
-            raise RecipeError(f"output_dir: must be a folder, {folder} is a file. {remedy}")
+        raise RecipeError(f"output_dir: cannot be {str(folder)[:200]!r} ({reason}). Give another folder.") from None
+    try:
+        check_folder_path("output_dir", folder)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     place = _nearest(folder)
     try:
         # What permissions, mounts and quotas allow is known when it is tried.
@@ -41,7 +39,8 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise RecipeError(
-            f"output_dir: must be a folder that can be written to, {place} cannot ({error.strerror}). {remedy}"
+            f"output_dir: must be a folder that can be written to, {place} cannot ({error.strerror}). "
+            "Give another folder."
         ) from None
 
 

@@ -19,8 +19,9 @@ from rim_peft.data.tasks.task import Task
 from rim_peft.escaping import json_text
 from rim_peft.evaluation import AccuracyReport, evaluate_accuracy
 from rim_peft.recipe import Recipe, RecipeError
+from rim_peft.recipe.reading import read_mapping
 from rim_peft.recipe.snapshot import differing_keys, resolve
-from rim_peft.recipe.syntax import read_yaml, write_yaml
+from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
 from rim_peft.run.card import render_run_card
 from rim_peft.run.loading import Run, answering, load_run
@@ -58,6 +59,7 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
         Interrupted: a signal stopped the training; it can be resumed.
     """
     folder = Path(recipe.output_dir)
+    on_main(lambda: check_writable(folder))
     with hold(folder), explain_write_errors(folder):
         return _train(recipe, folder, command)
 
@@ -122,11 +124,11 @@ def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     started = folder / RECIPE_FILE
     if not (folder / ADAPTER_FILE).exists():
         return train(replace(recipe, resume=started.exists()), command=command)
-    kept = read_yaml(started.read_text(encoding="utf-8")) if started.exists() else {}
+    kept = _read_started(started) if started.exists() else {}
     if differing := differing_keys(kept, resolve(recipe)):
         raise RecipeError(
-            f"output_dir: {folder} holds a finished run with other values of {', '.join(differing)}. Give another "
-            "folder."
+            f"output_dir: {folder} holds a finished run with other values of {_some(differing)} "
+            f"({started} has them). Give another folder."
         )
     return load_run(folder, base=recipe.model.name_or_path)
 
@@ -194,13 +196,28 @@ def check_folder(folder: Path, recipe: Recipe) -> bool:
     started = folder / RECIPE_FILE
     if not started.exists():
         raise RecipeError(f"resume: {folder} holds no run to go on with (no {RECIPE_FILE}). Give the folder of a run.")
-    differing = differing_keys(read_yaml(started.read_text(encoding="utf-8")), resolve(recipe))
+    differing = differing_keys(_read_started(started), resolve(recipe))
     if differing:
         raise RecipeError(
-            f"resume: the run in {folder} was started with other values of {', '.join(differing)}. Give the same ones "
+            f"resume: the run in {folder} was started with other values of {_some(differing)}. Give the same ones "
             f"({started} has them), or another output_dir."
         )
     return True
+
+
+def _some(keys: Sequence[str], most: int = 8) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+
+
+def _read_started(path: Path) -> dict[str, Any]:
+    """Return the recipe that a run was started with."""
+    try:
+        return read_mapping(path, example="output_dir: outputs/run")
+    except RecipeError as error:
+        raise RecipeError(
+            f"{error}\n{path}: must say what the run was started with, and is damaged. Put back a copy, or "
+            "give another output_dir."
+        ) from None
 
 
 def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:

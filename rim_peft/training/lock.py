@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from rim_peft.training.files import explain_write_errors, write_text
 from rim_peft.training.processes import on_main
+from rim_peft.tuner.files import check_folder_path
 
 LOCK, HOLDER = ".lock", ".holder.json"
 """The kernel lets go of the lock when its process ends, however it ends; who holds it stands in a file beside it."""
@@ -64,8 +65,7 @@ def find_holder(folder: Path) -> str | None:
 
 
 def _acquire(folder: Path) -> FileLock:
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"output_dir: must be a folder, got {folder}, which is a file. Give another one.")
+    check_folder_path("output_dir", folder)
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)

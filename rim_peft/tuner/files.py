@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -39,35 +39,61 @@ _SAID_SINCE_1 = (
 _HINTS = get_type_hints(RiMConfig)
 
 
-def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+def read_json(path: Path, *, remedy: str = AGAIN, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is damaged.
+        max_bytes: a larger file is not parsed.
 
     Raises:
         ValueError: it is too large, too deeply nested, or no JSON.
         OSError: it cannot be read.
     """
     if (size := path.stat().st_size) > max_bytes:
-        raise ValueError(f"{path}: must be at most {max_bytes:,} bytes, got {size:,}: it is no such file. {AGAIN}")
+        raise ValueError(f"{path}: must be at most {max_bytes:,} bytes, got {size:,}: it is no such file. {remedy}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
-        raise ValueError(f"{path}: must be JSON, and is nested too deeply. {AGAIN}") from None
+        raise ValueError(f"{path}: must be JSON, and is nested too deeply. {remedy}") from None
     except ValueError as error:  # of JSON, of UTF-8, or a number of thousands of digits
         where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{path}: must be JSON, and is damaged or cut off{where}. {AGAIN}") from error
+        raise ValueError(f"{path}: must be JSON, and is damaged or cut off{where}. {remedy}") from error
 
 
-def read_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_object(
+    path: Path, *, keys: Sequence[str] = (), remedy: str = AGAIN, max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
+    Args:
+        path: the file.
+        keys: what it must have.
+        remedy: what to do where it is damaged.
+        max_bytes: a larger file is not parsed.
+
     Raises:
-        ValueError: it is too large, too deeply nested, no JSON, or no object.
+        ValueError: it is too large, too deeply nested, no JSON, no object, or lacks a key.
         OSError: it cannot be read.
     """
-    value = read_json(path, max_bytes=max_bytes)
+    value = read_json(path, remedy=remedy, max_bytes=max_bytes)
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: must hold a JSON object, got {shown(value)}. {AGAIN}")
+        raise ValueError(f"{path}: must hold a JSON object, got {shown(value)}. {remedy}")
+    if missing := [key for key in keys if key not in value]:
+        raise ValueError(f"{path}: must have {', '.join(missing)}, and has {shown(', '.join(value))}. {remedy}")
     return value
+
+
+def check_folder_path(name: str, path: Path) -> None:
+    """Check that a path to write to can be a folder.
+
+    Raises:
+        ValueError: it, or what it would lie in, is a file.
+    """
+    there = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise ValueError(f"{name}: must be a folder, {there} is a file. Give another one, or move the file away.")
 
 
 def check_files(folder: Path) -> None:
