@@ -21,6 +21,7 @@ from rim_peft.training.baseline_trainer import BaselineTrainer
 from rim_peft.training.coconut_config import CoconutConfig
 from rim_peft.training.coconut_trainer import CoconutTrainer
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_stages
+from rim_peft.training.files import MANIFEST
 from rim_peft.training.finite import DivergedError
 from rim_peft.training.weights import BestWeights, last_checkpoint, save_weights
 from tests.conftest import build_base, build_rim, build_tokenizer
@@ -96,9 +97,10 @@ def test_a_ruined_run_keeps_its_last_good_checkpoint_and_goes_on_from_no_other(t
     (tmp_path / "checkpoint-3").rename(ruined)
     weights = ruined / "adapter_model.safetensors"
     save_file({name: tensor * math.nan for name, tensor in load_file(weights).items()}, weights)
+    (ruined / MANIFEST).unlink()
     assert last_checkpoint(tmp_path) is None
-    with pytest.raises(ValueError, match=r"checkpoint-6: must hold finite weights to go on with, .* holds nan"):
-        _trainer(tmp_path, build_rim(num_blocks=3, fresh=True)).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"must be whole, got .*checkpoint-6, where .* holds nan"):
+        _trainer(tmp_path, build_rim(num_blocks=3, fresh=True)).train(resume_from_checkpoint=str(ruined))
 
 
 def test_a_gradient_that_is_not_finite_stops_the_training_unless_loss_scaling_skips_the_step(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_a_gradient_that_is_not_finite_stops_the_training_unless_loss_scaling_sk
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, "0.5", True])
 def test_a_score_that_nothing_is_better_than_is_refused(score: Any, tmp_path: Path) -> None:
-    best = BestWeights(tmp_path / "best.safetensors")
+    best = BestWeights(tmp_path / "best.safetensors", ["grounding"])
     with pytest.raises(ValueError, match=f"validate: accuracy must be a finite number.*got {score!r} at step 2"):
         best.offer(build_rim(), score, stage="grounding", step=2)
     assert not best.path.exists()
@@ -140,7 +142,7 @@ def test_weights_that_are_not_finite_are_saved_nowhere(tmp_path: Path) -> None:
     model = build_rim()
     model.base_model.memory.rows("default").data[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"w\.safetensors: is not written.*lora_rim_memory\S* holds nan"):
-        save_weights(model, tmp_path / "w.safetensors", {})
+        save_weights(model, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"adapter 'default': its weights must be finite to be saved.*holds nan"):
         model.save_pretrained(str(tmp_path))
     assert not list(tmp_path.iterdir())

@@ -336,6 +336,7 @@ def run_forked(work: Callable[[], None], *, kill_after: float | None = None) -> 
         if child == 0:
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
+            sys.stdout = sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - pytest has its own
             try:
                 work()
                 os._exit(0)

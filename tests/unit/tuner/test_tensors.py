@@ -249,11 +249,11 @@ def test_equal_adapters_are_equal_bytes(tmp_path: Path) -> None:
     model = build_rim()
     for name in ("a", "b"):
         model.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
-        save_weights(model, tmp_path / name / "best.safetensors", {"best": "{}", "more": "1", "and": "2", "a": "3"})
+        save_weights(model, tmp_path / name / "best.safetensors", best={"step": 1})
     for name in (WEIGHTS, "best.safetensors", "adapter_config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     header = (tmp_path / "a" / "best.safetensors").read_bytes()[8:].partition(b"}")[0].decode()
-    assert header.startswith('{"__metadata__":{"a":"3","and":"2","best":')
+    assert header.startswith('{"__metadata__":{"best":')
     # Whatever order metadata come in, the order in the file is that of their names.
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     contents = set()
