@@ -61,6 +61,8 @@ def read_record(folder: Path) -> ExportRecord:
             f"{folder}: must be a merged export to be asked by this package, got format {record['format']!r}. Ask the "
             "adapter that it was made from."
         )
+    if "check" not in record:  # which earlier versions added in the end
+        raise ValueError(f"{folder}: must hold a whole export, and was not finished. Export the adapter again.")
     try:
         return ExportRecord(
             memory=MemoryTokens(**record["memory"]),
@@ -88,5 +90,7 @@ def read_export(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record."""
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a record, at once."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
