@@ -99,6 +99,13 @@ def moved_from(folder: Path) -> list[str]:
     return [Path(name).name for name in listed]
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Delete what a merged export left that was killed."""
+    for name in moved_from(folder):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+
+
 @contextmanager
 def written_at_once(folder: Path, *, last: str) -> Iterator[Path]:
     """Yield a folder to write an export to, whose files move into ``folder`` in the end.
@@ -111,15 +118,15 @@ def written_at_once(folder: Path, *, last: str) -> Iterator[Path]:
         last: the file that says what the export is, which moves last.
     """
     staging = folder / STAGING
-    for name in moved_from(folder):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(staging, ignore_errors=True)
+    clear_unfinished(folder)
     staging.mkdir(parents=True)
     try:
         yield staging
-        names = sorted((path.name for path in staging.iterdir()), key=lambda name: name == last)
-        (staging / _MOVED).write_text("\n".join(names), encoding="utf-8")
-        for name in names:
-            (staging / name).replace(folder / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    except BaseException:
+        clear_unfinished(folder)
+        raise
+    names = sorted((path.name for path in staging.iterdir()), key=lambda name: name == last)
+    (staging / _MOVED).write_text("\n".join(names), encoding="utf-8")
+    for name in names:
+        (staging / name).replace(folder / name)
+    shutil.rmtree(staging)

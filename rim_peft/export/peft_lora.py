@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rim_peft.export.card import render_adapter_card
 from rim_peft.export.checking import CheckResult, check
 from rim_peft.export.merged import raise_if_differing
-from rim_peft.export.options import STAGING, ExportOptions, Prompts, check_new
+from rim_peft.export.options import STAGING, ExportOptions, Prompts, check_new, clear_unfinished
 from rim_peft.export.plain import as_plain, free
 from rim_peft.export.record import EXPORT_FILE, new_record, read_export, write_json
 from rim_peft.export.saving import save_model, save_tokenizer
@@ -112,7 +112,7 @@ def export_peft_lora(
     record["head_is_tied"] = head_is_tied
     (adapter / "README.md").write_text(render_adapter_card(name, memory, prompts, result), encoding="utf-8")
     write_json(folder / EXPORT_FILE, record)
-    (folder / STAGING).rmdir()
+    clear_unfinished(folder)
     raise_if_differing(result, options, folder, head_is_tied=head_is_tied)
     return result
 
@@ -166,6 +166,7 @@ def _open(folder: Path) -> dict[str, Any]:
             for name in (BASE, *_beside(BASE), ADAPTERS):
                 shutil.rmtree(folder / name, ignore_errors=True)
             (folder / f"{EXPORT_FILE}.partial").unlink(missing_ok=True)
+            clear_unfinished(folder)
         check_new(folder)
         return {**new_record("peft-lora"), "adapters": {}}
     record = read_export(folder / EXPORT_FILE)
