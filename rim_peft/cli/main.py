@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "train methods side by side, measure them and write one report",
     "ablate": "the same for one recipe with one value changed at a time",
     "demo": "train, evaluate and show the built-in example",
+    "cache": "show or clear the tokenised tables on this machine",
     "bench": "run the benchmarks of a clone",
 }
 """Name and summary. Each stands in the module of its name, with an underscore for a hyphen, with

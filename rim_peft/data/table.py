@@ -13,6 +13,7 @@ from pyarrow import ArrowInvalid
 
 from rim_peft.data.caching import digest_of, rows_hash, source_hash, tokenizer_hash
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
+from rim_peft.data.stored import cache_folder, hold, prune
 from rim_peft.data.tokenization import Encoder, TokenizedExample, Written
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ def tokenize_rows(rows: Sequence[Mapping[str, Any]], encoder: Encoder) -> list[T
 def tokenize_table(dataset: Dataset, encoder: Encoder, *, num_proc: int | None) -> Dataset:
     """Tokenise a table's rows, or take what is stored of the same rows, tokenizer, templates and code.
 
-    It is stored in a file of that content's hash in the cache folder of ``datasets``, unless caching is disabled there.
+    It is stored in a file of that content's hash in the cache folder of ``datasets``, unless caching is disabled there;
+    tables that were not used for long are deleted (:mod:`rim_peft.data.stored`).
 
     Returns:
         As many rows, with token ids, and ``row_error`` where a row has none: what is wrong with it.
@@ -63,10 +65,14 @@ def tokenize_table(dataset: Dataset, encoder: Encoder, *, num_proc: int | None) 
     key = _content_hash(dataset, encoder) if datasets.is_caching_enabled() else None
     if key is None:
         return dataset.map(_tokenize_batch, load_from_cache_file=False, **options)
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "rim_peft" / f"{key}.arrow"
+    file = cache_folder() / f"{key}.arrow"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        return dataset.map(_tokenize_batch, new_fingerprint=key, cache_file_name=str(file), **options)
+        hold(list(file.parent.glob(f"{key}*.arrow")))  # so that no process deletes it while it is opened
+        table = dataset.map(_tokenize_batch, new_fingerprint=key, cache_file_name=str(file), **options)
+        hold([Path(used["filename"]) for used in table.cache_files])
+        prune()
+        return table
     except (OSError, ArrowInvalid) as error:
         logger.warning("%s cannot be used (%s): the rows are tokenised in memory, and anew each time.", file, error)
         return dataset.map(_tokenize_batch, new_fingerprint=key, keep_in_memory=True, **options)

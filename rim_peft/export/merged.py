@@ -5,7 +5,9 @@ One without blocks, as of a method that RiM is compared with, is LoRA merged and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from peft import PeftModel
@@ -13,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.export.card import render_card
 from rim_peft.export.checking import CheckResult, ExportCheckError, check
-from rim_peft.export.options import ExportOptions, Prompts, check_new
+from rim_peft.export.options import ExportOptions, Prompts, check_new, written_at_once
 from rim_peft.export.plain import as_plain, free
-from rim_peft.export.record import ExportRecord
+from rim_peft.export.record import EXPORT_FILE, ExportRecord
 from rim_peft.export.saving import save_model, save_tokenizer
 from rim_peft.export.tokens import add_memory_tokens, append_blocks
 from rim_peft.export.weights import add_rows, is_tied, memory_rows, merged
@@ -32,6 +34,7 @@ def export_merged(
     options: ExportOptions,
     *,
     source: str,
+    papers: Mapping[str, str] = MappingProxyType({}),
 ) -> CheckResult:
     """Write a plain checkpoint, and check it in a fresh process; the model is used up.
 
@@ -45,6 +48,7 @@ def export_merged(
         prompts: what to check it on.
         options: how to write it.
         source: the adapter's name, for the record.
+        papers: texts of more files by their names, such as its recipe.
 
     Raises:
         ValueError: adapter or base cannot be written as a plain checkpoint, or ``folder`` is in use.
@@ -75,22 +79,24 @@ def export_merged(
         dtype=str(dtype).removeprefix("torch."),
         head_is_tied=is_tied(base),
     )
-    save_model(base, folder, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
-    save_tokenizer(extended, folder)
-    record.write(folder)
-    free(base)
-    result = check(
-        plain.expected,
-        tokenizer,
-        memory,
-        places=places,
-        dtype=dtype,
-        model=folder,
-        tokenizer_folder=folder,
-        max_new_tokens=prompts.max_new_tokens,
-    )
-    record.write(folder, check=result.to_dict(), quantized_agreement=plain.agreement)
-    (folder / "README.md").write_text(render_card(folder, record, prompts, result), encoding="utf-8")
+    with written_at_once(folder, last=EXPORT_FILE) as staging:
+        save_model(base, staging, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
+        save_tokenizer(extended, staging)
+        free(base)
+        result = check(
+            plain.expected,
+            tokenizer,
+            memory,
+            places=places,
+            dtype=dtype,
+            model=staging,
+            tokenizer_folder=staging,
+            max_new_tokens=prompts.max_new_tokens,
+        )
+        record.write(staging, check=result.to_dict(), quantized_agreement=plain.agreement)
+        (staging / "README.md").write_text(render_card(folder, record, prompts, result), encoding="utf-8")
+        for name, text in papers.items():
+            (staging / name).write_text(text, encoding="utf-8")
     raise_if_differing(result, options, folder, head_is_tied=record.head_is_tied)
     return result
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,10 @@ from rim_peft.export.tokens import APPEND_TO
 from rim_peft.export.weights import DTYPES
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.tuner.files import check_folder_path
+
+STAGING = ".partial"
+"""Folder within an export's, to which it is written until it is complete; where it is left, the export is not."""
+_MOVED = ".names"
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,52 @@ class Prompts:
 
 
 def check_new(folder: Path) -> None:
-    """Check that a folder is new or empty.
+    """Check that a folder is new or empty, or holds no more than what an export left that was killed.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it does not.
     """
     check_folder_path("out", folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    left = {STAGING, *moved_from(folder)}
+    if folder.exists() and any(path.name not in left for path in folder.iterdir()):
         raise ValueError(f"out: must be a new or empty folder, {folder} is not. Give another one.")
+
+
+def moved_from(folder: Path) -> list[str]:
+    """Return what was being moved from the staging folder to the export's own when the export was killed."""
+    names = folder / STAGING / _MOVED
+    listed = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
+    return [Path(name).name for name in listed]
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what a merged export left that was killed."""
+    for name in moved_from(folder):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+
+
+@contextmanager
+def written_at_once(folder: Path, *, last: str) -> Iterator[Path]:
+    """Yield a folder to write an export to, whose files move into ``folder`` in the end.
+
+    A kill leaves the staging folder, by which an unfinished export is known: nothing answers from it, and the next
+    export takes its place.
+
+    Args:
+        folder: where the export goes, checked by :func:`check_new`.
+        last: the file that says what the export is, which moves last.
+    """
+    staging = folder / STAGING
+    clear_unfinished(folder)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    except BaseException:
+        clear_unfinished(folder)
+        raise
+    names = sorted((path.name for path in staging.iterdir()), key=lambda name: name == last)
+    (staging / _MOVED).write_text("\n".join(names), encoding="utf-8")
+    for name in names:
+        (staging / name).replace(folder / name)
+    shutil.rmtree(staging)

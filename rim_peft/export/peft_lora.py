@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rim_peft.export.card import render_adapter_card
 from rim_peft.export.checking import CheckResult, check
 from rim_peft.export.merged import raise_if_differing
-from rim_peft.export.options import ExportOptions, Prompts, check_new
+from rim_peft.export.options import STAGING, ExportOptions, Prompts, check_new, clear_unfinished
 from rim_peft.export.plain import as_plain, free
 from rim_peft.export.record import EXPORT_FILE, new_record, read_export, write_json
 from rim_peft.export.saving import save_model, save_tokenizer
@@ -63,7 +63,7 @@ def export_peft_lora(
     """
     record = _open(folder)
     name = Path(source).resolve().name
-    if name in record["adapters"]:
+    if "check" in record["adapters"].pop(name, ()):
         raise ValueError(f"out: {folder} has an adapter {name!r} already. Rename the folder of the new one.")
     rows, config = memory_rows(model), active_config(model)
     lora = plain_config(config, base=folder / BASE)
@@ -80,6 +80,7 @@ def export_peft_lora(
     extended, memory = add_memory_tokens(known, num_blocks=num_blocks, block_size=config.block_size)
     add_rows(base, memory.ids, rows, keep_tied=keep_tied)
     head_is_tied = is_tied(base)
+    (folder / STAGING).mkdir(parents=True, exist_ok=True)  # by which an unfinished export is known
     _replace_base(folder / BASE, base, extended, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
     free(base)
     adapter = folder / ADAPTERS / name
@@ -95,9 +96,6 @@ def export_peft_lora(
         "dequantized_from": plain.quantization,
         "quantized_agreement": plain.agreement,
     }
-    record["adapters"][name] = entry
-    record["head_is_tied"] = head_is_tied
-    write_json(folder / EXPORT_FILE, record)
     result = check(
         plain.expected,
         tokenizer,
@@ -110,8 +108,11 @@ def export_peft_lora(
         max_new_tokens=prompts.max_new_tokens,
     )
     entry["check"] = result.to_dict()
+    record["adapters"][name] = entry
+    record["head_is_tied"] = head_is_tied
     (adapter / "README.md").write_text(render_adapter_card(name, memory, prompts, result), encoding="utf-8")
     write_json(folder / EXPORT_FILE, record)
+    clear_unfinished(folder)
     raise_if_differing(result, options, folder, head_is_tied=head_is_tied)
     return result
 
@@ -155,12 +156,17 @@ def plain_config(config: RiMConfig, *, base: Path) -> LoraConfig:
 
 
 def _open(folder: Path) -> dict[str, Any]:
-    """Return the record of a folder; a new one if it is empty.
+    """Return the record of a folder; a new one if it is empty, or holds what an export left that was killed.
 
     Raises:
         ValueError: the folder holds something else.
     """
     if not (folder / EXPORT_FILE).is_file():
+        if (folder / STAGING).exists():
+            for name in (BASE, *_beside(BASE), ADAPTERS):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            (folder / f"{EXPORT_FILE}.partial").unlink(missing_ok=True)
+            clear_unfinished(folder)
         check_new(folder)
         return {**new_record("peft-lora"), "adapters": {}}
     record = read_export(folder / EXPORT_FILE)
@@ -172,12 +178,20 @@ def _open(folder: Path) -> dict[str, Any]:
     return record
 
 
+def _beside(name: str) -> tuple[str, str]:
+    """Return what a folder is called while it is written, and while another one takes its place."""
+    return f"{name}.partial", f"{name}.old"
+
+
 def _extended_so_far(folder: Path, base: PreTrainedModel) -> Any:
     """Load the extended base of earlier adapters, which must be the new adapter's base with more rows.
 
     Raises:
         ValueError: it is another base.
     """
+    old = folder.with_name(_beside(folder.name)[1])
+    if old.exists() and not folder.exists():  # killed between two renames
+        old.rename(folder)
     extended: Any = AutoModelForCausalLM.from_pretrained(str(folder))
     extended.to(base.device)
     theirs, ours = extended.state_dict(), base.state_dict()
@@ -195,7 +209,7 @@ def _replace_base(
     folder: Path, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, eos_id: int, max_shard_size: str
 ) -> None:
     """Write the base beside the one that is there, and let it take its place when it is complete."""
-    partial, old = (folder.with_name(f"{folder.name}.{word}") for word in ("partial", "old"))
+    partial, old = (folder.with_name(name) for name in _beside(folder.name))
     for left_behind in (partial, old):
         shutil.rmtree(left_behind, ignore_errors=True)
     save_model(base, partial, eos_id=eos_id, max_shard_size=max_shard_size)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rim_peft.escaping import json_text
 from rim_peft.export.tokens import MemoryTokens
+from rim_peft.training.files import write_text
 from rim_peft.tuner.files import read_object
 from rim_peft.version import __version__
 
@@ -61,6 +62,8 @@ def read_record(folder: Path) -> ExportRecord:
             f"{folder}: must be a merged export to be asked by this package, got format {record['format']!r}. Ask the "
             "adapter that it was made from."
         )
+    if "check" not in record:  # which earlier versions added in the end
+        raise ValueError(f"{folder}: must hold a whole export, and was not finished. Export the adapter again.")
     try:
         return ExportRecord(
             memory=MemoryTokens(**record["memory"]),
@@ -88,5 +91,6 @@ def read_export(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record."""
-    path.write_text(json_text(record, indent=2) + "\n", encoding="utf-8")
+    """Write a record, at once."""
+    write_text(path, json_text(record, indent=2) + "
+")

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rim_peft.data.examples import Question
 from rim_peft.export.checking import LEAST_PROMPTS, CheckResult
 from rim_peft.export.merged import export_merged
 from rim_peft.export.options import ExportOptions, Prompts, check_new
 from rim_peft.export.peft_lora import export_peft_lora
-from rim_peft.export.reading import is_export
 from rim_peft.recipe import EvaluationOptions
 from rim_peft.recipe.snapshot import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.loading import RECIPE_FILE, Run, load_run
 from rim_peft.run.rows import read_examples
-from rim_peft.training.files import write_text
 
 FORMATS = {"merged": export_merged, "peft-lora": export_peft_lora}
 _CHECKED_ROWS = 64
@@ -65,11 +64,11 @@ def export(
         templates=run.templates,
         max_new_tokens=max_new_tokens or evaluation.max_new_tokens,
     )
-    try:
-        return FORMATS[form](run.model, run.tokenizer, folder, prompts, options or ExportOptions(), source=source)
-    finally:  # the files of an export that fails its check are kept, and evaluated to see why
-        if form == "merged" and run.recipe is not None and is_export(folder):
-            write_text(folder / RECIPE_FILE, write_yaml(resolve(run.recipe)))
+    # The files of an export that fails its check are kept, and evaluated to see why.
+    more: dict[str, Any] = {}
+    if form == "merged" and run.recipe is not None:
+        more["papers"] = {RECIPE_FILE: write_yaml(resolve(run.recipe))}
+    return FORMATS[form](run.model, run.tokenizer, folder, prompts, options or ExportOptions(), source=source, **more)
 
 
 def _task_questions(run: Run) -> list[Question]:

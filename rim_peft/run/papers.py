@@ -6,6 +6,7 @@ from pathlib import Path
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
+from rim_peft.export.options import STAGING
 from rim_peft.tuner.files import check_files
 
 BASE_FOLDER = "base"
@@ -35,6 +36,8 @@ def check_adapter(folder: Path) -> None:
             remedy = (
                 f"Its training has not ended: rim-peft train {folder / RECIPE_FILE} output_dir={folder} resume=true."
             )
+        if (folder / STAGING).exists():
+            remedy = "Its export has not ended: give the same rim-peft export again."
         raise FileNotFoundError(f"{folder}: must hold an adapter ({ADAPTER_FILE}), and does not. {remedy}")
     check_files(folder)
 

@@ -75,8 +75,13 @@ def check_weights(model: nn.Module, accelerator: Accelerator, *, stage: str, ste
     is_finite = get_total_norm(parts.values(), norm_type=math.inf).isfinite() if parts else torch.tensor(True)
     flag = is_finite.to(accelerator.device, torch.int32)
     if not accelerator.gather(flag[None]).all():
-        found = not_finite(parts) or "one in another process is not"
+        found = diverged_part(model) or "one in another process is not"
         raise DivergedError(stage, f"of the weights after step {step} {found}")
+
+
+def diverged_part(model: nn.Module) -> str | None:
+    """Return which trained weight of this process is not finite, and what it holds; None if all are."""
+    return not_finite(_trained(model))
 
 
 def check_loaded(model: nn.Module, source: str) -> None:
@@ -85,7 +90,7 @@ def check_loaded(model: nn.Module, source: str) -> None:
     Raises:
         ValueError: one is not finite.
     """
-    if (found := not_finite(_trained(model))) is not None:
+    if (found := diverged_part(model)) is not None:
         raise ValueError(
             f"{source}: must hold finite weights to go on with, {found}: the training had diverged. Delete it to go on "
             "from the checkpoint before, or train again in another output_dir."

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from rim_peft.training.checkpoints import Checkpoints
-from rim_peft.training.finite import DivergedError, LossWatch, check_loaded, check_logged, check_weights
+from rim_peft.training.finite import DivergedError, LossWatch, check_loaded, check_logged, check_weights, diverged_part
 from rim_peft.training.metrics import BlockMetrics, Metrics
 from rim_peft.training.progress import TrainingClock
 from rim_peft.training.readout_config import ReadoutConfig
@@ -87,12 +87,13 @@ class WatchedTrainer(Checkpoints):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter; every process must call it.
+        """Write the adapter; where the model is sharded, every process must call it.
 
         Raises:
             DivergedError: it is not finite.
         """
-        self.check_finite()
+        if (found := diverged_part(self.model)) is not None:  # no other process need be there to be asked
+            raise DivergedError(self.stage_name, f"of the weights after step {self.state.global_step} {found}")
         super().save_model(output_dir, _internal_call)
 
     def _count_tokens(self) -> int:
@@ -107,6 +108,7 @@ class WatchedTrainer(Checkpoints):
         """Do nothing: the tokens of the rows as they are arranged are counted, not those of the batch."""
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.check_finite()
         self._count_tokens()
         self._clock.keep(self.state)
         kept: Any = self.state.stateful_callbacks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub.constants as hub_constants
 import pytest
+from safetensors.torch import load_file, save_file
 
 from rim_peft.data import hub
 from rim_peft.data.files import find_splits
@@ -100,3 +102,12 @@ def test_a_refusal_is_known_at_once_and_patience_of_the_users_own_counts(
     assert "refused" in str(hub.hub_problem())
     with hub.asking_hub(str(Path(__file__).parent)) as problem:
         assert problem is None
+
+
+def test_weights_that_are_not_finite_are_not_pushed(silent: Silent, tmp_path: Path) -> None:
+    build_rim().save_pretrained(str(tmp_path), save_embedding_layers=False)
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file({name: tensor * math.inf for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(ValueError, match=r"its weights must be finite.*holds -?(inf|nan)"):
+        push(tmp_path, "owner/new", base="owner/base")
+    assert silent.count() == 0

@@ -10,10 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from rim_peft.data.examples import Templates
+from rim_peft.export.options import Prompts
+from rim_peft.export.plain import as_plain
 from rim_peft.export.saving import save_model, save_tokenizer
 from rim_peft.export.tokens import add_memory_tokens, append_blocks
 from rim_peft.export.weights import add_rows, dequantized, is_tied, memory_rows, merged, quantization_of
-from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, MakeBase, MakeRim, build_tokenizer
+from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, MakeBase, MakeRim, build_base, build_rim, build_tokenizer
 
 IDS = [VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 2]
 BLOCK = [IDS[0], IDS[1], IDS[1], IDS[2]]
@@ -178,3 +181,18 @@ def test_a_quantised_base_becomes_what_its_weights_stand_for(
         add_rows(exported, IDS, rows)
         found = exported(input_ids=ids).logits[..., :VOCAB_SIZE]
     torch.testing.assert_close(found, expected, rtol=0, atol=max(tolerance, 1e-4))
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    base = build_base()
+    base.lm_head.weight.data[0, 0] = 1e5  # float16 reaches to 65504
+    with pytest.raises(ValueError, match=r"dtype: weights must be finite in the type .*lm_head\.weight holds inf"):
+        save_model(base.half(), tmp_path, eos_id=2, max_shard_size="5GB")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_that_is_not_finite_is_not_exported() -> None:
+    model = build_rim()
+    model.base_model.memory.rows("default").data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"adapter: its weights must be finite to be exported, .*holds nan"):
+        as_plain(model, build_tokenizer(), Prompts([], Templates(), 4), num_blocks=2)

@@ -1,0 +1,48 @@
+"""``rim-peft cache``: the tokenised tables on this machine, and how to be rid of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--clear", action="store_true", help="delete all tables that no process uses")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def more_help() -> str:
+    """Return what ``--help`` says besides the arguments: when tables are deleted."""
+    from rim_peft.data.stored import DAYS, GIGABYTES
+
+    return (
+        "Training keeps each table's token ids, so that the next run with the same rows begins at once. Tables that\n"
+        "were unused for 30 days are deleted, and the oldest ones while all are larger than 5 GB; one in use never\n"
+        f"is. The environment variables {DAYS} and {GIGABYTES} say otherwise."
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show or clear the tables."""
+    from rim_peft.data.stored import cache_folder, clear, limits, list_tables
+
+    days, gigabytes = limits()
+    cleared = clear() if args.clear else None
+    tables = list_tables()
+    num_bytes = sum(table.num_bytes for table in tables)
+    document = {"folder": str(cache_folder()), "num_tables": len(tables), "num_bytes": num_bytes}
+    if cleared is not None:
+        document["num_deleted"] = cleared[0]
+    if args.json:
+        print(json.dumps({**document, "days": days, "gigabytes": gigabytes}, indent=2))
+        return 0
+    if cleared is not None:
+        print(f"deleted: {cleared[0]} tables" + (f" ({cleared[1]} are in use)" if cleared[1] else ""))
+    print(f"{cache_folder()}: {len(tables)} tables, {num_bytes / 1e6:.1f} MB")
+    if tables:
+        unused = (time.time() - tables[0].used) / 86400
+        print(f"unused for the longest time: {max(0, unused):.0f} days")
+    print(f"deleted by themselves: unused for {days:g} days, or the oldest over {gigabytes:g} GB")
+    return 0
