@@ -127,7 +127,7 @@ class AtHand:
             except ConnectionError as error:
                 raise NotAtHandError(str(error)) from error
             except FileNotFoundError as error:
-                if path is not None and Path(path).expanduser().exists():
+                if path is not None and (Path(path).expanduser().exists() or _is_certain(path)):
                     raise
                 raise NotAtHandError(str(error)) from error
         rows: RunRows = self._found[key]
