@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.quantizers import AutoHfQuantizer
 
@@ -158,14 +156,8 @@ def _check_quantizer(own: dict[str, Any]) -> None:
 
 
 def _is_certain(source: str) -> bool:
-    """Tell whether a source is a folder, or could be nothing else: what it lacks, the training lacks too."""
-    if Path(source).is_dir():
-        return True
-    try:
-        validate_repo_id(source.partition(":")[0])  # of rows, with a configuration's name
-    except HFValidationError:
-        return True
-    return False
+    """Tell whether a source can be nothing on the Hub, nor made on another machine: what it lacks, training lacks too."""
+    return Path(source).is_dir() or Path(source).expanduser().is_absolute() or source.startswith(".")
 
 
 def _not_here(source: str) -> str:
