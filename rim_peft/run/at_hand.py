@@ -51,7 +51,7 @@ class AtHand:
             return load_config(source, recipe.model, only_local=not self.download)
         except OSError as error:
             where = f"folder {source} has no config.json" if Path(str(source)).is_dir() else _not_here(str(source))
-            if self.base is None and _is_certain(str(source)):
+            if self.base is None and Path(str(source)).is_dir():
                 is_damaged = (Path(str(source)) / "config.json").exists()
                 raise ValueError(f"model.name_or_path: {error if is_damaged else where}.") from error
             raise NotAtHandError(
@@ -78,7 +78,7 @@ class AtHand:
         try:
             return load_tokenizer(source, recipe.model, only_local=not self.download)
         except OSError as error:
-            if source != self.base and _is_certain(source):
+            if source != self.base and folder.is_dir():
                 raise ValueError(f"model.tokenizer: cannot be read from {source}: {error}") from error
             raise NotAtHandError(
                 f"the tokenizer of {_not_here(source)}. Give --base FOLDER with it{self._or_fetch}."
@@ -116,7 +116,7 @@ class AtHand:
         if not isinstance(task, GeneratedTask):
             if path is None:
                 raise NotAtHandError(f"task {data.task!r} has no source of its own. Give data.path=FOLDER.")
-            if not Path(path).expanduser().exists() and not self.download and not _is_certain(path):
+            if not Path(path).expanduser().exists() and not self.download:
                 raise NotAtHandError(f"{_not_here(path)}. Give data.path=FOLDER{self._or_fetch}.")
         key = repr({name: value for name, value in asdict(data).items() if not name.endswith("_template")})
         if key not in self._found:
@@ -125,7 +125,7 @@ class AtHand:
             except ConnectionError as error:
                 raise NotAtHandError(str(error)) from error
             except FileNotFoundError as error:
-                if path is not None and (Path(path).expanduser().exists() or _is_certain(path)):
+                if path is not None and Path(path).expanduser().exists():
                     raise
                 raise NotAtHandError(str(error)) from error
         rows: RunRows = self._found[key]
@@ -153,11 +153,6 @@ def _check_quantizer(own: dict[str, Any]) -> None:
         raise ImportError(f"model.name_or_path: its files are quantised by {method}: {error}") from error
     except Exception as error:  # of a machine without a GPU
         raise NotAtHandError(f"its quantised files are not for this machine: {error}") from error
-
-
-def _is_certain(source: str) -> bool:
-    """Tell whether a source can be nothing on the Hub, nor made on another machine: what it lacks, training lacks too."""
-    return Path(source).is_dir() or Path(source).expanduser().is_absolute() or source.startswith(".")
 
 
 def _not_here(source: str) -> str:

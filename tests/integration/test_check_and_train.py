@@ -241,15 +241,6 @@ def test_files_of_a_base(
     assert "weights_only=False" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("section", [{"model": {"name_or_path": "/nosuch/base"}}, {"data": {"path": "/nosuch/rows"}}])
-def test_paths_that_can_be_nothing_else(
-    capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path, section: dict[str, Any]
-) -> None:
-    path = write_recipe(tmp_path, base, **section)
-    assert main(["check", path]) == 1
-    assert "/nosuch/" in capsys.readouterr().err
-
-
 def as_file(folder: Path) -> str:
     (folder / "out").write_text("x")
     return str(folder / "out")
