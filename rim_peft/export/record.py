@@ -92,5 +92,4 @@ def read_export(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record, at once."""
-    write_text(path, json_text(record, indent=2) + "
-")
+    write_text(path, json_text(record, indent=2) + "\n")

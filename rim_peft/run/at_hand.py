@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.quantizers import AutoHfQuantizer
 
@@ -55,7 +53,7 @@ class AtHand:
         except OSError as error:
             is_folder = Path(str(source)).is_dir()
             where = f"folder {source} has no config.json" if is_folder else self._not_here(str(source))
-            if self.base is None and _is_certain(str(source)):
+            if self.base is None and is_folder:
                 is_damaged = (Path(str(source)) / "config.json").exists()
                 raise ValueError(f"model.name_or_path: {error if is_damaged else where}.") from error
             raise NotAtHandError(
@@ -82,7 +80,7 @@ class AtHand:
         try:
             return load_tokenizer(source, recipe.model, only_local=not self.download)
         except OSError as error:
-            if source != self.base and _is_certain(source):
+            if source != self.base and folder.is_dir():
                 raise ValueError(f"model.tokenizer: cannot be read from {source}: {error}") from error
             raise NotAtHandError(
                 f"the tokenizer of {self._not_here(source)}. Give --base FOLDER with it{self._or_fetch}."
@@ -120,7 +118,7 @@ class AtHand:
         if not isinstance(task, GeneratedTask):
             if path is None:
                 raise NotAtHandError(f"task {data.task!r} has no source of its own. Give data.path=FOLDER.")
-            if not Path(path).expanduser().exists() and not self.download and not _is_certain(path):
+            if not Path(path).expanduser().exists() and not self.download:
                 raise NotAtHandError(f"{self._not_here(path)}. Give data.path=FOLDER{self._or_fetch}.")
         key = repr({name: value for name, value in asdict(data).items() if not name.endswith("_template")})
         if key not in self._found:
@@ -162,14 +160,3 @@ def _check_quantizer(own: dict[str, Any]) -> None:
         raise ImportError(f"model.name_or_path: its files are quantised by {method}: {error}") from error
     except Exception as error:  # of a machine without a GPU
         raise NotAtHandError(f"its quantised files are not for this machine: {error}") from error
-
-
-def _is_certain(source: str) -> bool:
-    """Tell whether a source is a folder, or could be nothing else: what it lacks, the training lacks too."""
-    if Path(source).is_dir():
-        return True
-    try:
-        validate_repo_id(source.partition(":")[0])  # of rows, with a configuration's name
-    except HFValidationError:
-        return True
-    return False

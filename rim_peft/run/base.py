@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
+from json import JSONDecodeError
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -55,7 +56,7 @@ def load_base(source: str, options: ModelOptions, *, only_look: bool = False) ->
     device = torch.cuda.current_device() if quantization and torch.cuda.is_available() else None
     device_map = {"": "meta"} if only_look else None if device is None else {"": device}
     with asking_hub(source), _weights_named(source):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=_revision(source, options),
             dtype=options.dtype,
@@ -66,12 +67,13 @@ def load_base(source: str, options: ModelOptions, *, only_look: bool = False) ->
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
         )
+    base: PreTrainedModel
+    base, found = loaded  # with what was found in the files
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"model.name_or_path: the files in {source} must hold all weights of its config.json, and lack "
             f"{len(missing)}, such as {missing[0]}, which would be random each time. Fetch the whole base again."
         )
-    base: PreTrainedModel = model
     return base
 
 
@@ -84,12 +86,15 @@ def _weights_named(source: str) -> Iterator[None]:
         if not Path(source).is_dir():
             raise
         raise OSError(f"model.name_or_path: {error}") from error
-    except (SafetensorError, UnpicklingError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in str(error):
+    except (SafetensorError, UnpicklingError, LookupError, JSONDecodeError, RuntimeError) as error:
+        if "ignore_mismatched_sizes" in str(error):
+            why = "have other shapes than its config.json says"
+        elif isinstance(error, UnpicklingError) or "PytorchStreamReader" in str(error):
+            why = "are a pickle (pytorch_model.bin) that is damaged or holds more than tensors, and is not read"
+        elif isinstance(error, RuntimeError):  # of the device, such as its memory
             raise
-        why = "have other shapes than its config.json says"
-        if not isinstance(error, RuntimeError):
-            why = "cannot be read" + (f" ({error})" if isinstance(error, SafetensorError) else ", being damaged")
+        else:
+            why = f"cannot be read ({error})"
         raise ValueError(f"model.name_or_path: the weights in {source} {why}. Fetch the base again.") from error
 
 

@@ -83,7 +83,7 @@ def _size(memory: PeakMemory) -> int:
 def _nearest(folder: Path) -> Path:
     """Return the folder itself, or the nearest one above it that is there."""
     folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    return next(place for place in (folder, *folder.parents) if os.path.isdir(place))  # False for no name of a file
 
 
 def _gib(size: int) -> str:

@@ -90,7 +90,9 @@ class Preflight:
         for name, (trainer_class, args) in zip(recipe.stages, recipe.stage_trainers(anywhere=True), strict=True):
             stage = StageFindings(name, optimizer=_name(args.optim))
             looks.append(_StageLook(self, found, recipe, stage, trainer_class, args))
-        found.attempt("stages", lambda: check_stages([(look.trainer_class, look.args) for look in looks]))
+            if not found.errors:
+                before = [(one.trainer_class, one.args) for one in looks]
+                found.attempt("stages", partial(check_stages, before), section=name)
         return looks
 
     def _look_at_machine(self, found: RunFindings, recipe: Recipe) -> None:

@@ -60,7 +60,8 @@ def rehearse(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase | No
         given = {key: value for key, value in given.items() if key not in _TOKENIZER_OPTIONS}
 
     def play(**values: Any) -> None:
-        _play(replace(recipe, **{stage: values}), stage, tokenizer, num_steps=num_steps or 100)
+        options: dict[str, Any] = {stage: values}
+        _play(replace(recipe, **options), stage, tokenizer, num_steps=num_steps or 100)
 
     try:
         play(**given)
@@ -68,8 +69,10 @@ def rehearse(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase | No
         message = str(error)
         if _fails(play):
             raise NotAtHandError(f"it cannot be rehearsed on a tiny model ({message}). Try a step.") from error
-        key = find_culprit(play, given, message)
-        raise ValueError(f"{key}: {message.removeprefix(f'{key}: ')}" if key else message) from error
+        named_first = dict(sorted(given.items(), key=lambda option: option[0] not in message))
+        key = find_culprit(play, named_first, message)
+        text = " ".join(message.split())
+        raise ValueError(f"{key}: {text.removeprefix(f'{key}: ')}" if key else text) from error
 
 
 def _fails(play: Callable[[], None]) -> bool:

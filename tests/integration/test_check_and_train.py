@@ -69,7 +69,9 @@ def both(capsys: pytest.CaptureFixture[str], path: str, key: str, words: str) ->
 
 
 def test_what_trains_is_checked_without_a_word(capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, base, grounding={"eval_strategy": "steps", "load_best_model_at_end": True})
+    path = write_recipe(
+        tmp_path, base, grounding={"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    )
     assert main(["check", path]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith(f"{path}: ok\n")
@@ -106,7 +108,6 @@ def unless_quick(cases: list[tuple[str, dict[str, Any], str]]) -> list[Any]:
             ("save_strategy", {"save_strategy": "best"}, "`args.metric_for_best_model` must be provided"),
             ("save_only_model", {"save_only_model": True}, "must be False, since a run resumes"),
             ("dataloader_persistent_workers", {"dataloader_persistent_workers": True}, "needs num_workers > 0"),
-            ("gradient_accumulation_steps", {"gradient_accumulation_steps": 0}, "ntegrat"),
             ("fsdp", {"fsdp": "full_shard"}, "Using fsdp only works in distributed training"),
             (
                 "metric_for_best_model",
@@ -130,7 +131,7 @@ def test_options_of_a_stage(
     both(
         capsys,
         write_recipe(tmp_path, base, grounding=options),
-        f"grounding.{key}" if key != "save_only_model" else key,
+        f"grounding.{key}",
         words,
     )
 
@@ -142,7 +143,7 @@ def test_a_second_stage_is_looked_at_too(capsys: pytest.CaptureFixture[str], bas
     both(
         capsys,
         write_recipe(tmp_path, base, refinement={"optim": "sgd", "reset_optimizer": False}),
-        "reset_optimizer",
+        "refinement.reset_optimizer",
         "must be True without",
     )
 
@@ -238,15 +239,6 @@ def test_files_of_a_base(
     both(capsys, write_recipe(tmp_path, tmp_path / "base"), key, words)
     assert main(["train", str(tmp_path / "recipe.yaml"), "resume=true"]) == 1
     assert "weights_only=False" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("section", [{"model": {"name_or_path": "/nosuch/base"}}, {"data": {"path": "/nosuch/rows"}}])
-def test_paths_that_can_be_nothing_else(
-    capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path, section: dict[str, Any]
-) -> None:
-    path = write_recipe(tmp_path, base, **section)
-    assert main(["check", path]) == 1
-    assert "/nosuch/" in capsys.readouterr().err
 
 
 def as_file(folder: Path) -> str:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rim_peft.cli.main import main
-from rim_peft.comparison.sections import Comparison, MethodOptions, name_of
+from rim_peft.comparison.sections import Comparison, MethodOptions, RowsOptions, name_of
 from rim_peft.data.examples import Templates
 from rim_peft.data.tokenization import tokenize_prompts
 from rim_peft.run.loading import load_run
@@ -198,7 +198,14 @@ def test_folders_of_a_comparison_stay_in_its_own(value: str, tmp_path: Path) -> 
     assert made.parent == tmp_path
     assert made.name not in ("", ".", "..")
     with pytest.raises(ValueError, match="methods: a name must be letters"):
-        Comparison(output_dir="out", recipe="recipe.yaml", reference=value, methods={value: MethodOptions()})
+        Comparison(
+            output_dir="out",
+            recipe="recipe.yaml",
+            reference=value,
+            methods={value: MethodOptions()},
+            test=RowsOptions("test"),
+            selection=RowsOptions("validation"),
+        )
 
 
 TEMPLATES: dict[str, Callable[[Path], str]] = {
