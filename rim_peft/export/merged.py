@@ -15,11 +15,12 @@ from rim_peft.export.card import render_card
 from rim_peft.export.checking import CheckResult, ExportCheckError, check
 from rim_peft.export.options import ExportOptions, Prompts, check_new
 from rim_peft.export.plain import as_plain, free
-from rim_peft.export.record import ExportRecord
+from rim_peft.export.record import EXPORT_FILE, ExportRecord
 from rim_peft.export.saving import save_model, save_tokenizer
 from rim_peft.export.tokens import add_memory_tokens, append_blocks
 from rim_peft.export.weights import add_rows, is_tied, memory_rows, merged
 from rim_peft.tuner.config import active_config
+from rim_peft.tuner.files import file_digests
 
 _SHOWN_PROMPTS = 5
 
@@ -89,7 +90,8 @@ def export_merged(
         tokenizer_folder=folder,
         max_new_tokens=prompts.max_new_tokens,
     )
-    record.write(folder, check=result.to_dict(), quantized_agreement=plain.agreement)
+    files = file_digests(folder, [path.name for path in folder.iterdir() if path.name != EXPORT_FILE])
+    record.write(folder, check=result.to_dict(), quantized_agreement=plain.agreement, files=files)
     (folder / "README.md").write_text(render_card(folder, record, prompts, result), encoding="utf-8")
     raise_if_differing(result, options, folder, head_is_tied=record.head_is_tied)
     return result

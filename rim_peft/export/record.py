@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rim_peft.export.tokens import MemoryTokens
+from rim_peft.tuner.files import check_digests, read_object, shown
+from rim_peft.tuner.tensors import AGAIN
 from rim_peft.version import __version__
 
 EXPORT_FILE = "rim_export.json"
 FORMAT_VERSION = 1
+
+_CHECKSUM = "sha256"
+"""Key of the checksum of all other keys; records of older versions have none."""
 
 
 @dataclass(frozen=True)
@@ -53,33 +59,55 @@ def read_record(folder: Path) -> ExportRecord:
     Raises:
         ValueError: the folder is an export of another format, or of a later version of this package.
     """
-    record = read_json(folder / EXPORT_FILE)
-    if record["format"] != "merged":
+    path = folder / EXPORT_FILE
+    record = read_json(path)
+    if record.get("format") != "merged":
         raise ValueError(
-            f"{folder}: must be a merged export to be asked by this package, got format {record['format']!r}. Ask the "
-            "adapter that it was made from."
+            f"{path}: format: must be 'merged' for an export that is asked by this package, got "
+            f"{shown(record.get('format'))}. Ask the adapter that it was made from."
         )
-    return ExportRecord(
-        memory=MemoryTokens(**record["memory"]),
-        **{name: record[name] for name in ExportRecord.__dataclass_fields__ if name != "memory"},
-    )
+    check_digests(path, record.get("files"))
+    names = [name for name in ExportRecord.__dataclass_fields__ if name != "memory"]
+    try:
+        return ExportRecord(memory=MemoryTokens(**record["memory"]), **{name: record[name] for name in names})
+    except (TypeError, LookupError) as error:
+        raise ValueError(
+            f"{path}: must be the record of an export, and lacks something or has too much. {AGAIN}"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a record.
 
     Raises:
-        ValueError: it was written by a later version of this package.
+        ValueError: it is damaged, or was written by a later version of this package.
     """
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if record["format_version"] > FORMAT_VERSION:
+    record = read_object(path)
+    version = record.get("format_version")
+    if not isinstance(version, int):
+        raise ValueError(f"{path}: format_version: must be an integer, got {shown(version)}. {AGAIN}")
+    if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path}: must have format version {FORMAT_VERSION} or lower, got {record['format_version']}: a later "
+            f"{path}: must have format version {FORMAT_VERSION} or lower, got {version}: a later "
             "rim-peft wrote it. Update rim-peft."
         )
+    if record.get(_CHECKSUM, _checksum(record)) != _checksum(record):
+        raise ValueError(f"{path}: must be as it was written, and its checksum says that it was changed. {AGAIN}")
     return record
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record."""
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    whole = {**record, _CHECKSUM: _checksum(record)}
+    path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def add_to_record(folder: Path, **more: Any) -> None:
+    """Add keys to an export's record."""
+    write_json(folder / EXPORT_FILE, {**read_json(folder / EXPORT_FILE), **more})
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    """Return the SHA-256 of what a record says."""
+    said = {name: value for name, value in record.items() if name != _CHECKSUM}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

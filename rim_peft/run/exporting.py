@@ -11,10 +11,11 @@ from rim_peft.export.merged import export_merged
 from rim_peft.export.options import ExportOptions, Prompts, check_new
 from rim_peft.export.peft_lora import export_peft_lora
 from rim_peft.export.reading import is_export
+from rim_peft.export.record import add_to_record
 from rim_peft.recipe import EvaluationOptions
 from rim_peft.recipe.snapshot import resolve
 from rim_peft.recipe.syntax import write_yaml
-from rim_peft.run.loading import RECIPE_FILE, Run, load_run
+from rim_peft.run.loading import RECIPE_FILE, Run, describe_asking, load_run
 from rim_peft.run.record import write_text
 from rim_peft.run.rows import read_examples
 
@@ -70,6 +71,7 @@ def export(
     finally:  # the files of an export that fails its check are kept, and evaluated to see why
         if form == "merged" and run.recipe is not None and is_export(folder):
             write_text(folder / RECIPE_FILE, write_yaml(resolve(run.recipe)))
+            add_to_record(folder, asked=describe_asking(run.recipe))
 
 
 def _task_questions(run: Run) -> list[Question]:

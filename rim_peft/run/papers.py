@@ -6,11 +6,11 @@ from pathlib import Path
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from rim_peft.tuner.files import check_files
+from rim_peft.tuner.card import CARD_FILE
+from rim_peft.tuner.files import RECORD_FILE, check_files
 
 BASE_FOLDER = "base"
 RECIPE_FILE = "recipe.yaml"
-RECORD_FILE = "run.json"
 ADAPTER_FILE = CONFIG_NAME
 
 _SUFFIXES = (".json", ".yaml", ".md", ".safetensors", ".jinja", ".model")
@@ -58,3 +58,12 @@ def shared_files(folder: Path, *, papers_only: bool = False) -> dict[str, Path]:
         and path.name not in left_out
         and not path.name.startswith(".")
     }
+
+
+def listed_files(folder: Path) -> list[str]:
+    """Names of a run's files that its record lists: those that answers depend on, but for what people may edit.
+
+    ``adapter_config.json`` and ``recipe.yaml`` name folders, which may be moved: what answers depend on in them is
+    noted with the weights and in the record.
+    """
+    return [name for name in shared_files(folder) if name not in (ADAPTER_FILE, RECIPE_FILE, RECORD_FILE, CARD_FILE)]

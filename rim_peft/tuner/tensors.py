@@ -30,13 +30,17 @@ _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.
 _BASE_PREFIX = "base_model.model."
 
 
-def seal_tensors(path: Path) -> None:
+def seal_tensors(path: Path, notes: Mapping[str, str] | None = None) -> None:
     """Put a checksum into a safetensors file, and its header in order, so that equal tensors are equal bytes.
 
     safetensors itself writes several entries of metadata in random order. The file is replaced at once.
+
+    Args:
+        path: of the file.
+        notes: more metadata.
     """
     header, start = _read_header(path)
-    metadata = header.pop("__metadata__", {})
+    metadata = {**header.pop("__metadata__", {}), **(notes or {})}
     metadata[_CHECKSUM] = _checksum(path, header, metadata, start)
     text = json.dumps(
         {"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":"), ensure_ascii=False
@@ -97,6 +101,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = load_file(path)
     check_values(tensors, source=str(path))
     return tensors
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """Return a whole file's metadata."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
