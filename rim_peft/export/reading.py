@@ -15,6 +15,7 @@ from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
 from rim_peft.inference.decoding import check_number
 from rim_peft.inference.generation import generate_greedily
 from rim_peft.inference.readout import read_texts
+from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import AGAIN
 
 
@@ -31,13 +32,14 @@ def load_export(folder: Path) -> tuple[Any, PreTrainedTokenizerBase, AnswerExpor
     """
     record = read_record(folder)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:  # of several libraries, one of which raises `Exception` itself
         raise ValueError(
             f"{folder}: must hold a model and a tokenizer that transformers can load, and does not "
-            f"({type(error).__name__} in its files). {AGAIN}"
+            f"({brief(error)}). {AGAIN}"
         ) from error
+    model, info = loaded
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(f"{folder}: its weights must be whole, and lack {lacking[0]} (of {len(lacking)}). {AGAIN}")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

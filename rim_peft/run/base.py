@@ -28,7 +28,7 @@ from transformers.quantizers import AutoHfQuantizer
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.recipe import ModelOptions
 from rim_peft.training.processes import shards_weights
-from rim_peft.tuner.files import is_ours, read_object
+from rim_peft.tuner.files import brief, is_ours, read_object
 from rim_peft.tuner.tensors import AGAIN
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
@@ -184,7 +184,7 @@ def read_tokenizer(folder: Path, options: ModelOptions, *, otherwise: str) -> Pr
             raise
         raise ValueError(
             f"{folder}: its tokenizer ({_TOKENIZER}, {_TOKENIZER_CONFIG}) must be one that transformers can load, and "
-            f"is not ({type(error).__name__}). {AGAIN}"
+            f"is not ({brief(error)}). {AGAIN}"
         ) from error
     if not (folder / _TOKENIZER).exists() and len(tokenizer) < _LEAST_TOKENS:
         raise ValueError(

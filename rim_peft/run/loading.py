@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
@@ -18,9 +18,9 @@ from rim_peft.inference import answer_with_thoughts
 from rim_peft.recipe import ModelOptions, Recipe, load_recipe
 from rim_peft.recipe.keys import STAGES
 from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_device
-from rim_peft.run.papers import BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
-from rim_peft.tuner import RiMConfig
-from rim_peft.tuner.files import check_digests, read_object, shown
+from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
+from rim_peft.tuner import RIM, RiMConfig
+from rim_peft.tuner.files import brief, check_digests, read_object, shown
 from rim_peft.tuner.sharing import attach_papers
 from rim_peft.tuner.tensors import AGAIN
 
@@ -142,12 +142,12 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
     config = _read_config(folder)
     recipe = _recipe_of(folder)
     record = _read_record(folder, recipe)
-    options = recipe.model if recipe is not None else ModelOptions(name_or_path=config.base_model_name_or_path)
+    found = base or _base_source(folder, config)
+    options = recipe.model if recipe is not None else ModelOptions(name_or_path=found)
     if not is_local and options.trust_remote_code:
         raise ValueError(
             f"{source}: its base runs code of its own. Download the adapter and give its folder, if you trust it."
         )
-    found = base or _base_source(folder, config)
     try:
         model = load_base(found, options)
     except OSError as error:
@@ -156,7 +156,7 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
         ) from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # of its configuration
         raise ValueError(
-            f"{found}: must be a model that transformers can load, and is not ({type(error).__name__} in its files). "
+            f"{found}: must be a model that transformers can load, and is not ({brief(error)}). "
             "Copy or download the base again, or name another one (--base)."
         ) from error
     tokenizer = read_tokenizer(folder, options, otherwise=options.tokenizer or found)
@@ -231,15 +231,19 @@ def _download(name: str, revision: str | None) -> Path:
 
 def _read_config(folder: Path) -> RiMConfig:
     check_adapter(folder)
-    config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, RiMConfig):
-        raise ValueError(f"{folder}: must hold a RIM adapter, got one of type {config.peft_type}. Use PEFT for it.")
-    return config
+    kind = read_object(folder / ADAPTER_FILE)["peft_type"]
+    if kind != RIM.value:
+        raise ValueError(
+            f"{folder}: must hold a RIM adapter, got one of type {shown(kind)} ({ADAPTER_FILE}). Use PEFT for it."
+        )
+    return RiMConfig.from_pretrained(str(folder))
 
 
 def _base_source(folder: Path, config: RiMConfig) -> str:
     if (folder / BASE_FOLDER).is_dir():
         return str(folder / BASE_FOLDER)
     if not config.base_model_name_or_path:
-        raise ValueError(f"{folder}: the adapter does not name its base. Name the base.")
+        raise ValueError(
+            f"{folder / ADAPTER_FILE}: base_model_name_or_path: must name the base, and does not. Name it (--base)."
+        )
     return config.base_model_name_or_path

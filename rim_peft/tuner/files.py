@@ -15,7 +15,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from rim_peft.tuner.config import FORMAT_VERSION, RiMConfig
 from rim_peft.tuner.registration import BLOCK_OPTIONS, NAME
-from rim_peft.tuner.tensors import AGAIN, check_tensors_file, read_notes, tensor_shapes
+from rim_peft.tuner.tensors import AGAIN, check_checksum, check_tensors_file, read_notes, tensor_shapes
 
 RECORD_FILE = "run.json"
 """What a training says of itself, and of the files beside it."""
@@ -108,6 +108,7 @@ def check_files(folder: Path) -> None:
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise ValueError(f"{path}: must be a configuration of PEFT, and names no peft_type. {AGAIN}")
     check_weights(folder)
+    check_checksum(folder / SAFETENSORS_WEIGHTS_NAME)
     if config["peft_type"] == NAME:
         check_config(path, config)
 
@@ -209,11 +210,15 @@ def explain(source: str, error: Exception) -> Exception:
     of_files = ValueError | TypeError | LookupError | AttributeError | ArithmeticError | AssertionError | re.error
     if is_ours(error) or not isinstance(error, of_files):
         return error
-    text = f" ({_first_line(error)})" if type(error) is ValueError else ""
     return ValueError(
-        f"{source}: {CONFIG_NAME} must describe an adapter of this base, and does not{text}. Load it onto its own "
-        f"base. {AGAIN}"
+        f"{source}: {CONFIG_NAME} must describe an adapter of this base, and does not ({brief(error)}). Load it onto "
+        f"its own base. {AGAIN}"
     )
+
+
+def brief(error: Exception) -> str:
+    """Return another library's error for a message: its first line, or its kind where that says more."""
+    return _first_line(error) if type(error) in (ValueError, OSError) else type(error).__name__
 
 
 def is_ours(error: Exception) -> bool:

@@ -180,7 +180,8 @@ def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, 
         for name in model.peft_config if selected is None else selected:
             folder = Path(options["save_directory"], "" if name == _ADAPTER else name)
             weights = folder / SAFETENSORS_WEIGHTS_NAME
-            seal_tensors(weights, note_options(model.peft_config[name]))
+            config: Any = model.peft_config[name]
+            seal_tensors(weights, note_options(config))
             renew_digest(weights)
 
 

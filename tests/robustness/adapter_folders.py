@@ -1,7 +1,7 @@
 """Folders of adapters, changed in every way that a copy, a disk, an editor or a stranger may change them.
 
-An answer must be the original's, or the folder is refused, and the base stays as it was. Three folders are changed: of a
-run, whose record lists its files; of an adapter that was saved by hand, with its tokenizer; and of one as the first
+An answer must be the original's, or the folder is refused, and the base stays as it was. Three folders are changed: of
+a run, whose record lists its files; of an adapter that was saved by hand, with its tokenizer; and of one as the first
 versions saved them, which say less and have no checksum. What nothing can tell from an adapter that somebody meant so
 (another tokenizer of its own, other finite weights without a checksum) may change answers, and must load or be refused.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -52,8 +51,8 @@ _IDS = torch.tensor([[20, 30, VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 1, VOCAB_
 _TEXT = "What is 7 + 8? <eos>"
 
 _VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 3, 1.5, 10**30, float("nan"), "", "x", "None", "q_proj", "*", "x" * 5000, [], [None], [0],
-    ["q_proj"], [[]], {}, {"x": 1}, {"q_proj": 2}, {"q_proj": "x"}, {"": None}, [1, "a", {}],
+    None, True, False, 0, 1, -1, 3, 1.5, 10**30, float("nan"), "", "x", "None", "q_proj", "*", "x" * 5000, [], [None],
+    [0], ["q_proj"], [[]], {}, {"x": 1}, {"q_proj": 2}, {"q_proj": "x"}, {"": None}, [1, "a", {}],
 )  # fmt: skip
 
 _FREE_TO_CHANGE = {
@@ -106,7 +105,7 @@ class _Folder:
 
 def cases(seed: int, folder: Path) -> Iterator[Case]:
     """Yield changed folders without end."""
-    rng = random.Random(seed)  # noqa: S311 - cases, not secrets
+    rng = random.Random(seed)
     base = build_base()
     whole = {name: parameter.detach().clone() for name, parameter in base.state_dict().items()}
     folders = [_build(kind, folder) for kind in ("run", "hand", "old")]
@@ -138,7 +137,7 @@ def _case(name: str, folder: _Folder, change: _Change, base: Any, whole: dict[st
 
 def _load(folder: _Folder, base: Any, *, by_run: bool, is_free: bool = False, keep: bool = False) -> str | None:
     """Load a folder onto the base, ask it, and take it off again."""
-    with warnings.catch_warnings(), mock.patch("rim_peft.run.loading.load_base", lambda *_: base):
+    with warnings.catch_warnings(), mock.patch("rim_peft.run.loading.load_base", return_value=base):
         warnings.simplefilter("ignore")
         run = load_run(folder.path) if by_run else None
         model: Any = run.model if run is not None else PeftModel.from_pretrained(base, str(folder.path))
@@ -315,8 +314,9 @@ def _tensors(
 
 def _renamed(rng: random.Random, tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     new = rng.choice(
-        [f"{name}.weight", name.removeprefix(PREFIX), name.replace("layers.0", "layers.1"), name.replace("lora_A", "lora_B"),
-         name.replace(".lora_", ".base_layer."), name.upper(), "", "x" * 3000, name.replace("q_proj", "k_proj"), f"{name}\x00"]
+        [f"{name}.weight", name.removeprefix(PREFIX), name.replace("layers.0", "layers.1"), "", "x" * 3000,
+         name.replace("lora_A", "lora_B"), name.replace(".lora_", ".base_layer."), name.upper(), f"{name}\x00",
+         name.replace("q_proj", "k_proj")]
     )  # fmt: skip
     tensors[new] = tensors.pop(name)
     return tensors
@@ -373,7 +373,8 @@ def _copied(rng: random.Random, folder: _Folder) -> _Change:
 
 
 _CHANGES: tuple[Callable[[random.Random, _Folder], _Change], ...] = (
-    _gone, _cut, _flipped, _flipped, _something_else, _of_another, _key_gone, _value_changed, _value_changed, _key_added,
+    _gone, _cut, _flipped, _flipped, _something_else, _of_another, _key_gone, _value_changed, _value_changed,
+    _key_added,
     _tensors(_renamed), _tensors(_one_of_the_base), _tensors(_one_more), _tensors(_without), _tensors(_reshaped),
     _tensors(_retyped), _tensors(_not_finite), _tensors(_rounded, is_value=True), _copied,
 )  # fmt: skip
