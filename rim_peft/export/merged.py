@@ -22,6 +22,7 @@ from rim_peft.export.saving import save_model, save_tokenizer
 from rim_peft.export.tokens import add_memory_tokens, append_blocks
 from rim_peft.export.weights import add_rows, is_tied, memory_rows, merged
 from rim_peft.tuner.config import active_config
+from rim_peft.tuner.files import file_digests
 
 _SHOWN_PROMPTS = 5
 
@@ -35,6 +36,7 @@ def export_merged(
     *,
     source: str,
     papers: Mapping[str, str] = MappingProxyType({}),
+    noted: Mapping[str, Any] = MappingProxyType({}),
 ) -> CheckResult:
     """Write a plain checkpoint, and check it in a fresh process; the model is used up.
 
@@ -49,6 +51,7 @@ def export_merged(
         options: how to write it.
         source: the adapter's name, for the record.
         papers: texts of more files by their names, such as its recipe.
+        noted: more keys of the record.
 
     Raises:
         ValueError: adapter or base cannot be written as a plain checkpoint, or ``folder`` is in use.
@@ -93,7 +96,8 @@ def export_merged(
             tokenizer_folder=staging,
             max_new_tokens=prompts.max_new_tokens,
         )
-        record.write(staging, check=result.to_dict(), quantized_agreement=plain.agreement)
+        files = file_digests(staging, [path.name for path in staging.iterdir()])
+        record.write(staging, check=result.to_dict(), quantized_agreement=plain.agreement, files=files, **noted)
         (staging / "README.md").write_text(render_card(folder, record, prompts, result), encoding="utf-8")
         for name, text in papers.items():
             (staging / name).write_text(text, encoding="utf-8")

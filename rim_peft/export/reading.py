@@ -15,6 +15,8 @@ from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
 from rim_peft.inference.decoding import check_number
 from rim_peft.inference.generation import generate_greedily
 from rim_peft.inference.readout import read_texts
+from rim_peft.tuner.files import brief
+from rim_peft.tuner.tensors import AGAIN
 
 
 def is_export(folder: Path) -> bool:
@@ -26,12 +28,22 @@ def load_export(folder: Path) -> tuple[Any, PreTrainedTokenizerBase, AnswerExpor
     """Load a merged export with plain transformers: model, tokenizer, and how to ask them.
 
     Raises:
-        ValueError: it is an export of another format.
+        ValueError: it is an export of another format, or its files are damaged or of another one.
     """
     record = read_record(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(folder))
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # of several libraries, one of which raises `Exception` itself
+        raise ValueError(
+            f"{folder}: must hold a model and a tokenizer that transformers can load, and does not "
+            f"({brief(error)}). {AGAIN}"
+        ) from error
+    model, info = loaded
+    if lacking := sorted(info["missing_keys"]):
+        raise ValueError(f"{folder}: its weights must be whole, and lack {lacking[0]} (of {len(lacking)}). {AGAIN}")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return model, AutoTokenizer.from_pretrained(str(folder)), AnswerExported(record)
+    return model, tokenizer, AnswerExported(record)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,15 @@ from typing import Any
 from rim_peft.escaping import json_text
 from rim_peft.export.tokens import MemoryTokens
 from rim_peft.training.files import write_text
-from rim_peft.tuner.files import read_object
+from rim_peft.tuner.files import check_digests, read_object, shown
 from rim_peft.version import __version__
 
 EXPORT_FILE = "rim_export.json"
 FORMAT_VERSION = 1
 _AGAIN = "Copy the export again, or export the adapter again."
+
+_CHECKSUM = "sha256"
+"""Key of the checksum of all other keys; records of older versions have none."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +61,22 @@ def read_record(folder: Path) -> ExportRecord:
     Raises:
         ValueError: the folder is an export of another format, or of a later version of this package.
     """
-    record = read_export(folder / EXPORT_FILE)
+    path = folder / EXPORT_FILE
+    record = read_export(path)
     if record["format"] != "merged":
         raise ValueError(
-            f"{folder}: must be a merged export to be asked by this package, got format {record['format']!r}. Ask the "
-            "adapter that it was made from."
+            f"{path}: format: must be 'merged' for an export that is asked by this package, got "
+            f"{shown(record.get('format'))}. Ask the adapter that it was made from."
         )
     if "check" not in record:  # which earlier versions added in the end
         raise ValueError(f"{folder}: must hold a whole export, and was not finished. Export the adapter again.")
+    check_digests(path, record.get("files"))
+    names = [name for name in ExportRecord.__dataclass_fields__ if name != "memory"]
     try:
-        return ExportRecord(
-            memory=MemoryTokens(**record["memory"]),
-            **{name: record[name] for name in ExportRecord.__dataclass_fields__ if name != "memory"},
-        )
+        return ExportRecord(memory=MemoryTokens(**record["memory"]), **{name: record[name] for name in names})
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder / EXPORT_FILE}: must say how the export is asked, and does not ({error}). {_AGAIN}"
+            f"{path}: must be the record of an export, and lacks something or has too much ({error}). {_AGAIN}"
         ) from error
 
 
@@ -82,14 +87,25 @@ def read_export(path: Path) -> dict[str, Any]:
         ValueError: it is damaged, or was written by a later version of this package.
     """
     record = read_object(path, keys=("format", "format_version"), remedy=_AGAIN)
-    if not isinstance(record["format_version"], int) or record["format_version"] > FORMAT_VERSION:
+    version = record["format_version"]
+    if not isinstance(version, int):
+        raise ValueError(f"{path}: format_version: must be an integer, got {shown(version)}. {_AGAIN}")
+    if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path}: must have format version {FORMAT_VERSION} or lower, got {record['format_version']}: a later "
+            f"{path}: must have format version {FORMAT_VERSION} or lower, got {version}: a later "
             "rim-peft wrote it. Update rim-peft."
         )
+    if record.get(_CHECKSUM, _checksum(record)) != _checksum(record):
+        raise ValueError(f"{path}: must be as it was written, and its checksum says that it was changed. {_AGAIN}")
     return record
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, at once."""
-    write_text(path, json_text(record, indent=2) + "\n")
+    """Write a record with its checksum, at once."""
+    write_text(path, json_text({**record, _CHECKSUM: _checksum(record)}, indent=2) + "\n")
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    """Return the SHA-256 of what a record says."""
+    said = {name: value for name, value in record.items() if name != _CHECKSUM}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

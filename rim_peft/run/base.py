@@ -34,8 +34,15 @@ from rim_peft.data.hub import asking_hub
 from rim_peft.recipe import ModelOptions
 from rim_peft.training.files import write_manifest
 from rim_peft.training.processes import shards_weights
+from rim_peft.tuner.files import brief, is_ours, read_object
+from rim_peft.tuner.tensors import AGAIN
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
+
+_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+_MAX_TOKENIZER_BYTES = 256 << 20
+_LEAST_TOKENS = 256
+"""A tokenizer without a file of tokens has one for each byte at least, or its file is missing."""
 
 
 def load_base(source: str, options: ModelOptions, *, only_look: bool = False) -> PreTrainedModel:
@@ -192,6 +199,45 @@ def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = Fal
         raise ValueError(f"tokenizer: must have an EOS token, which closes every readout, {source} has none. Set one.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_tokenizer(folder: Path, options: ModelOptions, *, otherwise: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies in an adapter's or an export's folder, or another one if there is none.
+
+    Args:
+        folder: of the adapter.
+        options: as for :func:`load_tokenizer`.
+        otherwise: folder or Hub id of the tokenizer to take if the folder has none.
+
+    Raises:
+        ValueError: the folder's tokenizer is damaged, or not whole.
+    """
+    config = folder / _TOKENIZER_CONFIG
+    if not config.exists():
+        if (folder / _TOKENIZER).exists():
+            raise ValueError(f"{config}: must be there beside {_TOKENIZER}, and is not. {AGAIN}")
+        return load_tokenizer(otherwise, options)
+    for path in folder.glob("*token*.json"):
+        if (size := path.stat().st_size) > _MAX_TOKENIZER_BYTES:
+            raise ValueError(f"{path}: must be at most {_MAX_TOKENIZER_BYTES:,} bytes, got {size:,}. {AGAIN}")
+    try:
+        tokenizer = load_tokenizer(str(folder), options)
+        tokenizer("")
+    except Exception as error:  # of several libraries, one of which raises `Exception` itself
+        for path in sorted(folder.glob("*token*.json")):
+            read_object(path, max_bytes=_MAX_TOKENIZER_BYTES)
+        if is_ours(error):
+            raise
+        raise ValueError(
+            f"{folder}: its tokenizer ({_TOKENIZER}, {_TOKENIZER_CONFIG}) must be one that transformers can load, and "
+            f"is not ({brief(error)}). {AGAIN}"
+        ) from error
+    if not (folder / _TOKENIZER).exists() and len(tokenizer) < _LEAST_TOKENS:
+        raise ValueError(
+            f"{folder}: its tokenizer must have tokens for any text, and has {len(tokenizer)} ({_TOKENIZER}, "
+            f"{_TOKENIZER_CONFIG}). {AGAIN}"
+        )
     return tokenizer
 
 

@@ -14,7 +14,7 @@ from rim_peft.export.peft_lora import export_peft_lora
 from rim_peft.recipe import EvaluationOptions
 from rim_peft.recipe.snapshot import resolve
 from rim_peft.recipe.syntax import write_yaml
-from rim_peft.run.loading import RECIPE_FILE, Run, load_run
+from rim_peft.run.loading import RECIPE_FILE, Run, describe_asking, load_run
 from rim_peft.run.rows import read_examples
 
 FORMATS = {"merged": export_merged, "peft-lora": export_peft_lora}
@@ -68,6 +68,7 @@ def export(
     more: dict[str, Any] = {}
     if form == "merged" and run.recipe is not None:
         more["papers"] = {RECIPE_FILE: write_yaml(resolve(run.recipe))}
+        more["noted"] = {"asked": describe_asking(run.recipe)}
     return FORMATS[form](run.model, run.tokenizer, folder, prompts, options or ExportOptions(), source=source, **more)
 
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.hub import asking_hub
 from rim_peft.export.reading import AnswerExported, is_export, load_export
+from rim_peft.export.record import EXPORT_FILE
 from rim_peft.inference import answer_with_thoughts
 from rim_peft.recipe import ModelOptions, Recipe, RecipeError, load_recipe
 from rim_peft.recipe.keys import STAGES
-from rim_peft.run.base import load_base, load_tokenizer, to_device
-from rim_peft.run.papers import BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
-from rim_peft.tuner import RiMConfig
-from rim_peft.tuner.files import read_object
+from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_device
+from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
+from rim_peft.tuner import RIM, RiMConfig
+from rim_peft.tuner.files import brief, check_digests, read_object, shown
 from rim_peft.tuner.sharing import attach_papers
+from rim_peft.tuner.tensors import AGAIN
 
 _PAPER = "Put back a copy, or delete it: the adapter answers without it."
 
@@ -137,27 +139,79 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
                 f"base: must be left out for an export, which holds all its weights, got {base!r} (--base)."
             )
         plain, tokenizer, asked = load_export(folder)
-        return Run(plain, tokenizer, _recipe_of(folder), exported=asked)
+        recipe = _recipe_of(folder)
+        _check_recipe(folder / EXPORT_FILE, read_object(folder / EXPORT_FILE), recipe)
+        return Run(plain, tokenizer, recipe, exported=asked)
     config = _read_config(folder)
     recipe = _recipe_of(folder)
-    options = recipe.model if recipe is not None else ModelOptions(name_or_path=config.base_model_name_or_path)
+    record = _read_record(folder, recipe)
+    found = base or _base_source(folder, config)
+    options = recipe.model if recipe is not None else ModelOptions(name_or_path=found)
     if not is_local and options.trust_remote_code:
         raise ValueError(
             f"{source}: its base runs code of its own. Download the adapter and give its folder, if you trust it."
         )
-    found = base or _base_source(folder, config)
     try:
         model = load_base(found, options)
     except OSError as error:
         raise OSError(
             f"the base {found!r} of {source} cannot be loaded: {str(error).rstrip('.')}. Name the base if it was moved."
         ) from error
-    has_tokenizer = (folder / "tokenizer_config.json").exists()
-    tokenizer = load_tokenizer(str(folder) if has_tokenizer else options.tokenizer or found, options)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of its configuration
+        raise ValueError(
+            f"{found}: must be a model that transformers can load, and is not ({brief(error)}). "
+            "Copy or download the base again, or name another one (--base)."
+        ) from error
+    tokenizer = read_tokenizer(folder, options, otherwise=options.tokenizer or found)
     adapted = to_device(PeftModel.from_pretrained(model, str(folder)), options)
     attach_papers(adapted, shared_files(folder, papers_only=True))
-    record = folder / RECORD_FILE
-    return Run(adapted.eval(), tokenizer, recipe, read_object(record, remedy=_PAPER) if record.exists() else {})
+    return Run(adapted.eval(), tokenizer, recipe, record)
+
+
+def describe_asking(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe's answers depend on besides the adapter's own files, for the record."""
+    return {
+        "method": recipe.method,
+        **{f"templates.{name}": text for name, text in asdict(recipe.data.templates).items()},
+        "max_new_tokens": recipe.evaluation.max_new_tokens,
+        "dtype": recipe.model.dtype,
+        "quantization": recipe.model.quantization,
+    }
+
+
+def _read_record(folder: Path, recipe: Recipe | None) -> dict[str, Any]:
+    """Read ``run.json``, and check that the folder's files are those of the run that it tells of.
+
+    Raises:
+        ValueError: it is damaged, or a file is missing, damaged or another run's.
+    """
+    path = folder / RECORD_FILE
+    if not path.exists():
+        return {}
+    record = read_object(path, remedy=_PAPER)
+    if not isinstance(record.get("metrics", {}), dict):
+        raise ValueError(f"{path}: metrics: must be an object, got {shown(record['metrics'])}. {AGAIN}")
+    check_digests(path, record.get("files"))
+    _check_recipe(path, record, recipe)
+    return record
+
+
+def _check_recipe(path: Path, record: dict[str, Any], recipe: Recipe | None) -> None:
+    """Check that a folder's recipe is the one that its record tells of, as far as answers depend on it."""
+    asked = record.get("asked", {} if path.name == RECORD_FILE else None)
+    if asked is None:  # an export of an adapter without a recipe
+        return
+    if not isinstance(asked, dict):
+        raise ValueError(f"{path}: asked: must be an object, got {shown(asked)}. {AGAIN}")
+    other = path.parent / RECIPE_FILE
+    if recipe is None:
+        raise ValueError(f"{other}: must be there, since prompts are written by it, and is not. {AGAIN}")
+    for name, value in describe_asking(recipe).items():
+        if (noted := asked.get(name, value)) != value:
+            raise ValueError(
+                f"{other}: {name}: must be {shown(noted)}, as {path.name} says, got {shown(value)}: it is another "
+                f"run's or was changed. {AGAIN} If you changed it on purpose, change asked in {path.name} too."
+            )
 
 
 def _recipe_of(folder: Path) -> Recipe | None:
@@ -189,15 +243,19 @@ def _download(name: str, revision: str | None) -> Path:
 
 def _read_config(folder: Path) -> RiMConfig:
     check_adapter(folder)
-    config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, RiMConfig):
-        raise ValueError(f"{folder}: must hold a RIM adapter, got one of type {config.peft_type}. Use PEFT for it.")
-    return config
+    kind = read_object(folder / ADAPTER_FILE)["peft_type"]
+    if kind != RIM.value:
+        raise ValueError(
+            f"{folder}: must hold a RIM adapter, got one of type {shown(kind)} ({ADAPTER_FILE}). Use PEFT for it."
+        )
+    return RiMConfig.from_pretrained(str(folder))
 
 
 def _base_source(folder: Path, config: RiMConfig) -> str:
     if (folder / BASE_FOLDER).is_dir():
         return str(folder / BASE_FOLDER)
     if not config.base_model_name_or_path:
-        raise ValueError(f"{folder}: the adapter does not name its base. Name the base.")
+        raise ValueError(
+            f"{folder / ADAPTER_FILE}: base_model_name_or_path: must name the base, and does not. Name it (--base)."
+        )
     return config.base_model_name_or_path

@@ -7,11 +7,11 @@ from pathlib import Path
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from rim_peft.export.options import STAGING
-from rim_peft.tuner.files import check_files
+from rim_peft.tuner.card import CARD_FILE
+from rim_peft.tuner.files import RECORD_FILE, check_files
 
 BASE_FOLDER = "base"
 RECIPE_FILE = "recipe.yaml"
-RECORD_FILE = "run.json"
 ADAPTER_FILE = CONFIG_NAME
 
 _SUFFIXES = (".json", ".yaml", ".md", ".safetensors", ".jinja", ".model")
@@ -79,3 +79,12 @@ def _is_own(folder: Path, path: Path) -> bool:
     inside, target = folder.resolve(), path.resolve()
     in_cache = inside.parent.name == "snapshots" and target.is_relative_to(inside.parent.parent / "blobs")
     return target.is_relative_to(inside) or in_cache
+
+
+def listed_files(folder: Path) -> list[str]:
+    """Names of a run's files that its record lists: those that answers depend on, but for what people may edit.
+
+    ``adapter_config.json`` and ``recipe.yaml`` name folders, which may be moved: what answers depend on in them is
+    noted with the weights and in the record.
+    """
+    return [name for name in shared_files(folder) if name not in (ADAPTER_FILE, RECIPE_FILE, RECORD_FILE, CARD_FILE)]

@@ -24,9 +24,16 @@ from rim_peft.recipe.snapshot import differing_keys, resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
 from rim_peft.run.card import render_run_card
-from rim_peft.run.loading import Run, answering, load_run
+from rim_peft.run.loading import Run, answering, describe_asking, load_run
 from rim_peft.run.output_folder import check_writable
-from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, shared_files
+from rim_peft.run.papers import (
+    ADAPTER_FILE,
+    BASE_FOLDER,
+    RECIPE_FILE,
+    RECORD_FILE,
+    listed_files,
+    shared_files,
+)
 from rim_peft.run.record import describe_hardware, describe_versions, write_files
 from rim_peft.run.rows import RunRows, check_validation, fingerprint, load_rows, read_examples
 from rim_peft.training.curriculum import CurriculumResult, run_stages
@@ -35,6 +42,7 @@ from rim_peft.training.lock import HOLDER, LOCK, hold
 from rim_peft.training.processes import is_main, main_first, num_processes, on_main
 from rim_peft.training.sharding import gather_adapter, run_whole
 from rim_peft.tuner.card import CARD_FILE
+from rim_peft.tuner.files import file_digests
 from rim_peft.tuner.sharing import attach_papers
 
 logger = logging.getLogger(__name__)
@@ -98,6 +106,7 @@ def _train(recipe: Recipe, folder: Path, command: Sequence[str]) -> Run:
         "parameters": dict(zip(("trainable", "all"), model.get_nb_trainable_parameters(), strict=True)),
         "base": recipe.model.name_or_path,
         "blocks": {"num_blocks": config.num_blocks, "block_size": config.block_size},
+        "asked": describe_asking(recipe),
         "data": _describe_data(recipe, rows),
         "versions": describe_versions(),
         "hardware": {**describe_hardware(), "processes": num_processes()},
@@ -305,6 +314,10 @@ def _write_end(
         tokenizer.save_pretrained(partial)
         # The vocabulary never changes, and PEFT would ask the Hub whether it did.
         model.save_pretrained(str(partial), save_embedding_layers=False, state_dict=adapter)
+        record["files"] = {
+            **file_digests(folder, [name for name in listed_files(folder) if name.startswith(f"{BASE_FOLDER}/")]),
+            **file_digests(partial, listed_files(partial)),
+        }
         (partial / RECORD_FILE).write_text(json_text(record, indent=2) + "\n", encoding="utf-8")
         card = render_run_card(folder.resolve().name, record, recipe_text)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")

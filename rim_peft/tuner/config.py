@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -204,6 +205,9 @@ class RiMConfig(LoraConfig):
         for name in ("rank_pattern", "alpha_pattern"):
             for key, number in (getattr(self, name) or {}).items():
                 _check_integer(f"{name}.{key}", number, minimum=1)
+                _check_pattern(name, key)
+        for name in ("target_modules", "exclude_modules"):
+            _check_pattern(name, getattr(self, name))
         for name, reason in _REFUSED_OPTIONS.items():
             value: Any = getattr(self, name, None)
             if value:
@@ -229,6 +233,17 @@ def active_config(model: Any) -> RiMConfig:
 def _check_integer(name: str, value: object, *, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name}: must be an integer of at least {minimum}, got {value!r}.")
+
+
+def _check_pattern(name: str, value: object) -> None:
+    """Check that what PEFT takes for a regular expression is one."""
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"{name}: must be a regular expression or a list of names, got {value[:80]!r} ({error})."
+            ) from None
 
 
 def _is_token_id(value: object) -> bool:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError
 
 from rim_peft.tuner.config import FORMAT_VERSION, RiMConfig
 from rim_peft.tuner.registration import BLOCK_OPTIONS, NAME
-from rim_peft.tuner.tensors import AGAIN, check_tensors_file, tensor_shapes
+from rim_peft.tuner.tensors import AGAIN, check_checksum, check_tensors_file, read_notes, tensor_shapes
+
+RECORD_FILE = "run.json"
+"""What a training says of itself, and of the files beside it."""
 
 MAX_JSON_BYTES = 16 << 20
 """A configuration or record of this size is none: it is not parsed."""
@@ -37,6 +41,26 @@ _SAID_SINCE_1 = (
 """The same for files with a ``format_version``; the first ones had none."""
 
 _HINTS = get_type_hints(RiMConfig)
+
+OPTIONS_NOTE = "rim_options"
+"""Key in the metadata of an adapter's weights: the options that its answers depend on, besides its tensors."""
+
+_NOTED = (
+    *BLOCK_OPTIONS,
+    "first_memory_id",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+)
+
+
+def note_options(config: RiMConfig) -> dict[str, str]:
+    """Return what the metadata of an adapter's weights say of its options, to tell files of two adapters apart."""
+    return {OPTIONS_NOTE: json.dumps({name: getattr(config, name) for name in _NOTED}, sort_keys=True)}
 
 
 def read_json(path: Path, *, remedy: str = AGAIN, max_bytes: int = MAX_JSON_BYTES) -> Any:
@@ -110,6 +134,7 @@ def check_files(folder: Path) -> None:
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise ValueError(f"{path}: must be a configuration of PEFT, and names no peft_type. {AGAIN}")
     check_weights(folder)
+    check_checksum(folder / SAFETENSORS_WEIGHTS_NAME)
     if config["peft_type"] == NAME:
         check_config(path, config)
 
@@ -162,21 +187,73 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
     _check_sizes(path, checked)
 
 
+def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of some files of a folder, by their path in it, as records list them."""
+    return {name: _digest(folder / name) for name in sorted(names)}
+
+
+def renew_digest(path: Path) -> None:
+    """Let the record beside a file that was written on purpose no longer speak of the one before.
+
+    The weights of a training that goes on in a run's folder are others than the run's.
+    """
+    record_path = path.parent / RECORD_FILE
+    try:
+        record = read_object(record_path)
+        listed = record["files"][path.name]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if listed != _digest(path):
+        del record["files"][path.name]
+        partial = record_path.with_name(f".{RECORD_FILE}.partial")
+        partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(record_path)
+
+
+def check_digests(record_path: Path, listed: Any) -> None:
+    """Check that files are those that a record lists; records of older versions list none.
+
+    Raises:
+        ValueError: one is missing, or is another one; or the record's list is none.
+    """
+    if listed is None:
+        return
+    if not isinstance(listed, Mapping) or not all(isinstance(digest, str) for digest in listed.values()):
+        raise ValueError(f"{record_path}: files: must list each file's SHA-256, and does not. {AGAIN}")
+    for name, digest in listed.items():
+        path = record_path.parent / name
+        if not path.is_file():
+            raise ValueError(f"{path}: must be there, since {record_path.name} lists it, and is not. {AGAIN}")
+        if _digest(path) != digest:
+            raise ValueError(
+                f"{path}: must be as it was written, and is another run's, changed or damaged, as {record_path.name} "
+                f"says. {AGAIN} If you changed it on purpose, remove it from files in {record_path.name}."
+            )
+
+
 def explain(source: str, error: Exception) -> Exception:
     """Return an error of PEFT's about an adapter's files as one that names them; this package's own as it is."""
+    of_files = ValueError | TypeError | LookupError | AttributeError | ArithmeticError | AssertionError | re.error
+    if is_ours(error) or not isinstance(error, of_files):
+        return error
+    return ValueError(
+        f"{source}: {CONFIG_NAME} must describe an adapter of this base, and does not ({brief(error)}). Load it onto "
+        f"its own base. {AGAIN}"
+    )
+
+
+def brief(error: Exception) -> str:
+    """Return another library's error for a message: its first line, or its kind where that says more."""
+    return _first_line(error) if type(error) in (ValueError, OSError) else type(error).__name__
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether this package raised an error, which then says what is wrong with what."""
     inner = error.__traceback__
     while inner is not None and inner.tb_next is not None:
         inner = inner.tb_next
-    is_ours = inner is not None and str(inner.tb_frame.f_globals.get("__name__")).startswith(f"{__package__}.")
-    if is_ours or not isinstance(error, ValueError | TypeError | LookupError | AttributeError | ArithmeticError):
-        return error
-    if isinstance(error, SafetensorError):
-        return error
-    text = f" ({_first_line(error)})" if type(error) is ValueError else ""
-    return ValueError(
-        f"{source}: {CONFIG_NAME} must describe an adapter of this base, and does not{text}. Load it onto its own "
-        f"base. {AGAIN}"
-    )
+    package = __name__.partition(".")[0]
+    return inner is not None and str(inner.tb_frame.f_globals.get("__name__")).startswith(f"{package}.")
 
 
 def shown(value: object) -> str:
@@ -198,6 +275,13 @@ def _check_sizes(path: Path, config: RiMConfig) -> None:
     if config.first_memory_id is None:
         raise ValueError(f"{path}: first_memory_id: must be what it was saved with, got null. {AGAIN}")
     check_tensors_file(weights)
+    for name, value in _noted_options(weights).items():
+        if value != getattr(config, name, value):
+            raise ValueError(
+                f"{path}: {name}: must be {shown(value)}, with which the weights beside it were saved, got "
+                f"{shown(getattr(config, name))}: the files are of two adapters, or were changed. {AGAIN} To change an "
+                "option, load the adapter, set it in peft_config, and save that."
+            )
     largest = max((max(shape, default=0) for shape in tensor_shapes(weights).values()), default=0)
     for name, rank in {
         "r": config.r,
@@ -208,6 +292,16 @@ def _check_sizes(path: Path, config: RiMConfig) -> None:
                 f"{path}: {name}: must be a rank of the adapter's weights, which have no dimension above {largest}, "
                 f"got {rank}. {AGAIN}"
             )
+
+
+def _noted_options(weights: Path) -> dict[str, Any]:
+    try:
+        noted = json.loads(read_notes(weights).get(OPTIONS_NOTE, "{}"))
+    except (ValueError, RecursionError):
+        noted = None
+    if not isinstance(noted, dict):
+        raise ValueError(f"{weights}: {OPTIONS_NOTE} in its metadata must be a JSON object, and is not. {AGAIN}")
+    return noted
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -244,3 +338,11 @@ def _describe(hint: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:300]
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

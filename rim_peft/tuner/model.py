@@ -225,8 +225,9 @@ class RiMModel(LoraModel):
             owner = next((own for own in adapter_names if f".{own}." in f"{name.partition('.lora_')[2]}."), None)
             if owner is not None and not bool(parameter.isfinite().all()):
                 raise ValueError(
-                    f"safe_merge: the adapter's weights must be finite, got NaN or infinity in {name}. NaNs detected "
-                    f"in the merged weights. The adapter {owner} seems to be broken. Load another checkpoint of it."
+                    f"safe_merge: the adapter's weights must be finite, got NaN or infinity in {name}. NaNs "
+                    f"detected in the merged weights. The adapter {owner} seems to be broken. Load another "
+                    "checkpoint of it."
                 )
 
     def _get_tied_target_modules(self, model: nn.Module) -> list[str]:

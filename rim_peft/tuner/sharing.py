@@ -25,7 +25,7 @@ from transformers.utils.hub import cached_file
 
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, complete_card, describe_blocks, name_adapter, render_card
 from rim_peft.tuner.config import active_config
-from rim_peft.tuner.files import check_weights, explain
+from rim_peft.tuner.files import check_weights, explain, note_options, renew_digest
 from rim_peft.tuner.model import FILE, detach, has_memory
 from rim_peft.tuner.tensors import damaged_file, not_finite, read_tensors, seal_tensors
 
@@ -189,7 +189,10 @@ def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, 
     if options["is_main_process"]:
         for name in model.peft_config if selected is None else selected:
             folder = Path(options["save_directory"], "" if name == _ADAPTER else name)
-            seal_tensors(folder / SAFETENSORS_WEIGHTS_NAME)
+            weights = folder / SAFETENSORS_WEIGHTS_NAME
+            config: Any = model.peft_config[name]
+            seal_tensors(weights, note_options(config))
+            renew_digest(weights)
 
 
 def write_card(model: PeftModel, original: Callable[..., Any], output_dir: str) -> None:

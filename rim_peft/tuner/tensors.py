@@ -30,13 +30,17 @@ _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.
 _BASE_PREFIX = "base_model.model."
 
 
-def seal_tensors(path: Path) -> None:
+def seal_tensors(path: Path, notes: Mapping[str, str] | None = None) -> None:
     """Put a checksum into a safetensors file, and its header in order, so that equal tensors are equal bytes.
 
     safetensors itself writes several entries of metadata in random order. The file is replaced at once.
+
+    Args:
+        path: of the file.
+        notes: more metadata.
     """
     header, start = _read_header(path)
-    metadata = header.pop("__metadata__", {})
+    metadata = {**header.pop("__metadata__", {}), **(notes or {})}
     metadata[_CHECKSUM] = _checksum(path, header, metadata, start)
     text = json.dumps(
         {"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":"), ensure_ascii=False
@@ -52,17 +56,16 @@ def seal_tensors(path: Path) -> None:
 
 
 def check_tensors_file(path: Path) -> None:
-    """Check that a safetensors file is whole, and what its checksum says if it has one.
+    """Check that a safetensors file is whole, by its header and length.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is not.
     """
     try:
         with safe_open(path, framework="pt"):
             pass  # opening a file reads its header and compares it with the file's length
     except SafetensorError as error:
         raise damaged_file(str(path), error) from error
-    check_checksum(path)
 
 
 def check_checksum(path: Path) -> None:
@@ -94,9 +97,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: it is damaged, or a tensor is not finite or of a type that weights do not have.
     """
     check_tensors_file(path)
+    check_checksum(path)
     tensors: dict[str, Tensor] = load_file(path)
     check_values(tensors, source=str(path))
     return tensors
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """Return a whole file's metadata."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -165,3 +165,76 @@ def test_an_adapter_may_be_called_as_a_part_of_the_base(folder: Path, name: str)
     model = build_rim()
     model.load_adapter(str(folder), name)
     assert list(model.peft_config) == ["default", name]
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Change the configuration; None takes a key out."""
+    path = folder / "adapter_config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(
+        json.dumps({name: value for name, value in config.items() if name not in changes or value is not None})
+    )
+
+
+@pytest.mark.parametrize("name", ["num_blocks", "block_size", "first_memory_id", "r", "lora_alpha", "insertion_layer"])
+def test_what_a_configuration_must_say_is_not_defaulted(folder: Path, name: str) -> None:
+    rewrite(folder, **{name: None})
+    for read in (load, check_files, lambda folder: build_base().load_adapter(str(folder))):
+        with pytest.raises(ValueError, match=rf"adapter_config\.json: must say {name}, and does not"):
+            read(folder)
+
+
+def test_the_first_files_say_less(folder: Path) -> None:
+    without_architecture(folder)
+    rewrite(folder, insertion_layer=None, bidirectional_blocks=None, use_rslora=None)
+    load(folder)
+    rewrite(folder, num_blocks=None)
+    with pytest.raises(ValueError, match="must say num_blocks, and does not"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_blocks": 3}, "num_blocks: must be 2, with which the weights beside it were saved, got 3"),
+        ({"lora_alpha": 64}, "lora_alpha: must be 32, with which the weights beside it were saved, got 64"),
+        ({"num_blocks": 10**9}, "num_blocks, block_size: must make at most 65,536 tokens, got 4,000,000,000"),
+        ({"num_blocks": "2"}, "num_blocks: must be an integer of at least 0, got '2'"),
+        ({"modules_to_save": 5}, r"modules_to_save: must be a list or null, got 5"),
+        ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern.q_proj: must be an integer of at least 1, got 'x'"),
+        ({"exclude_modules": "("}, r"exclude_modules: must be a regular expression or a list of names, got '\('"),
+        ({"auto_mapping": {"parent_library": "os"}}, "auto_mapping: is not supported by RiM"),
+    ],
+    ids=str,
+)
+def test_configurations_that_do_not_fit(folder: Path, changes: dict[str, Any], message: str) -> None:
+    rewrite(folder, **changes)
+    for read in (load, check_files):
+        with pytest.raises(ValueError, match=message):
+            read(folder)
+
+
+def test_ranks_beyond_the_weights_are_refused_before_memory_is_taken(folder: Path) -> None:
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, metadata={"format": "pt"})  # without notes of the options
+    for changes in ({"r": 2**40}, {"r": 4, "rank_pattern": {"q_proj": 2**40}}):
+        rewrite(folder, **changes)
+        with pytest.raises(
+            ValueError, match=r"must be a rank of the adapter's weights, .* above 64, got 1099511627776"
+        ):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"peft_type": ' + "9" * 10_000 + "}", "must be JSON, and is damaged"),
+        (" " * (17 << 20), "must be at most 16,777,216 bytes, got 17,825,792"),
+        ('{"peft_type": {}}', "names no peft_type"),
+    ],
+    ids=["nested", "digits", "large", "no type"],
+)
+def test_configurations_are_bounded_before_they_are_parsed(folder: Path, text: str, message: str) -> None:
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: .*{message}"):
+        check_files(folder)
