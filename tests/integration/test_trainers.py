@@ -525,13 +525,16 @@ def test_arguments_that_do_not_fit_are_refused(make_trainer: MakeTrainer, tmp_pa
         make_trainer(GroundingTrainer, model)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "phi3", "gemma2", "granite", "cohere", "olmo2"])
+@pytest.mark.parametrize(
+    "model_type", ["mixtral", "phi3", "gemma2", "granite", "cohere", "olmo2", "modernbert-decoder", "bert"]
+)
 def test_other_architectures_train_the_formula(model_type: str, make_trainer: MakeTrainer) -> None:
-    """A mixture of experts, logit scales and caps, fused projections."""
+    """A mixture of experts, logit scales and caps, fused projections, layers between the last state and the head."""
     small = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0}
     window = {"sliding_window": 6} if model_type in ("mixtral", "phi3", "gemma2") else {}
-    config = AutoConfig.for_model(model_type, **small, **heads, **window, bos_token_id=1, eos_token_id=2)
+    decodes = {"is_decoder": True} if model_type == "bert" else {}
+    config = AutoConfig.for_model(model_type, **small, **heads, **window, **decodes, bos_token_id=1, eos_token_id=2)
     torch.manual_seed(0)
     model = build_rim(base=AutoModelForCausalLM.from_config(config), num_blocks=3)
     trainer = make_trainer(RefinementTrainer, model)
