@@ -44,7 +44,15 @@ def as_plain(
 
     An export is checked in float32 too: with both in a half type, the rounding of two ways to the same sum would decide
     wherever two tokens lie near each other.
+
+    Raises:
+        ValueError: weights are offloaded, or quantised in a way that cannot be undone.
     """
+    if num_offloaded := sum(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            f"model: must have its weights in memory to be exported, got {num_offloaded} that are offloaded by a "
+            "device_map. Load the base without it."
+        )
     asking: dict[str, Any] = {
         "templates": prompts.templates,
         "num_blocks": num_blocks,

@@ -93,8 +93,8 @@ class Preflight:
         found.architecture, found.attention = found.attempt("base", base.check, section="model") or (None, None)
         if found.architecture is not None and found.attempt("output head", base.choose_head) is Head.OWN:
             found.notes.append(
-                f"{found.architecture} computes more than a product with its output matrix: its own head is trained "
-                "through, which takes more memory than TRL's fused head."
+                f"TRL's fused head does not give the logits of {found.architecture}: its own head is trained through, "
+                "which takes more memory."
             )
         model = found.attempt("adapter, parameters and memory", base.attach, section="adapter")
         is_own = model is not None

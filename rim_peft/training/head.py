@@ -20,6 +20,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from rim_peft.sequence import IGNORE_INDEX, Labels, Layout, attention_masks
 from rim_peft.tuner.compatibility import mask_dtype, not_causal
+from rim_peft.tuner.layers import input_device
 from rim_peft.tuner.probing import on_small_copy
 
 logger = logging.getLogger(__name__)
@@ -134,8 +135,8 @@ def choose_head(base: Any, *, is_sharded: bool = False) -> Head:
     head = check_heads(base, found)
     if head is Head.OWN:
         logger.warning(
-            "model: %s computes more than a product with its output matrix, so that its own head is trained "
-            "through, which takes more memory than TRL's fused head.",
+            "model: TRL's fused head does not give the logits of %s, so that its own head is trained through, which "
+            "takes more memory.",
             type(base).__name__,
         )
     return head
@@ -187,7 +188,7 @@ def _try_heads(base: Any) -> FoundHead:
     base.eval()
     try:
         size = base.get_input_embeddings().weight.shape[0]
-        ids = torch.arange(7, 7 + 13 * _PROBE_TOKENS, 13, device=base.device).repeat(2, 1)
+        ids = torch.arange(7, 7 + 13 * _PROBE_TOKENS, 13, device=input_device(base)).repeat(2, 1)
         ids[1, -1] += 1
         logits = base(input_ids=ids % size, use_cache=False).logits.float()
         is_causal = _distance(logits[0, :-1], logits[1, :-1], scale=logits) <= (1e-3 if _is_exact(base) else 0.05)
@@ -206,10 +207,10 @@ def _agrees(base: Any, head: Head, ids: Tensor, logits: Tensor) -> bool:
     try:
         with head_at(base, places):
             scores = run_head(base, labels[None], head=head, input_ids=ids)
+        found = scores.log_probs[0].float().to(expected.device)
     except Exception as error:  # a head of an unknown kind can fail anywhere
         logger.debug("%s fails: %s", head.value, error)
         return False
-    found = scores.log_probs[0].float().to(expected.device)
     return _distance(found, expected, scale=logits) <= (1e-3 if _is_exact(base) else 0.02)
 
 

@@ -170,6 +170,13 @@ class ReadoutTrainer(ReadoutData):
         count = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum()
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; whoever trains the model afterwards is asked for blocks again."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.model.base_model.memory.has_trained = False
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward, which with gradient checkpointing runs the layers once more."""
         with self._compiled_layers:
