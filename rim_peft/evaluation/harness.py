@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -41,6 +42,8 @@ class BlockLM(HFLM):
 
     Context and continuation are tokenised apart, each as it stands, because blocks come between them: white space at a
     context's end stays before the blocks. Without blocks (``num_blocks=0``) everything is as in ``HFLM``.
+
+    An empty context is the prefix token (BOS, or EOS where there is none), as in ``HFLM``, also to generate after.
 
     Contexts that are too long lose tokens on the left, as in ``HFLM``, with a warning; blocks and continuations lose
     none.
@@ -106,7 +109,16 @@ class BlockLM(HFLM):
             if ids.shape[1] > room:
                 logger.warning("prompts of up to %d tokens lose what is beyond %d, on the left", ids.shape[1], room)
             ids, mask = ids[:, -room:], mask[:, -room:]
+        ids, mask = self._filled(ids, mask)
         self._check_ids(int(ids.max()))
+        return ids, mask
+
+    def _filled(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Give (B, S) prompts that have no token the prefix token, which blocks can follow."""
+        if ids.shape[1] == 0:
+            ids, mask = ids.new_zeros(len(ids), 1, dtype=torch.long), mask.new_zeros(len(ids), 1, dtype=torch.long)
+        is_empty = (mask == 0).all(1)
+        ids[is_empty, -1], mask[is_empty, -1] = self.prefix_token_id, 1
         return ids, mask
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -114,7 +126,8 @@ class BlockLM(HFLM):
         if not self.block_ids:
             pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
             return pair
-        return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
+        context_ids = self.tok_encode(context) or [self.prefix_token_id]
+        return context_ids, self.tok_encode(continuation, add_special_tokens=False)
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -141,7 +154,7 @@ class BlockLM(HFLM):
                 f"num_blocks: blocks ({len(self.block_ids)} tokens) and continuation ({len(continuation)}) must leave "
                 f"room for a context in max_length={self.max_length}, got {self.num_blocks}. Lower it (--blocks)."
             )
-        self._check_ids(max(*context, *continuation))
+        self._check_ids(max([*context, *continuation], default=0))
         return context[-room:] + self.block_ids
 
     def _check_ids(self, largest: int) -> None:

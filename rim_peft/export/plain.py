@@ -47,8 +47,14 @@ def as_plain(
     wherever two tokens lie near each other.
 
     Raises:
-        ValueError: the adapter's weights are not finite, or its base cannot be dequantised.
+        ValueError: the adapter's weights are not finite, or weights are offloaded, or quantised in a way that cannot be
+            undone.
     """
+    if num_offloaded := sum(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            f"model: must have its weights in memory to be exported, got {num_offloaded} that are offloaded by a "
+            "device_map. Load the base without it."
+        )
     adapter = get_peft_model_state_dict(model, adapter_name=str(model.active_adapter), save_embedding_layers=False)
     if (found := not_finite(adapter)) is not None:
         raise ValueError(

@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
-from rim_peft.inference.decoding import check_number
+from rim_peft.inference.decoding import check_number, check_prompts
 from rim_peft.inference.generation import cut_behind_eos
 from rim_peft.inference.mode import evaluation_mode
 from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import active_config
+from rim_peft.tuner.layers import input_device
 from rim_peft.tuner.thoughts import check_thinks, think
 
 
@@ -89,11 +90,15 @@ def decode_with_thoughts(
 
     Returns:
         Each answer's tokens, EOS included if it was reached.
+
+    Raises:
+        ValueError: there are no prompts, or an empty one.
     """
+    check_prompts(prompts)
     base: Any = model.get_base_model()
     longest = max(len(prompt) for prompt in prompts)
     ids, mask = (
-        torch.tensor(rows, device=model.device)
+        torch.tensor(rows, device=input_device(model))
         for rows in (
             [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts],
             [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts],

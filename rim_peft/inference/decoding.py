@@ -18,7 +18,7 @@ from rim_peft.sequence import check_architecture
 from rim_peft.sequence.masks import check_layers
 from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import active_config
-from rim_peft.tuner.layers import check_uncompiled
+from rim_peft.tuner.layers import check_uncompiled, input_device
 
 PROMPT_MULTIPLE = 64
 """Compiled passes are made for prompts of a multiple of this many tokens, and used for shorter ones too."""
@@ -139,15 +139,14 @@ class BlockDecoder:
             ValueError: there are no prompts, an empty one, one that leaves no room for its answer in the base's
                 positions, or more than a compiled batch holds.
         """
-        if not prompts or not all(len(prompt) for prompt in prompts):
-            raise ValueError(f"prompts: must be at least one, each of at least one token, got {prompts!r}.")
+        check_prompts(prompts)
         self.check_room(prompts)
         if self.model.active_adapter != self.adapter or not can_decode(self.model):
             raise ValueError(
                 f"model: must have the adapter active that the decoder was made for, {self.adapter!r}, got "
                 f"{self.model.active_adapter!r}, or it is disabled. Activate it, or make another decoder."
             )
-        rows = self._lay_out(prompts).to(self.model.device)
+        rows = self._lay_out(prompts).to(input_device(self.model))
         with evaluation_mode(self.model):
             return self._decode(rows, len(prompts), on_token)
 
@@ -203,6 +202,15 @@ class BlockDecoder:
                 rows, kept, is_done = rows.select(left), kept[left], is_done[left]
                 found = found._replace(tokens=found.tokens[left])
         return _cut(token_ids[:num_prompts], log_probs[:num_prompts], states[:num_prompts], self.eos_id)
+
+
+def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse a batch without prompts, or with an empty one, which blocks cannot follow."""
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise ValueError(
+            f"prompts: must be at least one, each of at least one token, got {[len(prompt) for prompt in prompts]} "
+            "tokens. Leave empty ones out."
+        )
 
 
 def check_number(name: str, value: object, *, least: int) -> None:

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from rim_peft.inference.mode import evaluation_mode
+from rim_peft.tuner.layers import input_device
 
 
 def generate_greedily(
@@ -32,14 +33,16 @@ def generate_greedily(
         max_new_tokens: tokens of an answer at most, EOS included.
         options: more arguments of ``generate``, as ``num_blocks`` and ``streamer``.
     """
+    if not prompts:
+        return []
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     longest = max(len(prompt) for prompt in prompts)
     ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     with evaluation_mode(base), _plain_settings(base):
         output = base.generate(
-            input_ids=torch.tensor(ids, device=base.device),
-            attention_mask=torch.tensor(mask, device=base.device),
+            input_ids=torch.tensor(ids, device=input_device(base)),
+            attention_mask=torch.tensor(mask, device=input_device(base)),
             max_new_tokens=max_new_tokens,
             eos_token_id=eos_id,
             pad_token_id=pad_id,

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from rim_peft.inference.rows import AnswerRows
 from rim_peft.sequence import Layout, attention_masks
+from rim_peft.tuner.compatibility import mask_dtype
 
 # The last layer's states alone, where transformers can choose; 5.17 cannot, 5.23 can.
 _LAST_LAYER: Any = [-1] if Version(transformers.__version__) >= Version("5.23") else True
@@ -146,9 +147,7 @@ def predict(
     """
     queries, keys = places
     if branches:
-        head = base.get_output_embeddings().weight
-        dtype = head.dtype if head.is_floating_point() else base.dtype  # a quantised head holds integers
-        mask = attention_masks(base.config, layout, dtype=dtype, places=places)
+        mask = attention_masks(base.config, layout, dtype=mask_dtype(base), places=places)
     else:
         mask = layout.attention_mask[:, keys]
     if ends is not None:

@@ -18,6 +18,7 @@ from rim_peft.inference.passes import Passes, Prediction, predict
 from rim_peft.inference.rows import AnswerRows
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.layer import MemoryEmbedding, initial_rows
+from rim_peft.tuner.layers import input_device
 
 
 class SwappingDecoder(BlockDecoder):
@@ -56,7 +57,7 @@ class SwappingDecoder(BlockDecoder):
             return self(prompts)  # which refuses them
         memory = self.num_blocks * self.blocks.length
         num_computed = memory - min(count * self.blocks.length, memory - 1)
-        rows = self._lay_out(donors).to(self.model.device)
+        rows = self._lay_out(donors).to(input_device(self.model))
         plain = self._passes
         try:
             self._passes = _SwappingPasses(plain.base, rows, num_memory=memory, num_computed=num_computed)
@@ -185,7 +186,8 @@ def random_rows(model: PeftModel, *, seed: int) -> Iterator[None]:
     own = rows.detach().clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        drawn = initial_rows(memory.weight.detach(), "vocabulary", 0.0)
+        with memory.readable_weight() as weight:
+            drawn = initial_rows(weight.detach(), "vocabulary", 0.0)
     try:
         with torch.no_grad():
             rows.copy_(drawn)

@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from rim_peft.data.collator import ReadoutCollator, TokenizedRow
 from rim_peft.sequence import Layout
+from rim_peft.training.head import Head
 from rim_peft.training.optimizer_state import optimizer_bytes
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.training.simulation import StepMemory, simulate_step
@@ -64,6 +65,7 @@ def estimate(
     *,
     autocast: torch.dtype | None,
     device: str,
+    head: Head = Head.FUSED,
 ) -> tuple[BatchSize, PeakMemory]:
     """Simulate a stage's step on a batch, at the beginning of the stage, where all readouts count.
 
@@ -73,6 +75,7 @@ def estimate(
         rows: the batch, tokenised.
         autocast: type of mixed precision, None for none.
         device: ``"cuda"`` or ``"cpu"``.
+        head: what scores labels.
     """
     args = trainer.args
     kind: Any = args.gradient_checkpointing_kwargs or {}
@@ -88,6 +91,7 @@ def estimate(
         autocast=autocast,
         accumulates=args.gradient_accumulation_steps > 1,
         on_gpu=device == "cuda",
+        head=head,
     )
     has_momentum = "momentum" in (args.optim_args or "")
     optimizer = optimizer_bytes(str(getattr(args.optim, "value", args.optim)), shapes, has_momentum=has_momentum)

@@ -10,9 +10,11 @@ from peft import PeftModel, get_peft_model
 from transformers import PretrainedConfig
 
 from rim_peft.recipe import Recipe
+from rim_peft.run.at_hand import NotAtHandError
 from rim_peft.run.base import build_meta_base
 from rim_peft.sequence import check_architecture
 from rim_peft.sequence.masks import SUPPORTED_IMPLEMENTATIONS, check_config
+from rim_peft.training.head import Head, check_heads, find_head
 from rim_peft.tuner.compatibility import check_base
 from rim_peft.tuner.config import RiMConfig
 
@@ -30,6 +32,7 @@ class MetaBase:
         self.config, self.recipe, self.has_bf16 = config, recipe, has_bf16
         self.can_be_trained = False
         self.adapter: RiMConfig | None = None
+        self.head = Head.FUSED
 
     def check_implementation(self) -> None:
         """Refuse attention that takes no mask for each query.
@@ -62,6 +65,22 @@ class MetaBase:
             check_architecture(base)
         implementation = self.recipe.model.attn_implementation or base.config.get_text_config()._attn_implementation
         return type(base).__name__, str(implementation)
+
+    def choose_head(self) -> Head:
+        """Find out which head a training would use, on a small copy of the base.
+
+        Raises:
+            NotAtHandError: there is no small copy of such a base.
+            ValueError: the base cannot be trained by its head.
+        """
+        base = self.build()
+        found = find_head(base)
+        if found is None:
+            raise NotAtHandError(
+                f"no small copy of {type(base).__name__} can be made; the trainer will look at the base itself."
+            )
+        self.head = check_heads(base, found)
+        return self.head
 
     def attach_blocks(self) -> PeftModel:
         """Return the base with memory rows alone, in blocks as many and as long as the recipe's adapter has.

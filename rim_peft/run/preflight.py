@@ -38,6 +38,7 @@ from rim_peft.run.rows import RunRows, check_validation
 from rim_peft.training import CoconutTrainer
 from rim_peft.training.attachment import check_adapter
 from rim_peft.training.curriculum import check_stages
+from rim_peft.training.head import Head
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.layers import check_uncompiled
@@ -125,6 +126,11 @@ class Preflight:
         found.attempt("base", base.check_implementation, section="model")
         found.attempt("weights", lambda: self.at_hand.check_weights(recipe))
         found.architecture, found.attention = found.attempt("base", base.check, section="model") or (None, None)
+        if found.architecture is not None and found.attempt("output head", base.choose_head) is Head.OWN:
+            found.notes.append(
+                f"TRL's fused head does not give the logits of {found.architecture}: its own head is trained through, "
+                "which takes more memory."
+            )
         model = found.attempt("adapter, parameters and memory", base.attach, section="adapter")
         is_own = model is not None
         if model is None:  # the stages' errors can be told by another adapter with the same blocks
@@ -268,7 +274,9 @@ class _StageLook:
             batch = self._stated_batch(base, trainer, tokenizer)
         # Flex attention skips what is hidden, and takes no more than this.
         model = base.attach(attention="sdpa" if self.found.attention == "flex_attention" else None)
-        stage.batch, stage.memory = estimate(model, trainer, batch, autocast=autocast, device=self.found.device)
+        stage.batch, stage.memory = estimate(
+            model, trainer, batch, autocast=autocast, device=self.found.device, head=base.head
+        )
         if stage.memory.optimizer is None:
             self.found.not_checked.append(f"{stage.stage}: memory of the optimiser {stage.optimizer}: add it yourself.")
 

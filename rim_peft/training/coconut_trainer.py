@@ -16,6 +16,7 @@ from rim_peft.data.collator import TokenizedRow, chain_parts
 from rim_peft.data.tokenization import tokenize_separator
 from rim_peft.sequence import IGNORE_INDEX
 from rim_peft.training.coconut_config import CoconutConfig
+from rim_peft.training.head import run_head
 from rim_peft.training.metrics import TextMetrics
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.thoughts import check_thinks, think
@@ -108,7 +109,7 @@ class CoconutTrainer(ReadoutTrainer):
             is_label = labels != IGNORE_INDEX
             text = thoughts.followed_by(rim.get_base_model(), text_ids, is_label.long())
             no_label = labels.new_full(thoughts.last.shape[:2], IGNORE_INDEX)
-            outputs = model(**text, shift_labels=torch.cat([no_label, labels], dim=1), fused_lm_head=True)
+            outputs = run_head(model, torch.cat([no_label, labels], dim=1), head=self._head, **text)
         metrics: Any = self._sums[mode]
         metrics.add(outputs.is_top1[:, -labels.shape[1] :], is_label)
         loss = -outputs.log_probs.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)

@@ -1,21 +1,56 @@
-"""A pass over rows with the output head on supervised positions alone: most positions predict nothing."""
+"""A pass over rows with the output head on supervised positions alone: most positions predict nothing.
+
+TRL's fused head computes the loss from the backbone's states and the output matrix, without holding all logits. It
+knows the scales and caps that some models put on their logits, but not layers between the states and the matrix. So it
+is compared with the model itself once, and the model's own head is used where the two differ.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
+from trl.trainer.utils import add_fused_lm_head
 
-from rim_peft.sequence import Labels, Layout, attention_masks
+from rim_peft.sequence import IGNORE_INDEX, Labels, Layout, attention_masks
+from rim_peft.tuner.compatibility import mask_dtype, not_causal
+from rim_peft.tuner.layers import input_device
+from rim_peft.tuner.probing import on_small_copy
+
+logger = logging.getLogger(__name__)
 
 FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")
 """What TRL's trainer asks its fused head for."""
 
+_PROBE_TOKENS = 8
 
-def score_labels(model: Any, base: Any, layout: Layout, labels: Labels) -> Any:
+
+class Head(Enum):
+    """Which head scores labels."""
+
+    FUSED = "TRL's fused head"
+    OWN = "the model's own head"
+
+
+class Scores(NamedTuple):
+    """What the model's own head says of labels, under the names of the fused head's output.
+
+    Attributes:
+        log_probs: each label's log-probability, float32; 0 where there is no label.
+        is_top1: whether the label was the likeliest token.
+    """
+
+    log_probs: Tensor
+    is_top1: Tensor
+
+
+def score_labels(model: Any, base: Any, layout: Layout, labels: Labels, *, head: Head = Head.FUSED) -> Any:
     """Run a model on rows, and its head on the positions that predict something.
 
     Args:
@@ -23,20 +58,43 @@ def score_labels(model: Any, base: Any, layout: Layout, labels: Labels) -> Any:
         base: the model under its adapter.
         layout: R rows, on the model's device.
         labels: the N labels of these rows.
+        head: what scores them.
 
     Returns:
-        The fused head's output: ``log_probs`` and ``is_top1``, (1, N) each, of the labels in their order.
+        ``log_probs`` and ``is_top1``, (1, N) each, of the labels in their order.
     """
     with record_function("rim_peft.mask"):
-        mask = attention_masks(base.config, layout, dtype=base.get_output_embeddings().weight.dtype)
+        mask = attention_masks(base.config, layout, dtype=mask_dtype(base))
     with head_at(base, labels.places), record_function("rim_peft.forward"):
-        return model(
+        return run_head(
+            model,
+            labels.token_ids[None],
+            head=head,
             input_ids=layout.input_ids,
             attention_mask=mask,
             position_ids=layout.position_ids,
-            shift_labels=labels.token_ids[None],
-            fused_lm_head=True,
         )
+
+
+def run_head(model: Any, token_ids: Tensor, *, head: Head, **inputs: Any) -> Any:
+    """Run a model, and score a token at each position that its head is given.
+
+    Args:
+        model: as for :func:`score_labels`.
+        token_ids: (R, N) the tokens, -100 for none.
+        head: what scores them.
+        inputs: the model's other arguments.
+
+    Returns:
+        ``log_probs`` and ``is_top1``, (R, N) each.
+    """
+    if head is Head.FUSED:
+        return model(**inputs, shift_labels=token_ids, fused_lm_head=True)
+    logits = model(**{**inputs, "use_cache": False}).logits.float()
+    token_ids = token_ids.to(logits.device)
+    is_label = token_ids != IGNORE_INDEX
+    log_probs = logits.log_softmax(-1).gather(-1, token_ids.clamp(min=0)[..., None])[..., 0]
+    return Scores(log_probs.masked_fill(~is_label, 0.0), (logits.argmax(-1) == token_ids) & is_label)
 
 
 @contextmanager
@@ -58,3 +116,109 @@ def head_at(base: Any, places: Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def choose_head(base: Any, *, is_sharded: bool = False) -> Head:
+    """Return the head that gives a base's own probabilities, found out by two short rows.
+
+    Modes, weights and random state are left as they are.
+
+    Args:
+        base: the model under the adapter, with TRL's fused head.
+        is_sharded: whether weights will be spread over processes, so that they lie where a pass would take long.
+
+    Raises:
+        ValueError: the base's tokens see later ones, or no head gives its probabilities.
+    """
+    found = find_head(base) if is_sharded else None
+    found = _try_heads(base) if found is None else found
+    head = check_heads(base, found)
+    if head is Head.OWN:
+        logger.warning(
+            "model: TRL's fused head does not give the logits of %s, so that its own head is trained through, which "
+            "takes more memory.",
+            type(base).__name__,
+        )
+    return head
+
+
+class FoundHead(NamedTuple):
+    """What a trial of the heads found.
+
+    Attributes:
+        head: the one that gives the model's own probabilities; None where neither does.
+        is_causal: whether a token changes nothing before it.
+    """
+
+    head: Head | None
+    is_causal: bool
+
+
+def check_heads(base: Any, found: FoundHead) -> Head:
+    """Return the head that a base is trained by.
+
+    Raises:
+        ValueError: its tokens see later ones, or no head gives its own probabilities.
+    """
+    if not found.is_causal:
+        raise ValueError(not_causal(base))
+    if found.head is None:
+        raise ValueError(
+            f"model: its logits must follow from its backbone's last hidden state, token by token, got "
+            f"{type(base).__name__}, whose own probabilities differ from those. Use another base."
+        )
+    return found.head
+
+
+def find_head(model: Any) -> FoundHead | None:
+    """Return what a trial on a small copy of a model finds, without its weights; None where there is no such copy."""
+
+    def try_copy(copy: Any) -> FoundHead:
+        add_fused_lm_head(copy, outputs=FUSED_OUTPUTS)
+        return _try_heads(copy)
+
+    found: FoundHead | None = on_small_copy(model, try_copy)
+    return found
+
+
+@torch.no_grad()
+def _try_heads(base: Any) -> FoundHead:
+    """Compare what the heads say with a model's own logits, on two rows that differ in their last token."""
+    was_training = [module for module in base.modules() if module.training]
+    base.eval()
+    try:
+        size = base.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(7, 7 + 13 * _PROBE_TOKENS, 13, device=input_device(base)).repeat(2, 1)
+        ids[1, -1] += 1
+        logits = base(input_ids=ids % size, use_cache=False).logits.float()
+        is_causal = _distance(logits[0, :-1], logits[1, :-1], scale=logits) <= (1e-3 if _is_exact(base) else 0.05)
+        return FoundHead(next((head for head in Head if _agrees(base, head, ids % size, logits)), None), is_causal)
+    finally:
+        for module in was_training:
+            module.training = True
+
+
+def _agrees(base: Any, head: Head, ids: Tensor, logits: Tensor) -> bool:
+    """Whether a head that is given some places alone says what the (2, S, V) logits do."""
+    places = torch.arange(0, ids.numel(), 3, device=ids.device)
+    labels = ids.flatten()[places].roll(1)
+    expected = logits.log_softmax(-1).flatten(0, 1)[places.to(logits.device)]
+    expected = expected.gather(-1, labels.to(logits.device)[:, None])[:, 0]
+    try:
+        with head_at(base, places):
+            scores = run_head(base, labels[None], head=head, input_ids=ids)
+        found = scores.log_probs[0].float().to(expected.device)
+    except Exception as error:  # a head of an unknown kind can fail anywhere
+        logger.debug("%s fails: %s", head.value, error)
+        return False
+    return _distance(found, expected, scale=logits) <= (1e-3 if _is_exact(base) else 0.02)
+
+
+def _distance(one: Tensor, other: Tensor, *, scale: Tensor) -> float:
+    """Return the largest difference, in units of the largest logit."""
+    return float((one - other).abs().max() / scale.abs().max())
+
+
+def _is_exact(base: Any) -> bool:
+    """Whether a base computes in float32, so that the order of sums hardly shows."""
+    return mask_dtype(base) == torch.float32 and getattr(base, "hf_quantizer", None) is None

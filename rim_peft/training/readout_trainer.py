@@ -20,8 +20,9 @@ from rim_peft.sequence import Layout, check_architecture, keep_readouts, pack_ro
 from rim_peft.training.attachment import attach, check_adapter, checkpoint_for, fall_back_from_flex
 from rim_peft.training.card import write_card
 from rim_peft.training.compilation import CompiledLayers
-from rim_peft.training.head import score_labels
+from rim_peft.training.head import choose_head, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
+from rim_peft.training.processes import shards_weights
 from rim_peft.training.progress import ReadoutProgress
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_data import ReadoutData
@@ -57,7 +58,7 @@ class ReadoutTrainer(ReadoutData):
         kwargs: what ``SFTTrainer`` takes besides (callbacks, optimizers, ...).
 
     Raises:
-        ValueError: the model has no RIM adapter, cannot run branching rows, or rows are bad.
+        ValueError: the model has no RIM adapter, cannot run branching rows, is not causal, or rows are bad.
     """
 
     model: Any  # the PeftModel; the parent declares more kinds
@@ -114,6 +115,7 @@ class ReadoutTrainer(ReadoutData):
         for name, parameter in peft_model.named_parameters():
             if name in adapter_weights and parameter.dtype != adapter_weights[name].dtype:
                 parameter.data = adapter_weights[name].to(parameter.device)
+        self._head = choose_head(peft_model.get_base_model(), is_sharded=shards_weights())
         self.data_collator = self.make_collator(pad_id=self._tokenizer.pad_token_id)
         # The loss divides by the samples of the whole optimiser step itself (`_get_num_items_in_batch`).
         self.model_accepts_loss_kwargs = True
@@ -155,6 +157,13 @@ class ReadoutTrainer(ReadoutData):
         count = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum()
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; whoever trains the model afterwards is asked for blocks again."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.model.base_model.memory.has_trained = False
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward, which with gradient checkpointing runs the layers once more."""
         with self._compiled_layers:
@@ -181,7 +190,7 @@ class ReadoutTrainer(ReadoutData):
             labels = layout.labels()
             device = self.args.device
             layout, labels, weights = layout.to(device), labels.to(device), weights.to(device)
-        outputs = score_labels(model, base, layout, labels)
+        outputs = score_labels(model, base, layout, labels, head=self._head)
         num_samples = len(weights) if num_items_in_batch is None else num_items_in_batch
         log_probs, is_top1 = outputs.log_probs[0], outputs.is_top1[0]
         loss = readout_loss(log_probs, label_weights(weights, labels), num_samples=num_samples)

@@ -20,7 +20,7 @@ from trl.trainer.utils import add_fused_lm_head
 from rim_peft.sequence import Layout
 from rim_peft.training.attachment import is_8_bit
 from rim_peft.training.gpu_kernels import gpu_kernels
-from rim_peft.training.head import FUSED_OUTPUTS, score_labels
+from rim_peft.training.head import FUSED_OUTPUTS, Head, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
 
 LAYERS, HEAD, GRADIENTS = "activations", "logits", "gradients"
@@ -62,6 +62,7 @@ def simulate_step(
     autocast: torch.dtype | None = None,
     accumulates: bool = False,
     on_gpu: bool = False,
+    head: Head = Head.FUSED,
 ) -> StepMemory:
     """Run forward and backward of a stage's loss on tensors without data, and add up what is held.
 
@@ -78,6 +79,7 @@ def simulate_step(
         autocast: type of mixed precision, None for none.
         accumulates: whether the gradients of a batch before are there already, as with ``gradient_accumulation_steps``.
         on_gpu: whether kernels hold what a GPU's do (:mod:`rim_peft.training.gpu_kernels`).
+        head: what scores labels.
 
     Returns:
         What the step holds at its peak. The optimiser's own step is not in it; it holds less than backward does but in
@@ -100,7 +102,7 @@ def simulate_step(
         mixed = torch.autocast("cpu", dtype=autocast) if autocast is not None else nullcontext()
         with tracker, _told_where(base, tracker), gpu_kernels() if on_gpu else nullcontext():
             with mixed:
-                outputs = score_labels(model, base, _cloned(layout), labels)
+                outputs = score_labels(model, base, _cloned(layout), labels, head=head)
                 loss = readout_loss(outputs.log_probs[0], label_weights(weights, labels), num_samples=len(weights))
             loss.backward()
     adapter = _num_bytes(tensor for tensor in held if tensor.requires_grad)

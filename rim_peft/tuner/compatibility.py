@@ -4,25 +4,52 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 from transformers import PreTrainedModel
 
 from rim_peft.tuner.config import RiMConfig
+from rim_peft.tuner.probing import observe
 
 
 def check_base(model: nn.Module) -> None:
     """Refuse models that cannot continue a prompt after blocks.
 
     Raises:
-        ValueError: if the model is not a decoder-only language model of transformers.
+        ValueError: if the model is not a decoder-only language model of transformers, its tokens see later ones, or it
+            looks token ids up a second time.
     """
     if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
         raise ValueError(
             f"model: must be a transformers causal language model, got {type(model).__name__}. Load the base with "
             "AutoModelForCausalLM."
         )
+    behaviour = observe(model)
+    if behaviour is not None and not behaviour.is_causal:
+        raise ValueError(not_causal(model))
+    if behaviour is not None and not behaviour.reads_ids_once:
+        raise ValueError(
+            f"model: must use token ids for its input embedding alone, got {type(model).__name__}, which looks them up "
+            "a second time (as hidden_size_per_layer_input asks for), where memory has no row. Use another base."
+        )
+
+
+def not_causal(model: nn.Module) -> str:
+    """Return the error of a base whose tokens see later ones."""
+    return (
+        f"model: must be causal, got {type(model).__name__} with a config that lets tokens see later ones, so that it "
+        "would be trained on what it is to predict. Set is_decoder=True in the config of an encoder that was trained "
+        "as a decoder, or use another base."
+    )
+
+
+def mask_dtype(model: Any) -> torch.dtype:
+    """Return the type of dense masks for a causal language model: the one that it computes in."""
+    head: torch.dtype = model.get_output_embeddings().weight.dtype
+    own: torch.dtype = model.dtype
+    return head if head.is_floating_point else own  # a quantised head holds integers
 
 
 def num_positions(config: Any) -> int | None:

@@ -55,8 +55,9 @@ class BlockGenerator:
             kwargs: as for the base.
 
         Raises:
-            ValueError: for right padding, ``inputs_embeds``, a cache from an earlier call, decoding other than
-                greedy, sampling and beam search, and memory ids elsewhere than at the end of the prompts.
+            ValueError: for right padding, prompts without a token, ``inputs_embeds``, a cache from an earlier call,
+                decoding other than greedy, sampling and beam search, guidance by a second prompt, and memory ids
+                elsewhere than at the end of the prompts; what is masked is padding, whatever its id.
         """
         plain_generate = type(self.model).generate
         kwargs["generation_config"] = generation_config
@@ -65,7 +66,20 @@ class BlockGenerator:
         if not adapter_names:
             return plain_generate(self.model, inputs, **kwargs)
         count = None if num_blocks is None else _checked(num_blocks)
-        prompts = kwargs.pop("input_ids", None) if inputs is None else inputs
+        given = kwargs.pop("input_ids", None) if inputs is None else inputs
+        prompts = _without_padding_ids(self.model, given, kwargs, memory.first_memory_id)
+        output = self._generate(prompts, count, memory, adapter_names, kwargs)
+        return output if prompts is given else _with_prompts(given, output)
+
+    def _generate(
+        self,
+        prompts: Any,
+        count: int | None,
+        memory: MemoryEmbedding,
+        adapter_names: Sequence[str],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        plain_generate = type(self.model).generate
         held = _trailing_memory(prompts, memory.first_memory_id)
         if memory.row_adapters is not None:
             return self._generate_mixed(prompts, count, is_held=bool(held), **kwargs)
@@ -114,6 +128,43 @@ def _check_mixed_call(prompts: Tensor, names: Sequence[str], kwargs: dict[str, A
         )
 
 
+def _without_padding_ids(model: Any, prompts: Any, kwargs: dict[str, Any], first_memory_id: int) -> Any:
+    """The prompts without ids of memory in places that are masked: these are padding, which has no meaning.
+
+    Raises:
+        ValueError: prompts are not (B, S) token ids of at least one token, or padding that is not masked has the id of
+            memory.
+    """
+    if prompts is None:
+        return None
+    if not isinstance(prompts, Tensor) or prompts.dim() != 2 or prompts.numel() == 0:
+        got = f"shape {tuple(prompts.shape)}" if isinstance(prompts, Tensor) else type(prompts).__name__
+        raise ValueError(
+            f"input_ids: must be a (B, S) tensor of at least one prompt of at least one token, got {got}. Leave empty "
+            "prompts out, or begin them with the tokenizer's BOS token."
+        )
+    is_memory = prompts >= first_memory_id
+    if not bool(is_memory.any()):
+        return prompts
+    mask, pad_id = kwargs.get("attention_mask"), _effective_config(model, kwargs).pad_token_id
+    if mask is None:
+        if pad_id is not None and pad_id >= first_memory_id:
+            raise ValueError(
+                f"pad_token_id: must be below the base's vocabulary of {first_memory_id}, where memory ids begin, or "
+                f"come with an attention_mask, got {pad_id}. Pass the tokenizer's attention_mask."
+            )
+        return prompts
+    is_padding = is_memory & (mask == 0) if mask.shape == prompts.shape else torch.zeros_like(is_memory)
+    return prompts.masked_fill(is_padding, 0) if bool(is_padding.any()) else prompts
+
+
+def _with_prompts(prompts: Tensor, output: Any) -> Any:
+    """The output of ``generate`` with the caller's prompts as they were."""
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    sequences[:, : prompts.shape[1]] = prompts.repeat_interleave(len(sequences) // len(prompts), dim=0)
+    return output
+
+
 def _checked(num_blocks: int) -> int:
     if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 0:
         raise ValueError(
@@ -131,6 +182,11 @@ def _trailing_memory(prompts: Tensor | None, first_memory_id: int) -> list[int]:
     if prompts is None or not bool((is_memory := prompts >= first_memory_id).any()):
         return []
     count = int(is_memory[0].sum())
+    if count == prompts.shape[1]:
+        raise ValueError(
+            f"input_ids: must hold a prompt before memory ids (from {first_memory_id} on), got {count} of them alone. "
+            "Blocks follow a prompt of at least one token."
+        )
     ids = prompts[0, prompts.shape[1] - count :]
     if bool(is_memory[:, :-count].any()) or not torch.equal(prompts[:, -count:], ids.expand(len(prompts), -1)):
         raise ValueError(
@@ -153,6 +209,7 @@ def _check_call(model: Any, prompts: Tensor | None, kwargs: dict[str, Any]) -> N
             "input_ids: must be given, since blocks are appended as token ids, got "
             f"{'inputs_embeds' if has_embeddings else 'no prompt'}. Pass token ids alone, or num_blocks=0."
         )
+    _check_mask(prompts, kwargs.get("attention_mask"))
     cache = kwargs.get("past_key_values")
     if cache is not None and (length := int(cache.get_seq_length())) > 0:
         raise ValueError(
@@ -165,6 +222,8 @@ def _check_call(model: Any, prompts: Tensor | None, kwargs: dict[str, Any]) -> N
         "custom_generate": kwargs.get("custom_generate"),
         "cache_implementation": "paged" if config.cache_implementation == "paged" else None,
         "token_healing": config.token_healing,
+        # Its second pass, over the negative prompt, would have no blocks.
+        "guidance_scale": None if config.guidance_scale == 1 else config.guidance_scale,
         "decoding": None if mode in _MODES else mode.value,
     }
     for name, value in refused.items():
@@ -173,6 +232,22 @@ def _check_call(model: Any, prompts: Tensor | None, kwargs: dict[str, Any]) -> N
                 f"{name}: RiM generates by greedy search, sampling and beam search with their usual caches, got "
                 f"{value!r}. Leave it out, or set num_blocks=0."
             )
+
+
+def _check_mask(prompts: Tensor, mask: Any) -> None:
+    if mask is None:
+        return
+    if mask.dim() != 2:
+        raise ValueError(
+            f"attention_mask: must be (B, S), a number for each token, so that blocks can be added, got shape "
+            f"{tuple(mask.shape)}. Pass the tokenizer's own."
+        )
+    hidden = [row for row, is_there in enumerate((mask != 0).any(1).tolist()) if not is_there]
+    if hidden:
+        raise ValueError(
+            f"attention_mask: must leave a token of each prompt, got row {hidden[0]} of {len(prompts)} masked as a "
+            "whole. Leave empty prompts out, or begin them with the tokenizer's BOS token."
+        )
 
 
 def _effective_config(model: Any, kwargs: dict[str, Any]) -> GenerationConfig:

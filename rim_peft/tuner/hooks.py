@@ -61,7 +61,8 @@ class BlockHooks:
                 f"input_ids: must be given with {config.describe_variants()}, since they tell where blocks lie, got "
                 "embeddings alone. Pass token ids."
             )
-        return args, {**kwargs, _ARGUMENT: MemoryPass(input_ids, self.model, config.describe_variants())}
+        ids = _without_padding(input_ids, Arguments(names, args, kwargs).get("attention_mask"))
+        return args, {**kwargs, _ARGUMENT: MemoryPass(ids, self.model, config.describe_variants())}
 
     def _before_layer(self, index: int, names: list[str], layer: nn.Module, args: Any, kwargs: Any) -> Any:
         if _ARGUMENT not in kwargs:
@@ -160,6 +161,15 @@ class MemoryPass:
         rows = self.memory.look_up(self.input_ids, self.names, dtype=hidden_states.dtype)
         is_memory = _only(entering, self.input_ids >= self.memory.first_memory_id)[..., None]
         return torch.where(is_memory.to(hidden_states.device), rows.to(hidden_states.device), hidden_states)
+
+
+def _without_padding(input_ids: Tensor, mask: Any) -> Tensor:
+    """The (B, S) ids with 0 where a (B, S) or longer mask hides them: padding is no memory, whatever its id."""
+    num_tokens = input_ids.shape[-1]
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < num_tokens:
+        return input_ids
+    is_hidden = mask[:, mask.shape[1] - num_tokens :] == 0
+    return input_ids.masked_fill(is_hidden.to(input_ids.device), 0)
 
 
 def _only(chosen: list[bool], values: Tensor) -> Tensor:

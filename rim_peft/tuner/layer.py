@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from accelerate.utils import align_module_device
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from rim_peft.tuner.config import NUM_ROWS, RiMConfig
 
@@ -31,6 +35,8 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
     other_param_names = ()
     row_adapters: Sequence[str] | None = None
     """Each row's adapter, or ``__base__``, for as long as a batch of several adapters runs."""
+    has_trained = False
+    """Whether a pass with memory was seen in training; until then :meth:`forward` looks for passes without."""
 
     def __init__(self, base_layer: nn.Module, first_memory_id: int) -> None:
         super().__init__()
@@ -39,21 +45,40 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         self.lora_rim_memory = nn.ModuleDict({})
         self.scaling: dict[str, float] = {}  # what PEFT sets in all layers where it swaps an adapter; rows have none
         self.merged_adapters: list[str] = []
+        self.num_blocks: dict[str, int] = {}
 
     def add_adapter(self, adapter_name: str, config: RiMConfig, *, initializer_range: float) -> None:
         """Give an adapter its rows, started as ``config.init_memory`` says from torch's random numbers."""
-        weight = self.weight
-        rows = nn.Embedding(NUM_ROWS, weight.shape[1], dtype=torch.float32)
-        self.lora_rim_memory[adapter_name] = rows
-        self.scaling[adapter_name] = 1.0
-        if config.init_lora_weights == "eva" and rows.weight.is_meta and not weight.is_meta:
-            rows.to_empty(device=weight.device)  # PEFT gives LoRA its values after this, and knows nothing of rows
-        if not (rows.weight.is_meta or weight.is_meta):  # else the values are loaded later
-            with torch.no_grad():
-                rows.weight.copy_(initial_rows(weight.detach(), config.init_memory, initializer_range))
-        if not weight.is_meta and not rows.weight.is_meta:
-            rows.to(weight.device)
+        self.num_blocks[adapter_name] = config.num_blocks
+        with self.readable_weight() as weight:
+            rows = nn.Embedding(NUM_ROWS, weight.shape[1], dtype=torch.float32)
+            self.lora_rim_memory[adapter_name] = rows
+            self.scaling[adapter_name] = 1.0
+            if config.init_lora_weights == "eva" and rows.weight.is_meta and not weight.is_meta:
+                rows.to_empty(device=weight.device)  # PEFT gives LoRA its values after this, and knows nothing of rows
+            if not rows.weight.is_meta:  # else the values are loaded later
+                with torch.no_grad():
+                    if weight.is_meta:  # without a vocabulary to start from: what is not loaded later shows
+                        rows.weight.fill_(math.nan)
+                    else:
+                        rows.weight.copy_(initial_rows(weight.detach(), config.init_memory, initializer_range))
+                        rows.to(weight.device)
         self.set_adapter(self.active_adapters)
+
+    @contextmanager
+    def readable_weight(self) -> Iterator[Tensor]:
+        """Give the base's (V, H) embedding matrix, also one that accelerate keeps on disk or in the CPU's memory.
+
+        Raises:
+            ValueError: it is offloaded in a way that cannot be read.
+        """
+        with align_module_device(self.base_layer):
+            if self.weight.is_meta and hasattr(self.base_layer, "_hf_hook"):
+                raise ValueError(
+                    "device_map: must leave the input embedding where it can be read, from which memory rows start, "
+                    f"got {type(self.base_layer._hf_hook).__name__} without its values. Place it on a device."
+                )
+            yield self.weight
 
     def rows(self, adapter_name: str) -> nn.Parameter:
         """The memory rows of an adapter, (3, H) float32, in the units of the base's embedding matrix."""
@@ -82,8 +107,8 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         """Embed (B, S) token ids, virtual ones included, to (B, S, H) in the base embedding's type.
 
         Raises:
-            ValueError: if there are virtual ids but no adapter to look them up in, or ``row_adapters`` are not as
-                many as rows.
+            ValueError: if there are virtual ids but no adapter to look them up in, ``row_adapters`` are not as many as
+                rows, or a training does not use the adapter's blocks.
         """
         names = self.current_adapters
         if not names:
@@ -92,6 +117,8 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         if self.row_adapters is not None:
             self._check_rows(input_ids, names)
         is_memory = input_ids >= self.first_memory_id
+        if self.training and not self.has_trained and torch.is_grad_enabled():
+            self._check_trained(is_memory, names[0])
         embedded = self.base_layer(input_ids.masked_fill(is_memory, 0))
         rows = self.look_up(input_ids, names, dtype=embedded.dtype)
         return torch.where(is_memory.unsqueeze(-1), rows.to(embedded.device), embedded)
@@ -111,7 +138,7 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         if len(adapter_names) == 1:
             rows: Tensor = self.lora_rim_memory[adapter_names[0]](kinds)
         else:
-            rows = self.weight.new_zeros(*kinds.shape, self.weight.shape[1], dtype=torch.float32)
+            rows = torch.zeros(*kinds.shape, self.weight.shape[1], dtype=torch.float32, device=kinds.device)
             for name in set(adapter_names) - {BASE}:
                 own = [row for row, other in enumerate(adapter_names) if other == name]
                 rows[own] = self.lora_rim_memory[name](kinds[own])
@@ -120,6 +147,22 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         if scale is not None:
             rows = rows * scale.to(device=rows.device, dtype=rows.dtype)
         return rows
+
+    def _check_trained(self, is_memory: Tensor, adapter_name: str) -> None:
+        """Refuse to train an adapter with blocks on passes without any; once they were there, no more is looked at."""
+        if torch.compiler.is_compiling() or is_memory.is_meta or isinstance(is_memory, FakeTensor):
+            return
+        if not (self.num_blocks[adapter_name] and self.rows(adapter_name).requires_grad):
+            return
+        if not bool(is_memory.any()):
+            raise ValueError(
+                f"input_ids: must hold memory ids (from {self.first_memory_id} on) where an adapter with num_blocks="
+                f"{self.num_blocks[adapter_name]} is trained, got none: forward appends no blocks, as generate does, "
+                "so that LoRA would learn to answer without them. Train with GroundingTrainer and RefinementTrainer; "
+                "attach the adapter with num_blocks=0 for a training without blocks by any other trainer (SFTTrainer, "
+                "DPOTrainer, GRPOTrainer)."
+            )
+        self.has_trained = True
 
     def _refuse_virtual_ids(self, input_ids: Tensor) -> None:
         if torch.compiler.is_compiling() or input_ids.is_meta:
@@ -162,8 +205,12 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move the rows, without PEFT's cast to the base's type: they stay float32."""
-        if adapter_name in self.lora_rim_memory and not self.rows(adapter_name).is_meta:
-            self.lora_rim_memory[adapter_name].to(device if device is not None else self.weight.device)
+        if adapter_name not in self.lora_rim_memory or self.rows(adapter_name).is_meta:
+            return
+        if device is None and not self.weight.is_meta:  # an offloaded matrix says nothing of where it is used
+            device = self.weight.device
+        if device is not None:
+            self.lora_rim_memory[adapter_name].to(device)
 
     def __repr__(self) -> str:
         return "rim." + super().__repr__()

@@ -41,6 +41,12 @@ class Arguments:
             self.kwargs[name] = value
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Return where a model's inputs go: to its first weights that are not offloaded."""
+    devices = [parameter.device for parameter in model.parameters()]
+    return next((device for device in devices if device.type != "meta"), devices[0])
+
+
 def parameter_names(module: nn.Module) -> list[str]:
     """Names of the parameters of a module's ``forward``, ``self`` left out."""
     # The class's own: what wraps a module's forward (accelerate) takes anything.

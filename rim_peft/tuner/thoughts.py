@@ -124,8 +124,7 @@ def _run(base: Any, cache: DynamicCache, mask: Tensor, inputs: dict[str, Tensor]
         use_cache=True,
     )
     state: Tensor = output.last_hidden_state[:, -1:]
-    weight = base.get_input_embeddings().weight
-    return state.to(device=weight.device, dtype=weight.dtype)
+    return state.to(device=new.device, dtype=base.get_input_embeddings().weight.dtype)
 
 
 def _positions(mask: Tensor) -> Tensor:

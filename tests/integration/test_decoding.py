@@ -21,8 +21,11 @@ from transformers import (
 )
 
 from rim_peft.data.examples import Templates
+from rim_peft.export.options import Prompts
+from rim_peft.export.plain import as_plain
 from rim_peft.inference import BlockDecoder, Decoded, answer_questions
-from tests.conftest import ARCHITECTURES, PAD_ID, VOCAB_SIZE, build_base, build_rim
+from rim_peft.inference.swapping import random_rows
+from tests.conftest import ARCHITECTURES, PAD_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
 
 torch.manual_seed(0)
 PROMPTS = [torch.randint(6, VOCAB_SIZE, (length,)).tolist() for length in (9, 1, 14)]
@@ -121,6 +124,32 @@ def test_bases_with_layers_on_disk(tmp_path: Path) -> None:
     found = _decoder(model, every_block=True)(PROMPTS)
     for prompt, answers in zip(PROMPTS, found.token_ids, strict=True):
         assert answers == [_generate(model, prompt, k) for k in (1, 2)]
+
+
+@pytest.mark.parametrize("init_memory", ["vocabulary", "random", [5, 6, 7]])
+def test_bases_with_their_embedding_on_disk(tmp_path: Path, init_memory: Any) -> None:
+    parts = ["model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+    places = {"model.embed_tokens": "disk", **dict.fromkeys(parts, "cpu")}
+    base = dispatch_model(build_base(), places, main_device="cpu", offload_dir=str(tmp_path))
+    model, whole = build_rim(base=base, init_memory=init_memory), build_rim(init_memory=init_memory)
+    rows = whole.base_model.memory.rows("default")
+    torch.testing.assert_close(model.base_model.memory.rows("default"), rows, atol=0, rtol=0)
+    assert _decoder(model)(PROMPTS).token_ids == _decoder(whole)(PROMPTS).token_ids
+    model.base_model.memory._move_adapter_to_device_of_base_layer("default")
+    torch.testing.assert_close(model.base_model.memory.rows("default"), rows, atol=0, rtol=0)
+    with random_rows(model, seed=0):
+        drawn = model.base_model.memory.rows("default").detach().clone()
+    with random_rows(whole, seed=0):
+        torch.testing.assert_close(drawn, whole.base_model.memory.rows("default").detach())
+    with pytest.raises(ValueError, match=r"model: must have its weights in memory to be exported, got 1 "):
+        as_plain(model, build_tokenizer(), Prompts([], Templates(), 4), num_blocks=2)
+
+
+def test_rows_that_start_from_no_vocabulary_show_it() -> None:
+    with torch.device("meta"):
+        base = build_base()
+    rows = build_rim(base=base, r=0, fresh=True).base_model.memory.rows("default")
+    assert bool(rows.isnan().all())
 
 
 ROPE = {"rope_theta": 10000.0}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -383,6 +384,12 @@ def test_the_base_generates_with_blocks_where_peft_hands_it_out(make_rim: MakeRi
         ({"custom_generate": "some/repository"}, "custom_generate: .* got 'some/repository'"),
         ({"cache_implementation": "paged"}, "cache_implementation: .* got 'paged'"),
         ({"token_healing": True}, "token_healing: .* got True"),
+        ({"guidance_scale": 1.5}, "guidance_scale: .* got 1.5"),
+        ({"guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[20]])}, "guidance_scale: .* got 1.5"),
+        ({"generation_config": GenerationConfig(guidance_scale=2.0)}, "guidance_scale: .* got 2.0"),
+        ({"assistant_early_exit": 1}, "decoding: .* got 'assisted_generation'"),
+        ({"force_words_ids": [[30]], "num_beams": 2}, "decoding: .* got 'constrained_beam_search'"),
+        ({"attention_mask": torch.ones(1, 1, 3, 3)}, r"attention_mask: must be \(B, S\), .* got shape \(1, 1, 3, 3\)"),
         ({"num_blocks": 128}, r"input_ids: prompt \(3 tokens\) and memory \(512\) must leave room .* 512 positions"),
     ],
 )
@@ -441,3 +448,92 @@ def test_calls_from_several_threads_do_not_meet(architecture: str) -> None:
         found = list(pool.map(generate, prompts))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+MEMORY = VOCAB_SIZE  # the id of <b>, which is any id of padding where a tokenizer has more tokens than the base
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"insertion_layer": 1, "bidirectional_blocks": True}], ids=["plain", "variants"]
+)
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2, "num_return_sequences": 2}], ids=["greedy", "beams"])
+def test_masked_places_hold_no_blocks(make_rim: MakeRim, options: dict[str, Any], settings: dict[str, Any]) -> None:
+    model = make_rim(**options)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    prompts = torch.tensor([[PAD_ID, PAD_ID, 20, 30, 40], [20, 30, 40, 50, 60]])
+    expected = model.generate(prompts, attention_mask=mask, max_new_tokens=4, **settings, **NO_EOS)
+    odd = torch.where(mask == 0, MEMORY + 1, prompts)
+    found = model.generate(odd, attention_mask=mask, max_new_tokens=4, **settings, **NO_EOS)
+    torch.testing.assert_close(found[:, 5:], expected[:, 5:])
+    torch.testing.assert_close(found[:: len(found) // 2, :5], odd)  # as the caller gave them
+    with torch.no_grad():
+        logits = [model(input_ids=ids, attention_mask=mask).logits[mask == 1] for ids in (prompts, odd)]
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+
+
+def test_masked_places_hold_no_blocks_in_mixed_batches(make_rim: MakeRim) -> None:
+    model = make_rim()
+    mask = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]])
+    prompts = torch.tensor([[PAD_ID, PAD_ID, 20, 30, 40], [PAD_ID, 30, 40, 50, 60]])
+    options = {"attention_mask": mask, "max_new_tokens": 4, "adapter_names": ["default", "__base__"], **NO_EOS}
+    found, expected = (model.generate(ids, **options) for ids in (torch.where(mask == 0, MEMORY, prompts), prompts))
+    torch.testing.assert_close(found[:, 5:], expected[:, 5:])
+
+
+def test_masked_places_on_the_right_are_padding_on_the_right(make_rim: MakeRim) -> None:
+    with pytest.raises(ValueError, match="attention_mask: prompts must be padded on the left"):
+        make_rim().generate(
+            torch.tensor([[5, 6, 7, MEMORY, MEMORY]]), attention_mask=torch.tensor([[1, 1, 1, 0, 0]]), max_new_tokens=2
+        )
+    with pytest.raises(ValueError, match=rf"pad_token_id: must be below .* of {MEMORY}, .* got {MEMORY}"):
+        make_rim().generate(torch.tensor([[5, 6, MEMORY]]), pad_token_id=MEMORY, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            {"input_ids": torch.zeros(0, 3, dtype=torch.long)},
+            r"input_ids: .* at least one prompt .* got shape \(0, 3\)",
+        ),
+        ({"input_ids": torch.zeros(2, 0, dtype=torch.long)}, r"input_ids: .* at least one token, got shape \(2, 0\)"),
+        ({"input_ids": torch.tensor([5, 6])}, r"input_ids: must be a \(B, S\) tensor .* got shape \(2,\)"),
+        ({"input_ids": [[5, 6]]}, r"input_ids: must be a \(B, S\) tensor .* got list"),
+        (
+            {"input_ids": torch.tensor([[5, 6], [0, 0]]), "attention_mask": torch.tensor([[1, 1], [0, 0]])},
+            "attention_mask: must leave a token of each prompt, got row 1 of 2 masked",
+        ),
+        (
+            {"input_ids": torch.tensor([[MEMORY, MEMORY + 2]])},
+            "input_ids: must hold a prompt before memory ids .* got 2",
+        ),
+    ],
+)
+def test_empty_prompts_are_refused(make_rim: MakeRim, inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_rim().generate(**inputs, max_new_tokens=2)
+
+
+NEUTRAL: dict[str, dict[str, Any]] = {
+    "guidance of 1": {"guidance_scale": 1.0},
+    "negative prompt that nothing reads": {"negative_prompt_ids": torch.tensor([[20]])},
+    "static cache": {"cache_implementation": "static"},
+    "dynamic cache": {"cache_implementation": "dynamic"},
+    "an empty cache": {"past_key_values": DynamicCache()},
+    "no cache": {"use_cache": False},
+    "synchronised processes": {"synced_gpus": False},
+    "prefill in chunks": {"prefill_chunk_size": 2},
+    "a processor that changes nothing": {"logits_processor": LogitsProcessorList([lambda ids, scores: scores])},
+    "any token allowed": {"prefix_allowed_tokens_fn": lambda row, ids: list(range(VOCAB_SIZE))},
+    "a limit of length": {"max_new_tokens": None, "max_length": 8},
+    "more than is reached": {"max_time": 600.0},
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_options_that_change_nothing_change_nothing(make_rim: MakeRim, name: str) -> None:
+    model = make_rim()
+    prompt = torch.tensor([[20, 30, 40, 50]])
+    expected = model.generate(prompt, max_new_tokens=4, do_sample=False, **NO_EOS)
+    options = {"max_new_tokens": 4, "do_sample": False, **NO_EOS, **NEUTRAL[name]}
+    torch.testing.assert_close(model.generate(prompt, **options), expected)

@@ -416,3 +416,14 @@ def test_without_the_harness_an_error_says_what_to_install(
         "lm-eval: must be installed for the evaluation harness, and is not. Install it with: pip install 'rim-peft"
         in (capsys.readouterr().err)
     )
+
+
+def test_an_empty_context_is_the_prefix_token() -> None:
+    tokenizer, model = build_tokenizer(), build_rim()  # which adds no BOS of its own
+    lm = BlockLM(model, tokenizer, batch_size=2)
+    bos = str(tokenizer.bos_token)
+    assert generate(lm, [""]) == generate(lm, [bos])
+    assert generate(lm, ["", "ab"]) == [*generate(lm, [""]), *generate(lm, ["ab"])]
+    assert_same(score(lm, [("", "2")]), [score_slowly(model, tokenizer, "", "2", 2)])
+    (found,) = lm._loglikelihood_tokens([(("", "2"), [], [20])], disable_tqdm=True)
+    assert found[0] < 0

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     TrainerCallback,
 )
+from trl import SFTConfig, SFTTrainer
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.collator import TokenizedRow
@@ -525,13 +526,16 @@ def test_arguments_that_do_not_fit_are_refused(make_trainer: MakeTrainer, tmp_pa
         make_trainer(GroundingTrainer, model)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "phi3", "gemma2", "granite", "cohere", "olmo2"])
+@pytest.mark.parametrize(
+    "model_type", ["mixtral", "phi3", "gemma2", "granite", "cohere", "olmo2", "modernbert-decoder", "bert"]
+)
 def test_other_architectures_train_the_formula(model_type: str, make_trainer: MakeTrainer) -> None:
-    """A mixture of experts, logit scales and caps, fused projections."""
+    """A mixture of experts, logit scales and caps, fused projections, layers between the last state and the head."""
     small = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0}
     window = {"sliding_window": 6} if model_type in ("mixtral", "phi3", "gemma2") else {}
-    config = AutoConfig.for_model(model_type, **small, **heads, **window, bos_token_id=1, eos_token_id=2)
+    decodes = {"is_decoder": True} if model_type == "bert" else {}
+    config = AutoConfig.for_model(model_type, **small, **heads, **window, **decodes, bos_token_id=1, eos_token_id=2)
     torch.manual_seed(0)
     model = build_rim(base=AutoModelForCausalLM.from_config(config), num_blocks=3)
     trainer = make_trainer(RefinementTrainer, model)
@@ -657,3 +661,44 @@ def test_predictions_are_refused_with_what_to_use(make_trainer: MakeTrainer) -> 
         GroundingTrainer(
             build_rim(), GroundingConfig(), train_dataset=Dataset.from_list(ROWS), compute_metrics=lambda x: {}
         )
+
+
+def _sft(model: Any, tokenizer: Any, folder: Path) -> SFTTrainer:
+    options: dict[str, Any] = {"max_steps": 1, "report_to": "none", "use_cpu": True, "gradient_checkpointing": False}
+    rows = Dataset.from_list([{"text": "1+1=2"}] * 4)
+    return SFTTrainer(model, SFTConfig(str(folder), **options), train_dataset=rows, processing_class=tokenizer)
+
+
+def test_trainers_of_others_do_not_train_past_the_blocks(
+    make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = build_rim(num_blocks=2)
+    before = _trained(model)
+    message = (
+        rf"input_ids: must hold memory ids \(from {VOCAB_SIZE} on\) .* num_blocks=2 is trained, got none.*Grounding"
+    )
+    with pytest.raises(ValueError, match=message):
+        _sft(model, tokenizer, tmp_path).train()
+    torch.testing.assert_close(_trained(model), before, atol=0, rtol=0)
+    make_trainer(RefinementTrainer, model).train()
+    with pytest.raises(ValueError, match=message):  # also behind our own
+        _sft(model, tokenizer, tmp_path).train()
+    assert _sft(build_rim(num_blocks=0), tokenizer, tmp_path).train().global_step == 1
+
+
+def test_passes_without_blocks_that_train_nothing_are_left_alone() -> None:
+    model = build_rim(num_blocks=2)
+    plain, with_memory = torch.tensor([[20, 30]]), torch.tensor([[20, VOCAB_SIZE, VOCAB_SIZE + 2]])
+    model(input_ids=plain)  # in evaluation mode
+    model.train()
+    with torch.no_grad():
+        model(input_ids=plain)
+    with model.disable_adapter():
+        model(input_ids=plain)
+    with pytest.raises(ValueError, match="input_ids: must hold memory ids"):
+        model(input_ids=plain)
+    model(input_ids=with_memory)
+    model(input_ids=plain)  # a loop that knows of blocks may have passes without
+    frozen = build_rim(num_blocks=2).train()
+    frozen.requires_grad_(False)
+    frozen(input_ids=plain)

@@ -209,6 +209,23 @@ def test_a_base_that_cannot_branch(tmp_path: Path) -> None:
     assert found.peak is None
 
 
+def test_a_base_with_layers_before_its_output_matrix(tmp_path: Path) -> None:
+    config = {"model_type": "modernbert-decoder", "vocab_size": 262, "hidden_size": 48, "intermediate_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2, "pad_token_id": 0}))
+    build_tokenizer().save_pretrained(tmp_path)
+    found = look(write_recipe(tmp_path, data=rows_task(tmp_path)), base=str(tmp_path))
+    assert (found.errors, found.not_checked) == ([], [])
+    assert "TRL's fused head does not give the logits of ModernBertDecoderForCausalLM" in found.notes[0]
+    assert all(stage.memory is not None for stage in found.stages)
+
+
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta", "vocab_size": 262}))
+    build_tokenizer().save_pretrained(tmp_path)
+    (error,) = look(write_recipe(tmp_path, data=rows_task(tmp_path)), base=str(tmp_path)).errors
+    assert error.startswith("model: must be causal, got RobertaForCausalLM")
+
+
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq"])
 def test_a_base_whose_files_are_quantised(base: str, tmp_path: Path, method: str) -> None:
     shutil.copytree(base, tmp_path / "base")
