@@ -93,7 +93,9 @@ def run_controls(
     if not examples:
         raise ValueError("examples: there are none to evaluate on. Check the split and the limit.")
     check_swaps(model)
-    lengths = [len(prompt) for prompt in tokenize_prompts([row.question for row in examples], tokenizer, templates)]
+    first_memory_id = active_config(model).block_tokens.begin
+    questions = [row.question for row in examples]
+    lengths = [len(ids) for ids in tokenize_prompts(questions, tokenizer, templates, vocab_size=first_memory_id)]
     num_blocks = active_config(model).num_blocks
     swaps = plan_swaps(examples, lengths, task, num_blocks=num_blocks, seed=seed, counterfactual=counterfactual)
     total = 3 * len(examples) + sum(map(len, swaps.values()))

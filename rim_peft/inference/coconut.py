@@ -51,7 +51,7 @@ def answer_with_thoughts(
     check_number("max_new_tokens", max_new_tokens, least=1)
     check_number("batch_size", batch_size, least=1)
     check_thinks(model)
-    prompts = tokenize_prompts(questions, tokenizer, templates)
+    prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=active_config(model).block_tokens.begin)
     _check_room(model, prompts, num_thoughts=num_thoughts, max_new_tokens=max_new_tokens)
     for start in range(0, len(prompts), batch_size):
         answers = decode_with_thoughts(

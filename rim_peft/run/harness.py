@@ -70,6 +70,7 @@ class RimLM(BlockLM):
             )
         _check_method(run, num_blocks)
         _move(run, device)
+        options.setdefault("allow_special_tokens", run.templates.allow_special_tokens)
         super().__init__(run.model, run.tokenizer, num_blocks=num_blocks, **options)
         self.source = pretrained
 

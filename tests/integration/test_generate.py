@@ -441,3 +441,9 @@ def test_calls_from_several_threads_do_not_meet(architecture: str) -> None:
         found = list(pool.map(generate, prompts))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("ids", [[VOCAB_SIZE], [VOCAB_SIZE + 3], [VOCAB_SIZE, VOCAB_SIZE + 1]])
+def test_ids_of_a_larger_tokenizer_are_no_blocks(make_rim: MakeRim, ids: list[int]) -> None:
+    with pytest.raises(ValueError, match=rf"input_ids: must be ids below {VOCAB_SIZE}, .* got \[{ids[0]}.*resize"):
+        make_rim().generate(torch.tensor([[5, 6, *ids]]), max_new_tokens=2)

@@ -77,7 +77,7 @@ def test_changed_code_is_not_served_stale(texts: list[str], monkeypatch: pytest.
     texts.clear()
     prepare(ROWS)
     assert texts
-    assert hashed == [f"rim_peft.data.{name}" for name in ("table", "tokenization", "examples")]
+    assert hashed == [f"rim_peft.data.{name}" for name in ("table", "tokenization", "special_tokens", "examples")]
 
 
 def read_file(path: Path) -> Iterator[Any]:
