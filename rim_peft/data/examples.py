@@ -36,15 +36,16 @@ class QuestionError(RowError):
     Attributes:
         index: its place among the questions.
         reason: what is wrong with it.
+        name: what the questions are called.
     """
 
-    def __init__(self, index: int, reason: str) -> None:
-        self.index, self.reason = index, reason
-        super().__init__(f"questions[{index}]: {reason}")
+    def __init__(self, index: int, reason: str, name: str = "questions") -> None:
+        self.index, self.reason, self.name = index, reason, name
+        super().__init__(f"{name}[{index}]: {reason}")
 
-    def __reduce__(self) -> tuple[type[QuestionError], tuple[int, str]]:
+    def __reduce__(self) -> tuple[type[QuestionError], tuple[int, str, str]]:
         """Carry the parts, not the message, from one process to another."""
-        return type(self), (self.index, self.reason)
+        return type(self), (self.index, self.reason, self.name)
 
 
 class BadRowsError(ValueError):

@@ -95,11 +95,11 @@ def make_base(options: Pretraining[Any], output: Path) -> None:
 
 def _check_same(options: Pretraining[Any], path: Path) -> None:
     """Refuse to go on with a training of other options."""
-    if path.exists() and json.loads(path.read_text()) != asdict(options):
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != asdict(options):
         raise SystemExit(
             f"output: {path.parent} holds a training with other options ({path.name}). Give another folder."
         )
-    path.write_text(json.dumps(asdict(options)))
+    path.write_text(json.dumps(asdict(options)), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

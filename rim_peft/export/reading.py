@@ -16,6 +16,7 @@ from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
 from rim_peft.inference.decoding import check_number
 from rim_peft.inference.generation import generate_greedily
 from rim_peft.inference.readout import read_texts
+from rim_peft.tuner.compatibility import num_positions
 
 
 def is_export(folder: Path) -> bool:
@@ -66,7 +67,9 @@ class AnswerExported:
             )
         check_number("batch_size", batch_size, least=1)
         eos_id: int = tokenizer.eos_token_id
-        prompts = self.prompt_ids(tokenizer, questions, templates or Templates(), vocab_size=self._num_rows(model))
+        prompts = self.prompt_ids(
+            tokenizer, questions, templates or Templates(), model=model, max_new_tokens=max_new_tokens
+        )
         for start in range(0, len(prompts), batch_size):
             answers = generate_greedily(
                 model,
@@ -84,15 +87,18 @@ class AnswerExported:
         questions: Sequence[Question],
         templates: Templates,
         *,
-        vocab_size: int | None = None,
+        model: Any,
+        max_new_tokens: int,
     ) -> list[list[int]]:
         """Return the prompts' ids with their blocks, which a chat's template appends where the export says so.
 
         Raises:
-            ValueError: as :func:`~rim_peft.data.tokenization.tokenize_prompts`, or a question holds memory tokens.
+            ValueError: as :func:`~rim_peft.data.tokenization.tokenize_prompts`, or a question holds memory tokens or
+                leaves no room for its answer.
         """
         memory = self.record.memory
-        prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=vocab_size)
+        room = num_positions(model.config)
+        prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=self._num_rows(model))
         for index, (question, ids) in enumerate(zip(questions, prompts, strict=True)):
             if isinstance(question, str) or not self.record.places["chat"]:
                 ids.extend(memory.block_ids)
@@ -100,6 +106,12 @@ class AnswerExported:
                 token in memory.ids for token in ids[: len(ids) - len(memory.block_ids)]
             ):
                 raise QuestionError(index, "must not spell the export's memory tokens. Leave allow_special_tokens off")
+            if room is not None and len(ids) + max_new_tokens > room:
+                raise QuestionError(
+                    index,
+                    f"prompt and blocks ({len(ids)} tokens) and answer ({max_new_tokens}) must fit into the model's "
+                    f"{room} positions (max_position_embeddings). Leave the question out, or lower max_new_tokens.",
+                )
         return prompts
 
     @staticmethod

@@ -133,7 +133,8 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
 
     def _refuse_ids_beyond(self, input_ids: Tensor) -> None:
         """Say what the CPU's index error would not; a GPU, which has one too, need not wait for it."""
-        if torch.compiler.is_compiling() or input_ids.device.type != "cpu" or not input_ids.numel():
+        is_simulated = type(input_ids) is not Tensor
+        if torch.compiler.is_compiling() or is_simulated or input_ids.device.type != "cpu" or not input_ids.numel():
             return
         largest = int(input_ids.max())
         if largest >= self.first_memory_id + NUM_ROWS:

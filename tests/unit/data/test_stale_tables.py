@@ -81,7 +81,7 @@ def test_changed_code_is_not_served_stale(texts: list[str], monkeypatch: pytest.
 
 
 def read_file(path: Path) -> Iterator[Any]:
-    yield json.loads(path.read_text())
+    yield json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_other_rows_under_the_same_fingerprint_are_not_served_stale(tmp_path: Path) -> None:

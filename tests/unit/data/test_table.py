@@ -117,7 +117,7 @@ def test_nothing_is_stored_or_read_where_caching_is_disabled(texts: list[str], c
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache.write_text("a file where the folder would be")
+    cache.write_text("a file where the folder would be", encoding="utf-8")
     assert prepare(ROWS) == prepare_anew(ROWS)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
