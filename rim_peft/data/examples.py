@@ -178,6 +178,8 @@ def _check_messages(messages: object) -> None:
 
 
 def _show(value: object) -> str:
+    if value is None:
+        return "None"
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 

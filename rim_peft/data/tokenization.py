@@ -210,6 +210,11 @@ class Encoder:
         begin = self._begin(*next(iter(plain), (None, []))) if texts else []
         return [row if prompt.is_chat else begin + row for prompt, row in zip(prompts, ids, strict=True)]
 
+    def read_back(self, texts: Sequence[str]) -> list[str]:
+        """Return what the tokenizer makes of rows' texts: their tokens as text, as answers are read."""
+        rows = self._encode([self.guard(text) for text in texts])
+        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in rows]
+
     def check(self, row: TokenizedExample) -> None:
         """Check that prompt and readouts have tokens, and that readouts stop at their end only."""
         if not row["prompt_ids"]:

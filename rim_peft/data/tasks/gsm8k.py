@@ -53,7 +53,7 @@ class GSM8K(Task):
             row = _split_line(require_text(row, "text"))
         question, answer = require_field(row, "question"), require_field(row, "answer")
         if not isinstance(answer, str):
-            raise RowError(f"answer: must be a text, got {answer!r} ({type(answer).__name__})")
+            raise RowError(f"answer: must be a text, got {answer!r}")
         solution, mark, gold = answer.partition("####")
         if not mark:
             solution, gold = "", answer
