@@ -1,4 +1,4 @@
-"""Files of rows with bytes, fields and characters changed: each row is kept or reported, and kept ones are tokenised."""
+"""Files of rows with bytes, fields and characters changed: each is kept or reported, and kept ones are tokenised."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rim_peft.cli.generate import answer_fit, read_questions
+from rim_peft.cli.generate import _as_utf8, answer_fit, read_questions
 from rim_peft.data.examples import QuestionError
 from rim_peft.data.lines import read_asked
 
@@ -42,3 +42,8 @@ def test_an_unfit_question_leaves_the_others_of_its_batch(capsys: pytest.Capture
     assert lines[0].startswith("rim-peft: stdin line 3: not valid JSON")
     end = "It is left unanswered."
     assert lines[1:] == [f"rim-peft: stdin line {n}: must be a text, got {v}. {end}" for n, v in ((2, 5), (5, 6))]
+
+
+def test_an_argument_is_read_as_utf8_whatever_the_locale() -> None:
+    assert _as_utf8("\udcc3\udca9?") == _as_utf8("\u00e9?") == "\u00e9?"
+    assert _as_utf8("\ud83d") == "\ud83d"  # which the question's check names
