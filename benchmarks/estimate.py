@@ -98,7 +98,7 @@ def worker(recipe: str, warm_up: str, result: Path) -> None:
     peak: Any = _CudaPeak() if torch.cuda.is_available() else _ResidentPeak()
     DEFAULT_CALLBACKS.append(peak)
     train(load_recipe(recipe))
-    result.write_text(json.dumps({"peak": peak.most}))
+    result.write_text(json.dumps({"peak": peak.most}), encoding="utf-8")
 
 
 class _CudaPeak(TrainerCallback):
@@ -126,11 +126,11 @@ class _ResidentPeak(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Weights lie in the base's file, mapped into memory. What was read there only to be quantised is of no use any
         # more and goes when memory is short; here it goes now, and what is used comes back.
-        for line in Path("/proc/self/maps").read_text().splitlines():
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
             if line.endswith(".safetensors"):
                 start, end = (int(address, 16) for address in line.split()[0].split("-"))
                 self._libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is counted anew
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.most = max(self.most, _status("VmHWM") - self._before)
@@ -142,7 +142,7 @@ def _measure(recipe: Path, warm_up: Path, result: Path) -> int:
     done = subprocess.run(command, cwd=_CLONE, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         raise RuntimeError(f"memory_estimate: {' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return int(json.loads(result.read_text())["peak"])
+    return int(json.loads(result.read_text(encoding="utf-8"))["peak"])
 
 
 def _write_recipe(
@@ -181,7 +181,7 @@ def _mebibytes(name: str, size: int) -> Measured:
 
 def _status(field: str) -> int:
     """Return a figure of this process in bytes, from what Linux says of it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name == field:
             return int(value.split()[0]) * 1024

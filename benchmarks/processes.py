@@ -82,7 +82,7 @@ def worker(result: Path) -> None:
             samples["one"].append(alone)
     if rank == 0:
         case = {"base": base, "n": sizes.prompt, "K": 8, "batch": batch, "tokens": step.tokens}
-        result.write_text(json.dumps({"case": case, "samples": samples}))
+        result.write_text(json.dumps({"case": case, "samples": samples}), encoding="utf-8")
     dist.destroy_process_group()
 
 

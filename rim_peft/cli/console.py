@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -15,6 +16,13 @@ from rim_peft.escaping import visible
 def process_number() -> int:
     """Return which of the processes this is that a launcher has started, 0 being the one that reports."""
     return int(os.environ.get("RANK", "0"))
+
+
+def use_utf8() -> None:
+    """Read and write UTF-8, whatever the locale and ``PYTHONIOENCODING`` say; what it cannot write is escaped."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="strict" if stream is sys.stdin else "backslashreplace")
 
 
 def quiet_libraries() -> None:

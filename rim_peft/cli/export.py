@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
     )
     questions = None
     if args.prompts is not None:
-        lines = Path(args.prompts).read_text(encoding="utf-8").splitlines()
-        questions = list(read_questions(lines, args.prompts))
+        with Path(args.prompts).open("rb") as lines:
+            questions = read_questions(lines, args.prompts)
     quiet_model_loading()
     with results_only():
         result = export(

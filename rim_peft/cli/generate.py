@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rim_peft.cli.console import complain
 from rim_peft.cli.evaluate import positive
 from rim_peft.escaping import json_text, visible
+
+if TYPE_CHECKING:
+    from rim_peft.data.lines import Asked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.question is None and sys.stdin.isatty():
         args.usage_error("give a question, or questions on stdin")
     from rim_peft.cli.console import quiet_model_loading
+    from rim_peft.data.lines import read_asked
     from rim_peft.inference import answer_questions
     from rim_peft.recipe import EvaluationOptions
     from rim_peft.run import load_run
@@ -48,22 +53,30 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_run(args.adapter, base=args.base, revision=args.revision)
     ask = loaded.answering.get("answer", answer_questions)
     options = loaded.recipe.evaluation if loaded.recipe is not None else EvaluationOptions()
-    questions = iter([args.question]) if args.question is not None else read_questions(sys.stdin)
-    while batch := list(islice(questions, args.batch_size)):
-        answers = ask(
-            loaded.model,
-            loaded.tokenizer,
-            batch,
-            templates=loaded.templates,
-            num_blocks=args.blocks,
-            max_new_tokens=args.max_new_tokens or options.max_new_tokens,
-            batch_size=args.batch_size,
-        )
-        for question, answer in zip(batch, answers, strict=True):
-            as_json = args.json or args.question is None
-            print(json_text({"question": question, "answer": answer}) if as_json else _printed(answer))
+    settings = {
+        "templates": loaded.templates,
+        "num_blocks": args.blocks,
+        "max_new_tokens": args.max_new_tokens or options.max_new_tokens,
+        "batch_size": args.batch_size,
+    }
+
+    def answer(questions: Sequence[Any]) -> list[str]:
+        return list(ask(loaded.model, loaded.tokenizer, questions, **settings))
+
+    if args.question is not None:
+        question = _as_utf8(args.question)
+        (text,) = answer([question])
+        print(_as_json(question, text) if args.json else _printed(text))
+        return 0
+    asked = read_asked(getattr(sys.stdin, "buffer", None) or (line.encode() for line in sys.stdin))
+    num_unfit = 0
+    while batch := list(islice(asked, args.batch_size)):
+        answered = answer_fit(batch, answer)
+        num_unfit += len(batch) - len(answered)
+        for question, text in answered:
+            print(_as_json(question, text))
         sys.stdout.flush()
-    return 0
+    return 1 if num_unfit else 0
 
 
 def _printed(answer: str) -> str:
@@ -71,25 +84,53 @@ def _printed(answer: str) -> str:
     return visible(answer) if sys.stdout.isatty() else answer
 
 
-def read_questions(lines: Iterable[str], source: str = "stdin") -> Iterator[Any]:
-    """Yield the question of each line that is not blank: its text, or the field ``question`` of a JSON object.
+def answer_fit(batch: Sequence[Asked], answer: Callable[[Sequence[Any]], list[str]]) -> list[tuple[Any, str]]:
+    """Return the questions of a batch that can be asked, with their answers; the lines of the others go to stderr."""
+    from rim_peft.data.examples import QuestionError
 
-    >>> list(read_questions(["1 + 1?", "", '{"question": "2 + 2?", "id": 7}']))
-    ['1 + 1?', '2 + 2?']
+    fit = []
+    for asked in batch:
+        if asked.problem is None:
+            fit.append(asked)
+        else:
+            _report(asked.number, asked.problem)
+    while fit:
+        try:
+            texts = answer([asked.question for asked in fit])
+        except QuestionError as error:
+            _report(fit.pop(error.index).number, error.reason)
+            continue
+        return [(asked.question, text) for asked, text in zip(fit, texts, strict=True)]
+    return []
+
+
+def _report(line: int, reason: str) -> None:
+    complain(f"rim-peft: stdin line {line}: {reason.removesuffix('.')}. It is left unanswered.")
+
+
+def _as_json(question: Any, answer: str) -> str:
+    return json_text({"question": question, "answer": answer})
+
+
+def _as_utf8(argument: str) -> str:
+    """Return an argument as UTF-8 has it, whatever the locale that Python read it by."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
+
+
+def read_questions(lines: Iterable[bytes], source: str) -> list[Any]:
+    """Return the question of each line that is not blank.
 
     Raises:
-        ValueError: a line begins like a JSON object and is none, or has no question; names the line.
+        ValueError: a line has none; names it.
     """
-    for number, line in enumerate(lines, start=1):
-        text = line.strip()
-        if not text:
-            continue
-        if not text.startswith("{"):
-            yield text
-            continue
-        try:
-            yield json.loads(text)["question"]
-        except ValueError as error:
-            raise ValueError(f"{source} line {number}: not valid JSON: {error}. One JSON object a line.") from None
-        except KeyError:
-            raise ValueError(f"{source} line {number}: must have a field question, got {text[:60]!r}.") from None
+    from rim_peft.data.lines import read_asked
+
+    found = []
+    for asked in read_asked(lines):
+        if asked.problem is not None:
+            raise ValueError(f"{source} line {asked.number}: {asked.problem}.")
+        found.append(asked.question)
+    return found

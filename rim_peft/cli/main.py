@@ -11,7 +11,7 @@ from importlib import import_module
 from types import FrameType, ModuleType
 from typing import Any
 
-from rim_peft.cli.console import complain, process_number, quiet_libraries
+from rim_peft.cli.console import complain, process_number, quiet_libraries, use_utf8
 from rim_peft.recipe import RecipeError
 from rim_peft.version import __version__
 
@@ -37,6 +37,7 @@ EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong usage, 130 or 143 interrupte
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    use_utf8()
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] not in COMMANDS:
         parser = _command_list()

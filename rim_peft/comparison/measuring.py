@@ -20,6 +20,7 @@ from rim_peft.evaluation.accuracy import (
     answer_of,
     evaluate_accuracy,
     score_overall_and_by_length,
+    with_writable_answers,
 )
 from rim_peft.evaluation.budget import budget_curve
 from rim_peft.evaluation.controls import run_controls
@@ -137,6 +138,7 @@ class _Judge:
     def verdicts(self, texts: Sequence[str], examples: Sequence[Example]) -> list[dict[str, bool]]:
         """Judge the examples' texts under every rule."""
         separator = self.run.answering.get("separator")
+        examples = with_writable_answers(examples, self.tokenizer, self.rows.task, self.run.templates)
         return [
             self.rows.task.judge(answer_of(text, separator), example.answer)
             for text, example in zip(texts, examples, strict=True)

@@ -143,7 +143,8 @@ def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Ex
 
 def _source(data: DataOptions) -> str:
     """Return what tells which rows are loaded: a section ``data`` without the texts that they are put into."""
-    texts = ("prompt_template", "step_template", "answer_template", "step_separator", "max_length")
+    written = ("prompt_template", "step_template", "answer_template", "step_separator", "allow_special_tokens")
+    texts = (*written, "max_length")
     return repr({key: value for key, value in asdict(data).items() if key not in texts})
 
 

@@ -13,11 +13,13 @@ from rim_peft.comparison.rows import JudgedRows, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
 from rim_peft.data.preparation import tokenize_prompts
+from rim_peft.data.tokenization import padding_id
 from rim_peft.evaluation.latency import measure_latency
 from rim_peft.evaluation.ways import Way, by_generate, by_thoughts, count_behind
 from rim_peft.run import Run, load_run
 from rim_peft.run.record import describe_hardware
 from rim_peft.training.files import write_text
+from rim_peft.tuner.config import active_config
 from rim_peft.tuner.files import read_object
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,10 @@ def _way(planned: PlannedRun, method: str, examples: Sequence[Example]) -> Way:
         raise ValueError(f"{planned.folder}: must hold recipe.yaml, which says how the run answers.")
     if recipe.model.quantization is None:
         run.model.merge_adapter()
-    prompts = tokenize_prompts([example.question for example in examples], run.tokenizer, run.templates)
+    first_memory_id = active_config(run.model).block_tokens.begin
+    prompts = tokenize_prompts(
+        [example.question for example in examples], run.tokenizer, run.templates, vocab_size=first_memory_id
+    )
     eos_id, longest = run.tokenizer.eos_token_id, recipe.evaluation.max_new_tokens
     if method == "coconut":
         return by_thoughts(
@@ -96,7 +101,7 @@ def _way(planned: PlannedRun, method: str, examples: Sequence[Example]) -> Way:
         prompts,
         run.model,
         eos_id=eos_id,
-        pad_id=eos_id if run.tokenizer.pad_token_id is None else run.tokenizer.pad_token_id,
+        pad_id=padding_id(run.tokenizer, first_memory_id),
         max_new_tokens=longest,
         answer_tokens=None if separator is None else count_behind(run.tokenizer, separator),
     )

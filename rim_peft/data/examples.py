@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import string
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")
+_BLANK = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0"} | {
+    chr(code) for codes in (range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0)) for code in codes
+}
+"""Unicode's categories of what cannot be seen, and what else is blank: fillers and variation selectors."""
 
 Question: TypeAlias = str | Sequence[Mapping[str, str]]
 """A text, or chat messages with ``role`` and ``content``."""
@@ -21,6 +28,24 @@ SHOWN_ROWS = 10
 
 class RowError(ValueError):
     """What is wrong with one row: names the field, the rule and what was found."""
+
+
+class QuestionError(RowError):
+    """A question that cannot be asked.
+
+    Attributes:
+        index: its place among the questions.
+        reason: what is wrong with it.
+        name: what the questions are called.
+    """
+
+    def __init__(self, index: int, reason: str, name: str = "questions") -> None:
+        self.index, self.reason, self.name = index, reason, name
+        super().__init__(f"{name}[{index}]: {reason}")
+
+    def __reduce__(self) -> tuple[type[QuestionError], tuple[int, str, str]]:
+        """Carry the parts, not the message, from one process to another."""
+        return type(self), (self.index, self.reason, self.name)
 
 
 class BadRowsError(ValueError):
@@ -119,8 +144,22 @@ def check_question(question: object) -> None:
 def _check_text(name: str, text: object) -> None:
     if not isinstance(text, str):
         raise RowError(f"{name}: must be a text, got {_show(text)}")
-    if not text.strip():
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"half of a character (U+{ord(text[error.start]):04X}) at {error.start}"
+        raise RowError(f"{name}: must be a text that UTF-8 can write, got {half}") from None
+    if not has_content(text):
         raise RowError(f"{name}: is empty")
+
+
+def has_content(text: str) -> bool:
+    """Tell whether anything in a text can be seen: white space, controls and characters without width are nothing.
+
+    >>> has_content(" ?"), has_content("\u200b\ufeff\ufe0f ")
+    (True, False)
+    """
+    return any(unicodedata.category(char) not in _UNSEEN and char not in _BLANK for char in text)
 
 
 def _check_messages(messages: object) -> None:
@@ -139,6 +178,8 @@ def _check_messages(messages: object) -> None:
 
 
 def _show(value: object) -> str:
+    if value is None:
+        return "None"
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
@@ -157,6 +198,8 @@ class Templates:
         step: the readout of a reasoning step; EOS is added.
         answer: the readout of the answer; EOS is added.
         separator: what stands behind each step where steps and answer are written as one text (a chain of thought).
+        allow_special_tokens: read special tokens that are spelt in a question, a step or an answer as such, not as
+            text; those of the templates always are.
 
     Raises:
         ValueError: a template does not hold its placeholder exactly once, or holds another one.
@@ -166,6 +209,7 @@ class Templates:
     step: str = "{step}"
     answer: str = "{answer}"
     separator: str = "\n"
+    allow_special_tokens: bool = False
 
     def __post_init__(self) -> None:
         for name, placeholder in (("prompt", "question"), ("step", "step"), ("answer", "answer")):

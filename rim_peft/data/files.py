@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.io.parquet import ParquetDatasetReader
-from datasets.io.text import TextDatasetReader
 
 from rim_peft.data.caching import source_hash
 from rim_peft.data.hub import asking_hub
+from rim_peft.data.lines import Rows as Lines
 
 Rows: TypeAlias = Dataset | IterableDataset
 
@@ -27,9 +26,6 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
 """Each split's names in files and on the Hub."""
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
-
-JSON_COLUMN = "json"
-"""The only column of rows from JSON files: a row's JSON text."""
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -48,9 +44,10 @@ def find_splits(
 ) -> dict[str, Callable[[], Rows]]:
     """Find the splits of a source; each is opened by a call.
 
-    Rows of JSON files come as one column ``json`` with a row's text, so that a row that breaks the others' form is
-    still only one bad row; rows of text files as one column ``text`` with a line, or with several, which a newline
-    joins. The others have their own columns.
+    Rows of JSON files come as a column ``json`` with a row's text, so that a row that breaks the others' form is still
+    only one bad row; rows of text files as a column ``text`` with a line, or with several, which a newline joins; each
+    with its place, and with what is wrong where it could not be read (:mod:`rim_peft.data.lines`). The others have
+    their own columns.
 
     Args:
         path: a file, a folder with files named after splits, or a Hub id as ``owner/name`` or ``owner/name:config``.
@@ -149,52 +146,19 @@ def _open(files: Sequence[Path], streaming: bool, lines_per_row: int) -> Rows:
         raise ValueError(f"path: {names} must hold rows, got an empty file.")
     try:
         if suffix == ".parquet":
-            rows = ParquetDatasetReader(paths, streaming=streaming).read()
-        else:
-            is_cut_here = suffix == ".json" or (suffix == ".txt" and lines_per_row > 1)
-            sample_by = "document" if is_cut_here else "line"
-            rows = TextDatasetReader(paths, streaming=streaming, sample_by=sample_by).read()
+            return ParquetDatasetReader(paths, streaming=streaming).read()
+        read = Lines(
+            data_files={"train": paths},
+            hash=source_hash(Lines.__module__),
+            suffix=suffix,
+            lines_per_row=lines_per_row,
+        )
+        if streaming:
+            return read.as_streaming_dataset(split="train")
+        read.download_and_prepare()
+        return read.as_dataset(split="train")
     except (DatasetGenerationError, ValueError) as error:
         raise ValueError(f"path: {names} cannot be read as {suffix[1:]}: {error.__cause__ or error}.") from error
-    if suffix == ".json":
-        kwargs: dict[str, Any] = {"name": names, "source": source_hash(__name__)}
-        return rows.map(_split_document, batched=True, batch_size=1, remove_columns=["text"], fn_kwargs=kwargs)
-    if suffix == ".txt" and lines_per_row > 1:
-        kwargs = {"lines_per_row": lines_per_row, "source": source_hash(__name__)}
-        return rows.map(_split_lines, batched=True, batch_size=1, remove_columns=["text"], fn_kwargs=kwargs)
-    return rows.rename_column("text", JSON_COLUMN) if suffix == ".jsonl" else rows
-
-
-def _split_document(batch: Mapping[str, list[str]], name: str, source: str) -> dict[str, list[str]]:
-    """Turn the text of a JSON file into one JSON text a row: a list, ``{"data": [...]}``, or lines after all."""
-    (document,) = batch["text"]
-    document = document.removeprefix("\ufeff")
-    try:
-        value = json.loads(document)
-    except json.JSONDecodeError as error:
-        lines = [line for line in document.split("\n") if line.strip()]
-        if len(lines) > 1 and _is_json(lines[0]):
-            return {JSON_COLUMN: lines}
-        raise ValueError(f"path: {name} is not valid JSON: {error}.") from None
-    if isinstance(value, dict) and isinstance(value.get("data"), list):
-        value = value["data"]
-    rows = value if isinstance(value, list) else [value]
-    return {JSON_COLUMN: [json.dumps(row, ensure_ascii=False) for row in rows]}
-
-
-def _split_lines(batch: Mapping[str, list[str]], lines_per_row: int, source: str) -> dict[str, list[str]]:
-    """Cut the text of a file into rows of so many lines each; what is left at its end is a row too."""
-    (document,) = batch["text"]
-    lines = document.removeprefix("\ufeff").removesuffix("\n").split("\n")
-    return {"text": ["\n".join(lines[at : at + lines_per_row]) for at in range(0, len(lines), lines_per_row)]}
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        return False
-    return True
 
 
 def _open_hub(path: str, hub_id: str, config: str | None, streaming: bool) -> Mapping[str, Rows]:

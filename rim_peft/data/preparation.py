@@ -13,8 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import ROW_ERROR, SHOWN_ROWS, BadRowsError, Question, RowError, Templates, list_rows
 from rim_peft.data.limits import Limits
-from rim_peft.data.table import COLUMNS, TYPES, rows_of, tokenize_rows, tokenize_table
-from rim_peft.data.tokenization import Encoder, TokenizedExample, tokenize_example, tokenize_prompts
+from rim_peft.data.table import COLUMNS, TYPES, check_table, rows_of, tokenize_rows, tokenize_table
+from rim_peft.data.tokenization import (
+    Encoder,
+    TokenizedExample,
+    all_ids,
+    check_vocabulary,
+    tokenize_example,
+    tokenize_prompts,
+)
 
 __all__ = [
     "COLUMNS",
@@ -42,6 +49,7 @@ def prepare_dataset(
     count_tokens: Callable[[TokenizedExample], int] | None = None,
     on_bad_rows: str = "error",
     num_proc: int | None = None,
+    vocab_size: int | None = None,
 ) -> Dataset | IterableDataset:
     """Tokenise rows with ``question``, ``answer`` and ``steps`` into ``prompt_ids``, ``step_ids`` and ``answer_ids``.
 
@@ -61,12 +69,13 @@ def prepare_dataset(
             more than ``num_blocks`` blocks of ``block_length`` tokens would, with all steps.
         on_bad_rows: ``"error"`` lists the bad rows and stops, ``"drop"`` leaves them out and logs how many.
         num_proc: processes that tokenise a table; one where None. A stream is tokenised where it is read.
+        vocab_size: rows of the base's embedding, V: ids from V on are memory's; not checked where None.
 
     Raises:
         BadRowsError: rows are malformed, empty, too long, or without the steps that the stage needs (with ``"drop"``:
             all of them).
-        ValueError: ``on_bad_rows`` or the tokenizer is unusable, or the dataset is not one split, has a transform, or
-            has no rows.
+        ValueError: ``on_bad_rows`` or the tokenizer is unusable, the base has no rows for some ids, or the dataset is
+            not one split, has a transform, or has no rows.
     """
     if on_bad_rows not in ("error", "drop"):
         raise ValueError(f"on_bad_rows: must be 'error' or 'drop', got {on_bad_rows!r}.")
@@ -77,11 +86,14 @@ def prepare_dataset(
     encoder = Encoder(tokenizer, templates or Templates())
     limits = Limits(needs_steps, num_blocks, block_length, max_length, max_positions, count_tokens)
     if isinstance(dataset, IterableDataset):
-        return _prepare_stream(dataset, encoder, limits, drop=on_bad_rows == "drop")
-    return _prepare_table(dataset, encoder, limits, drop=on_bad_rows == "drop", num_proc=num_proc)
+        return _prepare_stream(dataset, encoder, limits, drop=on_bad_rows == "drop", vocab_size=vocab_size)
+    drop = on_bad_rows == "drop"
+    return _prepare_table(dataset, encoder, limits, drop=drop, num_proc=num_proc, vocab_size=vocab_size)
 
 
-def _prepare_table(dataset: Dataset, encoder: Encoder, limits: Limits, *, drop: bool, num_proc: int | None) -> Dataset:
+def _prepare_table(
+    dataset: Dataset, encoder: Encoder, limits: Limits, *, drop: bool, num_proc: int | None, vocab_size: int | None
+) -> Dataset:
     if len(dataset) == 0:
         raise ValueError("dataset: must have rows, got none. Look at its path and split.")
     if dataset.format["type"] == "custom":
@@ -91,6 +103,7 @@ def _prepare_table(dataset: Dataset, encoder: Encoder, limits: Limits, *, drop: 
         )
     dataset = dataset.with_format(None)
     tokenized = tokenize_table(dataset, encoder, num_proc=num_proc)
+    check_table(tokenized, encoder.tokenizer, vocab_size)
     bad = _find_bad_rows(dataset, tokenized, limits)
     tokenized = tokenized.remove_columns(ROW_ERROR)
     if not bad:
@@ -117,10 +130,12 @@ def _find_bad_rows(dataset: Dataset, tokenized: Dataset, limits: Limits) -> list
     return bad
 
 
-def _prepare_stream(dataset: IterableDataset, encoder: Encoder, limits: Limits, *, drop: bool) -> IterableDataset:
+def _prepare_stream(
+    dataset: IterableDataset, encoder: Encoder, limits: Limits, *, drop: bool, vocab_size: int | None
+) -> IterableDataset:
     columns = dataset.column_names or list(next(iter(dataset), {}))
     return dataset.map(
-        _StreamRows(encoder, limits, drop),
+        _StreamRows(encoder, limits, drop, vocab_size),
         batched=True,
         batch_size=1,
         with_indices=True,
@@ -140,6 +155,7 @@ class _StreamRows:
     encoder: Encoder
     limits: Limits
     drop: bool
+    vocab_size: int | None
     num_dropped: int = 0
 
     def __call__(self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
@@ -149,12 +165,13 @@ class _StreamRows:
         good: list[Any] = []
         for index, row, result in zip(indices, rows, tokenize_rows(rows, self.encoder), strict=True):
             reason = self.limits.explain(row, result)
-            if reason is None:
+            if reason is None and not isinstance(result, RowError):
+                check_vocabulary(all_ids(result), self.encoder.tokenizer, self.vocab_size, where=f"row {index}")
                 good.append(result)
             elif self.drop:
-                self._count(index, reason)
+                self._count(index, str(reason))
             else:
-                raise BadRowsError([(index, reason)])
+                raise BadRowsError([(index, str(reason))])
         return {name: [result[name] for result in good] for name in COLUMNS}
 
     def _count(self, index: int, reason: str) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
-from pyarrow import ArrowInvalid
+from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.caching import digest_of, rows_hash, source_hash, tokenizer_hash
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
+from rim_peft.data.special_tokens import SpecialTokens
 from rim_peft.data.stored import cache_folder, hold, prune
-from rim_peft.data.tokenization import Encoder, TokenizedExample, Written
+from rim_peft.data.tokenization import Encoder, TokenizedExample, Written, all_ids, check_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +76,33 @@ def tokenize_table(dataset: Dataset, encoder: Encoder, *, num_proc: int | None) 
         hold([Path(used["filename"]) for used in table.cache_files])
         prune()
         return table
-    except (OSError, ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid) as error:
         logger.warning("%s cannot be used (%s): the rows are tokenised in memory, and anew each time.", file, error)
         return dataset.map(_tokenize_batch, new_fingerprint=key, keep_in_memory=True, **options)
+
+
+def check_table(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> None:
+    """Refuse tokenised rows with ids that the base has no rows for.
+
+    Raises:
+        ValueError: as :func:`~rim_peft.data.tokenization.check_vocabulary`; names the first such row.
+    """
+    if vocab_size is None:
+        return
+    first = 0
+    for batch in dataset.select_columns(list(COLUMNS)).with_format("arrow").iter(batch_size=10_000):
+        if any((_largest(batch[name]) or 0) >= vocab_size for name in COLUMNS):
+            for index, row in enumerate(batch.to_pylist(), start=first):
+                check_vocabulary(all_ids(row), tokenizer, vocab_size, where=f"row {index}")
+        first += batch.num_rows
+
+
+def _largest(lists: Any) -> int | None:
+    values = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+    while pa.types.is_list(values.type):
+        values = values.flatten()
+    largest: int | None = pc.max(values).as_py()
+    return largest
 
 
 def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -87,7 +114,7 @@ def _content_hash(dataset: Dataset, encoder: Encoder) -> str | None:
     tokenizer = tokenizer_hash(encoder.tokenizer)
     if tokenizer is None:
         return None
-    source = source_hash(__name__, Encoder.__module__, Example.__module__)
+    source = source_hash(__name__, Encoder.__module__, SpecialTokens.__module__, Example.__module__)
     # Other columns are not read, and shall not make it another table.
     read = [name for name in dataset.column_names if name in ("question", "steps", "answer", ROW_ERROR)]
     dataset = dataset.select_columns(read) if read else dataset

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from functools import cached_property
+from typing import Any, TypedDict
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.examples import Example, Question, RowError, Templates, check_question
+from rim_peft.data.examples import Example, Question, QuestionError, RowError, Templates, check_question
+from rim_peft.data.special_tokens import SpecialTokens, is_guarded
 
 
 class TokenizedExample(TypedDict):
@@ -21,40 +23,103 @@ class TokenizedExample(TypedDict):
 
 
 def tokenize_example(
-    example: Example, tokenizer: PreTrainedTokenizerBase, templates: Templates | None = None
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    templates: Templates | None = None,
+    *,
+    vocab_size: int | None = None,
 ) -> TokenizedExample:
     """Return an example's token ids: the prompt as the tokenizer begins a text, each readout alone and closed by EOS.
 
+    Args:
+        example: what to tokenise.
+        tokenizer: the base's.
+        templates: how prompt, steps and answer are written.
+        vocab_size: rows of the base's embedding, V: ids from V on are memory's; not checked where None.
+
     Raises:
-        ValueError: the tokenizer has no EOS token, or no chat template although the question is a chat.
+        ValueError: the tokenizer has no EOS token, no chat template although the question is a chat, or gives ids that
+            the base has no rows for.
         RowError: the chat template refuses the messages, a prompt has no tokens, or a readout holds EOS before its end.
     """
     encoder = Encoder(tokenizer, templates or Templates())
     (tokenized,) = encoder.encode([encoder.write(example)])
     encoder.check(tokenized)
+    check_vocabulary(all_ids(tokenized), tokenizer, vocab_size, where="example")
     return tokenized
 
 
 def tokenize_prompts(
-    questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, templates: Templates | None = None
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    templates: Templates | None = None,
+    *,
+    vocab_size: int | None = None,
 ) -> list[list[int]]:
     """Return the prompts' token ids of questions alone, as :func:`tokenize_example` has them.
 
     Raises:
         ValueError: as for :func:`tokenize_example`.
-        RowError: a question is empty or no question.
+        QuestionError: a question is empty, no question, or refused by the chat template; says which.
     """
     encoder = Encoder(tokenizer, templates or Templates())
-    for question in questions:
-        check_question(question)
-    return encoder.encode_prompts([encoder.write_prompt(question) for question in questions])
+    prompts = []
+    for index, question in enumerate(questions):
+        try:
+            check_question(question)
+            prompts.append(encoder.write_prompt(question))
+        except RowError as error:
+            raise QuestionError(index, str(error)) from None
+    check_vocabulary([encoder.tokenizer.eos_token_id], tokenizer, vocab_size, where="tokenizer.eos_token")
+    rows = encoder.encode_prompts(prompts)
+    for index, ids in enumerate(rows):
+        check_vocabulary(ids, tokenizer, vocab_size, where=f"questions[{index}]")
+    return rows
 
 
-def tokenize_separator(tokenizer: PreTrainedTokenizerBase, separator: str) -> list[int]:
+def all_ids(row: TokenizedExample) -> list[int]:
+    """Return all ids of a tokenised row: prompt, steps, answer."""
+    return [token for part in (row["prompt_ids"], *row["step_ids"], row["answer_ids"]) for token in part]
+
+
+def check_vocabulary(
+    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, *, where: str
+) -> None:
+    """Refuse ids that the base has no rows for; the first of them would be taken for memory.
+
+    Tokenizers may have more tokens than the base has rows, as long as texts do not hold them.
+
+    Args:
+        ids: what a text became.
+        tokenizer: what made it.
+        vocab_size: rows of the base's embedding; nothing is checked where None.
+        where: where the text stands, for the error.
+
+    Raises:
+        ValueError: an id is too large.
+    """
+    if vocab_size is None or not ids or (largest := max(ids)) < vocab_size:
+        return
+    raise ValueError(
+        f"{where}: tokens must have ids below {vocab_size}, the number of rows of the base's embedding, got {largest} "
+        f"({tokenizer.convert_ids_to_tokens(largest)!r}). Resize the base before the adapter is attached "
+        "(base.resize_token_embeddings(len(tokenizer))), or use the base's own tokenizer."
+    )
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None) -> int:
+    """Return an id to pad with: EOS where the tokenizer has no padding, or the base no row for it; it is masked."""
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    return int(eos if pad is None or (vocab_size is not None and pad >= vocab_size) else pad)
+
+
+def tokenize_separator(
+    tokenizer: PreTrainedTokenizerBase, separator: str, *, vocab_size: int | None = None
+) -> list[int]:
     """Return the token ids of what stands behind each step of a written chain of thought.
 
     Raises:
-        ValueError: the tokenizer has no tokens for it.
+        ValueError: the tokenizer has no tokens for it, or the base no rows for them.
     """
     ids: list[int] = tokenizer(separator, add_special_tokens=False)["input_ids"]
     read_back = str(tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
@@ -63,12 +128,13 @@ def tokenize_separator(tokenizer: PreTrainedTokenizerBase, separator: str) -> li
             f"step_separator: must be a text that the tokenizer can write, got {separator!r}, which it reads back as "
             f"{read_back!r}. Choose another."
         )
+    check_vocabulary(ids, tokenizer, vocab_size, where="step_separator")
     return ids
 
 
 @dataclass(frozen=True)
 class WrittenPrompt:
-    """A prompt as text; a chat's holds its special tokens."""
+    """A prompt as text, in which special tokens that a question spells are guarded; a chat's holds its own."""
 
     text: str
     is_chat: bool
@@ -96,16 +162,34 @@ class Encoder:
                 "token at which the model stops."
             )
 
+    @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """The tokenizer's special tokens."""
+        return SpecialTokens(self.tokenizer)
+
+    def guard(self, text: str) -> str:
+        """Return a row's text with the special tokens that it spells guarded, unless they are allowed."""
+        return text if self.templates.allow_special_tokens else self.special_tokens.guard(text)
+
+    def guard_chat(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        """Return chat messages with guarded contents."""
+        return [{**message, "content": self.guard(message["content"])} for message in messages]
+
+    def spells_tokens(self, question: Question) -> bool:
+        """Tell whether a question spells special tokens that are read as text."""
+        contents = [question] if isinstance(question, str) else [message["content"] for message in question]
+        return any(is_guarded(self.guard(text)) for text in contents)
+
     def write(self, example: Example) -> Written:
         """Fill in the templates."""
-        readouts = [self.templates.step.format(step=step) for step in example.steps or ()]
-        readouts.append(self.templates.answer.format(answer=example.answer))
+        readouts = [self.templates.step.format(step=self.guard(step)) for step in example.steps or ()]
+        readouts.append(self.templates.answer.format(answer=self.guard(example.answer)))
         return Written(self.write_prompt(example.question), readouts)
 
     def write_prompt(self, question: Question) -> WrittenPrompt:
         """Fill in the prompt's template, or the tokenizer's for a chat."""
         if isinstance(question, str):
-            return WrittenPrompt(self.templates.prompt.format(question=question), is_chat=False)
+            return WrittenPrompt(self.templates.prompt.format(question=self.guard(question)), is_chat=False)
         return WrittenPrompt(self._render(question), is_chat=True)
 
     def encode(self, written: Sequence[Written]) -> list[TokenizedExample]:
@@ -121,11 +205,15 @@ class Encoder:
     def encode_prompts(self, prompts: Sequence[WrittenPrompt]) -> list[list[int]]:
         """Encode prompts, each text begun as the tokenizer begins texts."""
         ids = self._encode([prompt.text for prompt in prompts])
-        plain = next(
-            ((prompt, row) for prompt, row in zip(prompts, ids, strict=True) if row and not prompt.is_chat), None
-        )
-        begin = self._begin(plain[0].text, plain[1]) if plain else []
+        texts = [(item.text, row) for item, row in zip(prompts, ids, strict=True) if row and not item.is_chat]
+        plain: list[tuple[str | None, list[int]]] = [(text, row) for text, row in texts if not is_guarded(text)]
+        begin = self._begin(*next(iter(plain), (None, []))) if texts else []
         return [row if prompt.is_chat else begin + row for prompt, row in zip(prompts, ids, strict=True)]
+
+    def read_back(self, texts: Sequence[str]) -> list[str]:
+        """Return what the tokenizer makes of rows' texts: their tokens as text, as answers are read."""
+        rows = self._encode([self.guard(text) for text in texts])
+        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in rows]
 
     def check(self, row: TokenizedExample) -> None:
         """Check that prompt and readouts have tokens, and that readouts stop at their end only."""
@@ -138,20 +226,31 @@ class Encoder:
                 raise RowError(f"a step or the answer holds the EOS token {self.tokenizer.eos_token!r} before its end")
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
+        plain = [text for text in texts if not is_guarded(text)]
         # `verbose` would warn of texts beyond the model's length; those are reported as bad rows.
-        return self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        options: dict[str, Any] = {
+            "add_special_tokens": False,
+            "truncation": False,
+            "return_attention_mask": False,
+            "return_token_type_ids": False,
+            "verbose": False,
+        }
+        rows = iter(self.tokenizer(plain, **options)["input_ids"] if plain else [])
+        return [self.special_tokens.encode(text) if is_guarded(text) else next(rows) for text in texts]
 
-    def _begin(self, text: str, bare: list[int]) -> list[int]:
-        """Return what the tokenizer puts before a text; what some put behind it, EOS, would end the prompt."""
+    def encode_guarded(self, text: str, *, begins: bool) -> list[int]:
+        """Encode a text with guarded parts, begun as the tokenizer begins texts if it ``begins``."""
+        return [*(self._begin(None, []) if begins else ()), *self.special_tokens.encode(text)]
+
+    def _begin(self, text: str | None, bare: list[int]) -> list[int]:
+        """Return what the tokenizer puts before a text, or before any; what some put behind, EOS, would end the prompt.
+
+        Args:
+            text: a text without guarded parts.
+            bare: its ids alone.
+        """
+        if text is None:
+            text, (bare,) = "a", self._encode(["a"])
         full = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:
@@ -172,7 +271,7 @@ class Encoder:
                 "tokenizer.chat_template, or give questions as texts."
             )
         try:
-            chat = [dict(message) for message in messages]
+            chat = self.guard_chat(messages)
             return str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
         except TemplateError as error:
             raise RowError(f"question: the chat template refuses the messages: {error}") from None

@@ -100,7 +100,7 @@ def _check_same(options: Pretraining[Any], path: Path) -> None:
         raise SystemExit(
             f"output: {path.parent} holds a training with other options ({path.name}). Give another folder."
         )
-    path.write_text(json.dumps(asdict(options)))
+    path.write_text(json.dumps(asdict(options)), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

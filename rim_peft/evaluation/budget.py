@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.data.tasks import Task
+from rim_peft.data.tokenization import padding_id
 from rim_peft.evaluation.accuracy import evaluate_accuracy
 from rim_peft.evaluation.latency import Latency, measure_latency
 from rim_peft.evaluation.ways import Way, by_decoder, by_generate
 from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number
+from rim_peft.tuner.config import active_config
 
 
 def budget_curve(
@@ -54,7 +56,12 @@ def budget_curve(
     """
     _check_counts(counts)
     check_number("num_timed", num_timed, least=1)
-    prompts = tokenize_prompts([example.question for example in examples], tokenizer, templates)
+    prompts = tokenize_prompts(
+        [example.question for example in examples],
+        tokenizer,
+        templates,
+        vocab_size=active_config(model).block_tokens.begin,
+    )
     # The largest count needs the most room: said before the others are judged.
     _decoder(model, tokenizer, max(counts), max_new_tokens=max_new_tokens).check_room(prompts, name="examples")
     curve = []
@@ -108,9 +115,10 @@ def _time_counts(
 
 
 def _decoder(model: PeftModel, tokenizer: PreTrainedTokenizerBase, count: int, *, max_new_tokens: int) -> BlockDecoder:
-    eos_id = tokenizer.eos_token_id
-    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return BlockDecoder(model, eos_id=eos_id, pad_id=pad_id, num_blocks=count, max_new_tokens=max_new_tokens)
+    pad_id = padding_id(tokenizer, active_config(model).block_tokens.begin)
+    return BlockDecoder(
+        model, eos_id=tokenizer.eos_token_id, pad_id=pad_id, num_blocks=count, max_new_tokens=max_new_tokens
+    )
 
 
 def _check_counts(counts: Sequence[int]) -> None:

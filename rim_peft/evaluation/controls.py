@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.data.tasks import Task
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.accuracy import Score, with_writable_answers
 from rim_peft.evaluation.pairing import Counterfactual, Pair, plan_swaps
 from rim_peft.inference import answer_questions
 from rim_peft.inference.swapping import answer_with_memory_ids, answer_with_swapped_blocks, check_swaps, random_rows
@@ -93,7 +93,10 @@ def run_controls(
     if not examples:
         raise ValueError("examples: there are none to evaluate on. Check the split and the limit.")
     check_swaps(model)
-    lengths = [len(prompt) for prompt in tokenize_prompts([row.question for row in examples], tokenizer, templates)]
+    examples = with_writable_answers(examples, tokenizer, task, templates)
+    first_memory_id = active_config(model).block_tokens.begin
+    questions = [row.question for row in examples]
+    lengths = [len(ids) for ids in tokenize_prompts(questions, tokenizer, templates, vocab_size=first_memory_id)]
     num_blocks = active_config(model).num_blocks
     swaps = plan_swaps(examples, lengths, task, num_blocks=num_blocks, seed=seed, counterfactual=counterfactual)
     total = 3 * len(examples) + sum(map(len, swaps.values()))

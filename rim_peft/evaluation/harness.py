@@ -19,6 +19,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rim_peft.data.examples import Templates
+from rim_peft.data.special_tokens import is_guarded
+from rim_peft.data.tokenization import Encoder, check_vocabulary
 from rim_peft.inference.decoding import check_number
 from rim_peft.tuner.config import active_config
 
@@ -50,7 +53,13 @@ class BlockLM(HFLM):
     """
 
     def __init__(
-        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, *, num_blocks: int | None = None, **options: Any
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        num_blocks: int | None = None,
+        allow_special_tokens: bool = False,
+        **options: Any,
     ) -> None:
         """Wrap a model.
 
@@ -58,6 +67,8 @@ class BlockLM(HFLM):
             model: a model with an active RIM adapter. Its embeddings keep their size, whatever the tokenizer's.
             tokenizer: the base's tokenizer.
             num_blocks: blocks after each context; the adapter's own if not given.
+            allow_special_tokens: read special tokens that contexts and continuations spell as such, not as text; those
+                of the chat template always are.
             options: of ``HFLM``, as ``batch_size`` and ``max_length``.
 
         Raises:
@@ -68,6 +79,8 @@ class BlockLM(HFLM):
         check_number("num_blocks", self.num_blocks, least=0)
         self.block_ids = config.block_tokens.ids(self.num_blocks)
         self._first_memory_id = config.block_tokens.begin
+        self._encoder = Encoder(tokenizer, Templates(allow_special_tokens=allow_special_tokens))
+        self._asks_chats = False
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **options)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -85,6 +98,34 @@ class BlockLM(HFLM):
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         return scores
 
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Write a chat with the tokenizer's template, special tokens that its messages spell guarded."""
+        self._asks_chats = True  # one call of the harness asks in one way
+        text: str = super().apply_chat_template(self._encoder.guard_chat(chat_history), add_generation_prompt)
+        return text
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Tokenise a text; special tokens are those of the chat template alone."""
+        text = self._guard(string)
+        if not is_guarded(text):
+            plain: list[int] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+            return plain
+        adds = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        if add_special_tokens is None and text.startswith(str(self.tokenizer.decode(self.prefix_token_id))):
+            adds = False
+        ids = self._encoder.encode_guarded(text, begins=adds is not False)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def _guard(self, text: str) -> str:
+        """Return a task's text guarded; a chat was, before it came into the template."""
+        return text if self._asks_chats else self._encoder.guard(text)
+
     def tok_batch_encode(
         self,
         strings: list[str],
@@ -97,7 +138,12 @@ class BlockLM(HFLM):
         Raises:
             ValueError: blocks and answer leave no room for a prompt, or a prompt holds ids of memory.
         """
-        ids, mask = super().tok_batch_encode(strings, padding_side, truncation=truncation)
+        if any(is_guarded(self._guard(string)) for string in strings):
+            rows = {"input_ids": [self.tok_encode(string) for string in strings]}
+            padded = self.tokenizer.pad(rows, padding_side=padding_side, return_tensors="pt")
+            ids, mask = padded["input_ids"], padded["attention_mask"]
+        else:
+            ids, mask = super().tok_batch_encode(strings, padding_side, truncation=truncation)
         if left_truncate_len is not None:
             room = left_truncate_len - len(self.block_ids)
             if room < 1:
@@ -110,7 +156,7 @@ class BlockLM(HFLM):
                 logger.warning("prompts of up to %d tokens lose what is beyond %d, on the left", ids.shape[1], room)
             ids, mask = ids[:, -room:], mask[:, -room:]
         ids, mask = self._filled(ids, mask)
-        self._check_ids(int(ids.max()))
+        self._check_ids(ids[mask.bool()].tolist())
         return ids, mask
 
     def _filled(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +169,8 @@ class BlockLM(HFLM):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokenise a context and its continuation apart, as prompts and readouts are in training."""
+        if self._asks_chats:  # a continuation is no part of what the template wrote
+            continuation = self._encoder.guard(continuation)
         if not self.block_ids:
             pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
             return pair
@@ -154,15 +202,11 @@ class BlockLM(HFLM):
                 f"num_blocks: blocks ({len(self.block_ids)} tokens) and continuation ({len(continuation)}) must leave "
                 f"room for a context in max_length={self.max_length}, got {self.num_blocks}. Lower it (--blocks)."
             )
-        self._check_ids(max([*context, *continuation], default=0))
+        self._check_ids([*context, *continuation])
         return context[-room:] + self.block_ids
 
-    def _check_ids(self, largest: int) -> None:
-        if largest >= self._first_memory_id:
-            raise ValueError(
-                f"tokenizer: ids must be below the base's vocabulary ({self._first_memory_id}), where memory ids "
-                f"begin, got {largest}. Use the tokenizer that the adapter was trained with."
-            )
+    def _check_ids(self, ids: list[int]) -> None:
+        check_vocabulary(ids, self.tokenizer, self._first_memory_id, where="tokenizer")
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         """Generate after context and blocks; an answer ends at EOS also where the base's own settings name none."""

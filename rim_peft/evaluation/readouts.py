@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.tasks import Task
-from rim_peft.evaluation.accuracy import Score, score_overall_and_by_length
+from rim_peft.evaluation.accuracy import Score, score_overall_and_by_length, with_writable_answers
 from rim_peft.inference import read_blocks
 
 _LEAST_GAP = 10
@@ -103,6 +103,7 @@ def collect_readouts(
             rows.extend(read_blocks(model, tokenizer, questions, **options))
             bar.update(len(questions))
     texts = [[readout.text for readout in row] for row in rows]
+    examples = with_writable_answers(examples, tokenizer, task, templates)
     right = [
         [task.is_correct(text, example.answer) for text in row] for row, example in zip(texts, examples, strict=True)
     ]

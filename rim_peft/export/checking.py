@@ -16,8 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Question, Templates
 from rim_peft.data.preparation import tokenize_prompts
+from rim_peft.data.tokenization import Encoder, padding_id
 from rim_peft.export.tokens import MemoryTokens
 from rim_peft.inference.generation import cut_behind_eos, generate_greedily
+from rim_peft.tuner.config import active_config
 
 LEAST_PROMPTS = 32
 _SHOWN_ERROR_CHARACTERS = 2000
@@ -35,11 +37,19 @@ class Expected:
         prompt: as a user of the export writes it.
         ids: without blocks, as training had them.
         answer: the plugin's greedy tokens, EOS included if it was reached.
+        spells_tokens: whether the question spells special tokens, which plain transformers would read as such.
     """
 
     prompt: Question
     ids: list[int]
     answer: list[int]
+    spells_tokens: bool = False
+
+    def as_asked(self, memory: MemoryTokens, places: dict[str, bool]) -> tuple[Question | list[int], str]:
+        """Return what the fresh process tokenises, and what it writes behind it; ids where it would read other ones."""
+        if self.spells_tokens or any(name in str(self.prompt) for name in memory.names):
+            return [*self.ids, *memory.block_ids], ""
+        return self.prompt, "" if places[_kind(self)] else memory.block_text
 
 
 @dataclass(frozen=True)
@@ -96,19 +106,21 @@ def expect(
             f"prompts: must be at least {LEAST_PROMPTS} to check an export, got {len(questions)}. Give a file with "
             "more questions (--prompts)."
         )
-    prompts = tokenize_prompts(questions, tokenizer, templates)
+    first_memory_id = active_config(model).block_tokens.begin
+    prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=first_memory_id)
+    encoder = Encoder(tokenizer, templates)
     expected = []
     for question, ids in zip(questions, prompts, strict=True):
         (answer,) = generate_greedily(
             model,
             [ids],
             eos_id=tokenizer.eos_token_id,
-            pad_id=_pad_id(tokenizer),
+            pad_id=padding_id(tokenizer, first_memory_id),
             max_new_tokens=max_new_tokens,
             num_blocks=num_blocks,
         )
         text = templates.prompt.format(question=question) if isinstance(question, str) else list(question)
-        expected.append(Expected(text, ids, answer))
+        expected.append(Expected(text, ids, answer, encoder.spells_tokens(question)))
     return expected
 
 
@@ -145,9 +157,9 @@ def check(
         "tokenizer": str(tokenizer_folder.resolve()),
         "adapter": None if adapter is None else str(adapter.resolve()),
         "eos_id": tokenizer.eos_token_id,
-        "pad_id": _pad_id(tokenizer),
+        "pad_id": padding_id(tokenizer, min(memory.ids, default=None)),
         "max_new_tokens": max_new_tokens,
-        "prompts": [(item.prompt, "" if places[_kind(item)] else memory.block_text, item.answer) for item in expected],
+        "prompts": [(*item.as_asked(memory, places), item.answer) for item in expected],
     }
     answers = _ask(job, folder=model)
     _check_ids(expected, answers, memory)
@@ -197,7 +209,13 @@ def _compare(
 def _ask(job: dict[str, Any], *, folder: Path) -> list[dict[str, Any]]:
     source = Path(__file__).with_name("fresh.py").read_text(encoding="utf-8")
     done = subprocess.run(  # noqa: S603 - this package's own file, by this Python
-        [sys.executable, "-c", source], input=json.dumps(job), capture_output=True, text=True, check=False, cwd=folder
+        [sys.executable, "-c", source],
+        input=json.dumps(job),
+        capture_output=True,
+        check=False,
+        cwd=folder,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode != 0:
         raise ExportCheckError(
@@ -233,7 +251,3 @@ def _kind(item: Expected) -> str:
 def _short(item: Expected) -> str:
     text = item.prompt if isinstance(item.prompt, str) else item.prompt[-1]["content"]
     return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)

@@ -59,6 +59,8 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     for prompt, suffix, expected in job["prompts"]:
         if isinstance(prompt, str):
             ids = tokenizer(prompt)["input_ids"]
+        elif isinstance(prompt[0], int):  # with its blocks: one that spells special tokens and means text
+            ids = prompt
         else:
             rendered: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
             ids = rendered["input_ids"]

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from rim_peft.data.examples import Question, Templates, check_question
+from rim_peft.data.examples import Question, QuestionError, Templates
+from rim_peft.data.tokenization import padding_id, tokenize_prompts
 from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
 from rim_peft.inference.decoding import check_number
 from rim_peft.inference.generation import generate_greedily
 from rim_peft.inference.readout import read_texts
+from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import AGAIN
 
@@ -77,26 +79,53 @@ class AnswerExported:
             )
         check_number("batch_size", batch_size, least=1)
         eos_id: int = tokenizer.eos_token_id
-        prompts = [self.prompt_ids(tokenizer, question, templates or Templates()) for question in questions]
+        prompts = self.prompt_ids(
+            tokenizer, questions, templates or Templates(), model=model, max_new_tokens=max_new_tokens
+        )
         for start in range(0, len(prompts), batch_size):
             answers = generate_greedily(
                 model,
                 prompts[start : start + batch_size],
                 eos_id=eos_id,
-                pad_id=eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+                pad_id=padding_id(tokenizer, self._num_rows(model)),
                 max_new_tokens=max_new_tokens,
                 suppress_tokens=memory.ids,
             )
             yield from read_texts(tokenizer, answers, on_cut=on_cut)
 
-    def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, question: Question, templates: Templates) -> list[int]:
-        """Return a prompt's ids with its blocks, which the tokenizer appends where the export says so."""
-        check_question(question)
-        if isinstance(question, str):
-            kind, ids = "prompt", tokenizer(templates.prompt.format(question=question))["input_ids"]
-        else:
-            chat = [dict(message) for message in question]
-            kind = "chat"
-            rendered: Any = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
-            ids = rendered["input_ids"]
-        return list(ids) if self.record.places[kind] else [*ids, *self.record.memory.block_ids]
+    def prompt_ids(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        questions: Sequence[Question],
+        templates: Templates,
+        *,
+        model: Any,
+        max_new_tokens: int,
+    ) -> list[list[int]]:
+        """Return the prompts' ids with their blocks, which a chat's template appends where the export says so.
+
+        Raises:
+            ValueError: as :func:`~rim_peft.data.tokenization.tokenize_prompts`, or a question holds memory tokens or
+                leaves no room for its answer.
+        """
+        memory = self.record.memory
+        room = num_positions(model.config)
+        prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=self._num_rows(model))
+        for index, (question, ids) in enumerate(zip(questions, prompts, strict=True)):
+            if isinstance(question, str) or not self.record.places["chat"]:
+                ids.extend(memory.block_ids)
+            if ids[len(ids) - len(memory.block_ids) :] != memory.block_ids or any(
+                token in memory.ids for token in ids[: len(ids) - len(memory.block_ids)]
+            ):
+                raise QuestionError(index, "must not spell the export's memory tokens. Leave allow_special_tokens off")
+            if room is not None and len(ids) + max_new_tokens > room:
+                raise QuestionError(
+                    index,
+                    f"prompt and blocks ({len(ids)} tokens) and answer ({max_new_tokens}) must fit into the model's "
+                    f"{room} positions (max_position_embeddings). Leave the question out, or lower max_new_tokens.",
+                )
+        return prompts
+
+    @staticmethod
+    def _num_rows(model: Any) -> int:
+        return int(model.get_input_embeddings().weight.shape[0])

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.examples import Templates
+from rim_peft.data.examples import QuestionError, Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
 from rim_peft.inference.decoding import check_number, check_prompts
 from rim_peft.inference.generation import cut_behind_eos
@@ -52,7 +52,7 @@ def answer_with_thoughts(
     check_number("max_new_tokens", max_new_tokens, least=1)
     check_number("batch_size", batch_size, least=1)
     check_thinks(model)
-    prompts = tokenize_prompts(questions, tokenizer, templates)
+    prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=active_config(model).block_tokens.begin)
     _check_room(model, prompts, num_thoughts=num_thoughts, max_new_tokens=max_new_tokens)
     for start in range(0, len(prompts), batch_size):
         answers = decode_with_thoughts(
@@ -132,8 +132,9 @@ def _check_room(model: PeftModel, prompts: Sequence[Sequence[int]], *, num_thoug
     room = num_positions(model.config)
     for index, prompt in enumerate(prompts):
         if room is not None and len(prompt) + num_thoughts + 2 + max_new_tokens > room:
-            raise ValueError(
-                f"questions[{index}]: prompt ({len(prompt)} tokens), thoughts ({num_thoughts} and 2) and answer "
-                f"({max_new_tokens}) must fit into the base's {room} positions (max_position_embeddings; with longrope "
-                "original_max_position_embeddings). Leave the question out, or lower max_new_tokens."
+            raise QuestionError(
+                index,
+                f"prompt ({len(prompt)} tokens), thoughts ({num_thoughts} and 2) and answer ({max_new_tokens}) must "
+                f"fit into the base's {room} positions (max_position_embeddings; with longrope "
+                "original_max_position_embeddings). Leave the question out, or lower max_new_tokens.",
             )

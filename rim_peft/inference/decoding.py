@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from rim_peft.data.examples import QuestionError
 from rim_peft.inference.mode import evaluation_mode
 from rim_peft.inference.passes import CompiledPasses, Passes
 from rim_peft.inference.rows import AnswerRows, lay_out_answers
@@ -156,11 +157,12 @@ class BlockDecoder:
         memory = self.num_blocks * self.blocks.length
         for index, prompt in enumerate(prompts):
             if room is not None and len(prompt) + memory + self.max_new_tokens > room:
-                raise ValueError(
-                    f"{name}[{index}]: prompt ({len(prompt)} tokens), blocks ({memory}) and answer "
-                    f"({self.max_new_tokens}) must fit into the base's {room} positions (max_position_embeddings; with "
-                    "longrope original_max_position_embeddings). Leave the question out, or lower max_new_tokens or "
-                    "num_blocks."
+                raise QuestionError(
+                    index,
+                    f"prompt ({len(prompt)} tokens), blocks ({memory}) and answer ({self.max_new_tokens}) must fit "
+                    f"into the base's {room} positions (max_position_embeddings; with longrope "
+                    "original_max_position_embeddings). Leave the question out, or lower max_new_tokens or num_blocks.",
+                    name,
                 )
 
     def _lay_out(self, prompts: Sequence[Sequence[int]]) -> AnswerRows:

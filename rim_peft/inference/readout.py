@@ -12,8 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
+from rim_peft.data.tokenization import padding_id
 from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number
 from rim_peft.inference.generation import generate_greedily
+from rim_peft.tuner.config import active_config
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def answer_questions(
     """
     decoder = _decoder(model, tokenizer, num_blocks=num_blocks, max_new_tokens=max_new_tokens)
     check_number("batch_size", batch_size, least=1)
-    prompts = tokenize_prompts(questions, tokenizer, templates)
+    prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=decoder.blocks.begin)
     decoder.check_room(prompts, name="questions")
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
@@ -123,7 +125,7 @@ def read_blocks(
             or a question leaves no room for its answer in the base's positions.
     """
     decoder = _decoder(model, tokenizer, num_blocks=num_blocks, max_new_tokens=max_new_tokens, every_block=True)
-    prompts = tokenize_prompts(questions, tokenizer, templates)
+    prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=decoder.blocks.begin)
     if not prompts:
         return []
     decoder.check_room(prompts, name="questions")
@@ -138,13 +140,9 @@ def read_blocks(
 
 
 def _decoder(model: PeftModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> BlockDecoder:
-    return BlockDecoder(model, eos_id=tokenizer.eos_token_id, pad_id=_pad_id(tokenizer), **options)
+    pad_id = padding_id(tokenizer, active_config(model).block_tokens.begin)
+    return BlockDecoder(model, eos_id=tokenizer.eos_token_id, pad_id=pad_id, **options)
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     return str(tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return an id to pad with; padding is masked, so that EOS serves where the tokenizer has none."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
+from rim_peft.data.tokenization import padding_id
 from rim_peft.inference.decoding import BlockDecoder, Decoded, can_decode, check_number
 from rim_peft.inference.passes import Passes, Prediction, predict
 from rim_peft.inference.rows import AnswerRows
@@ -126,7 +127,9 @@ def answer_with_swapped_blocks(
     check_swaps(model)
     check_number("batch_size", batch_size, least=1)
     decoder: SwappingDecoder = _decoder(SwappingDecoder, model, tokenizer, max_new_tokens=max_new_tokens)
-    prompts, others = (tokenize_prompts(texts, tokenizer, templates) for texts in (questions, donors))
+    prompts, others = (
+        tokenize_prompts(texts, tokenizer, templates, vocab_size=decoder.blocks.begin) for texts in (questions, donors)
+    )
     decoder.check_room(prompts, name="questions")
     decoder.check_room(others, name="donors")
     for start in range(0, max(len(prompts), len(others)), batch_size):
@@ -163,7 +166,8 @@ def answer_with_memory_ids(
     check_number("batch_size", batch_size, least=1)
     # The ids count as the prompts' own: positions and masks of a trunk are those of a plain sequence.
     decoder = _decoder(BlockDecoder, model, tokenizer, num_blocks=0, max_new_tokens=max_new_tokens)
-    prompts = [[*prompt, *memory_ids] for prompt in tokenize_prompts(questions, tokenizer, templates)]
+    asked = tokenize_prompts(questions, tokenizer, templates, vocab_size=decoder.blocks.begin)
+    prompts = [[*prompt, *memory_ids] for prompt in asked]
     decoder.check_room(prompts, name="questions")
     for start in range(0, len(prompts), batch_size):
         yield from _texts(tokenizer, decoder(prompts[start : start + batch_size]))
@@ -214,9 +218,8 @@ def check_swaps(model: PeftModel) -> None:
 
 
 def _decoder(kind: Any, model: PeftModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
-    eos_id = tokenizer.eos_token_id
-    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return kind(model, eos_id=eos_id, pad_id=pad_id, **options)
+    pad_id = padding_id(tokenizer, active_config(model).block_tokens.begin)
+    return kind(model, eos_id=tokenizer.eos_token_id, pad_id=pad_id, **options)
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, decoded: Decoded) -> Iterator[str]:

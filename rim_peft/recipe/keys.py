@@ -31,6 +31,7 @@ _STAGE_ELSEWHERE = {
             "step_template",
             "answer_template",
             "step_separator",
+            "allow_special_tokens",
             "on_bad_rows",
             "max_length",
         )

@@ -94,6 +94,7 @@ class DataOptions:
         default=Templates.separator,
         metadata={"help": "Text behind each step where a method writes the steps out before the answer."},
     )
+    allow_special_tokens: bool = field(default=False, metadata=AS_IN_STAGE)
     on_bad_rows: Literal["error", "drop"] = field(default="error", metadata=AS_IN_STAGE)
     max_length: int | None = field(
         default=1024,
@@ -138,6 +139,7 @@ class DataOptions:
             step=self.step_template,
             answer=self.answer_template,
             separator=self.step_separator,
+            allow_special_tokens=self.allow_special_tokens,
         )
 
 
@@ -272,6 +274,7 @@ class Recipe:
             "prompt_template": data.prompt_template,
             "step_template": data.step_template,
             "answer_template": data.answer_template,
+            "allow_special_tokens": data.allow_special_tokens,
             "on_bad_rows": data.on_bad_rows,
             "max_length": data.max_length,
         }

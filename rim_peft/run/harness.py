@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from rim_peft.data.examples import Templates
 from rim_peft.data.hub import asking_hub
+from rim_peft.data.tokenization import Encoder
 from rim_peft.evaluation.harness import BlockLM  # first, since it says what to install where the harness is missing
 from rim_peft.run.loading import Run, load_run
 
@@ -71,6 +73,7 @@ class RimLM(BlockLM):
             )
         _check_method(run, num_blocks)
         _move(run, device)
+        options.setdefault("allow_special_tokens", run.templates.allow_special_tokens or _spells_tokens(run))
         super().__init__(run.model, run.tokenizer, num_blocks=num_blocks, **options)
         self.source = pretrained
 
@@ -165,6 +168,12 @@ def _check_method(run: Run, num_blocks: int | None) -> None:
         )
     if num_blocks and not run.recipe.rim_config().num_blocks:
         raise ValueError(f"num_blocks: must not be given for method {method!r}, which has no blocks. Leave it out.")
+
+
+def _spells_tokens(run: Run) -> bool:
+    """Tell whether the training's templates spell special tokens, which a task must write out where it follows them."""
+    encoder = Encoder(run.tokenizer, Templates())
+    return any(encoder.spells_tokens(text) for text in (run.templates.prompt, run.templates.answer))
 
 
 def _move(run: Run, device: str | None) -> None:

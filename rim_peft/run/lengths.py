@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.batching import TokenBatchSampler
 from rim_peft.data.collator import ReadoutCollator, TokenizedRow
-from rim_peft.data.examples import BadRowsError, RowError, read_example
+from rim_peft.data.examples import BadRowsError, RowError, Templates, read_example
 from rim_peft.data.preparation import prepare_dataset
+from rim_peft.data.tokenization import Encoder
 from rim_peft.training.readout_data import ReadoutData
 
 TEXT_TOKENS = 8
@@ -101,6 +103,30 @@ def find_unreadable(rows: Iterable[Mapping[str, Any]], *, needs_steps: bool) -> 
         except RowError as error:
             bad.append((index, str(error)))
     return bad
+
+
+def find_changed(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, templates: Templates
+) -> tuple[int, tuple[str, str] | None]:
+    """Count rows with a text that a tokenizer changes, white space aside; with one such text and what it becomes.
+
+    Rows that cannot be read are not looked at.
+    """
+    encoder = Encoder(tokenizer, templates)
+    texts: list[str] = []
+    owners: list[int] = []
+    for index, row in enumerate(rows):
+        with suppress(RowError):
+            example = read_example(row)
+            question = example.question
+            contents = [question] if isinstance(question, str) else [message["content"] for message in question]
+            texts += [*contents, *(example.steps or ()), example.answer]
+            owners += [index] * (len(texts) - len(owners))
+    changed: dict[int, tuple[str, str]] = {}
+    for owner, text, written in zip(owners, texts, encoder.read_back(texts), strict=True):
+        if "".join(text.split()) != "".join(written.split()):
+            changed.setdefault(owner, (text, written))
+    return len(changed), next(iter(changed.values()), None)
 
 
 def count_batches(args: Any, lengths: Sequence[int]) -> int:

@@ -25,6 +25,7 @@ from rim_peft.run.lengths import (
     StageRows,
     count_batches,
     count_steps,
+    find_changed,
     find_largest_batch,
     find_unreadable,
     lay_out,
@@ -43,6 +44,9 @@ from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.layers import check_uncompiled
 from rim_peft.tuner.thoughts import check_thinks
+
+_LOOKED_AT = 10_000
+"""Rows of which texts are read back."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Preflight:
             found.attempt(f"{look.stage.stage}: first step", step, section=look.stage.stage)
         self._look_at_machine(found, recipe)
         found.attempt("disk", partial(self._look_at_disk, found, recipe, looks))
+        if rows is not None and tokenizer is not None:
+            found.attempt("texts", partial(_note_changed, found, recipe, rows, tokenizer))
         found.errors = list(dict.fromkeys(found.errors))
         return found
 
@@ -146,6 +152,20 @@ class Preflight:
         found.num_trainable, found.num_frozen = count_parameters(model)
         base.can_be_trained = len(found.errors) == num_errors
         return base
+
+
+def _note_changed(found: RunFindings, recipe: Recipe, rows: RunRows, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Note rows whose texts the tokenizer changes: what is learned and answered is what it makes of them."""
+    for which, part in (("training", rows.train), ("validation", rows.validation)):
+        if isinstance(part, Dataset):
+            part = part.select(range(min(len(part), _LOOKED_AT)))
+            count, changed = find_changed(part, tokenizer, recipe.data.templates)
+            if changed is not None:
+                text, written = (shown[:40] for shown in changed)
+                found.notes.append(
+                    f"{count} of {len(part)} {which} rows have texts that the tokenizer changes, such as {text!r} to "
+                    f"{written!r}. Answers are judged as it writes them."
+                )
 
 
 @dataclass

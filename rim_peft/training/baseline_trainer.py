@@ -56,14 +56,17 @@ class BaselineTrainer(ReadoutTrainer):
         """The answer, or steps and answer as one text."""
         if not self.args.written_steps:
             return partial(refinement_readouts, num_blocks=1)
-        return partial(_written, separator_ids=tokenize_separator(self._tokenizer, self.args.step_separator))
+        return partial(
+            _written,
+            separator_ids=tokenize_separator(self._tokenizer, self.args.step_separator, vocab_size=self.blocks.begin),
+        )
 
     def row_limits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """A written chain needs steps, and is one readout."""
         limits = super().row_limits(tokenizer)
         if not self.args.written_steps:
             return limits
-        separator_ids = tokenize_separator(tokenizer, self.args.step_separator)
+        separator_ids = tokenize_separator(tokenizer, self.args.step_separator, vocab_size=self.blocks.begin)
         trunk = self.blocks.length
         count = partial(_count_written, separator_ids=separator_ids, trunk=trunk)
         return {**limits, "block_length": trunk + len(separator_ids), "count_tokens": count}

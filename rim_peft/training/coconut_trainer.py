@@ -69,7 +69,7 @@ class CoconutTrainer(ReadoutTrainer):
         }
 
     def _separator_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return tokenize_separator(tokenizer, self.args.step_separator)
+        return tokenize_separator(tokenizer, self.args.step_separator, vocab_size=self.blocks.begin)
 
     def stage(self, step: int) -> int:
         """Return the stage that an optimiser step, counted from 0, trains: the current one, or one drawn from all."""

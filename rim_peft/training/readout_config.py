@@ -67,6 +67,13 @@ class ReadoutConfig(SFTConfig):
     answer_template: str = field(
         default=Templates.answer, metadata={"help": "Text of an answer's readout; {answer} is filled in, EOS is added."}
     )
+    allow_special_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "Read special tokens that are spelt in a question, a step or an answer, such as <|im_end|>, as "
+            "special tokens; otherwise they are text like any other. Those of the templates always are special."
+        },
+    )
     on_bad_rows: str = field(
         default="error",
         metadata={
@@ -152,4 +159,9 @@ class ReadoutConfig(SFTConfig):
     @property
     def templates(self) -> Templates:
         """The three templates together."""
-        return Templates(prompt=self.prompt_template, step=self.step_template, answer=self.answer_template)
+        return Templates(
+            prompt=self.prompt_template,
+            step=self.step_template,
+            answer=self.answer_template,
+            allow_special_tokens=self.allow_special_tokens,
+        )

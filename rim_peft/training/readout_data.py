@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.batching import load_by_tokens
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
+from rim_peft.data.table import check_table
 from rim_peft.sequence import BlockTokens
 from rim_peft.training.processes import main_first
 from rim_peft.training.readout_config import ReadoutConfig
@@ -74,6 +75,7 @@ class ReadoutData(WatchedTrainer, ABC):
             "needs_steps": self.needs_steps,
             "num_blocks": self.min_blocks,
             "block_length": self.blocks.length,
+            "vocab_size": self.blocks.begin,  # the first id that is memory's
         }
 
     def _prepare_dataset(
@@ -88,7 +90,7 @@ class ReadoutData(WatchedTrainer, ABC):
         """Tokenise a dataset, unless that has been done.
 
         Raises:
-            ValueError: rows tokenised before lack the steps that this stage needs.
+            ValueError: rows tokenised before hold ids that are memory's, or lack the steps that this stage needs.
         """
         if set(COLUMNS) <= set(dataset.column_names or ()):
             if self.needs_steps and isinstance(dataset, Dataset) and not all(dataset["step_ids"]):
@@ -96,6 +98,8 @@ class ReadoutData(WatchedTrainer, ABC):
                     f"{dataset_name} dataset: rows that are tokenised already must have steps for this training, some "
                     "have none. Give rows with question, steps and answer."
                 )
+            if isinstance(dataset, Dataset):
+                check_table(dataset, processing_class, self.blocks.begin)
             return dataset
         limits = self.row_limits(processing_class)
         return main_first(  # the others find its table on the disk

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from transformers.trainer_utils import EvalLoopOutput
 
 from rim_peft.data.collator import ReadoutCollator
+from rim_peft.data.tokenization import padding_id
 from rim_peft.sequence import Layout, check_architecture, keep_readouts, pack_rows
 from rim_peft.training.attachment import attach, check_adapter, checkpoint_for, fall_back_from_flex
 from rim_peft.training.card import write_card
@@ -116,7 +117,7 @@ class ReadoutTrainer(ReadoutData):
             if name in adapter_weights and parameter.dtype != adapter_weights[name].dtype:
                 parameter.data = adapter_weights[name].to(parameter.device)
         self._head = choose_head(peft_model.get_base_model(), is_sharded=shards_weights())
-        self.data_collator = self.make_collator(pad_id=self._tokenizer.pad_token_id)
+        self.data_collator = self.make_collator(pad_id=padding_id(self._tokenizer, self.blocks.begin))
         # The loss divides by the samples of the whole optimiser step itself (`_get_num_items_in_batch`).
         self.model_accepts_loss_kwargs = True
         if not args.disable_tqdm:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
+from rim_peft.sequence import BlockTokens
 from rim_peft.tuner.insertion import PER_TOKEN_INPUTS, BlockInsertion
 from rim_peft.tuner.layer import BASE, MemoryEmbedding
 from rim_peft.tuner.mixing import MixedInsertion, repeated_rows
@@ -85,6 +86,7 @@ class BlockGenerator:
             return self._generate_mixed(prompts, count, is_held=bool(held), **kwargs)
         config = self.model.peft_config[adapter_names[0]]
         count = config.num_blocks if count is None else count
+        _check_held(held, config.block_tokens)
         block_ids = held or config.block_tokens.ids(count)
         if not block_ids:
             return plain_generate(self.model, prompts, **kwargs)
@@ -194,6 +196,20 @@ def _trailing_memory(prompts: Tensor | None, first_memory_id: int) -> list[int]:
             "got them elsewhere. Leave them out: generate appends the blocks."
         )
     return [int(token) for token in ids]
+
+
+def _check_held(held: Sequence[int], tokens: BlockTokens) -> None:
+    """Refuse ids that are no blocks: a tokenizer with more tokens than the base has rows gives memory's ids to texts.
+
+    Blocks may be disordered, as experiments ask for them.
+    """
+    num_blocks = len(held) // tokens.length
+    if sorted(held) != sorted(tokens.ids(num_blocks)):
+        raise ValueError(
+            f"input_ids: must be ids below {tokens.begin}, the number of rows of the base's embedding, and at the end "
+            f"of prompts whole blocks at most, got {list(held)[:8]} there. If the tokenizer has more tokens than the "
+            "base has rows, resize the base before the adapter is attached."
+        )
 
 
 def _without_last(count: int, prompts: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

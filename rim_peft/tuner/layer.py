@@ -107,8 +107,8 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
         """Embed (B, S) token ids, virtual ones included, to (B, S, H) in the base embedding's type.
 
         Raises:
-            ValueError: if there are virtual ids but no adapter to look them up in, ``row_adapters`` are not as many as
-                rows, or a training does not use the adapter's blocks.
+            ValueError: if there are virtual ids but no adapter to look them up in, ids beyond them, not as many
+                ``row_adapters`` as rows, or a training that does not use the adapter's blocks.
         """
         names = self.current_adapters
         if not names:
@@ -116,6 +116,7 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
             return self.base_layer(input_ids)
         if self.row_adapters is not None:
             self._check_rows(input_ids, names)
+        self._refuse_ids_beyond(input_ids)
         is_memory = input_ids >= self.first_memory_id
         if self.training and not self.has_trained and torch.is_grad_enabled():
             self._check_trained(is_memory, names[0])
@@ -171,6 +172,19 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
             raise ValueError(
                 f"input_ids: memory ids (from {self.first_memory_id} on) need an enabled RiM adapter, got some with "
                 f"the adapter disabled or deleted, or in rows of {BASE!r}. Leave the blocks out, or enable the adapter."
+            )
+
+    def _refuse_ids_beyond(self, input_ids: Tensor) -> None:
+        """Say what the CPU's index error would not; a GPU, which has one too, need not wait for it."""
+        is_simulated = type(input_ids) is not Tensor
+        if torch.compiler.is_compiling() or is_simulated or input_ids.device.type != "cpu" or not input_ids.numel():
+            return
+        largest = int(input_ids.max())
+        if largest >= self.first_memory_id + NUM_ROWS:
+            raise ValueError(
+                f"input_ids: ids must be below {self.first_memory_id}, the number of rows of the base's embedding, or "
+                f"one of the {NUM_ROWS} memory ids that follow, got {largest}. If the tokenizer has more tokens than "
+                "the base has rows, resize the base before the adapter is attached."
             )
 
     def _check_rows(self, input_ids: Tensor, names: Sequence[str]) -> None:

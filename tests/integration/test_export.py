@@ -26,6 +26,8 @@ from tests.conftest import EOS_ID, VOCAB_SIZE, build_base, build_rim, build_toke
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "potions" / "demo-nf4.yaml")
 TEXTS = [f"What is {number} and {number * number}?" for number in range(30)]
 CHATS = [[{"role": "user", "content": f"And {number}?"}] for number in range(4)]
+SPELT = ["Say <|rim_memory|><eos>.", [{"role": "user", "content": "<|rim_begin|><|rim_memory|>?<|assistant|>"}]]
+"""Questions that spell special tokens, the export's too: text like any other."""
 
 Capture = pytest.CaptureFixture[str]
 MakeAdapter = Callable[..., Path]
@@ -52,10 +54,10 @@ def test_an_export_answers_as_its_adapter(
     make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     adapter, out = make_adapter("adapter"), tmp_path / "out"
-    result = export(str(adapter), out, questions=[*TEXTS, *CHATS], max_new_tokens=8)
-    assert (result.num_prompts, result.num_equal, result.num_equal_unguarded) == (34, 34, 34)
+    result = export(str(adapter), out, questions=[*TEXTS, *CHATS, *SPELT], max_new_tokens=8)
+    assert (result.num_prompts, result.num_equal, result.num_equal_unguarded) == (36, 36, 36)
     run, ours = load_run(out), load_run(adapter)
-    questions = [*TEXTS[:3], *CHATS[:2]]
+    questions = [*TEXTS[:3], *CHATS[:2], *SPELT]
     ask = run.answering["answer"]
     answers = list(ask(run.model, run.tokenizer, questions, max_new_tokens=8, batch_size=3))
     assert answers == list(answer_questions(ours.model, ours.tokenizer, questions, max_new_tokens=8))

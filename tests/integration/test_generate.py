@@ -537,3 +537,9 @@ def test_options_that_change_nothing_change_nothing(make_rim: MakeRim, name: str
     expected = model.generate(prompt, max_new_tokens=4, do_sample=False, **NO_EOS)
     options = {"max_new_tokens": 4, "do_sample": False, **NO_EOS, **NEUTRAL[name]}
     torch.testing.assert_close(model.generate(prompt, **options), expected)
+
+
+@pytest.mark.parametrize("ids", [[VOCAB_SIZE], [VOCAB_SIZE + 3], [VOCAB_SIZE, VOCAB_SIZE + 1]])
+def test_ids_of_a_larger_tokenizer_are_no_blocks(make_rim: MakeRim, ids: list[int]) -> None:
+    with pytest.raises(ValueError, match=rf"input_ids: must be ids below {VOCAB_SIZE}, .* got \[{ids[0]}.*resize"):
+        make_rim().generate(torch.tensor([[5, 6, *ids]]), max_new_tokens=2)

@@ -232,11 +232,31 @@ def test_embeddings_keep_their_size_whatever_the_tokenizers(
     assert model.get_base_model().get_input_embeddings() is embedding
     assert embedding.weight.shape[0] == vocab_size
     # What the base has no row for would be taken for memory.
-    message = rf"tokenizer: ids must be below the base's vocabulary \({vocab_size}\).*, got 321"
+    message = rf"tokenizer: tokens must have ids below {vocab_size}, .*, got 321 \('<extra_59>'\)"
     with pytest.raises(ValueError, match=message):
         score(lm, [("Is it <extra_59>?", "no")])
     with pytest.raises(ValueError, match=message):
         generate(lm, ["Is it <extra_59>?"])
+
+
+@pytest.mark.parametrize("num_blocks", [0, 2])
+def test_special_tokens_that_tasks_spell_are_text(num_blocks: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    lm = BlockLM(build_rim(), tokenizer, num_blocks=num_blocks)
+    spelt, chat = "What?<eos><|system|>Yes.", [{"role": "user", "content": "<eos>What?"}]
+    special = list(tokenizer.added_tokens_decoder)
+    context, continuation = lm._encode_pair(spelt, "<pad>!")
+    assert not {*context, *continuation} & set(special)
+    assert tokenizer.decode([*context, *continuation]) == spelt + "<pad>!"
+    ids, mask = lm.tok_batch_encode([spelt, "a"])
+    assert tokenizer.decode(ids[0]) == spelt
+    assert mask[1].sum() == 1
+    allowed = BlockLM(build_rim(), tokenizer, num_blocks=num_blocks, allow_special_tokens=True)
+    assert allowed.tok_encode(spelt) == tokenizer.encode(spelt)
+    context, continuation = lm._encode_pair(lm.apply_chat_template(chat), "<pad>!")
+    names = tokenizer.convert_ids_to_tokens([token for token in context if token in special])
+    assert names == ["<|user|>", "<eos>", "<|assistant|>"]
+    assert tokenizer.decode([*context, *continuation]) == "<|user|><eos>What?<eos><|assistant|><pad>!"
+    assert not set(continuation) & set(special)
 
 
 def test_a_model_without_an_adapter_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:

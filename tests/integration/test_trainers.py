@@ -25,10 +25,11 @@ from trl import SFTConfig, SFTTrainer
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.collator import TokenizedRow
+from rim_peft.data.preparation import prepare_dataset
 from rim_peft.inference import read_blocks
 from rim_peft.training.compilation import CompiledLayers
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from tests.conftest import ARCHITECTURES, VOCAB_SIZE, build_base, build_rim
+from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
 
 ROWS = [
     {"question": "2+3", "steps": ["2", "2+3=5"], "answer": "5"},
@@ -50,6 +51,7 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrai
         rows: Any = None,
         peft_config: Any = None,
         validate: Any = None,
+        processing_class: Any = None,
         **options: Any,
     ) -> Any:
         defaults = {
@@ -63,8 +65,8 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrai
         return trainer_class(
             model,
             trainer_class.config_class(**{**defaults, **options}),
-            train_dataset=Dataset.from_list(ROWS if rows is None else rows),
-            processing_class=tokenizer,
+            train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list(rows or ROWS),
+            processing_class=processing_class or tokenizer,
             peft_config=peft_config,
             validate=validate,
         )
@@ -702,3 +704,22 @@ def test_passes_without_blocks_that_train_nothing_are_left_alone() -> None:
     frozen = build_rim(num_blocks=2).train()
     frozen.requires_grad_(False)
     frozen(input_ids=plain)
+
+
+def test_tokens_that_the_base_has_no_rows_for_are_refused(make_trainer: MakeTrainer) -> None:
+    larger = build_tokenizer()
+    larger.add_tokens(["<think>"])
+    rows = [*ROWS, {**ROWS[0], "answer": "<think>"}]
+    message = rf"row {len(ROWS)}: tokens must have ids below {VOCAB_SIZE}, .*'<think>'"
+    for on_bad_rows in ("error", "drop"):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(GroundingTrainer, build_rim(), rows=rows, processing_class=larger, on_bad_rows=on_bad_rows)
+    tokenized = prepare_dataset(
+        Dataset.from_list(rows), larger, needs_steps=True, num_blocks=2, block_length=3, max_length=None
+    )
+    with pytest.raises(ValueError, match=message):
+        make_trainer(GroundingTrainer, build_rim(), rows=tokenized, processing_class=larger)
+    larger.pad_token = larger.convert_ids_to_tokens(VOCAB_SIZE)  # masked wherever it stands
+    trainer = make_trainer(GroundingTrainer, build_rim(), processing_class=larger, max_steps=1)
+    trainer.train()
+    assert trainer.data_collator.pad_id == EOS_ID

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.robustness.judging import Case, Outcome, Verdict, judge
 
-CAMPAIGNS: tuple[str, ...] = ("adapter_folders",)
+CAMPAIGNS: tuple[str, ...] = ("rows", "adapter_folders")
 SHOWN_WRONG = 20
 
 

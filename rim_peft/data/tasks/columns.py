@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from rim_peft.data.examples import RowError, require_field
+from rim_peft.data.examples import RowError, has_content, require_field
 from rim_peft.data.tasks.sentences import split_sentences
 
 
@@ -28,7 +28,7 @@ def require_text(row: Mapping[str, Any], *names: str) -> str:
         RowError: it has none of them, or it is empty or no text.
     """
     value = require_one_of(row, *names)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not has_content(value):
         raise RowError(f"{' or '.join(names)}: must be a text that is not empty, got {value!r}")
     return value.strip()
 
@@ -52,8 +52,8 @@ def require_number(row: Mapping[str, Any], *names: str) -> str:
         number = Decimal(repr(value) if not isinstance(value, str) else value.replace(",", "").strip())
     except InvalidOperation:
         raise RowError(rule) from None
-    if not number.is_finite() or not math.isfinite(float(number)):
-        raise RowError(rule)
+    if not number.is_finite() or not math.isfinite(float(number)) or (number and not float(number)):
+        raise RowError(rule)  # none, or written without an exponent longer than any answer
     text = f"{number:f}"
     return (text.rstrip("0").rstrip(".") if "." in text else text) if number else "0"
 

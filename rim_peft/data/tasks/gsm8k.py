@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from rim_peft.data.examples import Example, RowError, require_field
 from rim_peft.data.tasks.answers import parse_gold_number
+from rim_peft.data.tasks.columns import require_text
 from rim_peft.data.tasks.task import Task
 
 _EQUATION = re.compile(r"<<(.*?)>>")
@@ -49,10 +50,10 @@ class GSM8K(Task):
             RowError: a field is missing, the answer is no number, or the row holds no sentences and they are asked for.
         """
         if set(row) == {"text"}:
-            row = _split_line(row["text"])
+            row = _split_line(require_text(row, "text"))
         question, answer = require_field(row, "question"), require_field(row, "answer")
         if not isinstance(answer, str):
-            raise RowError(f"answer: must be a text, got {answer!r} ({type(answer).__name__})")
+            raise RowError(f"answer: must be a text, got {answer!r}")
         solution, mark, gold = answer.partition("####")
         if not mark:
             solution, gold = "", answer

@@ -18,13 +18,13 @@ Source: Liu et al., "LogiQA: A Challenge Dataset for Machine Reading Comprehensi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rim_peft.data.examples import Example, RowError
+from rim_peft.data.lines import parse_object
 from rim_peft.data.tasks.columns import read_texts, require_one_of, require_text
 from rim_peft.data.tasks.task import Task
 
@@ -61,14 +61,12 @@ class LogiQA(Task):
         return Example("\n".join([context, question, *lines]), answer=letter, steps=steps)
 
 
-def _read_lines(text: str) -> Mapping[str, Any]:
+def _read_lines(text: object) -> Mapping[str, Any]:
     """Read the eight lines of a problem, or one line of JSON."""
+    if not isinstance(text, str):
+        raise RowError(f"text: must be a text, got {text!r}")
     if text.lstrip().startswith("{"):
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise RowError(f"not valid JSON: {error}, in {text[:60]!r}") from None
-        return value if isinstance(value, dict) else {}
+        return parse_object(text)
     lines = [line.strip() for line in text.split("\n")]
     if len(lines) != 8 or lines[0] or not all(lines[1:]):
         rule = "must be eight lines: an empty one, the letter, the text, the question, four options"
@@ -77,7 +75,7 @@ def _read_lines(text: str) -> Mapping[str, Any]:
 
 
 def _read_letter(value: object) -> str:
-    if isinstance(value, str) and value.strip().isdigit():
+    if isinstance(value, str) and value.strip() in ("0", "1", "2", "3"):
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 4:
         return LETTERS[value]

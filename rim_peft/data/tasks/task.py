@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from datasets import Dataset, Features, IterableDataset, Value
 
+from rim_peft.data import lines
 from rim_peft.data.caching import source_hash
 from rim_peft.data.examples import ROW_ERROR, Example, read_example
 from rim_peft.data.files import Rows, find_splits, split_name
@@ -165,7 +166,7 @@ class Task:
         is_chat = has_chats(rows, self)
         question = [{"role": text, "content": text}] if is_chat else text
         readers = [kind.__module__ for kind in type(self).__mro__ if kind is not object]
-        shared = [module.__name__ for module in (answers, columns, latex, reading, sentences)]
+        shared = [module.__name__ for module in (answers, columns, latex, lines, reading, sentences)]
         source = source_hash(Example.__module__, *readers, *shared)
         kwargs: dict[str, Any] = {} if isinstance(rows, IterableDataset) else {"desc": "Reading rows"}
         read = rows.map(

@@ -1,5 +1,6 @@
 """Commands, help, exit codes and errors."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rim_peft.cli import check
+from rim_peft.cli.console import use_utf8
 from rim_peft.cli.main import COMMANDS, main
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -130,3 +132,11 @@ def test_an_error_says_in_which_process(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setenv("RANK", "1")
     assert run_main("train", "missing.yaml") == 1
     assert "rim-peft: error in process 1: " in capsys.readouterr().err
+
+
+def test_output_is_utf8_whatever_the_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    use_utf8()
+    print("\u00e9\ud83d", flush=True)
+    assert written.getvalue() == b"\xc3\xa9\\ud83d\n"

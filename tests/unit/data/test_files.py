@@ -39,20 +39,27 @@ def write_json(path: Path, form: str) -> None:
 def test_json_in_every_form_gives_a_json_text_a_row(tmp_path: Path, form: str, streaming: bool) -> None:
     write_json(tmp_path / "train.json", form)
     (rows,) = open_splits(str(tmp_path / "train.json"), streaming=streaming).values()
-    assert [list(row) for row in rows] == [["json"], ["json"]]
+    assert [list(row) for row in rows] == [["json", "row_place", "row_error"]] * 2
+    places = ["line 1", "line 2"] if form == "lines" else ["item 0", "item 1"]
+    assert [row["row_place"] for row in rows] == [f"train.json {place}" for place in places]
     assert [json.loads(row["json"]) for row in rows] == ROWS
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_json_lines_stay_lines(write_rows: WriteRows, streaming: bool) -> None:
     path = write_rows("train.jsonl", ROWS)
-    assert list(open_splits(str(path), streaming=streaming)["train"]) == [{"json": line} for line in LINES]
+    rows = list(open_splits(str(path), streaming=streaming)["train"])
+    assert [(row["json"], row["row_error"]) for row in rows] == [(line, None) for line in LINES]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_text_gives_a_line_a_row(tmp_path: Path, streaming: bool) -> None:
     (tmp_path / "test.txt").write_text("a||b\nc||d\n")
-    assert list(open_splits(str(tmp_path), streaming=streaming)["test"]) == [{"text": "a||b"}, {"text": "c||d"}]
+    rows = list(open_splits(str(tmp_path), streaming=streaming)["test"])
+    assert [(row["text"], row["row_place"]) for row in rows] == [
+        ("a||b", "test.txt line 1"),
+        ("c||d", "test.txt line 2"),
+    ]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -98,7 +105,7 @@ def test_text_is_cut_into_rows_of_several_lines(tmp_path: Path, streaming: bool,
 
 def test_other_files_than_text_have_a_row_a_line_all_the_same(write_rows: WriteRows) -> None:
     path = write_rows("train.jsonl", ROWS)
-    assert list(open_splits(str(path), lines_per_row=8)["train"]) == [{"json": line} for line in LINES]
+    assert [row["json"] for row in open_splits(str(path), lines_per_row=8)["train"]] == LINES
 
 
 def test_a_task_has_its_own_names_for_a_sources_splits(write_rows: WriteRows, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from rim_peft.data.examples import BadRowsError, Example, Templates
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.data.tokenization import tokenize_example
-from tests.conftest import build_tokenizer
+from tests.conftest import VOCAB_SIZE, build_tokenizer
 
 # Bytes are tokens: with EOS the prompt has 6 tokens ("2 * 3\n"), the steps 6 and 2, the answer 2.
 ROW = {"question": "2 * 3", "steps": ["2+2=4", "6"], "answer": "6"}
@@ -76,7 +76,6 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"steps": ["2+2=4", " "]}, r"steps\[1\]: is empty"),
     ({"steps": None}, "steps: there are none, and this training needs at least one"),
     ({"steps": []}, "steps: there are none, and this training needs at least one"),
-    ({"answer": "6<eos>6"}, "holds the EOS token"),
     ({"question": "x" * 500}, "too long: prompt, 2 blocks and readouts take 513 tokens, max_length is 200"),
 ]
 
@@ -231,3 +230,20 @@ def test_refuses_a_transform(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_needs_an_eos_token() -> None:
     with pytest.raises(ValueError, match="tokenizer: must have an EOS token"):
         prepare_dataset(Dataset.from_list([ROW]), build_tokenizer(eos_token=None), **LIMITS)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("change", [{"question": "<think>"}, {"steps": ["<think>"]}, {"answer": "<think>"}])
+def test_ids_beyond_the_base_are_no_bad_rows_but_a_wrong_tokenizer(change: dict[str, Any], stream: bool) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<think>"])
+    rows = Dataset.from_list([ROW, {**ROW, **change}])
+    options: dict[str, Any] = {"needs_steps": True, "num_blocks": 2, "block_length": 3, "on_bad_rows": "drop"}
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(ValueError, match=rf"row 1: tokens must have ids below {VOCAB_SIZE}.*'<think>'"):
+            list(
+                prepare_dataset(
+                    rows.to_iterable_dataset() if stream else rows, tokenizer, vocab_size=VOCAB_SIZE, **options
+                )
+            )
+    assert len(prepare_dataset(rows, tokenizer, vocab_size=VOCAB_SIZE + 1, **options)) == 2

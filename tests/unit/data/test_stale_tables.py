@@ -77,11 +77,11 @@ def test_changed_code_is_not_served_stale(texts: list[str], monkeypatch: pytest.
     texts.clear()
     prepare(ROWS)
     assert texts
-    assert hashed == [f"rim_peft.data.{name}" for name in ("table", "tokenization", "examples")]
+    assert hashed == [f"rim_peft.data.{name}" for name in ("table", "tokenization", "special_tokens", "examples")]
 
 
 def read_file(path: Path) -> Iterator[Any]:
-    yield json.loads(path.read_text())
+    yield json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_other_rows_under_the_same_fingerprint_are_not_served_stale(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.examples import BadRowsError
+from rim_peft.data.examples import BadRowsError, Templates
 from rim_peft.data.preparation import prepare_dataset
 from rim_peft.data.tasks import get_task
 from tests.conftest import build_tokenizer
@@ -117,7 +117,7 @@ def test_nothing_is_stored_or_read_where_caching_is_disabled(texts: list[str], c
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache.write_text("a file where the folder would be")
+    cache.write_text("a file where the folder would be", encoding="utf-8")
     assert prepare(ROWS) == prepare_anew(ROWS)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -148,6 +148,6 @@ def test_bad_rows_are_reported_from_the_disk_as_at_first(texts: list[str]) -> No
     for _ in range(2):
         for stage, expected in zip(STAGES, (reasons, [reasons[0], later]), strict=True):
             with pytest.raises(BadRowsError) as caught:
-                prepare(rows, **stage)
+                prepare(rows, **stage, templates=Templates(allow_special_tokens=True))
             assert caught.value.rows == [(i, f"{it} (question: '1 + 1')") for i, it in enumerate(expected, start=1)]
     assert texts.count("2+2=4") == 1

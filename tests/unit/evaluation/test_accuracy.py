@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.tasks import get_task
 from rim_peft.evaluation import accuracy as module
 from rim_peft.evaluation import evaluate_accuracy
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.accuracy import Score, with_writable_answers
 from rim_peft.inference import Readout, answer_with_thoughts, decode_with_thoughts, read_blocks
-from tests.conftest import EOS_ID, build_rim
+from tests.conftest import EOS_ID, build_rim, build_tokenizer
 
 EXAMPLES = [
     Example("a", answer="1", steps=("0",)),
@@ -133,3 +134,25 @@ def test_answers_after_thoughts_that_had_not_ended_are_counted(tokenizer: PreTra
 def test_no_examples_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="examples: there are none"):
         evaluate_accuracy(build_rim(), tokenizer, [], get_task("gsm8k"))
+
+
+def build_normalising_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    return tokenizer
+
+
+def test_answers_are_judged_as_the_tokenizer_writes_them() -> None:
+    task, tokenizer = get_task("prosqa"), build_normalising_tokenizer()
+    examples = [Example("?", answer=text) for text in ("cafe\u0301", "A.", "b", "<eos>")]
+    written = with_writable_answers(examples, tokenizer, task)
+    assert [example.answer for example in written] == ["caf\u00e9", "a.", "b", "<eos>"]
+    assert task.is_correct("caf\u00e9", written[0].answer)
+    assert with_writable_answers(examples, build_tokenizer(), task) == examples
+
+
+def test_an_answer_that_no_readout_can_be_stays() -> None:
+    """A letter that the rule does not read in lower case, a number that it never reads."""
+    for task, answer in (("logiqa", "B"), ("gsm8k", "1E3")):
+        examples = [Example("?", answer=answer)]
+        assert with_writable_answers(examples, build_normalising_tokenizer(), get_task(task)) == examples

@@ -45,8 +45,8 @@ def test_rows_stay_float32_and_give_the_bases_type() -> None:
     assert layer.rows("default").dtype == torch.float32
 
 
-def test_an_id_beyond_the_rows_is_an_error() -> None:
-    with pytest.raises(IndexError):
+def test_an_id_beyond_memory_is_named() -> None:
+    with pytest.raises(ValueError, match=r"input_ids: ids must be below 10, .* memory ids that follow, got 13"):
         build_layer()(torch.tensor([[13]]))
 
 

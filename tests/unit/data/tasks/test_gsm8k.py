@@ -153,7 +153,7 @@ def test_loads_the_lines_of_gsm8k_aug(tmp_path: Path) -> None:
     (tmp_path / "valid.txt").write_text("How many?||<<48/2=24>> #### 24\nbroken\n")
     good, bad = get_task("gsm8k").load("validation", path=str(tmp_path))
     assert good == {"question": "How many?", "steps": ["48/2=24"], "answer": "24", "row_error": None}
-    assert bad["row_error"] == "must read 'question||<<..>> #### answer', got 'broken'"
+    assert bad["row_error"] == "valid.txt line 2: must read 'question||<<..>> #### answer', got 'broken'"
 
 
 @pytest.mark.parametrize(("name", "source"), [("gsm8k", "openai/gsm8k:main"), ("gsm8k-aug", "whynlp/gsm8k-aug")])

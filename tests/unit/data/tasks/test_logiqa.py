@@ -81,7 +81,7 @@ def test_a_file_is_cut_into_problems_and_a_cut_one_is_a_bad_row(tmp_path: Path, 
     (tmp_path / "Eval.txt").write_text("\n".join([*LINES, *LINES, *LINES[:4]]) + "\n\n")
     rows = list(get_task("logiqa").load("validation", path=str(tmp_path), streaming=streaming))
     assert [row["question"] for row in rows] == [QUESTION, QUESTION, None]
-    assert rows[2]["row_error"].startswith("must be eight lines")
+    assert rows[2]["row_error"].startswith("Eval.txt lines 17 to 21: must be eight lines")
 
 
 def test_a_wrong_letter_or_none_is_wrong() -> None:

@@ -126,10 +126,10 @@ def test_bad_rows_keep_their_place_and_say_why(tmp_path: Path, streaming: bool) 
     errors = [row["row_error"] for row in Plain().load("test", path=str(tmp_path), streaming=streaming)]
     assert errors[0] is errors[5] is None
     assert len(errors) == 6  # the blank line is no row
-    assert "not valid JSON: Expecting value" in errors[1]
-    assert errors[2] == "must be a JSON object with fields, got '[1, 2]'"
-    assert errors[3] == "answer: the row has no such field, only question"
-    assert errors[4] == "question: must be a text or a list of chat messages, got 3 (int)"
+    assert errors[1].startswith("test.jsonl line 2: not valid JSON: it breaks off at character 28")
+    assert errors[2] == "test.jsonl line 3: must be a JSON object with fields, got '[1, 2]'"
+    assert errors[3] == "test.jsonl line 4: answer: the row has no such field, only question"
+    assert errors[4] == "test.jsonl line 5: question: must be a text or a list of chat messages, got 3 (int)"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -137,7 +137,7 @@ def test_bad_rows_are_reported_when_they_are_prepared(tmp_path: Path, streaming:
     (tmp_path / "test.jsonl").write_text("\n".join([json.dumps(ROWS[0]), "{", json.dumps(ROWS[1])]))
     rows = Plain().load("test", path=str(tmp_path), streaming=streaming)
     options: dict[str, Any] = {"needs_steps": True, "num_blocks": 0, "block_length": 4}
-    with pytest.raises(BadRowsError, match="row 1: not valid JSON"):
+    with pytest.raises(BadRowsError, match=r"row 1: test\.jsonl line 2: not valid JSON"):
         list(prepare_dataset(rows, build_tokenizer(), **options))
     assert len(list(prepare_dataset(rows, build_tokenizer(), **options, on_bad_rows="drop"))) == 2
 
@@ -148,7 +148,7 @@ def test_loads_chats(write_rows: WriteRows, streaming: bool) -> None:
     rows: list[dict[str, Any]] = [{"question": chat, "answer": "a"}, {"question": "a text", "answer": "a"}]
     loaded = list(Plain().load("test", path=str(write_rows("test.jsonl", rows)), streaming=streaming))
     assert loaded[0]["question"] == chat
-    assert loaded[1]["row_error"] == "question: must be chat messages as in the first row"
+    assert loaded[1]["row_error"] == "test.jsonl line 2: question: must be chat messages as in the first row"
 
 
 def test_loads_from_the_hub_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,236 @@
+"""Rows and questions out of text and JSON files, one reader for all: what cannot be read is that row's fault alone.
+
+Lines end at a newline. A carriage return before it and a byte order mark at a line's start are no part of the line; any
+other character is, also those that Python and others take for the end of a line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, Features, SplitGenerator, Value
+
+from rim_peft.data.examples import ROW_ERROR, RowError
+
+JSON_COLUMN = "json"
+"""Column of rows from JSON files: a row's JSON text."""
+
+ROW_PLACE = "row_place"
+"""Column of rows from files: where a row stands, as ``train.jsonl line 7``."""
+
+_ROWS_PER_TABLE = 10_000
+
+
+class Line(NamedTuple):
+    """A line: its number from 1 on, and its text, or what is wrong with it."""
+
+    number: int
+    text: str
+    problem: str | None
+
+
+def read_lines(raw: Iterable[bytes]) -> Iterator[Line]:
+    r"""Yield the lines of a file opened for bytes.
+
+    >>> list(read_lines([b"\xef\xbb\xbfa\r\n", b"\xff"]))[1].problem
+    'not valid UTF-8 (byte 0xff at 0)'
+    """
+    for number, line in enumerate(raw, start=1):
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            text, problem = line.decode(), None
+        except UnicodeDecodeError as error:
+            problem = f"not valid UTF-8 (byte {line[error.start]:#04x} at {error.start})"
+            text = line.decode(errors="replace")
+        yield Line(number, text.lstrip("\ufeff"), problem)
+
+
+def parse_json(text: str) -> Any:
+    """Parse a JSON text.
+
+    Raises:
+        RowError: it is none, nests too deeply, has a number that is too long, or an object with a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        around = text[max(0, error.pos - 30) : error.pos + 30]
+        raise RowError(f"not valid JSON: it breaks off at character {error.pos}, in {around!r}") from None
+    except RecursionError:
+        raise RowError(f"not valid JSON: it nests too deeply, in {text[:60]!r}") from None
+    except RowError:
+        raise
+    except ValueError:  # Python bounds the digits of a number that it reads
+        raise RowError(f"not valid JSON: a number has thousands of digits, in {text[:60]!r}") from None
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Parse a row's JSON text.
+
+    Raises:
+        RowError: as :func:`parse_json`, or it is no object.
+    """
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise RowError(f"must be a JSON object with fields, got {text[:60]!r}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RowError(f"not valid JSON: an object has the key {twice[:60]!r} twice")
+    return fields
+
+
+class _Row(NamedTuple):
+    """A row's text, where it stands, and what is wrong with it."""
+
+    text: str
+    place: str
+    problem: str | None = None
+
+
+@dataclass
+class RowsConfig(BuilderConfig):
+    """How files are read: ``.jsonl`` and ``.txt`` by lines, ``.json`` as one document; a text's rows may have more."""
+
+    suffix: str = ".jsonl"
+    lines_per_row: int = 1
+
+
+class Rows(ArrowBasedBuilder):
+    """Rows of text and JSON files for ``datasets``, which keeps them on disk or streams them.
+
+    Each has its text (``json`` or ``text``), ``row_place``, and ``row_error`` where it could not be read.
+    """
+
+    BUILDER_CONFIG_CLASS = RowsConfig
+    config: Any
+
+    def _info(self) -> DatasetInfo:
+        text = Value("string")
+        name = "text" if self.config.suffix == ".txt" else JSON_COLUMN
+        return DatasetInfo(features=Features({name: text, ROW_PLACE: text, ROW_ERROR: text}))
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        found = dl_manager.download(self.config.data_files)
+        return [SplitGenerator(name=split, gen_kwargs={"files": list(files)}) for split, files in found.items()]
+
+    def _generate_tables(self, files: list[str]) -> Iterator[tuple[Any, pa.Table]]:
+        schema = self.info.features.arrow_schema
+        is_empty = True
+        for number, file in enumerate(files):
+            rows = self._rows(Path(file))
+            count = 0
+            while batch := list(islice(rows, _ROWS_PER_TABLE)):
+                columns = [pa.array(column, pa.string()) for column in zip(*batch, strict=True)]
+                yield (number, count), pa.table(columns, schema=schema)
+                count += 1
+                is_empty = False
+        if is_empty:
+            raise RowError("must hold rows as a list or lines, got none")
+
+    def _rows(self, file: Path) -> Iterator[_Row]:
+        if self.config.suffix == ".json":
+            yield from _document_rows(file)
+            return
+        with file.open("rb") as raw:
+            lines = read_lines(raw)
+            size = self.config.lines_per_row if self.config.suffix == ".txt" else 1
+            while group := list(islice(lines, size)):
+                first, last = group[0].number, group[-1].number
+                place = f"{file.name} line {first}" if first == last else f"{file.name} lines {first} to {last}"
+                problem = next((line.problem for line in group if line.problem is not None), None)
+                yield _Row("\n".join(line.text for line in group), place, problem)
+
+
+def _document_rows(file: Path) -> Iterator[_Row]:
+    """Cut a JSON file into rows: a list, ``{"data": [...]}``, or lines after all."""
+    # What UTF-8 cannot read, or a row cannot write, is found where the row is read.
+    document = file.read_bytes().decode(errors="surrogateescape").lstrip("\ufeff")
+    try:
+        value = json.loads(document, object_pairs_hook=_marked)
+    except (ValueError, RecursionError):
+        raw = document.encode(errors="surrogateescape").split(b"\n")
+        lines = [line for line in read_lines(raw) if line.text.strip()]
+        if len(lines) > 1 and _is_json(lines[0].text):
+            for line in lines:
+                yield _Row(line.text, f"{file.name} line {line.number}", line.problem)
+            return
+        parse_json(document)  # which says why
+        raise
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    for index, row in enumerate(value if isinstance(value, list) else [value]):
+        problem = row.problem if isinstance(row, _Twice) else None
+        yield _Row(_write(row), f"{file.name} item {index}", problem)
+
+
+class _Twice(dict[str, Any]):
+    """An object of a document that has a key twice, which is wrong with its row, not with the document."""
+
+    problem: str
+
+
+def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    try:
+        return _unique(pairs)
+    except RowError as error:
+        fields = _Twice(pairs)
+        fields.problem = str(error)
+        return fields
+
+
+def _write(row: Any) -> str:
+    """Return a row's JSON text; escaped where it has a character that UTF-8 cannot write."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return text
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text)
+    except RowError:
+        return False
+    return True
+
+
+class Asked(NamedTuple):
+    """A question of a stream: its line's number, and the question, or what is wrong with the line."""
+
+    number: int
+    question: Any
+    problem: str | None
+
+
+def read_asked(raw: Iterable[bytes]) -> Iterator[Asked]:
+    """Yield the question of each line that is not blank: its text, or the field ``question`` of a JSON object.
+
+    >>> [asked.question for asked in read_asked([b"1 + 1?", b"", b'{"question": "2 + 2?", "id": 7}'])]
+    ['1 + 1?', '2 + 2?']
+    """
+    for number, line, problem in read_lines(raw):
+        text = line.strip()
+        if problem is not None or not text.startswith("{"):
+            if text or problem is not None:
+                yield Asked(number, text, problem)
+            continue
+        try:
+            fields = parse_object(text)
+            missing = None if "question" in fields else f"must have a field question, got {text[:60]!r}"
+            yield Asked(number, fields.get("question"), missing)
+        except RowError as error:
+            yield Asked(number, None, f"{error}. One JSON object a line")
