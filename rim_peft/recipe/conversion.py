@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
+from rim_peft.values import shown
+
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
 
 
@@ -27,7 +29,7 @@ def convert(value: Any, hint: Any) -> Any:
         return _convert(value, hint)
     except WrongTypeError:
         quoting = ", put it in quotes" if _allows_text(hint) and isinstance(value, bool | int | float) else ""
-        raise WrongTypeError(f"must be {describe(hint)}, got {value!r}{quoting}.") from None
+        raise WrongTypeError(f"must be {describe(hint)}, got {shown(value)}{quoting}.") from None
 
 
 def allows_none(hint: Any) -> bool:

@@ -9,7 +9,7 @@ import rim_peft
 
 PACKAGE = Path(rim_peft.__file__).parent
 LAYERS = [
-    {"version", "sequence"},
+    {"version", "values", "sequence"},
     {"tuner", "data"},
     {"training", "inference"},
     {"evaluation", "export"},
