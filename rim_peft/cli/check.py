@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from rim_peft.cli.console import path, positive
+
 if TYPE_CHECKING:
     from rim_peft.comparison.preflight import CheckedRecipe
     from rim_peft.run.findings import RunFindings, StageFindings
@@ -44,10 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recipe files (YAML), of comparisons too; KEY=VALUE replaces a value in each of them, as for train",
     )
     parser.add_argument(
-        "--base", metavar="FOLDER", help="folder with config.json and tokenizer, in place of the recipe's base"
+        "--base",
+        metavar="FOLDER",
+        type=path,
+        help="folder with config.json and tokenizer, in place of the recipe's base",
     )
     parser.add_argument(
-        "--row-tokens", metavar="N", type=_positive, help="estimate memory with rows of N tokens, not the longest ones"
+        "--row-tokens", metavar="N", type=positive, help="estimate memory with rows of N tokens, not the longest ones"
     )
     parser.add_argument(
         "--device",
@@ -68,15 +73,15 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.run.preflight import Preflight
 
     overrides = [text for text in args.recipes if _OVERRIDE.match(text)]
-    paths = [text for text in args.recipes if text not in overrides]
+    paths = [path(text) for text in args.recipes if text not in overrides]
     if not paths:
         raise ValueError("RECIPE: at least one file must be given, got values alone.")
     quiet_model_loading()
     preflight = Preflight(AtHand(args.base, args.download), row_tokens=args.row_tokens, device=args.device)
     all_checked = []
-    for path in paths:
+    for recipe in paths:
         with results_only():
-            checked = check_recipe(path, overrides, preflight)
+            checked = check_recipe(recipe, overrides, preflight)
         all_checked.append(checked)
         if not args.json:
             _print(checked)
@@ -157,9 +162,3 @@ def _count(number: int | None) -> str | None:
 
 def _mib(size: int | None) -> str | None:
     return None if size is None else f"{size / 2**20:,.1f}"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)

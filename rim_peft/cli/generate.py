@@ -9,13 +9,16 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from rim_peft.cli.evaluate import positive
+from rim_peft.cli.console import add_source_arguments, path, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "adapter", metavar="ADAPTER", help="output folder of a training or an export, or an adapter's folder or Hub id"
+        "adapter",
+        metavar="ADAPTER",
+        type=path,
+        help="output folder of a training or an export, or an adapter's folder or Hub id",
     )
     parser.add_argument(
         "question",
@@ -28,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=positive, metavar="N", help="tokens of an answer (default: the recipe's)"
     )
     parser.add_argument("--batch-size", type=positive, metavar="N", default=8, help="questions at a time (%(default)s)")
-    parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
-    parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
+    add_source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON lines with question and answer")
     parser.set_defaults(usage_error=parser.error)
 
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.run import load_run
 
     quiet_model_loading()
-    loaded = load_run(args.adapter, base=args.base, revision=args.revision)
+    loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
     ask = loaded.answering.get("answer", answer_questions)
     options = loaded.recipe.evaluation if loaded.recipe is not None else EvaluationOptions()
     questions = iter([args.question]) if args.question is not None else read_questions(sys.stdin)

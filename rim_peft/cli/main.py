@@ -49,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         quiet_libraries()
-        sys.path.append(os.getcwd())  # where a task of the user's own is looked for, as package.module:ClassName
         return args.run(args)
     except KeyboardInterrupt:
         print("rim-peft: interrupted", file=sys.stderr)

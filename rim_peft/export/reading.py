@@ -22,16 +22,23 @@ def is_export(folder: Path) -> bool:
     return (folder / EXPORT_FILE).is_file()
 
 
-def load_export(folder: Path) -> tuple[Any, PreTrainedTokenizerBase, AnswerExported]:
+def load_export(
+    folder: Path, *, trust_remote_code: bool = False
+) -> tuple[Any, PreTrainedTokenizerBase, AnswerExported]:
     """Load a merged export with plain transformers: model, tokenizer, and how to ask them.
+
+    Args:
+        folder: of the export.
+        trust_remote_code: let code run that comes with its model or tokenizer.
 
     Raises:
         ValueError: it is an export of another format.
     """
     record = read_record(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(folder))
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return model, AutoTokenizer.from_pretrained(str(folder)), AnswerExported(record)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    return model, tokenizer, AnswerExported(record)
 
 
 @dataclass(frozen=True)

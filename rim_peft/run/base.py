@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,21 @@ from rim_peft.training.processes import shards_weights
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 
 
+@contextmanager
+def _own_code_named(source: str, options: ModelOptions) -> Iterator[None]:
+    """Say how code that comes with a base is let run, where transformers names an argument of its own."""
+    try:
+        yield
+    except ValueError as error:
+        if options.trust_remote_code or "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"model.trust_remote_code: {source} comes with code of its own, which runs only if you say so. If you "
+            "trust it: model.trust_remote_code=true in your recipe, or --trust-remote-code where a folder is loaded "
+            "(in Python trust_remote_code=True)."
+        ) from error
+
+
 def load_base(source: str, options: ModelOptions) -> PreTrainedModel:
     """Load a base from a folder or the Hub, quantised if the options say so.
 
@@ -40,17 +56,18 @@ def load_base(source: str, options: ModelOptions) -> PreTrainedModel:
         ImportError: bitsandbytes is needed and not installed.
     """
     quantization = _quantization(options)
-    return AutoModelForCausalLM.from_pretrained(
-        source,
-        revision=_revision(source, options),
-        dtype=options.dtype,
-        attn_implementation=options.attn_implementation,
-        # None would hide from transformers that weights are stored quantised.
-        **({} if quantization is None else {"quantization_config": quantization}),
-        # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
-        device_map={"": torch.cuda.current_device()} if quantization and torch.cuda.is_available() else None,
-        trust_remote_code=options.trust_remote_code,
-    )
+    with _own_code_named(source, options):
+        return AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=_revision(source, options),
+            dtype=options.dtype,
+            attn_implementation=options.attn_implementation,
+            # None would hide from transformers that weights are stored quantised.
+            **({} if quantization is None else {"quantization_config": quantization}),
+            # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
+            device_map={"": torch.cuda.current_device()} if quantization and torch.cuda.is_available() else None,
+            trust_remote_code=options.trust_remote_code,
+        )
 
 
 def load_config(source: str | None, options: ModelOptions, *, only_local: bool = False) -> PretrainedConfig:
@@ -67,12 +84,13 @@ def load_config(source: str | None, options: ModelOptions, *, only_local: bool =
     if source is None:
         settings = dict(options.config or {})
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
-    return AutoConfig.from_pretrained(
-        source,
-        revision=_revision(source, options),
-        trust_remote_code=options.trust_remote_code,
-        local_files_only=only_local,
-    )
+    with _own_code_named(source, options):
+        return AutoConfig.from_pretrained(
+            source,
+            revision=_revision(source, options),
+            trust_remote_code=options.trust_remote_code,
+            local_files_only=only_local,
+        )
 
 
 def build_meta_base(
@@ -138,9 +156,10 @@ def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = Fal
         OSError: there is no such tokenizer.
     """
     revision = _revision(source, options)
-    tokenizer = AutoTokenizer.from_pretrained(
-        source, revision=revision, trust_remote_code=options.trust_remote_code, local_files_only=only_local
-    )
+    with _own_code_named(source, options):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=options.trust_remote_code, local_files_only=only_local
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer: must have an EOS token, which closes every readout, {source} has none. Set one.")
     if tokenizer.pad_token_id is None:

@@ -13,12 +13,16 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
+from rim_peft.data.tasks import Task, get_task
 from rim_peft.export.reading import AnswerExported, is_export, load_export
 from rim_peft.inference import answer_with_thoughts
-from rim_peft.recipe import ModelOptions, Recipe, load_recipe
+from rim_peft.recipe import ModelOptions, Recipe
 from rim_peft.recipe.keys import STAGES
+from rim_peft.recipe.reading import load_found_recipe
+from rim_peft.recipe.sections import FoundRecipe
 from rim_peft.run.base import load_base, load_tokenizer, to_device
 from rim_peft.run.papers import BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
+from rim_peft.training.coconut_config import CoconutConfig
 from rim_peft.tuner import RiMConfig
 from rim_peft.tuner.sharing import attach_papers
 
@@ -58,6 +62,22 @@ class Run:
         own = answering(self.recipe) if self.recipe is not None else {}
         return own if self.exported is None else {**own, "answer": self.exported}
 
+    def task(self, name: str | None = None) -> Task:
+        """Return a task, with the options of the training if it is the task of the training.
+
+        Args:
+            name: as in a recipe's ``data.task``; the task of the training if not given.
+
+        Raises:
+            ValueError: there is none, or a folder's recipe alone names the class that would be imported.
+        """
+        recipe = self.recipe
+        if recipe is None or name not in (None, recipe.data.task):
+            if name is None:
+                raise ValueError("task: must be given, since the adapter does not say what it was trained on.")
+            return get_task(name)
+        return recipe.task(named=name) if isinstance(recipe, FoundRecipe) else recipe.task()
+
     @property
     def num_blocks(self) -> int | None:
         """Blocks after a prompt where the model does not know them, as that of an export; None where it does."""
@@ -69,8 +89,10 @@ def answering(recipe: Recipe) -> dict[str, Any]:
     if recipe.method == "cot":
         return {"separator": recipe.data.step_separator}
     if recipe.method == "coconut":
-        ((_, options),) = recipe.stage_trainers()
-        return {"answer": _AnswerWithThoughts(getattr(options, "num_thoughts"))}  # noqa: B009 - CoconutConfig's own
+        # Of a recipe that somebody else wrote no other option is looked at.
+        names = ("num_stages", "thoughts_per_step")
+        values = {name: value for name, value in recipe.coconut.items() if name in names}
+        return {"answer": _AnswerWithThoughts(CoconutConfig(output_dir=recipe.output_dir, **values).num_thoughts)}
     return {}
 
 
@@ -104,18 +126,23 @@ def load_untrained(recipe: Recipe) -> Run:
     return Run(to_device(model, recipe.model).eval(), tokenizer, recipe)
 
 
-def load_run(source: str | Path, *, base: str | None = None, revision: str | None = None) -> Run:
+def load_run(
+    source: str | Path, *, base: str | None = None, revision: str | None = None, trust_remote_code: bool = False
+) -> Run:
     """Load an output folder, an adapter's folder or Hub id, or a merged export, for evaluation and generation.
 
     The base is the folder's own if it has one, so that the folder may be moved, else the one that the adapter names.
+    Nothing in the folder decides that code runs: its recipe is a :class:`~rim_peft.recipe.sections.FoundRecipe`.
 
     Args:
         source: folder or Hub id.
         base: folder or Hub id of the base, if it is not where the adapter says.
         revision: branch, tag or commit of the adapter on the Hub.
+        trust_remote_code: let code run that comes with the base or the tokenizer.
 
     Raises:
         FileNotFoundError: the folder holds no adapter.
+        RecipeError: its recipe cannot be read, or asks to run code of the base without ``trust_remote_code``.
         ValueError: the adapter is of another kind, of a later version, or made for another base; or its files are
             damaged.
         OSError: adapter or base cannot be found; the message says which.
@@ -133,15 +160,14 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
             raise ValueError(
                 f"base: must be left out for an export, which holds all its weights, got {base!r} (--base)."
             )
-        plain, tokenizer, asked = load_export(folder)
-        return Run(plain, tokenizer, _recipe_of(folder), exported=asked)
+        recipe = _recipe_of(folder, trust_remote_code)
+        plain, tokenizer, asked = load_export(folder, trust_remote_code=trust_remote_code)
+        return Run(plain, tokenizer, recipe, exported=asked)
     config = _read_config(folder)
-    recipe = _recipe_of(folder)
-    options = recipe.model if recipe is not None else ModelOptions(name_or_path=config.base_model_name_or_path)
-    if not is_local and options.trust_remote_code:
-        raise ValueError(
-            f"{source}: its base runs code of its own. Download the adapter and give its folder, if you trust it."
-        )
+    recipe = _recipe_of(folder, trust_remote_code)
+    options = ModelOptions(name_or_path=config.base_model_name_or_path or "", trust_remote_code=trust_remote_code)
+    if recipe is not None:
+        options = recipe.model
     found = base or _base_source(folder, config)
     try:
         model = load_base(found, options)
@@ -157,8 +183,9 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
     return Run(adapted.eval(), tokenizer, recipe, json.loads(record.read_text("utf-8")) if record.exists() else {})
 
 
-def _recipe_of(folder: Path) -> Recipe | None:
-    return load_recipe(folder / RECIPE_FILE, check=False) if (folder / RECIPE_FILE).exists() else None
+def _recipe_of(folder: Path, trust_remote_code: bool) -> FoundRecipe | None:
+    path = folder / RECIPE_FILE
+    return load_found_recipe(path, trust_remote_code=trust_remote_code) if path.exists() else None
 
 
 def _download(name: str, revision: str | None) -> Path:
