@@ -8,7 +8,8 @@ from rim_peft.comparison.plan import PlannedRun, run_recipe
 from rim_peft.comparison.rows import recipe_hash
 from rim_peft.comparison.sections import Comparison, name_of
 from rim_peft.recipe import Recipe, RecipeError
-from rim_peft.recipe.problems import COMMAND_LINE
+from rim_peft.recipe.checks import check_task_options
+from rim_peft.recipe.problems import Problems
 
 KEEP_TOKENS = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay"),
@@ -32,9 +33,9 @@ def check_runs(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[Recip
         try:
             known.append((run, run_recipe(comparison, run)))
         except RecipeError as error:
-            key = f"methods.{run.name}" if run.name in comparison.methods else run.name
-            # Changes and values are handed over as if on the command line, which is not where they stand.
-            problems += [line.replace(f"{COMMAND_LINE}:", f"{key}:", 1) for line in str(error).splitlines()]
+            problems += str(error).splitlines()
+    if known and not problems:
+        problems = _check_rows(comparison, known[0][1])
     if problems:
         raise RecipeError("\n".join(dict.fromkeys(problems)))
     trials: dict[tuple[str, str], PlannedRun] = {}
@@ -57,6 +58,16 @@ def check_runs(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[Recip
                     "Add the seed."
                 )
     return [recipe for run, recipe in known if run.method.train]
+
+
+def _check_rows(comparison: Comparison, recipe: Recipe) -> list[str]:
+    """Return what is wrong with the task's options in the sections of judged rows."""
+    problems = Problems("", list)
+    for section in ("test", "selection"):
+        own = getattr(comparison, section).options
+        problems.overridden = {f"{section}.options": comparison.where(f"{section}.options")}
+        check_task_options(f"{section}.options", recipe.data.task, own, problems, others=recipe.data.options)
+    return problems.lines
 
 
 def _check_compute(comparison: Comparison, run: PlannedRun, recipe: Recipe) -> None:

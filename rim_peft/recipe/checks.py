@@ -69,13 +69,33 @@ def _check_model_config(values: dict[str, Any], problems: Problems) -> None:
 def _check_task(name: str, options: dict[str, Any], problems: Problems) -> dict[str, Any]:
     from rim_peft.data.tasks import get_task
 
-    task = problems.build("data", lambda task: get_task(task), {"task": name})
-    if task is None:
+    if problems.build("data", lambda task: get_task(task), {"task": name}) is None:
         return {}
-    problems.check_keys("data.options", options, [field.name for field in fields(task)])
-    known = {field.name: options[field.name] for field in fields(task) if field.name in options}
-    converted = problems.convert("data.options", get_type_hints(type(task)), known)
-    problems.build("data.options", lambda **kwargs: get_task(name, **kwargs), converted)
+    return check_task_options("data.options", name, options, problems)
+
+
+def check_task_options(
+    section: str, name: str, options: dict[str, Any], problems: Problems, *, others: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Check options of a task, in whatever section they stand.
+
+    Args:
+        section: its full name.
+        name: of the task.
+        options: what the section holds.
+        problems: where problems are noted.
+        others: options that hold unless the section has its own.
+
+    Returns:
+        The options with each value in its field's type.
+    """
+    from rim_peft.data.tasks import get_task
+
+    task = get_task(name)
+    problems.check_keys(section, options, [field.name for field in fields(task)])  # type: ignore[arg-type]
+    known = {field.name: options[field.name] for field in fields(task) if field.name in options}  # type: ignore[arg-type]
+    converted = problems.convert(section, get_type_hints(type(task)), known)
+    problems.build(section, lambda **own: get_task(name, **{**(others or {}), **own}), converted)
     return converted
 
 
