@@ -42,9 +42,10 @@ def check_runs(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[Recip
     for run, recipe in known:
         if run.is_trial and (other := trials.setdefault((run.name, recipe_hash(recipe)), run)) is not run:
             alike = " and ".join(name_of(trial.values or {}) for trial in (other, run))
+            where = comparison.where(f"methods.{run.name}.search")
             raise RecipeError(
-                f"methods.{run.name}.search: values must differ in what the method reads, got {alike}, which train "
-                "alike. Take one of them out."
+                f"{where}: values must differ in what the method reads, got {alike}, which train alike. Take one of "
+                "them out."
             )
     for run, recipe in known:
         if run.method.view == "compute":
@@ -53,10 +54,8 @@ def check_runs(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[Recip
     for run in plan:
         for name in (run.method.same_compute_as, comparison.twin(run.name)) if run.method.view == "compute" else ():
             if (name, run.seed) not in there:
-                raise RecipeError(
-                    f"methods.{run.name}.same_compute_as: needs {name} with seed {run.seed} too, whose tokens count. "
-                    "Add the seed."
-                )
+                where = comparison.where(f"methods.{run.name}.same_compute_as")
+                raise RecipeError(f"{where}: needs {name} with seed {run.seed} too, whose tokens count. Add the seed.")
     return [recipe for run, recipe in known if run.method.train]
 
 
@@ -74,14 +73,16 @@ def _check_compute(comparison: Comparison, run: PlannedRun, recipe: Recipe) -> N
     """Refuse a method whose number of steps cannot be taken from its twin's tokens for each step."""
     steps = getattr(recipe, recipe.stages[0]).get("max_steps", -1)
     if len(recipe.stages) != 1 or steps < 1:
+        where = comparison.where(f"methods.{run.name}.same_compute_as")
         raise RecipeError(
-            f"methods.{run.name}.same_compute_as: needs a method with one stage that gives max_steps, got "
+            f"{where}: needs a method with one stage that gives max_steps, got "
             f"{', '.join(recipe.stages)} with max_steps {steps}. Give it."
         )
     for name in (run.name, comparison.twin(run.name)):
         for key in comparison.methods[str(name)].search:
             if key.rpartition(".")[2] not in KEEP_TOKENS:
+                where = comparison.where(f"methods.{name}.search.{key}")
                 raise RecipeError(
-                    f"methods.{name}.search: must leave the tokens of a step as they are where compute is to be equal, "
+                    f"{where}: must leave the tokens of a step as they are where compute is to be equal, "
                     f"got {key}. Search {', '.join(KEEP_TOKENS)} alone, or compare by samples."
                 )

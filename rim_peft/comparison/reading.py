@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from rim_peft.comparison.sections import Comparison, MeasureOptions, MethodOptions, RowsOptions
 from rim_peft.recipe import RecipeError
+from rim_peft.recipe.conversion import hints_of
 from rim_peft.recipe.problems import COMMAND_LINE, Problems, join, on_command_line
 from rim_peft.recipe.reading import check_leaves, read_mapping
 from rim_peft.recipe.syntax import read_override
@@ -68,7 +69,7 @@ def _read(values: dict[str, Any], problems: Problems) -> Comparison | None:
     for name, entry in _mapping("methods", values.get("methods"), problems).items():
         key = f"methods.{name}"
         read["methods"][str(name)] = _read_section(key, MethodOptions, _mapping(key, entry, problems), problems)
-    hints = {name: hint for name, hint in get_type_hints(Comparison).items() if name not in (*read, "where")}
+    hints = {name: hint for name, hint in hints_of(Comparison).items() if name not in (*read, "where")}
     top = problems.convert("", hints, {name: value for name, value in values.items() if name in hints})
     for name in ("output_dir", "recipe"):
         if not top.get(name):
@@ -87,7 +88,7 @@ def _mapping(name: str, value: Any, problems: Problems) -> dict[str, Any]:
 
 def _read_section(name: str, section: type, values: dict[str, Any], problems: Problems) -> Any:
     problems.check_keys(name, values, [field.name for field in fields(section)])
-    converted = problems.convert(name, get_type_hints(section), values)
+    converted = problems.convert(name, hints_of(section), values)
     for field in fields(section):
         is_needed = field.default is MISSING and field.default_factory is MISSING
         if is_needed and converted.get(field.name) is None:

@@ -11,7 +11,7 @@ from typing import Any
 from rim_peft.recipe.conversion import WrongTypeError, allows_none, convert
 from rim_peft.recipe.foreign import foreign_key
 from rim_peft.recipe.syntax import SHOWN_KEYS
-from rim_peft.values import cut
+from rim_peft.values import cut, shown
 
 COMMAND_LINE = "command line"
 
@@ -80,7 +80,7 @@ class Problems:
             return foreign
         if len(name) > _LONGEST_KEY:
             return None
-        if close := get_close_matches(name, names, n=1):
+        if close := [known for known in names if known == name.lower()] or get_close_matches(name, names, n=1):
             return close[0]
         elsewhere = {key.rpartition(".")[2]: key for key in reversed(list(self.all_keys()))}
         return next((elsewhere[match] for match in get_close_matches(name, elsewhere, n=1)), None)
@@ -113,8 +113,8 @@ class Problems:
             except Exception as error:
                 complaints += 1
                 culprit = _culprit(make, values, str(error))
-                message = str(error).removeprefix(f"{culprit}: ")
-                self.add(section if culprit is None else join(section, culprit), " ".join(message.split()))
+                message = _explain(error, values.get(culprit or "")).removeprefix(f"{culprit}: ")
+                self.add(section if culprit is None else join(section, culprit), message)
                 if culprit not in values or len(values) == 1:
                     return None
                 del values[culprit]
@@ -123,6 +123,15 @@ class Problems:
 def join(section: str, name: object) -> str:
     """Return a key's full name."""
     return f"{section}.{name}" if section else str(name)
+
+
+def _explain(error: Exception, value: object) -> str:
+    """Return an error's message, or another one for what Python says of a value of the wrong type."""
+    if expected := re.search(r"expected (\w+), got", str(error)):
+        return f"must be of type {expected[1]}, got {shown(value)}."
+    if isinstance(error, ValueError | OSError | ImportError):
+        return str(error)
+    return f"cannot be used, got {shown(value)} ({type(error).__name__})."
 
 
 def _culprit(make: Callable[..., Any], values: Mapping[str, Any], message: str) -> str | None:

@@ -7,9 +7,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from rim_peft.recipe.checks import check_classes
+from rim_peft.recipe.conversion import hints_of
 from rim_peft.recipe.keys import OWN_SECTIONS, all_keys, option_names
 from rim_peft.recipe.problems import COMMAND_LINE, Problems, RecipeError, join, on_command_line
 from rim_peft.recipe.sections import FoundRecipe, Recipe
@@ -171,7 +172,7 @@ def _read_recipe(values: dict[str, Any], problems: Problems) -> Recipe | None:
         own[name] = _read_section(name, section, inside or {}, problems)
         is_whole = is_whole and own[name] is not None
     problems.check_keys("", values, [field.name for field in fields(Recipe)])
-    hints = {name: hint for name, hint in get_type_hints(Recipe).items() if name not in own}
+    hints = {name: hint for name, hint in hints_of(Recipe).items() if name not in own}
     top = problems.convert("", hints, {name: value for name, value in values.items() if name in hints})
     if not top.get("output_dir"):
         problems.add("output_dir", "must be given: the folder to write to.")
@@ -183,7 +184,7 @@ def _read_section(name: str, section: type, values: dict[str, Any], problems: Pr
     """Return a section's dataclass, None if something is wrong with it."""
     found = len(problems.lines)
     problems.check_keys(name, values, option_names(name))
-    converted = problems.convert(name, get_type_hints(section), values)
+    converted = problems.convert(name, hints_of(section), values)
     missing = [field.name for field in fields(section) if field.default is MISSING and field.default_factory is MISSING]
     for field_name in missing:
         if values.get(field_name) is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.robustness.judging import Case, Outcome, Verdict, judge
 
-CAMPAIGNS: tuple[str, ...] = ()
+CAMPAIGNS: tuple[str, ...] = ("recipes",)
 SHOWN_WRONG = 20
 
 
