@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipes",
         metavar="RECIPE | KEY=VALUE",
         nargs="+",
+        type=lambda text: text if _OVERRIDE.match(text) else path(text),
         help="recipe files (YAML), of comparisons too; KEY=VALUE replaces a value in each of them, as for train",
     )
     parser.add_argument(
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.run.preflight import Preflight
 
     overrides = [text for text in args.recipes if _OVERRIDE.match(text)]
-    paths = [path(text) for text in args.recipes if text not in overrides]
+    paths = [text for text in args.recipes if text not in overrides]
     if not paths:
         raise ValueError("RECIPE: at least one file must be given, got values alone.")
     quiet_model_loading()

@@ -11,10 +11,12 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
+from typing import NoReturn
 
 from rim_peft.values import cut, expand_user, shown
 
 _MOST = (1 << 32) - 1
+_LONGEST_NAME = 255
 
 
 def process_number() -> int:
@@ -44,6 +46,14 @@ def results_only() -> Iterator[None]:
         yield
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """Parses a command's arguments; its errors are lines that can be read, whatever was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong, and exit."""
+        super().error(cut(message))
+
+
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what commands ask about an adapter that they load."""
     parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
@@ -61,9 +71,14 @@ def path(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("must not be empty")
     if any(unicodedata.category(char) == "Cc" for char in text):
-        raise argparse.ArgumentTypeError(f"must not hold control characters, got {cut(text)}")
+        raise argparse.ArgumentTypeError(f"must not hold control characters, got {shown(text)}")
+    if any(len(part) > _LONGEST_NAME for part in text.split("/")):
+        raise argparse.ArgumentTypeError(f"must hold names of at most {_LONGEST_NAME} characters, got {shown(text)}")
     try:
+        os.fsencode(text)
         return expand_user(text)
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"must be the name of a file, got {shown(text)}") from None
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -129,7 +129,7 @@ def _explain(error: Exception, value: object) -> str:
     """Return an error's message, or another one for what Python says of a value of the wrong type."""
     if expected := re.search(r"expected (\w+), got", str(error)):
         return f"must be of type {expected[1]}, got {shown(value)}."
-    if isinstance(error, ValueError | OSError | ImportError):
+    if isinstance(error, ValueError | OSError | ImportError) or type(error).__module__ != "builtins":
         return str(error)
     return f"cannot be used, got {shown(value)} ({type(error).__name__})."
 

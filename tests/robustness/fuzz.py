@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.robustness.judging import Case, Outcome, Verdict, judge
 
-CAMPAIGNS: tuple[str, ...] = ("recipes",)
+CAMPAIGNS: tuple[str, ...] = ("recipes", "command_lines")
 SHOWN_WRONG = 20
 
 
