@@ -74,6 +74,8 @@ def _read(values: dict[str, Any], problems: Problems) -> Comparison | None:
     for name in ("output_dir", "recipe"):
         if not top.get(name):
             problems.add(name, "must be given.")
+    if top.get("recipe") and not Path(top["recipe"]).is_file():
+        problems.add("recipe", f"must be a file, got {shown(top['recipe'])}, which is none in {Path.cwd()}.")
     if problems.lines:
         return None
     return problems.build("", Comparison, {**top, **read, "where": problems.where})

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import Question, Templates, check_question
 from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
 from rim_peft.inference.decoding import check_number
@@ -38,6 +39,7 @@ def load_export(
     model: Any = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    check_chat_template(tokenizer, str(folder))
     return model, tokenizer, AnswerExported(record)
 
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.quantizers import AutoHfQuantizer
 
+from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.recipe import ModelOptions
 from rim_peft.training.processes import shards_weights
@@ -152,7 +153,8 @@ def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = Fal
         only_local: ask nothing of the Hub.
 
     Raises:
-        ValueError: it has no EOS token, which closes every readout.
+        ValueError: it has no EOS token, which closes every readout; its chat template cannot be rendered in bounds; or
+            it comes with code, which nobody lets run.
         OSError: there is no such tokenizer.
     """
     revision = _revision(source, options)
@@ -160,6 +162,7 @@ def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = Fal
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=options.trust_remote_code, local_files_only=only_local
         )
+    check_chat_template(tokenizer, source)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer: must have an EOS token, which closes every readout, {source} has none. Set one.")
     if tokenizer.pad_token_id is None:

@@ -15,12 +15,13 @@ import pytest
 
 from rim_peft.cli.main import main
 from rim_peft.comparison.reading import load_comparison
+from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.recipe import RecipeError, load_recipe
 from rim_peft.recipe.reading import load_found_recipe
 from rim_peft.recipe.syntax import read_override, write_yaml
 from rim_peft.run import evaluate, export, load_run
 from rim_peft.tuner.card import read_card
-from tests.conftest import build_base, build_rim, build_tokenizer
+from tests.conftest import CHAT_TEMPLATE, build_base, build_rim, build_tokenizer
 
 SMALL = "output_dir: out\nmodel: {name_or_path: some/base}\ndata: {task: gsm8k}\n"
 MARK = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
@@ -220,3 +221,45 @@ def test_the_same_on_the_command_line_and_in_cards() -> None:
         read_override(f"adapter={{a: &a [{'x, ' * 900}], b: &b [{'*a, ' * 90}], c: [{'*b, ' * 90}]}}")
     with pytest.raises(ValueError, match=r"README\.md: its front matter .*aliases"):
         read_card(f"---\n{bomb(12)}\n---\n# A\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ 'a' * 10**10 }}", "a power in line 1"),
+        ("\n{{ 'a' * 10000000000 }}", "a number above 100,000 in line 2"),
+        ("{% if false %}{{ 'a' * 999 * 999 * 999 }}{% endif %}", "a number above 100,000"),
+        ("{{ 'a' | center(1000000000) }}", "a number above 100,000"),
+        ("{% generation %}{{ '%9999999999d' | format(1) }}{% endgeneration %}", "a width of %999999"),
+        ("{{ '{:>9999999999}'.format(1) }}", "a width of"),
+        ("{% for i in range(10000000) %}a{% endfor %}", "a number above 100,000"),
+        ("a" * 300_000, "300,000 characters"),
+    ],
+)
+def test_chat_templates_of_others_are_bounded(template: str, problem: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(
+        ValueError, match=f"tokenizer: the chat template of x must only write texts, and has .*{problem}"
+    ):
+        check_chat_template(build_tokenizer(chat_template=template), "x")
+    assert time.process_time() - begun < 2
+
+
+def test_an_adapters_chat_template_is_looked_at(stranger: Path) -> None:
+    (stranger / "chat_template.jinja").write_text("{{ 'a' * 10**10 }}")
+    with pytest.raises(ValueError, match="tokenizer: the chat template of .*adapter must only write texts"):
+        load_run(stranger)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHAT_TEMPLATE,
+        "{% for m in messages %}{{ '  ' * loop.index0 }}{{ m.content }}{% if loop.index > 4096 %}{% break %}{% endif %}{% endfor %}",
+        {"default": "{% generation %}{{ messages[0].content | trim }}{% endgeneration %}", "tools": "{{ 2 * 3 }}"},
+        "{{ broken",
+        None,
+    ],
+)
+def test_usual_chat_templates_pass(template: Any) -> None:
+    check_chat_template(build_tokenizer(chat_template=template), "x")
