@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,6 +159,9 @@ class ReadoutConfig(SFTConfig):
         if self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0
         check_ranges(self, _RANGES)  # first: the parent computes with them
+        padded = self.pad_to_multiple_of
+        if isinstance(padded, str) and not re.fullmatch("auto|none|null|[0-9]{1,6}", padded.lower()):
+            raise ValueError(f"pad_to_multiple_of: must be an integer or 'auto', got {shown(padded)}.")
         if 0 < self.max_steps < self.warmup_steps:
             raise ValueError(
                 f"warmup_steps: must be at most max_steps, {self.max_steps}, got {self.warmup_steps}. Below 1 it is a "
