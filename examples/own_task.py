@@ -1,6 +1,6 @@
 """A task of your own: one class, named in a recipe as `data.task: examples.own_task:ColumnAddition`.
 
-The module is looked for on Python's path and, by the command line, in the working directory too.
+The module is looked for on Python's path, and in the working directory last.
 
 Its rows are made here; rows from files need `read_row` in place of `rows` (see rim_peft/data/tasks/gsm8k.py). Its
 answers are compared as texts; `answer_rules` would name another rule (docs/tasks.md).

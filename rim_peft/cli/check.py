@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rim_peft.cli.console import complain, say
+from rim_peft.cli.console import complain, path, positive, say
 from rim_peft.escaping import json_text
 
 if TYPE_CHECKING:
@@ -43,13 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipes",
         metavar="RECIPE | KEY=VALUE",
         nargs="+",
+        type=lambda text: text if _OVERRIDE.match(text) else path(text),
         help="recipe files (YAML), of comparisons too; KEY=VALUE replaces a value in each of them, as for train",
     )
     parser.add_argument(
-        "--base", metavar="FOLDER", help="folder with config.json and tokenizer, in place of the recipe's base"
+        "--base",
+        metavar="FOLDER",
+        type=path,
+        help="folder with config.json and tokenizer, in place of the recipe's base",
     )
     parser.add_argument(
-        "--row-tokens", metavar="N", type=_positive, help="estimate memory with rows of N tokens, not the longest ones"
+        "--row-tokens", metavar="N", type=positive, help="estimate memory with rows of N tokens, not the longest ones"
     )
     parser.add_argument(
         "--device",
@@ -76,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     quiet_model_loading()
     preflight = Preflight(AtHand(args.base, args.download), row_tokens=args.row_tokens, device=args.device)
     all_checked = []
-    for path in paths:
+    for recipe in paths:
         with results_only():
-            checked = check_recipe(path, overrides, preflight)
+            checked = check_recipe(recipe, overrides, preflight)
         all_checked.append(checked)
         if not args.json:
             _print(checked)
@@ -159,9 +163,3 @@ def _count(number: int | None) -> str | None:
 
 def _mib(size: int | None) -> str | None:
     return None if size is None else f"{size / 2**20:,.1f}"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 
+from rim_peft.cli.console import path
+
 KIND = "compare"
 
 
@@ -18,7 +20,7 @@ def more_help() -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("recipe", metavar="RECIPE", help="recipe file of the comparison (YAML)")
+    parser.add_argument("recipe", metavar="RECIPE", type=path, help="recipe file of the comparison (YAML)")
     parser.add_argument(
         "overrides", metavar="KEY=VALUE", nargs="*", help="replace a value of the recipe, such as seeds=[0]"
     )

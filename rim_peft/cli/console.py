@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import logging
 import os
+import re
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator
+from typing import NoReturn
 
 from rim_peft.escaping import visible
+from rim_peft.values import cut, expand_user, shown
+
+_MOST = (1 << 32) - 1
+_LONGEST_NAME = 255
 
 
 def process_number() -> int:
@@ -64,3 +72,59 @@ def results_only() -> Iterator[None]:
     """While entered, send what is printed to stderr, such as the Trainer's log lines."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Parses a command's arguments; its errors are lines that can be read, whatever was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong, and exit."""
+        super().error(cut(message))
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what commands ask about an adapter that they load."""
+    parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
+    parser.add_argument("--base", type=path, help="folder or Hub id of the base, if it is not where the adapter says")
+    parser.add_argument(
+        "--trust-remote-code",
+        "--trust_remote_code",
+        action="store_true",
+        help="run code that comes with the base or the tokenizer; a file never decides that",
+    )
+
+
+def path(text: str) -> str:
+    """Read a path, or an id of the Hub; ``~`` is the home folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    if any(unicodedata.category(char) == "Cc" for char in text):
+        raise argparse.ArgumentTypeError(f"must not hold control characters, got {shown(text)}")
+    if any(len(part) > _LONGEST_NAME for part in text.split("/")):
+        raise argparse.ArgumentTypeError(f"must hold names of at most {_LONGEST_NAME} characters, got {shown(text)}")
+    try:
+        os.fsencode(text)
+        return expand_user(text)
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"must be the name of a file, got {shown(text)}") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text: str) -> int:
+    """Read a number of at least 1."""
+    return _number(text, least=1)
+
+
+def not_negative(text: str) -> int:
+    """Read a number of at least 0."""
+    return _number(text, least=0)
+
+
+def _number(text: str, *, least: int) -> int:
+    if not re.fullmatch(r"-?[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"must be an integer, got {shown(text)}")
+    if text.startswith("-") or len(text) > len(str(_MOST)) or not least <= int(text) <= _MOST:
+        limit = f"at least {least}" if text.startswith("-") or len(text) == 1 else f"at most {_MOST}"
+        raise argparse.ArgumentTypeError(f"must be {limit}, got {cut(text, most=60)}")
+    return int(text)

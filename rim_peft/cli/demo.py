@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from rim_peft.cli.evaluate import positive
+from rim_peft.cli.console import not_negative, path, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,10 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FOLDER",
+        type=path,
         default="outputs/demo",
         help="where the adapter goes; a finished one is shown again, a stopped one goes on (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="seed of the training (default: %(default)s)")
     parser.add_argument(
         "--rows", type=positive, metavar="N", default=250, help="test questions for each number of steps (%(default)s)"
     )

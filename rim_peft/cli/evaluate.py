@@ -5,18 +5,25 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from rim_peft.cli.console import add_source_arguments, path, positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "adapter", metavar="ADAPTER", help="output folder of a training or an export, or an adapter's folder or Hub id"
+        "adapter",
+        metavar="ADAPTER",
+        type=path,
+        help="output folder of a training or an export, or an adapter's folder or Hub id",
     )
     parser.add_argument(
-        "--task", help="a task of docs/tasks.md or package.module:ClassName (default: that of the training)"
+        "--task",
+        help="a task of docs/tasks.md, or package.module:ClassName, whose module is imported (default: that of the "
+        "training, if it is one of docs/tasks.md)",
     )
     parser.add_argument("--split", default="test", help="split to judge (default: %(default)s)")
     parser.add_argument(
-        "--data", metavar="PATH", help="file, folder or Hub id of the rows (default: as in the training)"
+        "--data", metavar="PATH", type=path, help="file, folder or Hub id of the rows (default: as in the training)"
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="judge the first N rows")
     parser.add_argument("--blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)")
@@ -31,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="stop at rows that cannot be read, or leave them out (default: %(default)s)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
-    parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
+    add_source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_model_loading()
     with results_only():
         result = evaluate(
-            load_run(args.adapter, base=args.base, revision=args.revision),
+            load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code),
             args.task,
             split=args.split,
             path=args.data,
@@ -59,14 +65,6 @@ def run(args: argparse.Namespace) -> int:
         )
     say(json_text(result, indent=2) if args.json else _table(result))
     return 0
-
-
-def positive(text: str) -> int:
-    """Read a number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def _table(result: dict[str, Any]) -> str:

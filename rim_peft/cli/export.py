@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rim_peft.cli.evaluate import positive
+from rim_peft.cli.console import add_source_arguments, not_negative, path, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "adapter", metavar="ADAPTER", help="output folder of a training, or an adapter's folder or Hub id"
+        "adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's folder or Hub id"
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to, new or empty")
+    parser.add_argument("--out", metavar="DIR", type=path, required=True, help="folder to write to, new or empty")
     parser.add_argument(
         "--format",
         choices=["merged", "peft-lora"],
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts",
         metavar="FILE",
+        type=path,
         help="questions to check the export on, 32 or more, one a line or as JSON lines with a field question "
         "(default: the first 64 test rows of the training's task)",
     )
@@ -58,13 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-differing",
-        type=int,
+        type=not_negative,
         metavar="N",
         default=0,
         help="how many prompts may get other tokens than from the adapter (default: %(default)s)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
-    parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
+    parser.add_argument(
+        "--task",
+        help="task whose rows it is checked on, as for evaluate (default: that of the training, if it is one of "
+        "docs/tasks.md)",
+    )
+    add_source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -98,8 +103,10 @@ def run(args: argparse.Namespace) -> int:
             options=options,
             questions=questions,
             max_new_tokens=args.max_new_tokens,
+            task_name=args.task,
             base=args.base,
             revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
         )
     if args.json:
         print(json_text({"out": args.out, "format": args.format, **result.to_dict()}, indent=2))

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from rim_peft.cli.console import complain
-from rim_peft.cli.evaluate import positive
+from rim_peft.cli.console import add_source_arguments, complain, path, positive
 from rim_peft.escaping import json_text, visible
 
 if TYPE_CHECKING:
@@ -20,7 +19,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "adapter", metavar="ADAPTER", help="output folder of a training or an export, or an adapter's folder or Hub id"
+        "adapter",
+        metavar="ADAPTER",
+        type=path,
+        help="output folder of a training or an export, or an adapter's folder or Hub id",
     )
     parser.add_argument(
         "question",
@@ -33,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=positive, metavar="N", help="tokens of an answer (default: the recipe's)"
     )
     parser.add_argument("--batch-size", type=positive, metavar="N", default=8, help="questions at a time (%(default)s)")
-    parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
-    parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
+    add_source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON lines with question and answer")
     parser.set_defaults(usage_error=parser.error)
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.run import load_run
 
     quiet_model_loading()
-    loaded = load_run(args.adapter, base=args.base, revision=args.revision)
+    loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
     ask = loaded.answering.get("answer", answer_questions)
     options = loaded.recipe.evaluation if loaded.recipe is not None else EvaluationOptions()
     settings = {

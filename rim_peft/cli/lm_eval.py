@@ -5,31 +5,37 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from rim_peft.cli.console import add_source_arguments, not_negative, path, positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; those with an underscore, and their meaning, are the harness's own."""
     parser.usage = f"{parser.prog} ADAPTER --tasks TASK [TASK ...] [OPTION ...]"  # lists end at an option alone
     parser.add_argument(
-        "adapter", metavar="ADAPTER", help="output folder of a training, or an adapter's folder or Hub id"
+        "adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's folder or Hub id"
     )
     parser.add_argument(
         "--tasks", required=True, nargs="+", metavar="TASK", help="tasks, groups or tags by name, or files of tasks"
     )
     parser.add_argument(
         "--blocks",
-        type=_not_negative,
+        type=not_negative,
         metavar="K",
         help="blocks between context and continuation (default: the adapter's); 0 for the model without blocks",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
-    parser.add_argument("--base", help="folder or Hub id of the base, if it is not where the adapter says")
-    parser.add_argument("--include_path", metavar="FOLDER", help="where to look for tasks beside the harness's own")
-    parser.add_argument("--num_fewshot", type=_not_negative, metavar="N", help="examples before each question")
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--include_path",
+        metavar="FOLDER",
+        type=path,
+        help="where to look for tasks beside the harness's own; the files of a task can run code (!function)",
+    )
+    parser.add_argument("--num_fewshot", type=not_negative, metavar="N", help="examples before each question")
     parser.add_argument("--limit", type=float, metavar="N", help="the first N questions, or a share below 1")
     parser.add_argument(
         "--batch_size", default="1", metavar="N", help="questions at a time, or auto (default: %(default)s)"
     )
-    parser.add_argument("--max_batch_size", type=int, metavar="N", help="the most that auto tries")
+    parser.add_argument("--max_batch_size", type=positive, metavar="N", help="the most that auto tries")
     parser.add_argument(
         "--gen_kwargs", nargs="+", metavar="KEY=VALUE", help="how answers are generated, such as max_gen_toks=32"
     )
@@ -42,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write questions as chats, examples as their earlier turns, with the tokenizer's template",
     )
     parser.add_argument("--system_instruction", metavar="TEXT", help="what stands before all questions")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of sampling and of the choice of examples")
-    parser.add_argument("--output_path", metavar="PATH", help="folder or .json file for the results")
+    parser.add_argument("--seed", type=not_negative, metavar="N", help="seed of sampling and of the choice of examples")
+    parser.add_argument("--output_path", metavar="PATH", type=path, help="folder or .json file for the results")
     parser.add_argument("--log_samples", action="store_true", help="write every request and answer there too")
     parser.add_argument(
         "--confirm_run_unsafe_code", action="store_true", help="run tasks that execute what the model writes"
@@ -63,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             num_blocks=args.blocks,
             base=args.base,
             revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
             include_path=args.include_path,
             output_path=args.output_path,
             log_samples=args.log_samples,
@@ -87,10 +94,3 @@ def run(args: argparse.Namespace) -> int:
 def _seeds(seed: int | None) -> dict[str, Any]:
     names = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     return {} if seed is None else dict.fromkeys(names, seed)
-
-
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {number}")
-    return number

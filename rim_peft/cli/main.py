@@ -11,8 +11,9 @@ from importlib import import_module
 from types import FrameType, ModuleType
 from typing import Any
 
-from rim_peft.cli.console import complain, process_number, quiet_libraries, use_utf8
+from rim_peft.cli.console import ArgumentParser, complain, process_number, quiet_libraries, use_utf8
 from rim_peft.recipe import RecipeError
+from rim_peft.values import cut
 from rim_peft.version import __version__
 
 COMMANDS = {
@@ -31,6 +32,9 @@ COMMANDS = {
 }
 """Name and summary. Each stands in the module of its name, with an underscore for a hyphen, with
 ``add_arguments(parser)`` and ``run(args) -> int``, and ``more_help() -> str`` if ``--help`` has more to say."""
+
+_LONGEST_LINE = 1000
+"""Characters of an error's line that is shown as it is; a longer one holds a value that nobody reads."""
 
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong usage, 130 or 143 interrupted by SIGINT or SIGTERM"
 
@@ -51,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         quiet_libraries()
-        sys.path.append(os.getcwd())  # where a task of the user's own is looked for, as package.module:ClassName
         return args.run(args)
     except KeyboardInterrupt:
         print("rim-peft: interrupted", file=sys.stderr)
@@ -70,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command_list() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="rim-peft", description="Train and use language models that reason in memory blocks.", epilog=EXIT_CODES
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -84,9 +87,7 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
     """Return the parser of a command, whose module alone is imported."""
     summary = COMMANDS[name]
     module = import_module(f"rim_peft.cli.{name.replace('-', '_')}")
-    parser = argparse.ArgumentParser(
-        prog=f"rim-peft {name}", description=f"{summary[0].upper()}{summary[1:]}.", add_help=False
-    )
+    parser = ArgumentParser(prog=f"rim-peft {name}", description=f"{summary[0].upper()}{summary[1:]}.", add_help=False)
     module.add_arguments(parser)
     parser.add_argument("-h", "--help", action=_Help, module=module, help="show this message and exit")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
@@ -99,7 +100,8 @@ def _describe(error: Exception) -> str:
         return str(error)  # each of its lines says where it belongs
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
     where = f" in process {process_number()}" if process_number() else ""
-    return f"rim-peft: error{where}: {kind}{error}"
+    message = "\n".join(line if len(line) <= _LONGEST_LINE else cut(line) for line in str(error).splitlines())
+    return f"rim-peft: error{where}: {kind}{message}"
 
 
 class _Help(argparse.Action):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from rim_peft.cli.console import path
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("folder", metavar="FOLDER", help="output folder of a training, or an adapter's folder")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=path, help="output folder of a training, or an adapter's folder"
+    )
     parser.add_argument("repo_id", metavar="REPO_ID", help="where to on the Hub, as owner/name; made if need be")
     parser.add_argument("--private", action="store_true", default=None, help="if it is made, only you can see it")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to; made if need be (default: main)")

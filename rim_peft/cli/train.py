@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 
+from rim_peft.cli.console import path
+
 
 def more_help() -> str:
     """Return what ``--help`` says besides the arguments: the keys of a recipe."""
@@ -20,7 +22,7 @@ def more_help() -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML)")
+    parser.add_argument("recipe", metavar="RECIPE", type=path, help="recipe file (YAML)")
     parser.add_argument(
         "overrides", metavar="KEY=VALUE", nargs="*", help="replace a value of the recipe, such as data.path=FOLDER"
     )

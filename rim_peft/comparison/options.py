@@ -30,7 +30,9 @@ def list_options() -> list[Option]:
         option
         for prefix, owner in _PARTS.items()
         for option in describe_fields(
-            owner, [field for field in fields(owner) if prefix or field.name not in _SECTIONS], prefix=prefix
+            owner,
+            fields(owner) if prefix else [field for field in Comparison.options() if field.name not in _SECTIONS],
+            prefix=prefix,
         )
     ]
 

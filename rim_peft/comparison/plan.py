@@ -105,7 +105,7 @@ def read_record(run: PlannedRun) -> dict[str, Any]:
 def shared_recipe(comparison: Comparison) -> Recipe:
     """Return the recipe that all runs share, with the changes for all of them."""
     changes = {**comparison.changes, "output_dir": comparison.output_dir}
-    return load_recipe(comparison.recipe, overrides(changes))
+    return load_recipe(comparison.recipe, overrides(changes), places=_places(comparison))
 
 
 def run_recipe(comparison: Comparison, run: PlannedRun, *, max_steps: int | None = None) -> Recipe:
@@ -128,11 +128,12 @@ def run_recipe(comparison: Comparison, run: PlannedRun, *, max_steps: int | None
         "output_dir": str(run.folder),
         "seed": run.seed,
     }
-    recipe = load_recipe(comparison.recipe, overrides(changes))
+    places = _places(comparison, run)
+    recipe = load_recipe(comparison.recipe, overrides(changes), places=places)
     if max_steps is None:
         return recipe
     (stage,) = recipe.stages
-    return load_recipe(comparison.recipe, overrides({**changes, f"{stage}.max_steps": max_steps}))
+    return load_recipe(comparison.recipe, overrides({**changes, f"{stage}.max_steps": max_steps}), places=places)
 
 
 def overrides(changes: Mapping[str, Any]) -> list[str]:
@@ -142,6 +143,20 @@ def overrides(changes: Mapping[str, Any]) -> list[str]:
     ['grounding=null', 'refinement.learning_rate=0.003']
     """
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
+
+
+def _places(comparison: Comparison, run: PlannedRun | None = None) -> dict[str, str]:
+    """Return where the keys of a run's changes stand in the comparison's recipe."""
+    places = {key: comparison.where(f"changes.{key}") for key in comparison.changes}
+    places["output_dir"] = comparison.where("output_dir")
+    if run is not None:
+        is_method = run.name in comparison.methods
+        for key in run.method.changes:
+            places[key] = comparison.where(f"methods.{run.name}.changes.{key}" if is_method else f"grid.{key}")
+        for key in run.values or {}:
+            places[key] = comparison.where(f"methods.{run.name}.search.{key}")
+        places["seed"] = comparison.where("seeds" if run.method.seeds is None else f"methods.{run.name}.seeds")
+    return places
 
 
 def _seeds(comparison: Comparison, method: MethodOptions) -> list[int]:

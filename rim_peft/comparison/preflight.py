@@ -67,7 +67,8 @@ def check_recipe(path: str | Path, overrides: Sequence[str], preflight: Prefligh
     except RecipeError as error:
         checked.errors = str(error).splitlines()
     except (OSError, UnicodeError) as error:
-        checked.errors = [f"{path}: {getattr(error, 'strerror', None) or error}"]
+        name = str(getattr(error, "filename", None) or path)  # a comparison names the recipe that its runs share
+        checked.errors = [f"{name}: {getattr(error, 'strerror', None) or error}"]
     return checked
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
 _LONGEST_NAME = 150
@@ -158,6 +158,13 @@ class Comparison:
         metadata={"help": "For rim-peft ablate: recipe keys, each with values to try one at a time."},
     )
     measures: MeasureOptions = field(default_factory=MeasureOptions, metadata={"help": "What is measured."})
+    where: Callable[[str], str] = field(default=str, repr=False, compare=False)
+    """Of a key: file and key, or another place where it was given, for errors. It is no key itself."""
+
+    @classmethod
+    def options(cls) -> list[Field[Any]]:
+        """Return the fields that a recipe gives."""
+        return [field for field in fields(cls) if field.name != "where"]
 
     def __post_init__(self) -> None:
         """Check names."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.data.tokenization import padding_id
 from rim_peft.evaluation.latency import measure_latency
 from rim_peft.evaluation.ways import Way, by_generate, by_thoughts, count_behind
+from rim_peft.recipe import Recipe
 from rim_peft.run import Run, load_run
 from rim_peft.run.record import describe_hardware
 from rim_peft.training.files import write_text
@@ -57,7 +59,7 @@ def time_methods(comparison: Comparison, plan: Sequence[PlannedRun], rows: Judge
         if kept["spec"] == spec:
             return list(kept["latency"])
     logger.info("timing answers side by side")
-    ways = [_way(run, method, rows.test[:number]) for run, method in chosen]
+    ways = [_way(run, run_recipe(comparison, run), rows.test[:number]) for run, _ in chosen]
     reference = next((run.name for run, method in chosen if method == "answer"), None)
     found = [
         latency.to_dict()
@@ -79,11 +81,8 @@ def _one_of_each(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[tup
     return [(run, kind) for kind, run in kinds.items()]
 
 
-def _way(planned: PlannedRun, method: str, examples: Sequence[Example]) -> Way:
-    run = load_run(planned.folder)
-    recipe = run.recipe
-    if recipe is None:
-        raise ValueError(f"{planned.folder}: must hold recipe.yaml, which says how the run answers.")
+def _way(planned: PlannedRun, recipe: Recipe, examples: Sequence[Example]) -> Way:
+    run = replace(load_run(planned.folder, trust_remote_code=recipe.model.trust_remote_code), recipe=recipe)
     if recipe.model.quantization is None:
         run.model.merge_adapter()
     first_memory_id = active_config(run.model).block_tokens.begin
@@ -91,7 +90,7 @@ def _way(planned: PlannedRun, method: str, examples: Sequence[Example]) -> Way:
         [example.question for example in examples], run.tokenizer, run.templates, vocab_size=first_memory_id
     )
     eos_id, longest = run.tokenizer.eos_token_id, recipe.evaluation.max_new_tokens
-    if method == "coconut":
+    if recipe.method == "coconut":
         return by_thoughts(
             planned.name, prompts, run.model, num_thoughts=_thoughts(run), eos_id=eos_id, max_new_tokens=longest
         )

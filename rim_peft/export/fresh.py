@@ -25,8 +25,8 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
-    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"], trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, trust_remote_code=False)
     if job["adapter"] is not None:
         from peft import PeftModel
 

@@ -76,7 +76,8 @@ def export_peft_lora(
     keep_tied = options.keep_tied
     if record["adapters"]:
         keep_tied = bool(record["head_is_tied"])  # untied now, the head would prefer the rows that are there
-        base, known = _extended_so_far(folder / BASE, base), AutoTokenizer.from_pretrained(str(folder / BASE))
+        base = _extended_so_far(folder / BASE, base)
+        known = AutoTokenizer.from_pretrained(str(folder / BASE), trust_remote_code=False)
     extended, memory = add_memory_tokens(known, num_blocks=num_blocks, block_size=config.block_size)
     add_rows(base, memory.ids, rows, keep_tied=keep_tied)
     head_is_tied = is_tied(base)
@@ -192,7 +193,7 @@ def _extended_so_far(folder: Path, base: PreTrainedModel) -> Any:
     old = folder.with_name(_beside(folder.name)[1])
     if old.exists() and not folder.exists():  # killed between two renames
         old.rename(folder)
-    extended: Any = AutoModelForCausalLM.from_pretrained(str(folder))
+    extended: Any = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=False)
     extended.to(base.device)
     theirs, ours = extended.state_dict(), base.state_dict()
     for name, value in ours.items():

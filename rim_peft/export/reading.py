@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import Question, QuestionError, Templates
 from rim_peft.data.tokenization import padding_id, tokenize_prompts
 from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
@@ -26,21 +27,29 @@ def is_export(folder: Path) -> bool:
     return (folder / EXPORT_FILE).is_file()
 
 
-def load_export(folder: Path) -> tuple[Any, PreTrainedTokenizerBase, AnswerExported]:
+def load_export(
+    folder: Path, *, trust_remote_code: bool = False
+) -> tuple[Any, PreTrainedTokenizerBase, AnswerExported]:
     """Load a merged export with plain transformers: model, tokenizer, and how to ask them.
+
+    Args:
+        folder: of the export.
+        trust_remote_code: let code run that comes with its model or tokenizer.
 
     Raises:
         ValueError: it is an export of another format, or its files are damaged or of another one.
     """
     record = read_record(folder)
+    trusted = {"trust_remote_code": trust_remote_code}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True, **trusted)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **trusted)
     except Exception as error:  # of several libraries, one of which raises `Exception` itself
         raise ValueError(
             f"{folder}: must hold a model and a tokenizer that transformers can load, and does not "
             f"({brief(error)}). {AGAIN}"
         ) from error
+    check_chat_template(tokenizer, str(folder))
     model, info = loaded
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(f"{folder}: its weights must be whole, and lack {lacking[0]} (of {len(lacking)}). {AGAIN}")

@@ -11,7 +11,8 @@ from typing import Any
 from rim_peft.escaping import json_text
 from rim_peft.export.tokens import MemoryTokens
 from rim_peft.training.files import write_text
-from rim_peft.tuner.files import check_digests, read_object, shown
+from rim_peft.tuner.files import check_digests, read_object
+from rim_peft.values import shown
 from rim_peft.version import __version__
 
 EXPORT_FILE = "rim_export.json"

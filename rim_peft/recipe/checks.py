@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any
 
+from transformers.activations import ACT2FN
+
+from rim_peft.recipe.conversion import hints_of
 from rim_peft.recipe.keys import SET_ELSEWHERE, STAGES, option_names, section_class
 from rim_peft.recipe.problems import Problems, join
 from rim_peft.recipe.sections import HARDWARE, METHODS
+from rim_peft.values import Range, shown
+
+_SIZES = {
+    "vocab_size": Range(1, 1 << 21),
+    **dict.fromkeys(("hidden_size", "intermediate_size"), Range(1, 1 << 20)),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), Range(1, 1 << 12)),
+    "head_dim": Range(1, 1 << 16),
+    "max_position_embeddings": Range(1, 1 << 28),
+    "sliding_window": Range(1, 1 << 28),
+    "initializer_range": Range(0, 100),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), Range(0, 1)),
+    **dict.fromkeys(
+        ("attention_dropout", "hidden_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"), Range(0, 1, below=True)
+    ),
+}
+"""Sizes of a base by their usual names; memory for the largest is another question, which rim-peft check answers."""
 
 
 def check_classes(values: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
@@ -46,7 +65,7 @@ def _check_section(name: str, values: dict[str, Any], problems: Problems) -> dic
     values = {key: value for key, value in values.items() if key not in elsewhere}
     problems.check_keys(name, values, option_names(name))
     section = section_class(name)
-    converted = problems.convert(name, get_type_hints(section), values)
+    converted = problems.convert(name, hints_of(section), values)
     problems.build(name, section, {key: value for key, value in converted.items() if key not in HARDWARE})
     return converted
 
@@ -63,19 +82,70 @@ def _check_model_config(values: dict[str, Any], problems: Problems) -> None:
     rest = {key: value for key, value in values.items() if key != "model_type"}
     known = {*default.to_dict(), *default.attribute_map}
     problems.check_keys("model.config", rest, sorted(known))
-    problems.build("model.config", type(default), {key: value for key, value in rest.items() if key in known})
+    made = problems.build("model.config", type(default), {key: value for key, value in rest.items() if key in known})
+    if made is not None:
+        _check_sizes(made, rest, problems)
+
+
+def _check_sizes(config: Any, given: Mapping[str, Any], problems: Problems) -> None:
+    """Check the sizes of a base, which its class takes without a word and its layers cannot be built of."""
+    own_names = {usual: own for usual, own in config.attribute_map.items() if own in given}
+
+    def key(usual: str) -> str:
+        return join("model.config", usual if usual in given else own_names.get(usual, usual))
+
+    found = len(problems.lines)
+    for usual, allowed in _SIZES.items():
+        value = getattr(config, usual, None)
+        if value is not None and isinstance(value, bool | int | float) and value not in allowed:
+            problems.add(key(usual), f"must be {allowed}, got {shown(value)}.")
+    for usual in ("hidden_act", "hidden_activation", "activation_function"):
+        value = getattr(config, usual, None)
+        if usual in given and value not in ACT2FN:
+            problems.add(key(usual), f"must be one of {', '.join(ACT2FN)}, got {shown(value)}.")
+    sizes = [getattr(config, name, None) for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")]
+    if len(problems.lines) > found or any(size is not None and type(size) is not int for size in sizes):
+        return
+    width, heads, pairs = sizes
+    if width and heads and width % heads and "head_dim" not in given:
+        problems.add(key("hidden_size"), f"must be a multiple of {key('num_attention_heads')}, {heads}, got {width}.")
+    if heads and pairs and heads % pairs:
+        problems.add(
+            key("num_attention_heads"), f"must be a multiple of {key('num_key_value_heads')}, {pairs}, got {heads}."
+        )
 
 
 def _check_task(name: str, options: dict[str, Any], problems: Problems) -> dict[str, Any]:
     from rim_peft.data.tasks import get_task
 
-    task = problems.build("data", lambda task: get_task(task), {"task": name})
-    if task is None:
+    if problems.build("data", lambda task: get_task(task), {"task": name}) is None:
         return {}
-    problems.check_keys("data.options", options, [field.name for field in fields(task)])
-    known = {field.name: options[field.name] for field in fields(task) if field.name in options}
-    converted = problems.convert("data.options", get_type_hints(type(task)), known)
-    problems.build("data.options", lambda **kwargs: get_task(name, **kwargs), converted)
+    return check_task_options("data.options", name, options, problems)
+
+
+def check_task_options(
+    section: str, name: str, options: dict[str, Any], problems: Problems, *, others: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Check options of a task, in whatever section they stand.
+
+    Args:
+        section: its full name.
+        name: of the task.
+        options: what the section holds.
+        problems: where problems are noted.
+        others: options that hold unless the section has its own.
+
+    Returns:
+        The options with each value in its field's type.
+    """
+    from rim_peft.data.tasks import get_task
+
+    task = get_task(name)
+    kind: Any = type(task)
+    problems.check_keys(section, options, [field.name for field in fields(task)])  # type: ignore[arg-type]
+    known = {field.name: options[field.name] for field in fields(task) if field.name in options}  # type: ignore[arg-type]
+    converted = problems.convert(section, hints_of(kind), known)
+    problems.build(section, lambda **own: get_task(name, **{**(others or {}), **own}), converted)
     return converted
 
 

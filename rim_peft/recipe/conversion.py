@@ -5,7 +5,10 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Literal, Union, get_args, get_origin
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from rim_peft.values import shown
 
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
 
@@ -27,7 +30,13 @@ def convert(value: Any, hint: Any) -> Any:
         return _convert(value, hint)
     except WrongTypeError:
         quoting = ", put it in quotes" if _allows_text(hint) and isinstance(value, bool | int | float) else ""
-        raise WrongTypeError(f"must be {describe(hint)}, got {value!r}{quoting}.") from None
+        raise WrongTypeError(f"must be {describe(hint)}, got {shown(value)}{quoting}.") from None
+
+
+@cache
+def hints_of(owner: type) -> Mapping[str, Any]:
+    """Return the type hints of a dataclass's fields."""
+    return get_type_hints(owner)
 
 
 def allows_none(hint: Any) -> bool:

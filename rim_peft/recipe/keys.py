@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 
 from rim_peft.recipe.problems import join
 from rim_peft.recipe.sections import DataOptions, EvaluationOptions, ModelOptions
@@ -45,12 +46,14 @@ SET_ELSEWHERE: dict[str, Mapping[str, str | None]] = {
 """By section, fields that are set under another key (None: by the package), and so are no keys of the section."""
 
 
+@cache
 def all_keys() -> list[str]:
     """List the full names of all keys, those of this package's own options first."""
     sections = [(name, option_names(name)) for name in (*OWN_SECTIONS, "adapter", *STAGES)]
     return [join(name, option) for name, options in sections for option in options]
 
 
+@cache
 def option_names(section: str) -> list[str]:
     """List the keys of a section."""
     return [field.name for field in fields(section_class(section)) if field.name not in SET_ELSEWHERE.get(section, ())]

@@ -9,8 +9,19 @@ from difflib import get_close_matches
 from typing import Any
 
 from rim_peft.recipe.conversion import WrongTypeError, allows_none, convert
+from rim_peft.recipe.foreign import foreign_key
+from rim_peft.recipe.syntax import SHOWN_KEYS
+from rim_peft.values import cut, shown
 
 COMMAND_LINE = "command line"
+
+_LONGEST_KEY = 100
+"""Characters of a key that is shown as it is, and that a suggestion is looked for."""
+
+
+def on_command_line(keys: Iterable[str]) -> dict[str, str]:
+    """Return the place of each key that was given on the command line."""
+    return {key: f"{COMMAND_LINE}: {cut(key, most=_LONGEST_KEY)}" for key in keys}
 
 
 class RecipeError(ValueError):
@@ -24,18 +35,24 @@ class Problems:
     Attributes:
         source: the recipe's file.
         all_keys: the full names of all sections' keys, to suggest one from.
-        overridden: keys that were given on the command line, to say so.
+        overridden: keys that were given elsewhere than in the file, each with its place (``command line: seed``).
     """
 
     source: str
     all_keys: Callable[[], Iterable[str]]
-    overridden: frozenset[str] = frozenset()
+    overridden: Mapping[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
 
     def add(self, key: str, message: str) -> None:
         """Note what is wrong with a key."""
-        from_command_line = any(f"{key}.".startswith(f"{given}.") for given in self.overridden)
-        self.lines.append(f"{COMMAND_LINE if from_command_line else self.source}: {key}: {message}")
+        self.lines.append(f"{self.where(key)}: {cut(message)}")
+
+    def where(self, key: str) -> str:
+        """Return where a key was given: file and key, or another place."""
+        given = max((one for one in self.overridden if f"{key}.".startswith(f"{one}.")), key=len, default=None)
+        if given is None:
+            return f"{self.source}: {cut(key, most=_LONGEST_KEY)}"
+        return f"{self.overridden[given]}{cut(key.removeprefix(given), most=_LONGEST_KEY)}"
 
     def raise_any(self) -> None:
         """Raise what was found.
@@ -49,14 +66,24 @@ class Problems:
     def check_keys(self, section: str, given: Iterable[Any], known: Iterable[str]) -> None:
         """Note the keys that a section does not have, with the nearest one that it has, or that another one has."""
         names = list(known)
-        for name in given:
-            if name in names:
-                continue
-            close = get_close_matches(str(name), names, n=1)
-            if not close:
-                elsewhere = {key.rpartition(".")[2]: key for key in reversed(list(self.all_keys()))}
-                close = [elsewhere[match] for match in get_close_matches(str(name), elsewhere, n=1)]
-            self.add(join(section, name), f"unknown key, did you mean {close[0]}?" if close else "unknown key.")
+        unknown = [name for name in given if name not in names]
+        for name in unknown[:SHOWN_KEYS]:
+            meant = self._meant(section, str(name), names)
+            self.add(join(section, name), f"unknown key, did you mean {meant}?" if meant else "unknown key.")
+        if len(unknown) > SHOWN_KEYS:
+            name = join(section, unknown[SHOWN_KEYS])
+            self.add(name, f"unknown key, and so are {len(unknown) - SHOWN_KEYS - 1} more.")
+
+    def _meant(self, section: str, name: str, names: list[str]) -> str | None:
+        """Return the key that an unknown one most likely stands for: by another tool's name, else by its letters."""
+        if (foreign := foreign_key(section, name)) is not None and (section or "." in foreign or foreign in names):
+            return foreign
+        if len(name) > _LONGEST_KEY:
+            return None
+        if close := [known for known in names if known == name.lower()] or get_close_matches(name, names, n=1):
+            return close[0]
+        elsewhere = {key.rpartition(".")[2]: key for key in reversed(list(self.all_keys()))}
+        return next((elsewhere[match] for match in get_close_matches(name, elsewhere, n=1)), None)
 
     def convert(self, section: str, hints: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values that have their field's type, and note the others.
@@ -86,8 +113,8 @@ class Problems:
             except Exception as error:
                 complaints += 1
                 culprit = find_culprit(make, values, str(error))
-                message = str(error).removeprefix(f"{culprit}: ")
-                self.add(section if culprit is None else join(section, culprit), " ".join(message.split()))
+                message = _explain(error, values.get(culprit or "")).removeprefix(f"{culprit}: ")
+                self.add(section if culprit is None else join(section, culprit), message)
                 if culprit not in values or len(values) == 1:
                     return None
                 del values[culprit]
@@ -96,6 +123,15 @@ class Problems:
 def join(section: str, name: object) -> str:
     """Return a key's full name."""
     return f"{section}.{name}" if section else str(name)
+
+
+def _explain(error: Exception, value: object) -> str:
+    """Return an error's message, or another one for what Python says of a value of the wrong type."""
+    if expected := re.search(r"expected (\w+), got", str(error)):
+        return f"must be of type {expected[1]}, got {shown(value)}."
+    if isinstance(error, ValueError | OSError | ImportError) or type(error).__module__ != "builtins":
+        return str(error)
+    return f"cannot be used, got {shown(value)} ({type(error).__name__})."
 
 
 def find_culprit(make: Callable[..., Any], values: Mapping[str, Any], message: str) -> str | None:

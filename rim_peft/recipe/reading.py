@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from rim_peft.recipe.checks import check_classes
+from rim_peft.recipe.conversion import hints_of
 from rim_peft.recipe.keys import OWN_SECTIONS, all_keys, option_names
-from rim_peft.recipe.problems import COMMAND_LINE, Problems, RecipeError, join
-from rim_peft.recipe.sections import Recipe
+from rim_peft.recipe.problems import COMMAND_LINE, Problems, RecipeError, join, on_command_line
+from rim_peft.recipe.sections import FoundRecipe, Recipe
 from rim_peft.recipe.syntax import read_override, read_yaml
+from rim_peft.values import MOST_CHARACTERS, expand_user, shown
+
+PATHS = ("output_dir", "name_or_path", "tokenizer", "recipe", "path", "deepspeed", "fsdp_config", "accelerator_config")
+"""Names of keys whose texts are paths, or ids of the Hub."""
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check: bool = True) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, check: bool = True, places: Mapping[str, str] | None = None
+) -> Recipe:
     """Read a recipe and check everything in it that needs neither its model nor its rows.
 
     Args:
@@ -22,6 +31,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check: bool 
         overrides: ``key=value`` each, which win over the file.
         check: also check the fields of adapter, stages, base and task; without it (for a run that was made, perhaps on
             another machine) only the sections that this package defines.
+        places: of the overrides' keys, as problems with them shall name it; the command line if not given.
 
     Raises:
         RecipeError: all that is wrong, one line each.
@@ -30,16 +40,40 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check: bool 
     values = read_mapping(path, example="output_dir: outputs/run")
     problems = Problems(str(path), all_keys)
     given = _read_overrides(overrides, problems)
-    problems.overridden = frozenset(given)
+    problems.overridden = {**on_command_line(given), **(places or {})}
     for key, value in given.items():
         _override(values, key, value, problems)
     if check:
+        check_leaves(values, problems)
         values = {**values, **check_classes(values, problems)}
     recipe = _read_recipe(values, problems)
     problems.raise_any()
     if recipe is None:
         raise RecipeError(f"{path}: cannot be read.")
     return recipe
+
+
+def load_found_recipe(path: str | Path, *, trust_remote_code: bool = False) -> FoundRecipe:
+    """Read the recipe in the folder of a run, perhaps another's and made on another machine: nothing in it runs code.
+
+    Args:
+        path: the file.
+        trust_remote_code: whether whoever loads the folder lets code run that comes with the base.
+
+    Raises:
+        RecipeError: all that is wrong; or the recipe asks for code of the base, which nobody lets run.
+        OSError: the file cannot be read.
+    """
+    recipe = load_recipe(path, check=False)
+    model = recipe.model
+    if model.trust_remote_code and not trust_remote_code:
+        base = f"the base {shown(model.name_or_path)}" if model.name_or_path is not None else "the base"
+        raise RecipeError(
+            f"{path}: model.trust_remote_code: asks to run code that comes with {base}, which a file cannot decide. If "
+            "you trust that code, give --trust-remote-code (in Python trust_remote_code=True)."
+        )
+    values = {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
+    return FoundRecipe(**{**values, "model": replace(model, trust_remote_code=trust_remote_code)})
 
 
 def read_mapping(path: str | Path, *, example: str) -> dict[str, Any]:
@@ -50,12 +84,50 @@ def read_mapping(path: str | Path, *, example: str) -> dict[str, Any]:
         OSError: the file cannot be read.
     """
     try:
-        values = read_yaml(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            content = file.read(4 * MOST_CHARACTERS + 1)  # a character has at most four bytes
+        values = read_yaml(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path}: must be a text in UTF-8, and is not at byte {error.start}. Save it as UTF-8."
+        ) from None
     except ValueError as error:
         raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: must hold keys with values, such as '{example}'.")
     return values
+
+
+def check_leaves(values: dict[Any, Any], problems: Problems, section: str = "") -> None:
+    """Note values that no option can have, take them out, and write home folders out.
+
+    These are numbers that are infinite, none at all or of over 64 bits, and paths with control characters.
+    """
+    for name, value in list(values.items()):
+        key = join(section, name)
+        if isinstance(value, dict):
+            check_leaves(value, problems, key)
+        elif isinstance(value, str) and name in PATHS:
+            values[name] = _read_path(value, key, problems)
+        elif any(not _is_plain(number) for number in (value if isinstance(value, list) else [value])):
+            problems.add(key, f"must be finite and of at most 64 bits, got {shown(value)}.")
+            del values[name]
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether a value is no number, or one that a computer's numbers can be."""
+    return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) < 1 << 63
+
+
+def _read_path(text: str, key: str, problems: Problems) -> str:
+    if any(unicodedata.category(char) == "Cc" for char in text):
+        problems.add(key, f"must not hold control characters, got {shown(text)}.")
+        return text
+    try:
+        return text if key.endswith("data.path") else expand_user(text)  # that is kept as given, and expanded when read
+    except ValueError as error:
+        problems.add(key, str(error))
+        return text
 
 
 def _read_overrides(overrides: Sequence[str], problems: Problems) -> dict[str, Any]:
@@ -94,13 +166,13 @@ def _read_recipe(values: dict[str, Any], problems: Problems) -> Recipe | None:
     for name, section in OWN_SECTIONS.items():
         inside = values.get(name)
         if inside is not None and not isinstance(inside, dict):
-            problems.add(name, f"must be a section with keys, got {inside!r}.")
+            problems.add(name, f"must be a section with keys, got {shown(inside)}.")
             is_whole = False
             continue
         own[name] = _read_section(name, section, inside or {}, problems)
         is_whole = is_whole and own[name] is not None
     problems.check_keys("", values, [field.name for field in fields(Recipe)])
-    hints = {name: hint for name, hint in get_type_hints(Recipe).items() if name not in own}
+    hints = {name: hint for name, hint in hints_of(Recipe).items() if name not in own}
     top = problems.convert("", hints, {name: value for name, value in values.items() if name in hints})
     if not top.get("output_dir"):
         problems.add("output_dir", "must be given: the folder to write to.")
@@ -112,7 +184,7 @@ def _read_section(name: str, section: type, values: dict[str, Any], problems: Pr
     """Return a section's dataclass, None if something is wrong with it."""
     found = len(problems.lines)
     problems.check_keys(name, values, option_names(name))
-    converted = problems.convert(name, get_type_hints(section), values)
+    converted = problems.convert(name, hints_of(section), values)
     missing = [field.name for field in fields(section) if field.default is MISSING and field.default_factory is MISSING]
     for field_name in missing:
         if values.get(field_name) is None:

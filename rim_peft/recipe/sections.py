@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rim_peft.data.examples import Templates
 from rim_peft.tuner import RiMConfig
+from rim_peft.values import Range, check_ranges, shown
 
 if TYPE_CHECKING:
     from rim_peft.data.tasks.task import Task
     from rim_peft.training.readout_config import ReadoutConfig
     from rim_peft.training.readout_trainer import ReadoutTrainer
+
+MOST_LENGTH = 1 << 24
+"""Most tokens of a row or an answer."""
 
 AS_IN_STAGE: dict[str, str] = {}
 """Metadata of options that both stages share: their help stands in the stages' own class."""
@@ -114,6 +118,7 @@ class DataOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}: must be at least {least}, got {value}.")
+        check_ranges(self, {"max_length": Range(1, MOST_LENGTH)})
         if not self.step_separator:
             raise ValueError(f"step_separator: must not be empty, got {self.step_separator!r}.")
         for name in ("prompt", "step", "answer"):
@@ -159,6 +164,7 @@ class EvaluationOptions:
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}.")
+        check_ranges(self, {"batch_size": Range(1, 1 << 16), "max_new_tokens": Range(1, MOST_LENGTH)})
 
 
 HARDWARE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
@@ -208,6 +214,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check that there is something to train."""
+        check_ranges(self, {"seed": Range(0, (1 << 32) - 1)})
         if not self.stages:
             raise ValueError("refinement: must not be null where grounding is null too. Keep a stage.")
         if self.method in ("answer", "cot") and self.adapter.get("r") == 0:
@@ -229,7 +236,7 @@ class Recipe:
         return RiMConfig(**{**self.adapter, "num_blocks": 0, "insertion_layer": 0, "bidirectional_blocks": False})
 
     def task(self) -> Task:
-        """Return the task with its options."""
+        """Return the task with its options, whose module is imported."""
         from rim_peft.data.tasks import get_task
 
         return get_task(self.data.task, **self.data.options)
@@ -283,3 +290,30 @@ class Recipe:
         if stage in ("baseline", "coconut"):
             values["step_separator"] = data.step_separator
         return values
+
+
+class FoundRecipe(Recipe):
+    """The recipe in the folder of a run, which somebody else may have made: what it says runs no code.
+
+    Code that comes with its base runs only if whoever loads the folder says so, and a task's module is imported only
+    if its class is named in the same call.
+    """
+
+    def task(self, *, named: str | None = None) -> Task:
+        """Return the task with its options.
+
+        Args:
+            named: the task as the caller named it; None if only the recipe names it.
+
+        Raises:
+            ValueError: the recipe alone asks for a class to be imported.
+        """
+        from rim_peft.data.tasks import TASKS
+
+        name = self.data.task
+        if name not in TASKS and ":" in name and named != name:
+            raise ValueError(
+                f"data.task: the recipe in the folder names the class {shown(name)}, whose module would be imported "
+                "and can run any code. If you trust it, name it yourself (--task; in Python task_name)."
+            )
+        return super().task()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, fields
+from functools import cache
 from typing import Any
 
 from rim_peft.recipe.keys import STAGES, option_names, section_class
@@ -40,13 +41,15 @@ def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
     return [key for key in keys if before.get(key, missing) != after.get(key, missing)]
 
 
+@cache
 def own_fields(section: str) -> list[Field[Any]]:
     """List the options of a section that this package itself defines."""
     own = set()
     for parent in section_class(section).__mro__:
         if parent.__module__.partition(".")[0] == __name__.partition(".")[0]:
             own |= set(vars(parent).get("__annotations__", ()))
-    return [field for field in fields(section_class(section)) if field.name in own & set(option_names(section))]
+    own &= set(option_names(section))
+    return [field for field in fields(section_class(section)) if field.name in own]
 
 
 def _own_defaults(section: str) -> dict[str, Any]:

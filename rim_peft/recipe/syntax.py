@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from yaml.reader import ReaderError
+
+from rim_peft.values import BoundedLoader, cut, shown
 
 _SCALARS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -24,8 +27,14 @@ _SCALARS = (
 )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader with the scalars above; ``repeated`` collects the keys that a mapping has twice."""
+SHOWN_KEYS = 20
+"""How many keys of one kind of problem are listed."""
+
+_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map"))
+
+
+class _Loader(BoundedLoader):
+    """The bounded loader with the scalars above; ``repeated`` collects the keys that a mapping has twice."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - filled below
 
@@ -33,12 +42,28 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.repeated: list[tuple[int, str]] = []
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Construct a value; only what recipes are made of is one, and only texts that a file can be given."""
+        if node.tag not in _TAGS:
+            raise _unreadable(node, f"the tag {shown(node.tag)} is none of a recipe's")
+        try:
+            value = super().construct_object(node, deep=deep)
+        except (ValueError, KeyError, AttributeError, OverflowError):  # as `!!int x`, or an integer of 5,000 digits
+            raise _unreadable(
+                node, f"{shown(node.value)} is no {node.tag.rpartition(':')[2]} that can be read"
+            ) from None
+        if isinstance(value, str) and re.search("[\\0\ud800-\udfff]", value):
+            raise _unreadable(node, f"a text must not hold NUL or half a character, as {shown(value)} does")
+        return value
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _unreadable(key_node, "a key must be a text")
             key = self.construct_object(key_node, deep=True)
             if key in keys:
-                self.repeated.append((key_node.start_mark.line + 1, str(key)))
+                self.repeated.append((key_node.start_mark.line + 1, cut(str(key), most=60)))
             keys.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -67,18 +92,19 @@ def read_yaml(text: str) -> Any:
     Raises:
         ValueError: it is not YAML, or a mapping has a key twice; one line for each, with its line number.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         value = loader.get_single_data()
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"must not hold the character {shown(chr(error.character))}, which cannot be printed"
+        raise ValueError(f"line {line}: not valid YAML: {message}.") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ValueError(f"line {line}: not valid YAML: {error.problem or error}.") from None
-    except (yaml.YAMLError, TypeError) as error:  # unprintable characters; keys that are lists
-        raise ValueError(f"not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
+        raise ValueError(f"line {line}: not valid YAML: {cut(error.problem or str(error))}.") from None
     if loader.repeated:
-        raise ValueError("\n".join(f"line {line}: {key}: is given twice, keep one." for line, key in loader.repeated))
+        lines = [f"line {line}: {key}: is given twice, keep one." for line, key in loader.repeated[:SHOWN_KEYS]]
+        raise ValueError("\n".join(lines))
     return value
 
 
@@ -104,8 +130,16 @@ def read_override(text: str) -> tuple[str, Any]:
     """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise ValueError(f"{text}: must read key=value, for instance data.path=folder or grounding.learning_rate=1e-4.")
+        raise ValueError(
+            f"{cut(text)}: must read key=value, for instance data.path=folder or grounding.learning_rate=1e-4."
+        )
+    key = key.strip()
     try:
-        return key.strip(), read_yaml(value)
+        return key, read_yaml(value)
     except ValueError as error:
-        raise ValueError(f"{key.strip()}: {error} Put the value in quotes: {key.strip()}='\"...\"'.") from None
+        name = cut(key, most=60)
+        raise ValueError(f"{name}: {cut(str(error))} Put the value in quotes: {name}='\"...\"'.") from None
+
+
+def _unreadable(node: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)

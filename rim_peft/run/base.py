@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.quantizers import AutoHfQuantizer
 
+from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.data.hub import asking_hub
 from rim_peft.recipe import ModelOptions
@@ -43,6 +44,21 @@ _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _MAX_TOKENIZER_BYTES = 256 << 20
 _LEAST_TOKENS = 256
 """A tokenizer without a file of tokens has one for each byte at least, or its file is missing."""
+
+
+@contextmanager
+def _own_code_named(source: str, options: ModelOptions) -> Iterator[None]:
+    """Say how code that comes with a base is let run, where transformers names an argument of its own."""
+    try:
+        yield
+    except ValueError as error:
+        if options.trust_remote_code or "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"model.trust_remote_code: {source} comes with code of its own, which runs only if you say so. If you "
+            "trust it: model.trust_remote_code=true in your recipe, or --trust-remote-code where a folder is loaded "
+            "(in Python trust_remote_code=True)."
+        ) from error
 
 
 def load_base(source: str, options: ModelOptions, *, only_look: bool = False) -> PreTrainedModel:
@@ -62,7 +78,7 @@ def load_base(source: str, options: ModelOptions, *, only_look: bool = False) ->
     # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
     device = torch.cuda.current_device() if quantization and torch.cuda.is_available() else None
     device_map = {"": "meta"} if only_look else None if device is None else {"": device}
-    with asking_hub(source), _weights_named(source):
+    with asking_hub(source), _own_code_named(source, options), _weights_named(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=_revision(source, options),
@@ -119,7 +135,7 @@ def load_config(source: str | None, options: ModelOptions, *, only_local: bool =
     if source is None:
         settings = dict(options.config or {})
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
-    with nullcontext() if only_local else asking_hub(source):
+    with nullcontext() if only_local else asking_hub(source), _own_code_named(source, options):
         return AutoConfig.from_pretrained(
             source,
             revision=_revision(source, options),
@@ -187,14 +203,16 @@ def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = Fal
         only_local: ask nothing of the Hub.
 
     Raises:
-        ValueError: it has no EOS token, which closes every readout.
+        ValueError: it has no EOS token, which closes every readout; its chat template cannot be rendered in bounds; or
+            it comes with code, which nobody lets run.
         OSError: there is no such tokenizer.
     """
     revision = _revision(source, options)
-    with nullcontext() if only_local else asking_hub(source):
+    with nullcontext() if only_local else asking_hub(source), _own_code_named(source, options):
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=options.trust_remote_code, local_files_only=only_local
         )
+    check_chat_template(tokenizer, source)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer: must have an EOS token, which closes every readout, {source} has none. Set one.")
     if tokenizer.pad_token_id is None:

@@ -29,8 +29,10 @@ def export(
     options: ExportOptions | None = None,
     questions: Iterable[Question] | None = None,
     max_new_tokens: int | None = None,
+    task_name: str | None = None,
     base: str | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> CheckResult:
     """Write an adapter as a model that runs without this package, and check that it gives the same tokens.
 
@@ -41,8 +43,11 @@ def export(
         options: how to write it.
         questions: what to check it on; the first rows of the task's test split if not given, or of validation.
         max_new_tokens: tokens of a checked answer at most; the recipe's if not given.
+        task_name: the task whose rows it is checked on, as in a recipe's ``data.task``; that of the training if not
+            given, unless that is a class of somebody's own: it is imported only if it is named here.
         base: folder or Hub id of the base, if it is not where the adapter says.
         revision: branch, tag or commit of the adapter on the Hub.
+        trust_remote_code: let code run that comes with the base or the tokenizer.
 
     Raises:
         ValueError: the adapter cannot be expressed so, ``folder`` is in use, or there are too few prompts.
@@ -50,7 +55,7 @@ def export(
     """
     if form == "merged":
         check_new(folder)  # before a base is loaded, and before anything can be written to what is there
-    run = load_run(source, base=base, revision=revision)
+    run = load_run(source, base=base, revision=revision, trust_remote_code=trust_remote_code)
     if run.exported is not None:
         raise ValueError(f"{source}: is an export already. Give the adapter that it was made from.")
     if run.recipe is not None and run.recipe.method == "coconut":
@@ -60,7 +65,7 @@ def export(
         )
     evaluation = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
     prompts = Prompts(
-        questions=list(questions) if questions is not None else _task_questions(run),
+        questions=list(questions) if questions is not None else _task_questions(run, task_name),
         templates=run.templates,
         max_new_tokens=max_new_tokens or evaluation.max_new_tokens,
     )
@@ -72,16 +77,17 @@ def export(
     return FORMATS[form](run.model, run.tokenizer, folder, prompts, options or ExportOptions(), source=source, **more)
 
 
-def _task_questions(run: Run) -> list[Question]:
+def _task_questions(run: Run, task_name: str | None) -> list[Question]:
     """Return the first questions of the task's test split, or of validation where there is none.
 
     Raises:
         ValueError: the adapter does not say what it was trained on, or its rows cannot be found.
     """
     remedy = f"Give a file with {LEAST_PROMPTS} or more questions (--prompts)."
-    if run.recipe is None:
+    if run.recipe is None and task_name is None:
         raise ValueError(f"prompts: must be given, since the adapter does not say what it was trained on. {remedy}")
-    task, path = run.recipe.task(), run.recipe.data.path
+    task = run.task(task_name)
+    path = run.recipe.data.path if run.recipe is not None and task_name in (None, run.recipe.data.task) else None
     for split in ("test", "validation"):
         try:
             rows = task.load(split, path=path)

@@ -42,6 +42,7 @@ class RimLM(BlockLM):
         num_blocks: int | None = None,
         base: str | None = None,
         revision: str | None = None,
+        trust_remote_code: bool = False,
         device: str | None = None,
         **options: Any,
     ) -> None:
@@ -52,6 +53,7 @@ class RimLM(BlockLM):
             num_blocks: blocks after each context; the adapter's own if not given.
             base: folder or Hub id of the base, if it is not where the adapter says.
             revision: branch, tag or commit of the adapter on the Hub.
+            trust_remote_code: let code run that comes with the base or the tokenizer.
             device: where to put the model; the GPU if there is one. A quantised base stays where it was loaded.
             options: of ``HFLM``, as ``batch_size`` and ``max_length``.
 
@@ -65,7 +67,7 @@ class RimLM(BlockLM):
                 f"processes: must be one, which evaluates everything, got {num_processes}. Start it without accelerate "
                 "launch or torchrun, and share the tasks out by hand."
             )
-        run = load_run(pretrained, base=base, revision=revision)
+        run = load_run(pretrained, base=base, revision=revision, trust_remote_code=trust_remote_code)
         if run.exported is not None:
             raise ValueError(
                 f"{pretrained}: must be an adapter, got an export, whose tokenizer puts blocks behind whole texts. "
@@ -89,6 +91,7 @@ def run_harness(
     num_blocks: int | None = None,
     base: str | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     include_path: str | None = None,
     output_path: str | None = None,
     log_samples: bool = False,
@@ -102,7 +105,8 @@ def run_harness(
         num_blocks: blocks after each context; the adapter's own if not given.
         base: folder or Hub id of the base, if it is not where the adapter says.
         revision: branch, tag or commit of the adapter on the Hub.
-        include_path: folder with files of tasks beside the harness's own.
+        trust_remote_code: let code run that comes with the base or the tokenizer.
+        include_path: folder with files of tasks beside the harness's own; such files can run code.
         output_path: folder or ``.json`` file for the results.
         log_samples: keep every request and answer among the results, and write them to ``output_path``.
         options: of ``lm_eval.simple_evaluate``, as ``limit``, ``num_fewshot`` and ``batch_size``.
@@ -115,6 +119,7 @@ def run_harness(
         raise ValueError("log_samples: needs a folder for the samples. Give output_path (--output_path).")
     manager = _find_tasks(tasks, include_path)
     model_args: dict[str, Any] = {"pretrained": source, "num_blocks": num_blocks, "base": base, "revision": revision}
+    model_args["trust_remote_code"] = trust_remote_code or None
     tracker = EvaluationTracker(output_path=output_path)
     with asking_hub("") as problem:
         try:

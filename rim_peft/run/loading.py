@@ -13,17 +13,22 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.hub import asking_hub
+from rim_peft.data.tasks import Task, get_task
 from rim_peft.export.reading import AnswerExported, is_export, load_export
 from rim_peft.export.record import EXPORT_FILE
 from rim_peft.inference import answer_with_thoughts
-from rim_peft.recipe import ModelOptions, Recipe, RecipeError, load_recipe
+from rim_peft.recipe import ModelOptions, Recipe, RecipeError
 from rim_peft.recipe.keys import STAGES
+from rim_peft.recipe.reading import load_found_recipe
+from rim_peft.recipe.sections import FoundRecipe
 from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_device
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
+from rim_peft.training.coconut_config import CoconutConfig
 from rim_peft.tuner import RIM, RiMConfig
-from rim_peft.tuner.files import brief, check_digests, read_object, shown
+from rim_peft.tuner.files import brief, check_digests, read_object
 from rim_peft.tuner.sharing import attach_papers
 from rim_peft.tuner.tensors import AGAIN
+from rim_peft.values import shown
 
 _PAPER = "Put back a copy, or delete it: the adapter answers without it."
 
@@ -63,6 +68,22 @@ class Run:
         own = answering(self.recipe) if self.recipe is not None else {}
         return own if self.exported is None else {**own, "answer": self.exported}
 
+    def task(self, name: str | None = None) -> Task:
+        """Return a task, with the options of the training if it is the task of the training.
+
+        Args:
+            name: as in a recipe's ``data.task``; the task of the training if not given.
+
+        Raises:
+            ValueError: there is none, or a folder's recipe alone names the class that would be imported.
+        """
+        recipe = self.recipe
+        if recipe is None or name not in (None, recipe.data.task):
+            if name is None:
+                raise ValueError("task: must be given, since the adapter does not say what it was trained on.")
+            return get_task(name)
+        return recipe.task(named=name) if isinstance(recipe, FoundRecipe) else recipe.task()
+
     @property
     def num_blocks(self) -> int | None:
         """Blocks after a prompt where the model does not know them, as that of an export; None where it does."""
@@ -74,8 +95,10 @@ def answering(recipe: Recipe) -> dict[str, Any]:
     if recipe.method == "cot":
         return {"separator": recipe.data.step_separator}
     if recipe.method == "coconut":
-        ((_, options),) = recipe.stage_trainers()
-        return {"answer": _AnswerWithThoughts(getattr(options, "num_thoughts"))}  # noqa: B009 - CoconutConfig's own
+        # Of a recipe that somebody else wrote no other option is looked at.
+        names = ("num_stages", "thoughts_per_step")
+        values = {name: value for name, value in recipe.coconut.items() if name in names}
+        return {"answer": _AnswerWithThoughts(CoconutConfig(output_dir=recipe.output_dir, **values).num_thoughts)}
     return {}
 
 
@@ -109,18 +132,23 @@ def load_untrained(recipe: Recipe) -> Run:
     return Run(to_device(model, recipe.model).eval(), tokenizer, recipe)
 
 
-def load_run(source: str | Path, *, base: str | None = None, revision: str | None = None) -> Run:
+def load_run(
+    source: str | Path, *, base: str | None = None, revision: str | None = None, trust_remote_code: bool = False
+) -> Run:
     """Load an output folder, an adapter's folder or Hub id, or a merged export, for evaluation and generation.
 
     The base is the folder's own if it has one, so that the folder may be moved, else the one that the adapter names.
+    Nothing in the folder decides that code runs: its recipe is a :class:`~rim_peft.recipe.sections.FoundRecipe`.
 
     Args:
         source: folder or Hub id.
         base: folder or Hub id of the base, if it is not where the adapter says.
         revision: branch, tag or commit of the adapter on the Hub.
+        trust_remote_code: let code run that comes with the base or the tokenizer.
 
     Raises:
         FileNotFoundError: the folder holds no adapter.
+        RecipeError: its recipe cannot be read, or asks to run code of the base without ``trust_remote_code``.
         ValueError: the adapter is of another kind, of a later version, or made for another base; or its files are
             damaged.
         OSError: adapter or base cannot be found; the message says which.
@@ -138,19 +166,17 @@ def load_run(source: str | Path, *, base: str | None = None, revision: str | Non
             raise ValueError(
                 f"base: must be left out for an export, which holds all its weights, got {base!r} (--base)."
             )
-        plain, tokenizer, asked = load_export(folder)
-        recipe = _recipe_of(folder)
+        recipe = _recipe_of(folder, trust_remote_code)
+        plain, tokenizer, asked = load_export(folder, trust_remote_code=trust_remote_code)
         _check_recipe(folder / EXPORT_FILE, read_object(folder / EXPORT_FILE), recipe)
         return Run(plain, tokenizer, recipe, exported=asked)
     config = _read_config(folder)
-    recipe = _recipe_of(folder)
+    recipe = _recipe_of(folder, trust_remote_code)
     record = _read_record(folder, recipe)
     found = base or _base_source(folder, config)
-    options = recipe.model if recipe is not None else ModelOptions(name_or_path=found)
-    if not is_local and options.trust_remote_code:
-        raise ValueError(
-            f"{source}: its base runs code of its own. Download the adapter and give its folder, if you trust it."
-        )
+    options = ModelOptions(name_or_path=found, trust_remote_code=trust_remote_code)
+    if recipe is not None:
+        options = recipe.model
     try:
         model = load_base(found, options)
     except OSError as error:
@@ -214,15 +240,15 @@ def _check_recipe(path: Path, record: dict[str, Any], recipe: Recipe | None) -> 
             )
 
 
-def _recipe_of(folder: Path) -> Recipe | None:
+def _recipe_of(folder: Path, trust_remote_code: bool) -> FoundRecipe | None:
     path = folder / RECIPE_FILE
     if not path.exists():
         return None
     try:
-        return load_recipe(path, check=False)
+        return load_found_recipe(path, trust_remote_code=trust_remote_code)
     except RecipeError as error:
         raise RecipeError(
-            f"{error}\n{path}: says how the adapter was trained and is asked, and is damaged. Put back a copy."
+            f"{error}\n{path}: says how the adapter was trained and is asked. If it is damaged, put back a copy."
         ) from None
 
 

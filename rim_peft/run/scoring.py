@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rim_peft.data.tasks import get_task
-from rim_peft.data.tasks.task import Task
 from rim_peft.evaluation import evaluate_accuracy
 from rim_peft.recipe import EvaluationOptions
 from rim_peft.run.loading import Run
@@ -30,7 +28,8 @@ def evaluate(
 
     Args:
         run: the adapter on its base.
-        task_name: as in a recipe's ``data.task``; the one it was trained on if not given.
+        task_name: as in a recipe's ``data.task``; the one it was trained on if not given, unless that is a class of
+            somebody's own in a folder that was loaded: it is imported only if it is named here.
         split: split of the task.
         path: file, folder or Hub id of the rows; those of the training if not given and the task is the same.
         limit: judge the first so many rows.
@@ -53,7 +52,7 @@ def evaluate(
         raise ValueError(
             "by_block: must not be given for an export, which reads out its last block alone. Give the adapter."
         )
-    task = _task(run, task_name)
+    task = run.task(task_name)
     data = run.recipe.data if run.recipe is not None and task_name in (None, run.recipe.data.task) else None
     options = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
     rows = task.load(split, path=path if path is not None or data is None else data.path)
@@ -73,13 +72,3 @@ def evaluate(
         **run.answering,
     )
     return {"task": task.name, "split": split, "data_sha256": fingerprint(rows)["sha256"], **report.to_dict()}
-
-
-def _task(run: Run, name: str | None) -> Task:
-    """Return a task, with the options of the training if it is the task of the training."""
-    recipe = run.recipe
-    if recipe is not None and name in (None, recipe.data.task):
-        return recipe.task()
-    if name is None:
-        raise ValueError("task: must be given, since the adapter does not say what it was trained on.")
-    return get_task(name)

@@ -139,7 +139,9 @@ def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
             f"output_dir: {folder} holds a finished run with other values of {_some(differing)} "
             f"({started} has them). Give another folder."
         )
-    return load_run(folder, base=recipe.model.name_or_path)
+    trusted = recipe.model.trust_remote_code
+    run = load_run(folder, base=recipe.model.name_or_path, trust_remote_code=trusted)
+    return replace(run, recipe=replace(recipe, resume=False))  # the caller's own, with the folder's values
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rim_peft.training.readout_config import ReadoutConfig, check_share
 from rim_peft.training.schedules import coconut_stage
+from rim_peft.values import Range, check_ranges
 
 _REFUSED: dict[str, Any] = {
     "block_range": None,
@@ -70,6 +71,7 @@ class CoconutConfig(ReadoutConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: must be an integer of at least 1, got {value!r}.")
+        check_ranges(self, dict.fromkeys(("num_stages", "thoughts_per_step"), Range(1, 1000)))
         check_share("mix_share", self.mix_share)
         shares = self.stage_shares
         if shares is not None and not (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,8 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from rim_peft.data.examples import Templates
+from rim_peft.tuner.config import MOST_BLOCKS
+from rim_peft.values import Range, check_ranges, shown
 
 # TRL's own ways of filling rows and choosing labels, which would fight with the interleaved layout.
 _REFUSED: dict[str, Any] = {
@@ -28,6 +31,38 @@ _REFUSED: dict[str, Any] = {
 }
 
 
+_MOST_STEPS = 10**9
+_MOST_BATCH = 1 << 16
+MOST_LENGTH = 1 << 24
+
+_RANGES = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Range(1, _MOST_BATCH)),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), Range(1, _MOST_BATCH)),
+    "num_train_epochs": Range(0, 10**6, above=True),
+    "max_steps": Range(-1, _MOST_STEPS),
+    "learning_rate": Range(0, 10),
+    "weight_decay": Range(0, 100),
+    "warmup_steps": Range(0, _MOST_STEPS),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(0, 1, below=True)),
+    "adam_epsilon": Range(0, 1),
+    "max_grad_norm": Range(0, 10**9),
+    "neftune_noise_alpha": Range(0, 1000),
+    **dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), Range(0, _MOST_STEPS, above=True)),
+    "torch_empty_cache_steps": Range(1, _MOST_STEPS),
+    "eval_delay": Range(0, _MOST_STEPS),
+    "save_total_limit": Range(0, _MOST_STEPS),
+    "dataloader_num_workers": Range(0, 1024),
+    **dict.fromkeys(("dataloader_prefetch_factor", "dataset_num_proc"), Range(1, 1024)),
+    "ddp_bucket_cap_mb": Range(1, _MOST_BATCH),
+    "ddp_timeout": Range(1, _MOST_STEPS),
+    **dict.fromkeys(("seed", "data_seed"), Range(0, (1 << 32) - 1)),
+    **dict.fromkeys(("max_length", "pack_length"), Range(1, MOST_LENGTH)),
+    "max_tokens_per_batch": Range(1, MOST_LENGTH * 64),
+    "pad_to_multiple_of": Range(1, _MOST_BATCH),
+}
+"""Numbers with which a training can work; what lies beyond ends in a crash or in weights that are no numbers."""
+
+
 def check_share(name: str, value: object) -> None:
     """Check an option that is a share.
 
@@ -45,8 +80,10 @@ def check_range(name: str, value: Any) -> None:
         ValueError: it is no pair of integers, from 1 on and in order.
     """
     is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(type(number) is int for number in value)
-    if not is_pair or not 1 <= value[0] <= value[1]:
-        raise ValueError(f"{name}: must be two integers, the least (from 1 on) and the most, got {value!r}.")
+    if not is_pair or not 1 <= value[0] <= value[1] <= MOST_BLOCKS:
+        raise ValueError(
+            f"{name}: must be two integers, the least (from 1 on) and the most (to {MOST_BLOCKS}), got {shown(value)}."
+        )
 
 
 @dataclass
@@ -128,6 +165,15 @@ class ReadoutConfig(SFTConfig):
             self.bf16 = is_torch_bf16_gpu_available()
         if self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0
+        check_ranges(self, _RANGES)  # first: the parent computes with them
+        padded = self.pad_to_multiple_of
+        if isinstance(padded, str) and not re.fullmatch("auto|none|null|[0-9]{1,6}", padded.lower()):
+            raise ValueError(f"pad_to_multiple_of: must be an integer or 'auto', got {shown(padded)}.")
+        if 0 < self.max_steps < self.warmup_steps:
+            raise ValueError(
+                f"warmup_steps: must be at most max_steps, {self.max_steps}, got {self.warmup_steps}. Below 1 it is a "
+                "share of all steps."
+            )
         if self.torch_compile:  # said before the parent leaves word of it in the environment
             raise ValueError(
                 "torch_compile: must stay False, got True: it compiles the model as a whole, which breaks at the "

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from yaml import YAMLError
 
 from rim_peft.escaping import code_span, json_text, markdown, one_line, visible
+from rim_peft.values import check_yaml, cut
 
 CARD_FILE = "README.md"
 TAGS = ("peft", "rim", "latent-reasoning")
@@ -178,13 +180,15 @@ def read_card(text: str) -> ModelCard:
     """Return a card with its metadata.
 
     Raises:
-        ValueError: its front matter is not YAML.
+        ValueError: its front matter is not YAML, or would take unbounded time or memory.
     """
     try:
+        if (front_matter := re.search(REGEX_YAML_BLOCK, text)) is not None:
+            check_yaml(front_matter[2])
         return ModelCard(text, ignore_metadata_errors=True)
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
         raise ValueError(
-            f"{CARD_FILE}: its front matter must be YAML, and is not ({' '.join(str(error).split())}). Correct it, or "
+            f"{CARD_FILE}: its front matter must be YAML, and is not ({cut(str(error))}). Correct it, or "
             "remove the file for a new one."
         ) from error
 

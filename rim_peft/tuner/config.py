@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, TaskType
 
 from rim_peft.sequence.layout import BlockTokens
 from rim_peft.tuner.registration import RIM
+from rim_peft.values import Range, check_ranges, shown
 from rim_peft.version import __version__
 
 INIT_MEMORY = ("vocabulary", "random")
@@ -21,6 +22,22 @@ NUM_ROWS = 3
 
 FORMAT_VERSION = 1
 """Version of the files that an adapter is saved as; it grows when an older rim-peft would read them wrongly."""
+
+MOST_BLOCKS = 4096
+"""Most blocks, and most memory tokens in one: far more than any base has positions for."""
+
+_MOST_RANK = 1 << 16
+_MOST_TOKENS = 1 << 31
+
+_RANGES = {
+    "num_blocks": Range(0, MOST_BLOCKS),
+    "block_size": Range(1, MOST_BLOCKS),
+    "insertion_layer": Range(0, MOST_BLOCKS),
+    "r": Range(0, _MOST_RANK),
+    "lora_alpha": Range(1, 1 << 20),
+    "qalora_group_size": Range(1, _MOST_RANK),
+    "first_memory_id": Range(1, _MOST_TOKENS),
+}
 
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -153,9 +170,9 @@ class RiMConfig(LoraConfig):
         _check_integer("num_blocks", self.num_blocks, minimum=0)
         _check_integer("block_size", self.block_size, minimum=1)
         _check_integer("insertion_layer", self.insertion_layer, minimum=0)
+        _check_integer("r", self.r, minimum=0)
         if not isinstance(self.bidirectional_blocks, bool):
             raise ValueError(f"bidirectional_blocks: must be True or False, got {self.bidirectional_blocks!r}.")
-        _check_integer("r", self.r, minimum=0)
         if self.first_memory_id is not None:
             _check_integer("first_memory_id", self.first_memory_id, minimum=1)
         noted: object = self.base_architecture
@@ -172,14 +189,17 @@ class RiMConfig(LoraConfig):
             valid = isinstance(value, Sequence) and len(value) > 0 and all(_is_token_id(item) for item in value)
         if not valid:
             raise ValueError(
-                f"init_memory: must be {' or '.join(map(repr, INIT_MEMORY))} or a list of token ids, got {value!r}. "
-                "Take ids from the base's tokenizer."
+                f"init_memory: must be {' or '.join(map(repr, INIT_MEMORY))} or a list of token ids, got "
+                f"{shown(value)}. Take ids from the base's tokenizer."
             )
         if not isinstance(value, str):
             self.init_memory = list(value)
 
     def _check_lora(self) -> None:
         _check_integer("lora_alpha", self.lora_alpha, minimum=1)
+        check_ranges(self, _RANGES)
+        _check_pattern("rank_pattern", self.rank_pattern, Range(1, _MOST_RANK))
+        _check_pattern("alpha_pattern", self.alpha_pattern, Range(0, 1 << 20, above=True))
         dropout: Any = self.lora_dropout
         if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"lora_dropout: must be a number in [0, 1), got {dropout!r}.")
@@ -203,11 +223,10 @@ class RiMConfig(LoraConfig):
                 "alone. Set r, or leave those out."
             )
         for name in ("rank_pattern", "alpha_pattern"):
-            for key, number in (getattr(self, name) or {}).items():
-                _check_integer(f"{name}.{key}", number, minimum=1)
-                _check_pattern(name, key)
+            for key in getattr(self, name) or ():
+                _check_regex(name, key)
         for name in ("target_modules", "exclude_modules"):
-            _check_pattern(name, getattr(self, name))
+            _check_regex(name, getattr(self, name))
         for name, reason in _REFUSED_OPTIONS.items():
             value: Any = getattr(self, name, None)
             if value:
@@ -232,19 +251,26 @@ def active_config(model: Any) -> RiMConfig:
 
 def _check_integer(name: str, value: object, *, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name}: must be an integer of at least {minimum}, got {value!r}.")
+        raise ValueError(f"{name}: must be an integer of at least {minimum}, got {shown(value)}.")
 
 
-def _check_pattern(name: str, value: object) -> None:
+def _check_regex(name: str, value: object) -> None:
     """Check that what PEFT takes for a regular expression is one."""
     if isinstance(value, str):
         try:
             re.compile(value)
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(
-                f"{name}: must be a regular expression or a list of names, got {value[:80]!r} ({error})."
+                f"{name}: must be a regular expression or a list of names, got {shown(value)} ({error})."
             ) from None
 
 
 def _is_token_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS
+
+
+def _check_pattern(name: str, pattern: Any, allowed: Range) -> None:
+    for key, value in (pattern or {}).items():
+        if value not in allowed or (name == "rank_pattern" and not isinstance(value, int)):
+            kind = "an integer" if name == "rank_pattern" else "a number"
+            raise ValueError(f"{name}: must give each name {kind} {allowed}, got {shown(value)} for {shown(key)}.")

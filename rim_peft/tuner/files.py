@@ -16,6 +16,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from rim_peft.tuner.config import FORMAT_VERSION, RiMConfig
 from rim_peft.tuner.registration import BLOCK_OPTIONS, NAME
 from rim_peft.tuner.tensors import AGAIN, check_checksum, check_tensors_file, read_notes, tensor_shapes
+from rim_peft.values import shown
 
 RECORD_FILE = "run.json"
 """What a training says of itself, and of the files beside it."""
@@ -23,7 +24,6 @@ RECORD_FILE = "run.json"
 MAX_JSON_BYTES = 16 << 20
 """A configuration or record of this size is none: it is not parsed."""
 
-_MAX_SHOWN = 80
 _MAX_BLOCK_TOKENS = 1 << 16
 
 _ALWAYS_SAID = ("num_blocks", "block_size", "first_memory_id", "r", "lora_alpha", "target_modules")
@@ -254,12 +254,6 @@ def is_ours(error: Exception) -> bool:
         inner = inner.tb_next
     package = __name__.partition(".")[0]
     return inner is not None and str(inner.tb_frame.f_globals.get("__name__")).startswith(f"{package}.")
-
-
-def shown(value: object) -> str:
-    """Return a value for a message, cut to a line."""
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _check_sizes(path: Path, config: RiMConfig) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.robustness.judging import Case, Outcome, Verdict, judge
 
-CAMPAIGNS: tuple[str, ...] = ("rows", "adapter_folders")
+CAMPAIGNS: tuple[str, ...] = ("recipes", "command_lines", "rows", "adapter_folders")
 SHOWN_WRONG = 20
 
 

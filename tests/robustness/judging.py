@@ -64,6 +64,10 @@ class Outcome:
     detail: str = ""
 
 
+class RefusedError(Exception):
+    """What a case was refused with where that is text, as a command writes it to stderr."""
+
+
 class HangError(BaseException):
     """A case took too long; not an ``Exception``, so that nothing under test takes it for an error of its own."""
 
@@ -76,7 +80,8 @@ def judge(case: Case) -> Outcome:
     except HangError as error:
         return Outcome(case, Verdict.WRONG, f"takes too long: {error}")
     except Exception as error:
-        complaint = unclear_error(error, case.names)
+        is_text = isinstance(error, RefusedError)
+        complaint = unclear_text(str(error), case.names) if is_text else unclear_error(error, case.names)
         if complaint is None:
             return Outcome(case, Verdict.REFUSED)
         return Outcome(case, Verdict.WRONG, f"{complaint}: {type(error).__name__}: {str(error)[:_MAX_LINE]!r}")

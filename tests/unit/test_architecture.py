@@ -9,7 +9,7 @@ import rim_peft
 
 PACKAGE = Path(rim_peft.__file__).parent
 LAYERS = [
-    {"version", "escaping", "sequence"},
+    {"version", "values", "escaping", "sequence"},
     {"tuner", "data"},
     {"training", "inference"},
     {"evaluation", "export"},

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from rim_peft.data.tasks.task import Task
+from rim_peft.values import shown
 
 __all__ = ["TASKS", "Task", "get_task"]
 
@@ -29,7 +33,9 @@ TASKS = {
 
 
 def get_task(name: str, /, **options: Any) -> Task:
-    """Return a task by its name, or one of your own as ``"package.module:ClassName"``.
+    """Return a task by its name, or one of your own as ``"package.module:ClassName"``, whose module is imported.
+
+    The module is looked for on Python's path, and in the working directory last.
 
     >>> get_task("gsm8k", steps="sentences").steps
     'sentences'
@@ -48,14 +54,17 @@ def get_task(name: str, /, **options: Any) -> Task:
 
 def _task_class(name: str) -> type[Task]:
     module_name, colon, class_name = TASKS.get(name, name).partition(":")
-    if not colon:
+    if not colon or not re.fullmatch(r"[\w.]+:\w+", f"{module_name}:{class_name}"):
         raise ValueError(
-            f"task: no task {name!r}{_suggest(name, list(TASKS))} Choose one of {', '.join(TASKS)}, or name a class of "
-            "your own as package.module:ClassName."
+            f"task: no task {shown(name)}{_suggest(name, list(TASKS))} Choose one of {', '.join(TASKS)}, or name a "
+            "class of your own as package.module:ClassName."
         )
+    if name not in TASKS and os.getcwd() not in sys.path:
+        # Only for a class of the user's own: what lies in a working directory must not pass for a package otherwise.
+        sys.path.append(os.getcwd())
     try:
         task: Any = getattr(import_module(module_name), class_name)
-    except (ModuleNotFoundError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         remedy = "Install its package, or put its folder on PYTHONPATH."
         raise ValueError(f"task: {name!r} cannot be imported: {error}. {remedy}") from error
     is_task = isinstance(task, type) and issubclass(task, Task) and is_dataclass(task)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from rim_peft.data.holdout import question_hash
 from rim_peft.data.tasks.stories import DrawnTask
+from rim_peft.values import Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Multiplication(DrawnTask):
         super().__post_init__()
         if self.num_digits < 2:
             raise ValueError(f"num_digits: must be at least 2, got {self.num_digits}.")
+        check_ranges(self, {"num_digits": Range(2, 1000)})
         num_products = (9 * 10 ** (self.num_digits - 1)) ** 2
         for name, share in (("num_rows", 0.9), ("num_held_out", 0.05)):
             # Drawing the last products that are left would take long.

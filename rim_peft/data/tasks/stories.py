@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any, Literal
 
 from rim_peft.data.tasks.task import GeneratedTask
+from rim_peft.values import Range, check_ranges
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -49,6 +50,7 @@ class DrawnTask(GeneratedTask):
         super().__post_init__()
         if self.num_rows < 1 or self.num_held_out < 1:
             raise ValueError(f"num_rows, num_held_out: must be at least 1, got {self.num_rows}, {self.num_held_out}.")
+        check_ranges(self, dict.fromkeys(("num_rows", "num_held_out"), Range(1, 10**9)))
 
     def num_in(self, split: str) -> int:
         """Return the number of rows in a split.

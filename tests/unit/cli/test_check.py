@@ -37,7 +37,7 @@ def test_it_reports_on_every_recipe(capsys: pytest.CaptureFixture[str], tmp_path
         f"{bad}: adapter.r: must be an integer of at least 0, got -1.",
         f"{tmp_path / 'none.yaml'}: No such file or directory",
     ]
-    assert errors[3].startswith(f"{broken}: 'utf-8' codec")
+    assert errors[3].startswith(f"{broken}: must be a text in UTF-8")
     assert main(["check", good]) == 0
 
 
@@ -127,7 +127,10 @@ def test_a_comparison(capsys: pytest.CaptureFixture[str], base: str, tmp_path: P
     methods["bad"] = {"changes": {"adapter.num_blcks": 1}}
     comparison.write_text(json.dumps({"output_dir": "out", "recipe": recipe, "methods": methods}))
     assert main(["check", str(comparison), "--base", base]) == 1
-    assert "methods.bad: adapter.num_blcks: unknown key, did you mean num_blocks?" in capsys.readouterr().err
+    assert (
+        f"{comparison}: methods.bad.changes.adapter.num_blcks: unknown key, did you mean num_blocks?"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_file_of_accelerates_is_told_from_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:

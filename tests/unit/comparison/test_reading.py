@@ -12,9 +12,11 @@ import yaml
 from rim_peft.comparison.checking import check_runs
 from rim_peft.comparison.options import update_table
 from rim_peft.comparison.plan import plan_runs, run_recipe
+from rim_peft.comparison.preflight import check_recipe
 from rim_peft.comparison.reading import load_comparison
 from rim_peft.demo import BASE, RECIPE
 from rim_peft.recipe import RecipeError
+from rim_peft.run.preflight import Preflight
 
 Write = Callable[..., Path]
 RECIPES = Path(__file__).parents[3] / "recipes" / "compare"
@@ -138,6 +140,62 @@ def test_overrides_and_broken_files(write: Write, tmp_path: Path) -> None:
     comparison = load_comparison(write(), ["changes.adapter.num_blcks=3"])
     with pytest.raises(RecipeError, match="did you mean"):
         run_recipe(comparison, plan_runs(comparison)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "line"),
+    [
+        (
+            {"changes": {**SMALL["changes"], "adapter.num_blcks": 3}},
+            [],
+            "{path}: changes.adapter.num_blcks: unknown key, did you mean num_blocks?",
+        ),
+        (
+            {},
+            ["changes.adapter.num_blcks=3"],
+            "command line: changes.adapter.num_blcks: unknown key, did you mean num_blocks?",
+        ),
+        (
+            {"methods": {"rim": {"changes": {"adapter.r": -1}}}},
+            [],
+            "{path}: methods.rim.changes.adapter.r: must be an integer of at least 0, got -1.",
+        ),
+        (
+            {"methods": {"rim": {"search": {"adapter.r": [8, -1]}}}},
+            [],
+            "{path}: methods.rim.search.adapter.r: must be an integer of at least 0, got -1.",
+        ),
+        (
+            {"methods": {"rim": {}}, "grid": {"adapter.r": [8, -1]}},
+            [],
+            "{path}: grid.adapter.r: must be an integer of at least 0, got -1.",
+        ),
+        ({"seeds": [-1]}, [], "{path}: seeds: must be from 0 to 4294967295, got -1."),
+        (
+            {"test": {"split": "test", "options": {"sed": 1}}},
+            [],
+            "{path}: test.options.sed: unknown key, did you mean seed?",
+        ),
+        (
+            {"selection": {"split": "validation", "options": {"lengths": "a"}}},
+            [],
+            "{path}: selection.options.lengths: must be a list (each an integer), got 'a'.",
+        ),
+    ],
+)
+def test_problems_stand_under_their_own_file_and_key(
+    changes: dict[str, Any], overrides: list[str], line: str, write: Write
+) -> None:
+    path = write(**changes)
+    comparison = load_comparison(path, overrides)
+    with pytest.raises(RecipeError) as error:
+        check_runs(comparison, plan_runs(comparison))
+    assert str(error.value) == line.format(path=path)
+
+
+def test_a_shared_recipe_that_is_missing_is_named(write: Write) -> None:
+    path = write(recipe="none.yaml")
+    assert check_recipe(path, [], Preflight()).errors[0].startswith(f"{path}: recipe: must be a file, got 'none.yaml'")
 
 
 def test_the_documentation_is_in_step() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rim_peft.demo import RECIPE as DEMO
-from rim_peft.recipe import Recipe, RecipeError, load_recipe
+from rim_peft.recipe import Recipe, RecipeError, foreign, load_recipe
+from rim_peft.recipe.keys import all_keys
 from rim_peft.recipe.syntax import read_yaml, write_yaml
 
 # Those in compare/ and accelerate/ are no recipes of a run.
@@ -241,3 +245,96 @@ def test_without_checks_other_packages_options_pass(write: Write) -> None:
 def test_a_configuration_is_new_each_time(write: Write) -> None:
     recipe = load_recipe(write(SMALL))
     assert recipe.rim_config() is not recipe.rim_config()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seed": -1}, "seed: must be from 0 to 4294967295, got -1."),
+        ({"seed": 10**30}, "seed: must be finite and of at most 64 bits, got 1000"),
+        ({"adapter": {"num_blocks": 10**9}}, "adapter.num_blocks: must be from 0 to 4096, got 1000000000."),
+        ({"adapter": {"r": 10**9}}, "adapter.r: must be from 0 to 65536, got 1000000000."),
+        ({"adapter": {"rank_pattern": {"q_proj": -1}}}, "adapter.rank_pattern: must give each name an integer from 1"),
+        ({"adapter": {"lora_dropout": 7}}, "adapter.lora_dropout: must be a number in [0, 1), got 7.0."),
+        ({"grounding": {"learning_rate": math.inf}}, "grounding.learning_rate: must be finite and of at most 64 bits"),
+        ({"grounding": {"learning_rate": 10**400}}, "grounding.learning_rate: must be finite and of at most 64 bits"),
+        ({"grounding": {"learning_rate": 1e30}}, "grounding.learning_rate: must be from 0 to 10, got 1e+30."),
+        ({"grounding": {"learning_rate": -1e-4}}, "grounding.learning_rate: must be from 0 to 10, got -0.0001."),
+        ({"grounding": {"weight_decay": math.nan}}, "grounding.weight_decay: must be finite and of at most 64 bits"),
+        ({"grounding": {"adam_beta2": 1}}, "grounding.adam_beta2: must be at least 0 and below 1, got 1.0."),
+        ({"grounding": {"per_device_train_batch_size": 0}}, "grounding.per_device_train_batch_size: must be from 1 to"),
+        ({"grounding": {"gradient_accumulation_steps": 0}}, "grounding.gradient_accumulation_steps: must be from 1 to"),
+        ({"grounding": {"num_train_epochs": 0}}, "grounding.num_train_epochs: must be above 0 and at most 1000000"),
+        ({"grounding": {"warmup_steps": 20, "max_steps": 10}}, "grounding.warmup_steps: must be at most max_steps, 10"),
+        ({"grounding": {"block_range": [1, 10**9]}}, "grounding.block_range: must be two integers, the least"),
+        ({"grounding": {"dataloader_num_workers": -1}}, "grounding.dataloader_num_workers: must be from 0 to 1024"),
+        ({"grounding": {"optim": "adamm"}}, "grounding.optim: adamm is not a valid OptimizerNames"),
+        ({"coconut": {"num_stages": 10**9}}, "coconut.num_stages: must be from 1 to 1000, got 1000000000."),
+        ({"evaluation": {"max_new_tokens": 10**9}}, "evaluation.max_new_tokens: must be from 1 to 16777216"),
+        ({"data": {"task": "gsm8k", "max_length": 10**12}}, "data.max_length: must be from 1 to 16777216"),
+        ({"data": {"task": "potions", "options": {"num_rows": 10**15}}}, "data.options.num_rows: must be from 1 to"),
+        ({"data": {"task": "multiplication", "options": {"num_digits": 10**9}}}, "data.options.num_digits: must be"),
+        ({"output_dir": "a\tb"}, "output_dir: must not hold control characters, got 'a\\tb'."),
+        ({"output_dir": "~nobody-here/x"}, "output_dir: must be in a home folder that there is"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(write: Write, changes: dict[str, Any], line: str) -> None:
+    assert [found for found in problems(write(with_values(**changes))) if found.startswith(line)]
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (
+            {"hidden_size": 30},
+            "model.config.hidden_size: .* hidden size \\(30\\) is not a multiple",
+        ),
+        ({"vocab_size": 10**9}, "model.config.vocab_size: must be from 1 to 2097152, got 1000000000."),
+        ({"num_hidden_layers": 0}, "model.config.num_hidden_layers: must be from 1 to 4096, got 0."),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, "num_attention_heads: must be a multiple of"),
+        ({"attention_dropout": 7}, "model.config.attention_dropout: must be at least 0 and below 1, got 7"),
+        ({"hidden_act": "foo"}, "model.config.hidden_act: must be one of .*, got 'foo'."),
+        ({"rms_norm_eps": "x"}, "model.config.rms_norm_eps: must be of type float, got 'x'."),
+        ({"model_type": "gpt2", "n_embd": 30, "n_head": 4}, "model.config.n_embd: must be a multiple of .*n_head, 4"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(write: Write, config: dict[str, Any], line: str) -> None:
+    small = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, **config}
+    if config.get("model_type") == "gpt2":
+        small = config
+    assert re.search(line, "\n".join(problems(write(with_values(model={"config": small})))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "meant"),
+    [
+        ({"max_seq_length": 512}, "max_seq_length: unknown key, did you mean data.max_length?"),
+        ({"coconut": {"max_seq_length": 512}}, "coconut.max_seq_length: unknown key, did you mean data.max_length?"),
+        ({"data": {"task": "gsm8k", "cutoff_len": 5}}, "data.cutoff_len: unknown key, did you mean max_length?"),
+        ({"adapter": {"lora_rank": 8}}, "adapter.lora_rank: unknown key, did you mean r?"),
+        ({"lora_target_modules": "x"}, "lora_target_modules: unknown key, did you mean adapter.target_modules?"),
+        ({"refinement": {"lr": 1}}, "refinement.lr: unknown key, did you mean learning_rate?"),
+        ({"micro_batch_size": 2}, "micro_batch_size: unknown key, did you mean grounding.per_device_train_batch_size?"),
+        ({"load_in_4bit": True}, "load_in_4bit: unknown key, did you mean model.quantization: nf4?"),
+        ({"base_model": "x"}, "base_model: unknown key, did you mean model.name_or_path?"),
+        ({"model": {"name_or_path": "x", "torch_dtype": "x"}}, "model.torch_dtype: unknown key, did you mean dtype?"),
+    ],
+)
+def test_other_tools_names_lead_to_ours(write: Write, changes: dict[str, Any], meant: str) -> None:
+    assert problems(write(with_values(**changes))) == [meant]
+
+
+def test_every_other_name_leads_to_a_key_of_ours() -> None:
+    known = {*all_keys(), *(field.name for field in fields(Recipe))}
+    for name in foreign._KEYS:
+        meant = str(foreign.foreign_key("", name)).partition(":")[0]
+        assert meant in known, name
+
+
+def test_home_folders_are_written_out(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    path = write(with_values(output_dir="~/runs/x", model={"name_or_path": "~/base", "tokenizer": "~/tokens"}))
+    recipe = load_recipe(path)
+    assert (recipe.output_dir, recipe.model.name_or_path) == ("/home/ann/runs/x", "/home/ann/base")
+    assert recipe.model.tokenizer == "/home/ann/tokens"
+    assert load_recipe(path, ["output_dir=~/y"]).output_dir == "/home/ann/y"

@@ -76,7 +76,7 @@ def test_an_adapter_from_the_hub(saved: tuple[Path, PeftModel], monkeypatch: pyt
     assert asked[1][2] == "v1"
     recipe = "output_dir: x\nmodel: {name_or_path: x, trust_remote_code: true}\ndata: {task: gsm8k}\n"
     (folder / "adapter" / "recipe.yaml").write_text(recipe)
-    with pytest.raises(ValueError, match="owner/adapter: its base runs code of its own"):
+    with pytest.raises(ValueError, match=r"recipe\.yaml: model\.trust_remote_code: .*base 'x'.*--trust-remote-code"):
         load_run("owner/adapter")
 
 

@@ -1,0 +1,74 @@
+"""Chat templates that come with somebody's tokenizer: programs, whose sandbox bounds neither time nor memory."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.exceptions import TemplateSyntaxError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import PreTrainedTokenizerBase
+
+from rim_peft.values import cut
+
+MOST_CHARACTERS = 1 << 18
+MOST_NUMBER = 100_000
+"""Largest number in a template; real ones count turns and spaces."""
+
+_WIDTH = re.compile(r"[%{][^}]*?\d{6}")
+
+
+class _Generation(Extension):
+    """The tag by which transformers marks an assistant's text."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return what the tag encloses."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Refuse chat templates that blow texts up by numbers, as ``'a' * 10**10``, which is computed when it is compiled.
+
+    Args:
+        tokenizer: whose templates are looked at.
+        source: where it comes from.
+
+    Raises:
+        ValueError: a template is too long, or has a power, or a number or a product above ``MOST_NUMBER``.
+    """
+    templates: Any = tokenizer.chat_template or {}
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        if problem := _find_problem(str(template)):
+            raise ValueError(
+                f"tokenizer: the chat template of {source} must only write texts, and has {problem}. Correct "
+                "chat_template.jinja or tokenizer_config.json there."
+            )
+
+
+def _find_problem(template: str) -> str | None:
+    if len(template) > MOST_CHARACTERS:
+        return f"{len(template):,} characters, more than {MOST_CHARACTERS:,}"
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
+    try:
+        tree = environment.parse(template)
+    except TemplateSyntaxError:
+        return None  # which rendering says too
+    except RecursionError:
+        return "expressions that are nested too deep"
+    for node in tree.find_all((nodes.Pow, nodes.Mul, nodes.Const)):
+        numbers = [node.value] if isinstance(node, nodes.Const) else [one.value for one in node.find_all(nodes.Const)]
+        product = math.prod(abs(number) for number in numbers if isinstance(number, int | float) and number)
+        if isinstance(node, nodes.Pow):
+            return f"a power in line {node.lineno}"
+        if product > MOST_NUMBER:
+            return f"a number above {MOST_NUMBER:,} in line {node.lineno}"
+        if isinstance(node, nodes.Const) and isinstance(node.value, str) and (wide := _WIDTH.search(node.value)):
+            return f"a width of {cut(wide[0], most=60)} in line {node.lineno}"
+    return None
