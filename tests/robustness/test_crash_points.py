@@ -10,7 +10,7 @@ import pytest
 
 from tests.robustness.crash_points import Moment, Subject, write_recipe
 
-NUM_QUICK = 10
+NUM_QUICK = 6
 
 
 def _complaints(subject: Subject, moments: list[Moment]) -> list[str]:
@@ -20,15 +20,11 @@ def _complaints(subject: Subject, moments: list[Moment]) -> list[str]:
 
 def test_some_moments(tmp_path: Path) -> None:
     subject = Subject(write_recipe(tmp_path), tmp_path)
-    # Among them the hardest: the last step is on the disk, and what marks a stage as finished is not.
-    last = [
-        moment
-        for moment in subject.moments
-        if moment.way in ("killed", "cut") and moment.what.endswith("/.final.safetensors.partial")
-    ]
-    others = [moment for moment in subject.moments if moment not in last]
-    chosen = [last[0], *random.Random(0).sample(others, NUM_QUICK - 1)]
-    assert {moment.way for moment in chosen} == {"killed", "cut", "stopped"}
+    # The hardest: the last step is on the disk, and what marks a stage as finished is not.
+    ends = [moment for moment in subject.moments if moment.what.endswith("/.final.safetensors.partial")]
+    draw = random.Random(0)
+    chosen = [ends[0], *draw.sample(subject.moments, NUM_QUICK - 2)]
+    chosen.append(draw.choice([moment for moment in subject.moments if moment.way == "stopped"]))
     assert not _complaints(subject, chosen)
 
 
