@@ -19,7 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rim_peft import GroundingConfig, RefinementConfig
+from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_curriculum
 from tests.conftest import build_rim, build_tokenizer
 
@@ -229,6 +229,79 @@ def test_a_stopped_run_with_validation_keeps_the_same_best(tmp_path: Path, monke
     model, result = train(tmp_path / "stopped", validate=validate, resume=True)
     assert result.best == expected.best
     _assert_equal(_weights(model), _weights(expected_model))
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        ({"eval_strategy": "epoch"}, 2),  # five steps an epoch: within one
+        ({"eval_strategy": "epoch"}, 4),  # its last step, which a score follows
+        ({"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": 10}, 9),
+        ({"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}, 4),
+        ({"eval_strategy": "no", "max_steps": -1, "num_train_epochs": 2}, 9),
+    ],
+    ids=["within an epoch", "end of an epoch", "last step", "score at the start", "length in epochs"],
+)
+def test_a_stop_adds_no_step_and_no_score(
+    options: dict[str, Any], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validate(model: PeftModel) -> dict[str, float]:
+        total = sum(float(p.detach().double().abs().sum()) for p in model.parameters() if p.requires_grad)
+        return {"accuracy": (total * 1000) % 1}
+
+    def run(folder: Path, *, resume: bool = False) -> tuple[dict[str, Tensor], dict[str, Any], list[Any]]:
+        given: dict[str, Any] = {"max_steps": 8, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-2, **options}
+        args = GroundingConfig(
+            output_dir=str(folder / "grounding"),
+            per_device_train_batch_size=4,
+            report_to="none",
+            disable_tqdm=True,
+            dropout=0.1,
+            **given,
+        )
+        model, result = train(folder, grounding=args, refinement=None, validate=validate, resume=resume)
+        scores = [
+            (line["step"], line["eval_accuracy"]) for line in result.history["grounding"] if "eval_accuracy" in line
+        ]
+        return _weights(model), result.best, scores
+
+    expected = run(tmp_path / "unbroken")
+    SignalAtStep(monkeypatch, "grounding", step, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped")
+    found = run(tmp_path / "stopped", resume=True)
+    assert found[1:] == expected[1:]
+    _assert_equal(found[0], expected[0])
+
+
+def test_a_signal_while_the_last_weights_are_scored_stops_the_run(tmp_path: Path) -> None:
+    def validate(model: PeftModel) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"accuracy": 0.5}
+
+    args = GroundingConfig(output_dir=str(tmp_path / "grounding"), max_steps=1, report_to="none", eval_strategy="no")
+    with pytest.raises(Interrupted):
+        train(tmp_path, grounding=args, refinement=None, validate=validate)
+    _, result = train(tmp_path, grounding=args, refinement=None, validate=lambda model: {"accuracy": 0.0}, resume=True)
+    assert result.best == {"stage": "grounding", "step": 1, "accuracy": 0.5}
+
+
+def test_a_trainer_takes_no_damaged_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def trainer() -> GroundingTrainer:
+        args = GroundingConfig(output_dir=str(tmp_path), max_steps=2, save_steps=1, report_to="none", disable_tqdm=True)
+        rows = Dataset.from_list(ROWS)
+        return GroundingTrainer(build_rim(fresh=True), args, train_dataset=rows, processing_class=build_tokenizer())
+
+    trainer().train()
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    with pytest.raises(
+        ValueError, match=r"resume_from_checkpoint: must be whole, got .*checkpoint-2.*optimizer.pt is m"
+    ):
+        trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    (tmp_path / "checkpoint-1" / "scheduler.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="resume_from_checkpoint: must have a whole checkpoint"):
+        trainer().train(resume_from_checkpoint=True)
+    assert "checkpoint-1: scheduler.pt has 0 bytes" in caplog.text
 
 
 def test_another_runs_work_is_not_taken_for_this_ones(tmp_path: Path) -> None:

@@ -334,16 +334,21 @@ def run_forked(work: Callable[[], None], *, kill_after: float | None = None) -> 
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         child = os.fork()
         if child == 0:
+            torch.set_num_threads(1)  # others' results could differ from process to process
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
-            sys.stdout = sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - pytest has its own
+            sys.stdout = sys.stderr = said  # not what pytest has put there
+            code = 1
             try:
                 work()
-                os._exit(0)
+                code = 0
             except BaseException as error:
                 traceback.print_exc()
-                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                os._exit(1)
+                print(f"{type(error).__name__}: {error}", file=said)
+            finally:
+                said.flush()
+                os._exit(code)
+        gc.unfreeze()
         deadline = time.monotonic() + (MAX_SECONDS if kill_after is None else kill_after)
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
             if time.monotonic() > deadline:

@@ -104,7 +104,9 @@ def _complaints(stopped: Stopped, cases: list[tuple[str, str]]) -> Iterator[str]
 
 
 def _cases(stopped: Stopped) -> list[tuple[str, str]]:
-    return [(name, damage) for name in stopped.files for damage in DAMAGES]
+    # Another run's best adapter that scored as well cannot be told from this one's.
+    unknowable = ("best.safetensors", "of another run")
+    return [(name, damage) for name in stopped.files for damage in DAMAGES if (name, damage) != unknowable]
 
 
 def test_some_damages(stopped: Stopped) -> None:
