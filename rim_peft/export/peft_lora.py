@@ -166,7 +166,7 @@ def _open(folder: Path) -> dict[str, Any]:
         if (folder / STAGING).exists():
             for name in (BASE, *_beside(BASE), ADAPTERS):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            (folder / f"{EXPORT_FILE}.partial").unlink(missing_ok=True)
+            (folder / f".{EXPORT_FILE}.partial").unlink(missing_ok=True)
             clear_unfinished(folder)
         check_new(folder)
         return {**new_record("peft-lora"), "adapters": {}}

@@ -70,7 +70,7 @@ def read_record(folder: Path) -> ExportRecord:
             f"{shown(record.get('format'))}. Ask the adapter that it was made from."
         )
     if "check" not in record:  # which earlier versions added in the end
-        raise ValueError(f"{folder}: must hold a whole export, and was not finished. Export the adapter again.")
+        raise ValueError(f"{path}: must be of a whole export, which was not finished. Export the adapter again.")
     check_digests(path, record.get("files"))
     names = [name for name in ExportRecord.__dataclass_fields__ if name != "memory"]
     try:

@@ -17,7 +17,7 @@ from rim_peft.data.tasks import Task, get_task
 from rim_peft.export.reading import AnswerExported, is_export, load_export
 from rim_peft.export.record import EXPORT_FILE
 from rim_peft.inference import answer_with_thoughts
-from rim_peft.recipe import ModelOptions, Recipe, RecipeError
+from rim_peft.recipe import ModelOptions, Recipe
 from rim_peft.recipe.keys import STAGES
 from rim_peft.recipe.reading import load_found_recipe
 from rim_peft.recipe.sections import FoundRecipe
@@ -244,12 +244,7 @@ def _recipe_of(folder: Path, trust_remote_code: bool) -> FoundRecipe | None:
     path = folder / RECIPE_FILE
     if not path.exists():
         return None
-    try:
-        return load_found_recipe(path, trust_remote_code=trust_remote_code)
-    except RecipeError as error:
-        raise RecipeError(
-            f"{error}\n{path}: says how the adapter was trained and is asked. If it is damaged, put back a copy."
-        ) from None
+    return load_found_recipe(path, trust_remote_code=trust_remote_code)
 
 
 def _download(name: str, revision: str | None) -> Path:

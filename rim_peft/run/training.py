@@ -67,17 +67,18 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
         Interrupted: a signal stopped the training; it can be resumed.
     """
     folder = Path(recipe.output_dir)
-    on_main(lambda: check_writable(folder))
-    with hold(folder), explain_write_errors(folder):
-        return _train(recipe, folder, command)
-
-
-def _train(recipe: Recipe, folder: Path, command: Sequence[str]) -> Run:
     started = time.time()
-    resumed = on_main(lambda: check_folder(folder, recipe))
-    stages = recipe.stage_trainers()  # what this machine refuses is said before the work
+    on_main(lambda: check_folder(folder, recipe))  # what is refused is said before the work, and leaves no folder
+    stages = recipe.stage_trainers()
     task = recipe.task()
     rows = main_first(lambda: load_rows(recipe.data, task))
+    with hold(folder), explain_write_errors(folder):
+        return _train(recipe, rows, stages, started=started, command=command)
+
+
+def _train(recipe: Recipe, rows: RunRows, stages: Sequence[Any], *, started: float, command: Sequence[str]) -> Run:
+    folder, task = Path(recipe.output_dir), recipe.task()
+    resumed = on_main(lambda: check_folder(folder, recipe))  # again: now nobody else writes to it
     on_main(lambda: _start(folder, recipe, rows))
     model, tokenizer = _attach(folder, recipe)
     validate = _Validation.make(recipe, rows, task, tokenizer)

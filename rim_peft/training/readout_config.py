@@ -169,11 +169,6 @@ class ReadoutConfig(SFTConfig):
         padded = self.pad_to_multiple_of
         if isinstance(padded, str) and not re.fullmatch("auto|none|null|[0-9]{1,6}", padded.lower()):
             raise ValueError(f"pad_to_multiple_of: must be an integer or 'auto', got {shown(padded)}.")
-        if 0 < self.max_steps < self.warmup_steps:
-            raise ValueError(
-                f"warmup_steps: must be at most max_steps, {self.max_steps}, got {self.warmup_steps}. Below 1 it is a "
-                "share of all steps."
-            )
         if self.torch_compile:  # said before the parent leaves word of it in the environment
             raise ValueError(
                 "torch_compile: must stay False, got True: it compiles the model as a whole, which breaks at the "

@@ -23,6 +23,7 @@ from rim_peft.cli.main import main
 from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, load_run, train
 from rim_peft.run.pushing import push
+from rim_peft.training.files import MANIFEST
 from tests.conftest import build_base, build_rim, build_tokenizer
 from tests.integration.hub_server import TOKEN, serve
 from tests.integration.hub_state import Hub
@@ -101,7 +102,7 @@ def test_what_is_uploaded(hub: Hub, trained: tuple[Path, Run]) -> None:
     assert ("POST", "/api/validate-yaml", None) in hub.requests
     assert hub.repos["owner/run"].private
     files = hub.files("owner/run")
-    base = {f"base/{path.name}" for path in (folder / "base").iterdir()}
+    base = {f"base/{path.name}" for path in (folder / "base").iterdir() if path.name != MANIFEST}
     assert set(files) == PAPERS | base | {WEIGHTS, "adapter_config.json", ".gitattributes"}
     assert files["recipe.yaml"] == (folder / "recipe.yaml").read_bytes()
     config = json.loads(files["adapter_config.json"])

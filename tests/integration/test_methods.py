@@ -24,6 +24,7 @@ from rim_peft.recipe import RecipeError, load_recipe
 from rim_peft.run import evaluate, load_run, train
 from rim_peft.sequence import BlockTokens
 from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutConfig, CoconutTrainer
+from rim_peft.training.files import write_manifest
 from tests.conftest import EOS_ID, build_base, build_rim, build_tokenizer
 from tests.integration.test_curriculum import _assert_equal, _weights
 from tests.integration.test_curriculum import train as train_both
@@ -285,6 +286,7 @@ def test_tokens_and_seconds_are_counted_over_a_resumption(tiny_base: Path, tmp_p
         assert kept["before"] > logged - 1e-3  # which is rounded to thousandths
         kept["before"] = 1000.0
         path_of_state.write_text(json.dumps(state))
+        write_manifest(path_of_state.parent)
     train(load_recipe(path, ["resume=true"]))
     again = json.loads((folder / "run.json").read_text())["training"]
     assert again["num_tokens"] == counted

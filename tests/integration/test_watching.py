@@ -40,7 +40,10 @@ OPTIONS: dict[str, Any] = {
 
 
 def _trainer(folder: Path, model: Any, **options: Any) -> GroundingTrainer:
+    rates = {name: options.pop(name) for name in ("learning_rate", "weight_decay") if name in options}
     args = GroundingConfig(**{"output_dir": str(folder), **OPTIONS, **options})
+    for name, rate in rates.items():
+        setattr(args, name, rate)  # beyond what a configuration takes
     rows = Dataset.from_list(ROWS)
     return GroundingTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=build_tokenizer())
 
@@ -76,10 +79,11 @@ def test_a_diverged_training_stops_and_saves_nothing(options: dict[str, Any], fo
 
 @pytest.mark.parametrize("kind", ["answer", "written steps", "coconut"])
 def test_every_method_stops(kind: str, tmp_path: Path) -> None:
-    options = {**OPTIONS, "output_dir": str(tmp_path / "stage"), "learning_rate": 1e30}
+    options = {**OPTIONS, "output_dir": str(tmp_path / "stage")}
     stage: Any = (BaselineTrainer, BaselineConfig(written_steps=kind == "written steps", **options))
     if kind == "coconut":
         stage = (CoconutTrainer, CoconutConfig(**options))
+    stage[1].learning_rate = 1e30  # beyond what a configuration takes
     model = build_rim(num_blocks=0, fresh=True)
     with pytest.raises(DivergedError, match="must stay finite"):
         run_stages(model, build_tokenizer(), [stage], train_dataset=Dataset.from_list(ROWS), output_dir=tmp_path)

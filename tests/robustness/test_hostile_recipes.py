@@ -116,7 +116,8 @@ def test_an_adapters_config_imports_nothing(stranger: Path) -> None:
     path = stranger / "adapter_config.json"
     mapping = {"base_model_class": "Own", "parent_library": "stranger_task"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_mapping": mapping, "megatron_core": "own"}))
-    assert load_run(stranger).model is not None
+    with pytest.raises(ValueError, match="auto_mapping: is not supported by RiM"):
+        load_run(stranger)
     assert not list(stranger.parent.rglob("ran"))
 
 

@@ -79,7 +79,7 @@ def test_a_killed_export_of_an_earlier_version_is_known_as_such(make_adapter: Ma
     }
     more = dict.fromkeys(("places", "source", "base", "dequantized_from", "dtype", "head_is_tied"))
     (tmp_path / "rim_export.json").write_text(json.dumps({**record, **more}))
-    with pytest.raises(ValueError, match="must hold a whole export, and was not finished"):
+    with pytest.raises(ValueError, match="must be of a whole export, which was not finished"):
         load_run(tmp_path)
 
 

@@ -26,7 +26,7 @@ def test_steps_may_be_absent(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": None}, r"question: must be a text or a list of chat messages, got None \(NoneType\)"),
+        ({"question": None}, r"question: must be a text or a list of chat messages, got None"),
         ({"question": 7}, r"question: must be a text or a list of chat messages, got 7 \(int\)"),
         ({"question": " \n"}, "question: is empty"),
         ({"question": []}, "question: is empty"),

@@ -89,7 +89,7 @@ def test_children_do_not_keep_it(tmp_path: Path) -> None:
 def test_a_folder_is_needed(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("")
-    with pytest.raises(NotADirectoryError, match=r"output_dir: must be a folder, got .*file"), hold(path):
+    with pytest.raises(ValueError, match=r"output_dir: must be a folder, .*file is a file"), hold(path):
         pass
     with hold(tmp_path / "new" / "folder"):
         pass

@@ -198,10 +198,13 @@ def test_the_first_files_say_less(folder: Path) -> None:
     [
         ({"num_blocks": 3}, "num_blocks: must be 2, with which the weights beside it were saved, got 3"),
         ({"lora_alpha": 64}, "lora_alpha: must be 32, with which the weights beside it were saved, got 64"),
-        ({"num_blocks": 10**9}, "num_blocks, block_size: must make at most 65,536 tokens, got 4,000,000,000"),
+        ({"num_blocks": 10**9}, "num_blocks: must be from 0 to 4096, got 1000000000"),
         ({"num_blocks": "2"}, "num_blocks: must be an integer of at least 0, got '2'"),
         ({"modules_to_save": 5}, r"modules_to_save: must be a list or null, got 5"),
-        ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern.q_proj: must be an integer of at least 1, got 'x'"),
+        (
+            {"rank_pattern": {"q_proj": "x"}},
+            "rank_pattern: must give each name an integer .*, got 'x' for",
+        ),
         ({"exclude_modules": "("}, r"exclude_modules: must be a regular expression or a list of names, got '\('"),
         ({"auto_mapping": {"parent_library": "os"}}, "auto_mapping: is not supported by RiM"),
     ],
@@ -216,11 +219,9 @@ def test_configurations_that_do_not_fit(folder: Path, changes: dict[str, Any], m
 
 def test_ranks_beyond_the_weights_are_refused_before_memory_is_taken(folder: Path) -> None:
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, metadata={"format": "pt"})  # without notes of the options
-    for changes in ({"r": 2**40}, {"r": 4, "rank_pattern": {"q_proj": 2**40}}):
+    for changes in ({"r": 2**16}, {"r": 4, "rank_pattern": {"q_proj": 2**16}}):
         rewrite(folder, **changes)
-        with pytest.raises(
-            ValueError, match=r"must be a rank of the adapter's weights, .* above 64, got 1099511627776"
-        ):
+        with pytest.raises(ValueError, match=r"must be a rank of the adapter's weights, .* above 64, got 65536"):
             load(folder)
 
 
