@@ -26,7 +26,7 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
-# Mutated recipes, rows, adapters and command lines: N of each, a table of how they were answered.
+# Mutated recipes (N), rows, adapter folders and command lines: a table of how they were answered.
 N ?= 1000
 SEED ?= 0
 fuzz: $(INSTALLED)

@@ -171,6 +171,7 @@ def load_run(
         _check_recipe(folder / EXPORT_FILE, read_object(folder / EXPORT_FILE), recipe)
         return Run(plain, tokenizer, recipe, exported=asked)
     config = _read_config(folder)
+    papers = shared_files(folder, papers_only=True)
     recipe = _recipe_of(folder, trust_remote_code)
     record = _read_record(folder, recipe)
     found = base or _base_source(folder, config)
@@ -190,7 +191,7 @@ def load_run(
         ) from error
     tokenizer = read_tokenizer(folder, options, otherwise=options.tokenizer or found)
     adapted = to_device(PeftModel.from_pretrained(model, str(folder)), options)
-    attach_papers(adapted, shared_files(folder, papers_only=True))
+    attach_papers(adapted, papers)
     return Run(adapted.eval(), tokenizer, recipe, record)
 
 

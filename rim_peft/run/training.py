@@ -38,7 +38,7 @@ from rim_peft.run.record import describe_hardware, describe_versions, write_file
 from rim_peft.run.rows import RunRows, check_validation, fingerprint, load_rows, read_examples
 from rim_peft.training.curriculum import CurriculumResult, run_stages
 from rim_peft.training.files import explain_write_errors, find_damage, write_text
-from rim_peft.training.lock import HOLDER, LOCK, find_holder, hold
+from rim_peft.training.lock import HOLDER, LOCK, check_free, hold
 from rim_peft.training.processes import is_main, main_first, num_processes, on_main
 from rim_peft.training.sharding import gather_adapter, run_whole
 from rim_peft.tuner.card import CARD_FILE
@@ -196,10 +196,10 @@ def check_folder(folder: Path, recipe: Recipe) -> bool:
     Raises:
         RecipeError: the folder cannot be written to, is in use by something else than this run, or ``resume`` is not
             set.
+        InUseError: another process trains into it.
     """
     check_writable(folder)
-    if (holder := find_holder(folder)) is not None:
-        raise RecipeError(f"output_dir: {folder} is in use by {holder}. Wait for it, or give another folder.")
+    check_free(folder)
     if not holds_run(folder):
         return False
     if not recipe.resume:

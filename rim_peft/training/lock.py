@@ -64,6 +64,23 @@ def find_holder(folder: Path) -> str | None:
         return None
 
 
+def check_free(folder: Path) -> None:
+    """Check that no other process works in a folder, as far as that can be found out.
+
+    Raises:
+        InUseError: one does.
+    """
+    if (holder := find_holder(folder)) is not None:
+        raise _in_use(folder, holder)
+
+
+def _in_use(folder: Path, holder: str) -> InUseError:
+    return InUseError(
+        f"output_dir: {folder} is in use by {holder}. Wait for it, or give another folder. If no such process is left, "
+        f"delete {folder / LOCK}."
+    )
+
+
 def _acquire(folder: Path) -> FileLock:
     check_folder_path("output_dir", folder)
     with explain_write_errors(folder):
@@ -72,10 +89,7 @@ def _acquire(folder: Path) -> FileLock:
         try:
             lock.acquire(timeout=_WAIT_SECONDS, poll_interval=0.1)
         except Timeout:
-            raise InUseError(
-                f"output_dir: {folder} is in use by {_describe_holder(folder)}. Wait for it, or give another folder. "
-                f"If no such process is left, delete {folder / LOCK}."
-            ) from None
+            raise _in_use(folder, _describe_holder(folder)) from None
         if lock.lock_counter == 1:
             own = {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             write_text(folder / HOLDER, json.dumps(own) + "\n")

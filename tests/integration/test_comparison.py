@@ -204,7 +204,7 @@ def test_searched_values_are_chosen_on_the_selection_rows(tmp_path: Path, capsys
         ({"search": {"baseline.max_steps": []}}, r"search: must give each key a list of values, got \[\] for"),
         (
             {"search": {"baseline.max_stepz": [3]}},
-            r"methods\.answer: baseline\.max_stepz: unknown key, did you mean max",
+            r"methods\.answer\.search\.baseline\.max_stepz: unknown key, did you mean max",
         ),
         (
             {"search": {"refinement.max_steps": [3, 4]}},
@@ -213,7 +213,7 @@ def test_searched_values_are_chosen_on_the_selection_rows(tmp_path: Path, capsys
         ({"search": {"seed": [3, 4]}}, "search: values must differ in what the method reads, got seed=3 and seed=4"),
         (
             {"search": {"baseline.max_steps": [3, 4]}},
-            "search: must leave the tokens of a step as they are where compute",
+            "must leave the tokens of a step as they are where compute",
         ),
         ({"seeds": []}, r"seeds: must hold at least one, or be null for those of all methods, got \[\]"),
     ],

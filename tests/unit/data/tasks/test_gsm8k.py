@@ -78,7 +78,7 @@ def test_a_solution_without_equations_has_no_steps() -> None:
     [
         ({"question": "q"}, "answer: the row has no such field, only question"),
         ({"answer": "#### 1"}, "question: the row has no such field, only answer"),
-        ({"question": "q", "answer": 18}, r"answer: must be a text, got 18 \(int\)"),
+        ({"question": "q", "answer": 18}, "answer: must be a text, got 18"),
         ({"question": "q", "answer": None}, "answer: must be a text, got None"),
         (
             {"question": "q", "answer": "He has 18."},
