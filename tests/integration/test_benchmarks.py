@@ -224,7 +224,7 @@ def test_what_needs_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 NOT_HERE = {"kernels"} | (set() if shutil.which("g++") or shutil.which("clang++") else {"compiled"})
 
 
-SLOW = {"memory_estimate"}
+SLOW = {"memory_estimate", "processes", "recipes"}
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
     for name in all_benchmarks()
@@ -256,6 +256,7 @@ def test_every_one_gpu_recipe_can_be_estimated() -> None:
         assert {recipe.data.path, recipe.data.task} & set(recipes.ROWS)
 
 
+@pytest.mark.slow
 def test_a_recipe_is_estimated_as_check_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(recipes.FOLDER / "gsm8k" / "gpt2-lora.yaml", ["grounding=null"])
     CONFIGS["gpt2-124m"]().save_pretrained(tmp_path)

@@ -283,6 +283,7 @@ def test_an_adapter_of_other_rows_is_not_measured_as_one_of_these(tmp_path: Path
         run_comparison(load_comparison(path))
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_comparison(tmp_path: Path) -> None:
     methods = {name: METHODS[name] for name in ("base", "answer", "pause", "rim", "answer-same-compute")}
     measures = {"blocks": False, "budget": [], "controls": False, "faithfulness": False, "representations": False}

@@ -73,7 +73,7 @@ SMALL_BASE = {"num_steps": 5, "plain_steps": 1, "num_layers": 2, "batch_size": 4
     "options",
     [
         PotionsBase(**SMALL_BASE, num_colours=7, num_names=20, distractors=2),
-        OntologyBase(**SMALL_BASE, num_kinds=8, num_statements=12),
+        pytest.param(OntologyBase(**SMALL_BASE, num_kinds=8, num_statements=12), marks=pytest.mark.slow),
     ],
     ids=lambda options: options.task,
 )

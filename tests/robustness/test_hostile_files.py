@@ -118,6 +118,7 @@ def test_pickles_in_a_bases_folder(
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_pickles_in_an_output_folder_and_its_checkpoints(
     base: Path, marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -265,7 +265,6 @@ def test_a_configuration_is_new_each_time(write: Write) -> None:
         ({"grounding": {"per_device_train_batch_size": 0}}, "grounding.per_device_train_batch_size: must be from 1 to"),
         ({"grounding": {"gradient_accumulation_steps": 0}}, "grounding.gradient_accumulation_steps: must be from 1 to"),
         ({"grounding": {"num_train_epochs": 0}}, "grounding.num_train_epochs: must be above 0 and at most 1000000"),
-        ({"grounding": {"warmup_steps": 20, "max_steps": 10}}, "grounding.warmup_steps: must be at most max_steps, 10"),
         ({"grounding": {"block_range": [1, 10**9]}}, "grounding.block_range: must be two integers, the least"),
         ({"grounding": {"dataloader_num_workers": -1}}, "grounding.dataloader_num_workers: must be from 0 to 1024"),
         ({"grounding": {"optim": "adamm"}}, "grounding.optim: adamm is not a valid OptimizerNames"),
