@@ -115,6 +115,14 @@ class WatchedTrainer(Checkpoints):
         kept[_GoOn.__name__] = {"args": {}, "attributes": self._running()}
         super()._save_checkpoint(*args, **kwargs)
 
+    def _load_callback_state(self) -> None:
+        # With `restore_callback_states_from_checkpoint` the Trainer makes every callback that a checkpoint keeps
+        # something of anew; these here read it themselves, as parts of this trainer.
+        kept: Any = self.state.stateful_callbacks
+        own = {part.__name__: kept.pop(part.__name__, None) for part in (_GoOn, TrainingClock)}
+        super()._load_callback_state()
+        kept.update({name: part for name, part in own.items() if part is not None})
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         check_loaded(self.model, resume_from_checkpoint)
