@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rim_peft.training.checkpoints import Checkpoints
 from rim_peft.training.finite import DivergedError, LossWatch, check_loaded, check_logged, check_weights, diverged_part
@@ -177,3 +179,6 @@ class _GoOn(TrainerCallback):
         kept: Any = state.stateful_callbacks
         part = kept.get(type(self).__name__)
         self._trainer._go_on(part["attributes"] if part else None)
+        best = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+        if state.best_model_checkpoint is None and best.is_dir():  # the Trainer forgets it where the folder was moved
+            state.best_model_checkpoint = str(best)

@@ -234,6 +234,21 @@ def test_callbacks_are_restored_without_loss_of_figures(tmp_path: Path) -> None:
     assert resumed.state.log_history[-1]["train_seconds"] > resumed._clock.before > 0
 
 
+def test_the_best_weights_come_back_from_a_moved_folder(tmp_path: Path) -> None:
+    def run(folder: Path, **more: Any) -> Any:
+        model = build_rim(num_blocks=3, fresh=True)
+        options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 4}
+        chosen = {"metric_for_best_model": "loss", "greater_is_better": True, "load_best_model_at_end": True}
+        _trainer(folder, model, **options, **chosen).train(**more)
+        return model
+
+    expected = run(tmp_path / "run")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    found = run(moved, resume_from_checkpoint=str(moved / "checkpoint-4"))
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), parameter, atol=0, rtol=0)
+
+
 def _without_times(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     times = ("train_seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second")
     return [{name: value for name, value in line.items() if name not in times} for line in lines]
