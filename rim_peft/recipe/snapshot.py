@@ -13,6 +13,9 @@ from rim_peft.recipe.sections import METHODS, Recipe
 _FREE_ON_RESUME = ("output_dir", "resume")
 """Keys that may change between a run and its resumption: the folder may have been moved."""
 
+_EARLIER = {"data.allow_special_tokens": True}
+"""How versions that did not know an option yet ran, where that is not its default: either goes on with their runs."""
+
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
     """Return all that a recipe gives and the defaults of this package's own options, as YAML takes it."""
@@ -28,7 +31,8 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
 def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """List the keys in which two resolved recipes differ.
 
-    Left out are those that a resumed run may change, and what the second one's method does not read.
+    Left out are those that a resumed run may change, and what the second one's method does not read. An option that
+    the first one lacks, which an earlier version has written, was at its default.
 
     >>> first = {"method": "cot", "seed": 0, "data": {"path": "a"}, "coconut": {"num_stages": 3}}
     >>> differing_keys(first, {"method": "cot", "seed": 0, "data": {"path": "b"}, "coconut": {}, "resume": True})
@@ -38,7 +42,20 @@ def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
     missing = object()
     free = {*_FREE_ON_RESUME, *STAGES} - set(METHODS.get(str(second.get("method")), STAGES))
     keys = [key for key in {**before, **after} if key.partition(".")[0] not in free]
-    return [key for key in keys if before.get(key, missing) != after.get(key, missing)]
+    return [
+        key
+        for key in keys
+        if before.get(key, missing) != after.get(key, missing) and (key in before or not _is_new(key, after[key]))
+    ]
+
+
+def _is_new(key: str, value: Any) -> bool:
+    """Tell whether an earlier version, which did not know an option of this package, ran as with this value."""
+    section, _, name = key.partition(".")
+    if not name:
+        return False
+    defaults = [_own_defaults(section)[name]] if name in _own_defaults(section) else []
+    return value in [*defaults, *([_EARLIER[key]] if key in _EARLIER else [])]
 
 
 @cache

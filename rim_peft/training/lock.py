@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import platform
 import time
@@ -16,10 +18,13 @@ from rim_peft.training.files import explain_write_errors, write_text
 from rim_peft.training.processes import on_main
 from rim_peft.tuner.files import check_folder_path
 
+logger = logging.getLogger(__name__)
+
 LOCK, HOLDER = ".lock", ".holder.json"
 """The kernel lets go of the lock when its process ends, however it ends; who holds it stands in a file beside it."""
 
 _WAIT_SECONDS = 1.0  # for one who only looks
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # as of NFS without its lock service
 
 
 class InUseError(OSError):
@@ -31,18 +36,18 @@ def hold(folder: Path) -> Iterator[None]:
     """Hold a folder, which is made if it is not there, for as long as the context lasts.
 
     Of several processes of one training the main one holds it, and every one must enter. Who holds it already may
-    enter again.
+    enter again. Where the file system has no locks, nobody is kept out, and the log says so.
 
     Raises:
         InUseError: another process, or another thread of this one, holds it.
         WriteError: it cannot be made or written.
     """
-    held: list[FileLock] = []
+    held: list[FileLock | None] = []
     on_main(lambda: held.append(_acquire(folder)))
     try:
         yield
     finally:
-        for lock in held:
+        for lock in filter(None, held):
             if lock.lock_counter == 1:
                 (folder / HOLDER).unlink(missing_ok=True)
             lock.release()
@@ -81,7 +86,7 @@ def _in_use(folder: Path, holder: str) -> InUseError:
     )
 
 
-def _acquire(folder: Path) -> FileLock:
+def _acquire(folder: Path) -> FileLock | None:
     check_folder_path("output_dir", folder)
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +95,11 @@ def _acquire(folder: Path) -> FileLock:
             lock.acquire(timeout=_WAIT_SECONDS, poll_interval=0.1)
         except Timeout:
             raise _in_use(folder, _describe_holder(folder)) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("%s: its file system has no locks. Let no other process work in it.", folder)
+            return None
         if lock.lock_counter == 1:
             own = {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             write_text(folder / HOLDER, json.dumps(own) + "\n")

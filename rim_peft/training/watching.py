@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rim_peft.training.checkpoints import Checkpoints
 from rim_peft.training.finite import DivergedError, LossWatch, check_loaded, check_logged, check_weights, diverged_part
@@ -115,6 +117,14 @@ class WatchedTrainer(Checkpoints):
         kept[_GoOn.__name__] = {"args": {}, "attributes": self._running()}
         super()._save_checkpoint(*args, **kwargs)
 
+    def _load_callback_state(self) -> None:
+        # With `restore_callback_states_from_checkpoint` the Trainer makes every callback that a checkpoint keeps
+        # something of anew; these here read it themselves, as parts of this trainer.
+        kept: Any = self.state.stateful_callbacks
+        own = {part.__name__: kept.pop(part.__name__, None) for part in (_GoOn, TrainingClock)}
+        super()._load_callback_state()
+        kept.update({name: part for name, part in own.items() if part is not None})
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         check_loaded(self.model, resume_from_checkpoint)
@@ -169,3 +179,6 @@ class _GoOn(TrainerCallback):
         kept: Any = state.stateful_callbacks
         part = kept.get(type(self).__name__)
         self._trainer._go_on(part["attributes"] if part else None)
+        best = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+        if state.best_model_checkpoint is None and best.is_dir():  # the Trainer forgets it where the folder was moved
+            state.best_model_checkpoint = str(best)

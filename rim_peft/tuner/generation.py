@@ -243,7 +243,7 @@ def _check_call(model: Any, prompts: Tensor | None, kwargs: dict[str, Any]) -> N
         "decoding": None if mode in _MODES else mode.value,
     }
     for name, value in refused.items():
-        if value:
+        if value is not None and value is not False:  # a guidance of 0 is one
             raise ValueError(
                 f"{name}: RiM generates by greedy search, sampling and beam search with their usual caches, got "
                 f"{value!r}. Leave it out, or set num_blocks=0."

@@ -385,6 +385,7 @@ def test_the_base_generates_with_blocks_where_peft_hands_it_out(make_rim: MakeRi
         ({"cache_implementation": "paged"}, "cache_implementation: .* got 'paged'"),
         ({"token_healing": True}, "token_healing: .* got True"),
         ({"guidance_scale": 1.5}, "guidance_scale: .* got 1.5"),
+        ({"guidance_scale": 0}, "guidance_scale: .* got 0"),
         ({"guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[20]])}, "guidance_scale: .* got 1.5"),
         ({"generation_config": GenerationConfig(guidance_scale=2.0)}, "guidance_scale: .* got 2.0"),
         ({"assistant_early_exit": 1}, "decoding: .* got 'assisted_generation'"),

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RiMConfig
 from rim_peft.training.baseline_config import BaselineConfig
@@ -212,6 +212,41 @@ def test_a_stopped_run_has_the_figures_of_an_unbroken_one(
         assert _without_times(resumed.history[stage]) == _without_times(lines)
     last = resumed.history["grounding"][-1]
     assert last["train_runtime"] == pytest.approx(last["train_seconds"], abs=0.1)  # of both parts
+
+
+def test_callbacks_are_restored_without_loss_of_figures(tmp_path: Path) -> None:
+    def run(folder: Path, *, resumed_from: Path | None = None) -> GroundingTrainer:
+        model = build_rim(num_blocks=3, fresh=True)
+        options = {"restore_callback_states_from_checkpoint": True, "eval_strategy": "steps", "eval_steps": 3}
+        chosen = {"metric_for_best_model": "loss", "load_best_model_at_end": True}
+        trainer = _trainer(folder, model, **options, **chosen)
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=9))
+        trainer.train(resume_from_checkpoint=None if resumed_from is None else str(resumed_from))
+        return trainer
+
+    unbroken = run(tmp_path)
+    resumed = run(tmp_path, resumed_from=tmp_path / "checkpoint-3")
+    expected, found = (
+        [{name: value for name, value in line.items() if not name.startswith("eval_")} for line in lines]
+        for lines in (_without_times(unbroken.state.log_history), _without_times(resumed.state.log_history))
+    )
+    assert found == expected
+    assert resumed.state.log_history[-1]["train_seconds"] > resumed._clock.before > 0
+
+
+def test_the_best_weights_come_back_from_a_moved_folder(tmp_path: Path) -> None:
+    def run(folder: Path, **more: Any) -> Any:
+        model = build_rim(num_blocks=3, fresh=True)
+        options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 4}
+        chosen = {"metric_for_best_model": "loss", "greater_is_better": True, "load_best_model_at_end": True}
+        _trainer(folder, model, **options, **chosen).train(**more)
+        return model
+
+    expected = run(tmp_path / "run")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    found = run(moved, resume_from_checkpoint=str(moved / "checkpoint-4"))
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), parameter, atol=0, rtol=0)
 
 
 def _without_times(lines: list[dict[str, float]]) -> list[dict[str, float]]:

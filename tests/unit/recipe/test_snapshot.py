@@ -65,3 +65,12 @@ def test_differences_are_named_by_key() -> None:
         "data.options.steps",
         "grounding.hold",
     ]
+
+
+def test_a_run_of_a_version_that_did_not_know_an_option_goes_on() -> None:
+    data = {"task": "gsm8k", "max_length": 512}
+    first = {"seed": 0, "data": data, "grounding": {"hold": 0.5}}
+    for value in (False, True):  # the default, and how special tokens were read before the option was there
+        assert differing_keys(first, {**first, "data": {**data, "allow_special_tokens": value}}) == []
+    second = {"seed": 0, "data": {**data, "max_rows": 5}, "grounding": {"hold": 0.5, "weight_decay": 0.0}}
+    assert differing_keys(first, second) == ["data.max_rows", "grounding.weight_decay"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import threading
@@ -94,3 +96,19 @@ def test_a_folder_is_needed(tmp_path: Path) -> None:
     with hold(tmp_path / "new" / "folder"):
         pass
     assert (tmp_path / "new" / "folder").is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_keeps_nobody_out(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with hold(tmp_path), hold(tmp_path):
+        assert find_holder(tmp_path) is None
+    assert f"{tmp_path}: its file system has no locks" in caplog.text
+    monkeypatch.undo()
+    with hold(tmp_path):
+        assert find_holder_elsewhere(tmp_path) != "None"
