@@ -210,11 +210,17 @@ def check_folder(folder: Path, recipe: Recipe) -> bool:
     started = folder / RECIPE_FILE
     if not started.exists():
         raise RecipeError(f"resume: {folder} holds no run to go on with (no {RECIPE_FILE}). Give the folder of a run.")
-    differing = differing_keys(_read_started(started), resolve(recipe))
-    if differing:
+    kept = _read_started(started)
+    if differing := differing_keys(kept, resolve(recipe)):
         raise RecipeError(
             f"resume: the run in {folder} was started with other values of {_some(differing)}. Give the same ones "
             f"({started} has them), or another output_dir."
+        )
+    if "allow_special_tokens" not in (kept.get("data") or {}) and not recipe.data.allow_special_tokens:
+        logger.warning(
+            "resume: the run in %s was started by a version that read special tokens which rows spell as such. If "
+            "yours spell any, give data.allow_special_tokens=true to go on to the same weights.",
+            folder,
         )
     return True
 
