@@ -174,7 +174,11 @@ def check_tensors(
     in_full = {_unwrapped(attached) for attached in _names_in_full(model, adapter_name).values()}
     expected = {name: tuple(value.shape) for name, value in state.items() if own.search(name) or name in in_full}
     embeddings = _embeddings(model)
-    kept = {name: tensor for name, tensor in tensors.items() if not _is_copy(tensor, state.get(name), embeddings)}
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in expected or not _is_copy(tensor, state.get(name), embeddings)
+    }
     found = {name: tuple(tensor.shape) for name, tensor in kept.items()}
     if any(name.endswith("_flat_param") for name in state):  # FSDP's first version, whose parameters have no names
         expected = {name: shape for name, shape in found.items() if own.search(name)}

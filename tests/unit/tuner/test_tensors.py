@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.hotswap import hotswap_adapter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -186,6 +186,19 @@ def test_modules_in_full_are_the_adapters_where_its_configuration_says_so(
     save_file(kept, tmp_path / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"must describe an adapter of this base|its tensors must be those of the"):
         load(tmp_path, build_base())
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_head_in_full_is_read_where_it_equals_what_is_there(tmp_path: Path, trained: bool) -> None:
+    model = build_rim(modules_to_save=["lm_head"])
+    if trained:
+        with torch.no_grad():
+            model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(2)
+    model.save_pretrained(str(tmp_path))
+    loaded = by_peft(tmp_path, build_base())
+    ids = torch.tensor([[20, 30, 40]])
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    set_peft_model_state_dict(loaded, get_peft_model_state_dict(model))  # once more, as best weights may be the last
 
 
 @pytest.mark.parametrize("route", ROUTES)
