@@ -19,7 +19,8 @@ MOST_CHARACTERS = 1 << 18
 MOST_NUMBER = 100_000
 """Largest number in a template; real ones count turns and spaces."""
 
-_WIDTH = re.compile(r"[%{][^}]*?\d{6}")
+# Of a number's or a text's place in a format; stops at the next one, so that it is found in one pass.
+_WIDTH = re.compile(r"%(\([^)%]*\))?[-+ #*.\d]*?\d{6}|\{[^{}]*?\d{6}")
 
 
 class _Generation(Extension):
@@ -57,18 +58,29 @@ def _find_problem(template: str) -> str | None:
         return f"{len(template):,} characters, more than {MOST_CHARACTERS:,}"
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
     try:
-        tree = environment.parse(template)
+        _check(environment.parse(template))
     except TemplateSyntaxError:
         return None  # which rendering says too
     except RecursionError:
         return "expressions that are nested too deep"
-    for node in tree.find_all((nodes.Pow, nodes.Mul, nodes.Const)):
-        numbers = [node.value] if isinstance(node, nodes.Const) else [one.value for one in node.find_all(nodes.Const)]
-        product = math.prod(abs(number) for number in numbers if isinstance(number, int | float) and number)
-        if isinstance(node, nodes.Pow):
-            return f"a power in line {node.lineno}"
-        if product > MOST_NUMBER:
-            return f"a number above {MOST_NUMBER:,} in line {node.lineno}"
-        if isinstance(node, nodes.Const) and isinstance(node.value, str) and (wide := _WIDTH.search(node.value)):
-            return f"a width of {cut(wide[0], most=60)} in line {node.lineno}"
+    except _RefusedError as error:
+        return str(error)
     return None
+
+
+class _RefusedError(Exception):
+    """Says what a template must not have."""
+
+
+def _check(node: nodes.Node) -> float:
+    """Check a part of a template, and return the product of the numbers in it, as far as it matters."""
+    product = math.prod(_check(child) for child in node.iter_child_nodes())
+    if isinstance(node, nodes.Pow):
+        raise _RefusedError(f"a power in line {node.lineno}")
+    if isinstance(node, nodes.Const):
+        if isinstance(node.value, str) and (wide := _WIDTH.search(node.value)):
+            raise _RefusedError(f"a width of {cut(wide[0], most=60)} in line {node.lineno}")
+        product = abs(node.value) if isinstance(node.value, int | float) and node.value else 1
+    if product > MOST_NUMBER and isinstance(node, nodes.Const | nodes.Mul):
+        raise _RefusedError(f"a number above {MOST_NUMBER:,} in line {node.lineno}")
+    return min(product, MOST_NUMBER + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,8 @@ class SpecialTokens:
         self._names = [_MARK, *sorted(self._tokens, key=len, reverse=True)]
         self._numbers = {name: number for number, name in enumerate(self._names)}
         self._spelt = re.compile("|".join(map(re.escape, self._names)))
+        # Characters that a tokenizer does not know are unknown tokens wherever they stand.
+        self._ids = {index for index, _ in self._tokens.values()} - {tokenizer.unk_token_id}
 
     def guard(self, text: str) -> str:
         """Return a row's text with marks in place of special tokens' names."""
@@ -49,7 +52,14 @@ class SpecialTokens:
         """Return a text's ids with no special token among them."""
         options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         ids: list[int] = self._tokenizer(text, **options)["input_ids"]
-        return ids
+        if self._ids.isdisjoint(ids):
+            return ids
+        # Models of whole pieces (Unigram, WordLevel) have the names in their vocabulary: such names are cut in two.
+        names = [match.span() for match in self._spelt.finditer(text) if len(match[0]) > 1]
+        places = [0, *(sum(span) // 2 for span in names), len(text)]
+        if not names:
+            return ids
+        return [token for start, end in pairwise(places) for token in self._encode_plain(text[start:end])]
 
     def _cut(self, text: str) -> Iterator[tuple[str, int | None]]:
         """Yield the parts between a text's own special tokens, and these with their ids."""

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rim_peft.values import cut
+
 AGAIN = "Copy or download the adapter again (from the Hub with force_download=True), or save it again."
 
 _CHECKSUM = "rim_sha256"
@@ -143,12 +145,12 @@ def check_values(tensors: Mapping[str, Tensor], *, source: str = "adapter's file
         if tensor.dtype not in _DTYPES:
             raise ValueError(
                 f"{source}: its tensors must be float32, bfloat16 or float16, got {_plain(tensor.dtype)} in "
-                f"{_cut(name)}: these are no weights of an adapter. {AGAIN}"
+                f"{cut(name, most=200)}: these are no weights of an adapter. {AGAIN}"
             )
     if (found := not_finite(tensors)) is not None:
         raise ValueError(
-            f"{source}: its tensors must be finite, got NaN or infinity: {_cut(found)}: it is damaged, or its training "
-            "failed. Use another checkpoint or copy of it, or train it again."
+            f"{source}: its tensors must be finite, got NaN or infinity: {cut(found, most=200)}: it is damaged, or its "
+            "training failed. Use another checkpoint or copy of it, or train it again."
         )
 
 
@@ -174,11 +176,17 @@ def check_tensors(
     in_full = {_unwrapped(attached) for attached in _names_in_full(model, adapter_name).values()}
     expected = {name: tuple(value.shape) for name, value in state.items() if own.search(name) or name in in_full}
     embeddings = _embeddings(model)
-    kept = {name: tensor for name, tensor in tensors.items() if not _is_copy(tensor, state.get(name), embeddings)}
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in expected or not _is_copy(tensor, state.get(name), embeddings)
+    }
     found = {name: tuple(tensor.shape) for name, tensor in kept.items()}
     if any(name.endswith("_flat_param") for name in state):  # FSDP's first version, whose parameters have no names
         expected = {name: shape for name, shape in found.items() if own.search(name)}
     _compare(expected, found, state, any_rank=any_rank)
+    # A float64 that is finite need not be a finite float32, which it becomes where it is loaded.
+    check_values({name: tensor.to(state[name].dtype) for name, tensor in kept.items() if name in state})
     return kept
 
 
@@ -209,11 +217,11 @@ def _compare(
     if of_base := [name for name in foreign if name in state]:
         raise ValueError(
             f"adapter's file: its tensors must be those of the adapter and no others, got one of the base, "
-            f"{_cut(of_base[0])}{_more(of_base)}: it would change the model that the adapter is attached to. "
+            f"{cut(of_base[0], most=200)}{_more(of_base)}: it would change the model that the adapter is attached to. "
             "Get the adapter from somewhere else; whoever saved it must save the base apart."
         )
     wrong = [
-        f"{_cut(name)} {expected.get(name, 'not there')}, got {found.get(name, 'none')}"
+        f"{cut(name, most=200)} {expected.get(name, 'not there')}, got {found.get(name, 'none')}"
         for name in {**expected, **found}
         if not _is_same_shape(name, expected.get(name), found.get(name), any_rank=any_rank)
     ]
@@ -286,10 +294,6 @@ def _checksum(path: Path, header: Mapping[str, Any], metadata: Mapping[str, str]
 
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= 200 else f"{name[:200]}..."
 
 
 def _more(names: Iterable[str]) -> str:

@@ -234,6 +234,8 @@ def test_the_same_on_the_command_line_and_in_cards() -> None:
         ("{% generation %}{{ '%9999999999d' | format(1) }}{% endgeneration %}", "a width of %999999"),
         ("{{ '{:>9999999999}'.format(1) }}", "a width of"),
         ("{% for i in range(10000000) %}a{% endfor %}", "a number above 100,000"),
+        ("{{ " + "*".join("1" * 5000) + " }}", "expressions that are nested too deep"),
+        ("{{ '" + "%" * 200_000 + "1000000d' }}", "a width of %1000000? in line 1"),
         ("a" * 300_000, "300,000 characters"),
     ],
 )

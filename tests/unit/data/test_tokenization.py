@@ -1,4 +1,5 @@
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Example, RowError, Templates
@@ -118,6 +119,24 @@ def test_special_tokens_in_a_chat_are_those_of_its_template(tokenizer: PreTraine
 def test_special_tokens_of_rows_can_be_allowed(tokenizer: PreTrainedTokenizerFast) -> None:
     (ids,) = tokenize_prompts([SPELT], tokenizer, Templates(prompt="{question}", allow_special_tokens=True))
     assert ids == tokenizer(SPELT)["input_ids"]
+
+
+def test_names_of_special_tokens_that_are_pieces_of_the_vocabulary_are_text_too() -> None:
+    unknown, eos, end = "<unk>", "</s>", "<|im_end|>"
+    pieces = [unknown, eos, end, "▁", *"ab<>/|_simend"]
+    inner = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=0))
+    inner.decoder = decoders.Metaspace(prepend_scheme="never")
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=unknown, eos_token=eos)
+    tokenizer.add_special_tokens({"additional_special_tokens": [end]})
+    text = "a</s><|im_end|>b <|im_end|>"
+    assert set(tokenizer(text, split_special_tokens=True)["input_ids"]) & {1, 2}
+    ids, plain, other = tokenize_prompts([text, "ab", "x</s>"], tokenizer, Templates(prompt="{question}</s>"))
+    assert [token for token in ids if token in (1, 2)] == [1]
+    assert tokenizer.decode(ids) == f"{text}</s>"
+    assert plain == tokenizer("ab</s>")["input_ids"]
+    assert other[0] == 0
+    assert other.count(1) == 1
 
 
 def test_marks_of_guarded_text_are_text_themselves(tokenizer: PreTrainedTokenizerFast) -> None:

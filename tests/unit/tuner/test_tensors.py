@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.hotswap import hotswap_adapter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -111,6 +111,13 @@ def test_every_tensor_of_the_base_at_once(folder: Path, route: Callable[[Path, A
     check_untouched(base, before)
 
 
+def test_names_of_tensors_are_shown_in_one_line(folder: Path) -> None:
+    edit(folder, **{"a\x1b[31m\nb" + "c" * 1000: torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"on this base, a\\x1b\[31m bc+ \.\.\. c+ not there") as refused:
+        by_peft(folder, build_base())
+    assert len(str(refused.value)) < 600
+
+
 def test_a_copy_of_another_tensor_of_the_base_is_refused_too(folder: Path) -> None:
     base = build_base()
     edit(folder, **{NORM: base.model.norm.weight.detach().clone()})
@@ -188,6 +195,19 @@ def test_modules_in_full_are_the_adapters_where_its_configuration_says_so(
         load(tmp_path, build_base())
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_head_in_full_is_read_where_it_equals_what_is_there(tmp_path: Path, trained: bool) -> None:
+    model = build_rim(modules_to_save=["lm_head"])
+    if trained:
+        with torch.no_grad():
+            model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(2)
+    model.save_pretrained(str(tmp_path))
+    loaded = by_peft(tmp_path, build_base())
+    ids = torch.tensor([[20, 30, 40]])
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    set_peft_model_state_dict(loaded, get_peft_model_state_dict(model))  # once more, as best weights may be the last
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -206,6 +226,14 @@ def test_values_that_are_no_weights(
     name = f"{Q_PROJ}.lora_A.weight"
     edit(folder, **{name: change(load_file(folder / WEIGHTS)[name])})
     with pytest.raises(ValueError, match=f"{message} base_model.model.model.layers.0.self_attn.q_proj.lora_A"):
+        route(folder, build_base())
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_values_that_are_finite_in_the_file_alone(folder: Path, route: Callable[[Path, Any], Any]) -> None:
+    name = f"{Q_PROJ}.lora_A.weight"
+    edit(folder, **{name: load_file(folder / WEIGHTS)[name].double() * 1e300})
+    with pytest.raises(ValueError, match=r"must be finite, got NaN or infinity: .*q_proj\.lora_A.* holds -?inf"):
         route(folder, build_base())
 
 
