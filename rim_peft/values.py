@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,11 @@ MOST_CHARACTERS = 1 << 18
 MOST_LEVELS = 40
 """How deep lists and mappings may be nested in a YAML document."""
 
+_MOST_REPETITIONS = 6
 _NODE_CHARACTERS = 8
 _LINE = 400
+
+_regex_parser: Any = import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
 
 class BoundedLoader(yaml.SafeLoader):
@@ -145,6 +151,52 @@ def check_ranges(owner: object, ranges: Mapping[str, Range]) -> None:
         value = getattr(owner, name, None)
         if isinstance(value, int | float) and not isinstance(value, bool) and value not in allowed:
             raise ValueError(f"{name}: must be {allowed}, got {shown(value)}.")
+
+
+def check_regex(name: str, value: object) -> None:
+    """Check that what is taken for a regular expression is one, which no name can keep busy for long.
+
+    Raises:
+        ValueError: it is none, or could try ever more ways to match: a repeated group that repeats or chooses within,
+            or many repetitions in a row.
+    """
+    if not isinstance(value, str):
+        return
+    try:
+        parsed = _regex_parser.parse(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(
+            f"{name}: must be a regular expression or a list of names, got {shown(value)} ({error})."
+        ) from None
+    if _repeats_choices(parsed) or len(re.findall(r"[*+]|\{\d*,\}", value)) > _MOST_REPETITIONS:
+        raise ValueError(
+            f"{name}: must be a regular expression without repeated groups that repeat or choose within, and with at "
+            f"most {_MOST_REPETITIONS} repetitions, got {shown(value)}: matching could take for ever. List the names."
+        )
+
+
+def _repeats_choices(parsed: Any, *, is_repeated: bool = False) -> bool:
+    """Tell whether part of a parsed expression can match one text in many ways; what is looked ahead at counts once."""
+    for operation, argument in parsed:
+        kind = str(operation)
+        repeats = kind in ("MAX_REPEAT", "MIN_REPEAT")
+        if is_repeated and (repeats or kind == "BRANCH"):
+            return True
+        inside = is_repeated or (repeats and argument[1] > 1)
+        if kind.startswith("ASSERT"):
+            inside = False
+        parts = [part for part in _flat(argument) if isinstance(part, _regex_parser.SubPattern)]
+        if any(_repeats_choices(part, is_repeated=inside) for part in parts):
+            return True
+    return False
+
+
+def _flat(argument: Any) -> Iterator[Any]:
+    if isinstance(argument, list | tuple):
+        for part in argument:
+            yield from _flat(part)
+    else:
+        yield argument
 
 
 def _refused(problem: str, event: Any) -> yaml.MarkedYAMLError:

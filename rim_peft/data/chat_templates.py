@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.values import cut
 
 MOST_CHARACTERS = 1 << 18
-MOST_NUMBER = 100_000
+MOST_NUMBER = 1 << 20
 """Largest number in a template; real ones count turns and spaces."""
 
 # Of a number's or a text's place in a format; stops at the next one, so that it is found in one pass.

@@ -25,7 +25,7 @@ from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_devi
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
 from rim_peft.training.coconut_config import CoconutConfig
 from rim_peft.tuner import RIM, RiMConfig
-from rim_peft.tuner.files import brief, check_digests, read_object
+from rim_peft.tuner.files import brief, check_digests, is_ours, read_object
 from rim_peft.tuner.sharing import attach_papers
 from rim_peft.tuner.tensors import AGAIN
 from rim_peft.values import shown
@@ -185,6 +185,8 @@ def load_run(
             f"the base {found!r} of {source} cannot be loaded: {str(error).rstrip('.')}. Name the base if it was moved."
         ) from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # of its configuration
+        if is_ours(error):
+            raise
         raise ValueError(
             f"{found}: must be a model that transformers can load, and is not ({brief(error)}). "
             "Copy or download the base again, or name another one (--base)."

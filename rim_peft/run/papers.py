@@ -34,7 +34,8 @@ def check_adapter(folder: Path) -> None:
         remedy = "Give the folder of an adapter."
         if (folder / RECIPE_FILE).exists():
             remedy = (
-                f"Its training has not ended: rim-peft train {folder / RECIPE_FILE} output_dir={folder} resume=true."
+                f"Its training has not ended. If it is yours: rim-peft train {folder / RECIPE_FILE} "
+                f"output_dir={folder} resume=true."
             )
         if (folder / STAGING).exists():
             remedy = "Its export has not ended: give the same rim-peft export again."

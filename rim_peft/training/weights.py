@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rim_peft.training.files import find_damage, replace_file
 from rim_peft.training.processes import on_main
 from rim_peft.training.sharding import fill_adapter, gather_adapter
+from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import not_finite, read_tensors, seal_tensors
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class BestWeights:
             self._rank(best)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{self.path}: is damaged ({_first_line(error)}), and held the best adapter of the run so far. Put a "
+                f"{self.path}: is damaged ({brief(error)}), and held the best adapter of the run so far. Put a "
                 "copy back, or train in another folder."
             ) from error
         return best, tensors
@@ -176,7 +177,3 @@ def load_weights(model: PeftModel, path: Path) -> None:
         ValueError: the file is damaged, or is another adapter's; the model stays as it is.
     """
     fill_adapter(model, read_tensors(path))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:100]

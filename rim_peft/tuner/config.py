@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from peft import LoraConfig, PeftModel, TaskType
 
 from rim_peft.sequence.layout import BlockTokens
 from rim_peft.tuner.registration import RIM
-from rim_peft.values import Range, check_ranges, shown
+from rim_peft.values import Range, check_ranges, check_regex, shown
 from rim_peft.version import __version__
 
 INIT_MEMORY = ("vocabulary", "random")
@@ -224,9 +223,9 @@ class RiMConfig(LoraConfig):
             )
         for name in ("rank_pattern", "alpha_pattern"):
             for key in getattr(self, name) or ():
-                _check_regex(name, key)
+                check_regex(name, key)
         for name in ("target_modules", "exclude_modules"):
-            _check_regex(name, getattr(self, name))
+            check_regex(name, getattr(self, name))
         for name, reason in _REFUSED_OPTIONS.items():
             value: Any = getattr(self, name, None)
             if value:
@@ -252,17 +251,6 @@ def active_config(model: Any) -> RiMConfig:
 def _check_integer(name: str, value: object, *, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name}: must be an integer of at least {minimum}, got {shown(value)}.")
-
-
-def _check_regex(name: str, value: object) -> None:
-    """Check that what PEFT takes for a regular expression is one."""
-    if isinstance(value, str):
-        try:
-            re.compile(value)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(
-                f"{name}: must be a regular expression or a list of names, got {shown(value)} ({error})."
-            ) from None
 
 
 def _is_token_id(value: object) -> bool:

@@ -107,3 +107,15 @@ def test_options_that_this_version_does_not_know_are_left_out_with_a_warning(tmp
     assert isinstance(config, RiMConfig)
     assert config.num_blocks == 3
     assert not hasattr(config, "gates")
+
+
+@pytest.mark.parametrize("pattern", ["(([a-z0-9._]+)+)+X", "(a|a)+X", "(.*a){20}", ".*.*.*.*.*.*.*X"])
+def test_expressions_that_could_match_for_ever_are_refused(pattern: str) -> None:
+    for options in ({"target_modules": pattern}, {"exclude_modules": pattern}, {"rank_pattern": {pattern: 4}}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}: must be a regular expression without repeated"):
+            RiMConfig(**options)
+
+
+def test_usual_expressions_are_taken() -> None:
+    for pattern in (r".*\.layers\.(\d+)\..*\.(q|v)_proj", "^(?:(?!.*(vision|audio)).)*\\.q_proj$", "(model\\.)?q_proj"):
+        assert RiMConfig(target_modules=pattern).target_modules == pattern
