@@ -14,6 +14,9 @@ from rim_peft.recipe import RecipeError
 from rim_peft.run.memory import PeakMemory
 from rim_peft.tuner.files import check_folder_path
 
+PROBE = ".rim-peft-"
+"""Prefix of a folder that is made to see whether one can be; a kill may leave it."""
+
 
 def check_writable(folder: Path) -> None:
     """Check that a folder is there, or could be made, and that files can be written to it.
@@ -35,7 +38,7 @@ def check_writable(folder: Path) -> None:
     place = _nearest(folder)
     try:
         # What permissions, mounts and quotas allow is known when it is tried.
-        with tempfile.TemporaryDirectory(dir=place, prefix=".rim-peft-"):
+        with tempfile.TemporaryDirectory(dir=place, prefix=PROBE):
             pass
     except OSError as error:
         raise RecipeError(

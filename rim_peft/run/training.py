@@ -25,7 +25,7 @@ from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
 from rim_peft.run.card import render_run_card
 from rim_peft.run.loading import Run, answering, describe_asking, load_run
-from rim_peft.run.output_folder import check_writable
+from rim_peft.run.output_folder import PROBE, check_writable
 from rim_peft.run.papers import (
     ADAPTER_FILE,
     BASE_FOLDER,
@@ -184,6 +184,7 @@ class _Validation:
 def holds_run(folder: Path) -> bool:
     """Tell whether a folder holds anything but what a run left that was stopped before it began."""
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    entries = {name for name in entries if not name.startswith(PROBE)}
     unbegun = {f".{RECIPE_FILE}.partial", LOCK, HOLDER, f".{HOLDER}.partial"}
     if RECIPE_FILE in entries:
         unbegun |= {RECIPE_FILE, BASE_FOLDER, f"{BASE_FOLDER}.partial"}
@@ -243,6 +244,8 @@ def _read_started(path: Path) -> dict[str, Any]:
 def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:
     """Write the recipe and, if it is to be built, the base."""
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{PROBE}*"):
+        left.rmdir()
     if not holds_run(folder):  # a base that was left by a run that failed before it began
         shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
     write_text(folder / RECIPE_FILE, write_yaml(resolve(recipe)))

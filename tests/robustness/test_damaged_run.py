@@ -129,6 +129,7 @@ def test_all_damages(stopped: Stopped) -> None:
         (".recipe.yaml.partial", False),
         (".lock .holder.json .recipe.yaml.partial", False),
         ("recipe.yaml .lock", False),
+        (".rim-peft-abc/ .lock", False),
         ("recipe.yaml base.partial/", False),
         ("recipe.yaml base/ .lock", False),
         ("recipe.yaml base/ grounding/", True),
