@@ -35,7 +35,7 @@ def test_some_moments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"reset_optimizer": False},
+        {},
         {"quantization": "nf4", "optim": "paged_adamw_8bit", "scored": "no"},
     ],
     ids=["fp32", "nf4, paged"],
