@@ -235,7 +235,7 @@ def test_a_base_that_others_do_not_have_is_named(hub: Hub, saved: Path, caplog: 
 
 def test_a_run_that_has_not_ended_is_not_pushed(hub: Hub, trained: tuple[Path, Run], tmp_path: Path) -> None:
     shutil.copyfile(trained[0] / "recipe.yaml", tmp_path / "recipe.yaml")
-    with pytest.raises(FileNotFoundError, match=r"training has not ended: rim-peft train .* resume=true"):
+    with pytest.raises(FileNotFoundError, match=r"has not ended\. If it is yours: rim-peft train .* resume=true"):
         push(tmp_path, "owner/run")
 
 

@@ -331,9 +331,9 @@ def test_every_other_name_leads_to_a_key_of_ours() -> None:
 
 
 def test_home_folders_are_written_out(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("HOME", "/users/ann")
     path = write(with_values(output_dir="~/runs/x", model={"name_or_path": "~/base", "tokenizer": "~/tokens"}))
     recipe = load_recipe(path)
-    assert (recipe.output_dir, recipe.model.name_or_path) == ("/home/ann/runs/x", "/home/ann/base")
-    assert recipe.model.tokenizer == "/home/ann/tokens"
-    assert load_recipe(path, ["output_dir=~/y"]).output_dir == "/home/ann/y"
+    assert (recipe.output_dir, recipe.model.name_or_path) == ("/users/ann/runs/x", "/users/ann/base")
+    assert recipe.model.tokenizer == "/users/ann/tokens"
+    assert load_recipe(path, ["output_dir=~/y"]).output_dir == "/users/ann/y"

@@ -84,7 +84,7 @@ def test_folders_without_an_adapter(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"must hold an adapter .* Give the folder of an adapter"):
         load_run(tmp_path)
     (tmp_path / "recipe.yaml").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"training has not ended: rim-peft train .* resume=true"):
+    with pytest.raises(FileNotFoundError, match=r"has not ended\. If it is yours: rim-peft train .* resume=true"):
         load_run(tmp_path)
 
 
