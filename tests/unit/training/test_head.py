@@ -129,6 +129,8 @@ def test_every_causal_model_has_a_head() -> None:
         if (one := find_head(base)) is not None:
             found[name] = one
     assert len(found) > 110
-    assert {name for name, one in found.items() if one.head is None} <= {"llama4", "llama4_text", "mllama"}
+    # Refused by trainers: ProphetNet's head is given its streams for future tokens, not the backbone's last state.
+    refused = {"llama4", "llama4_text", "mllama", "prophetnet"}
+    assert {name for name, one in found.items() if one.head is None} <= refused
     assert found["llama"].head is found["gemma3_text"].head is Head.FUSED
     assert found["modernbert-decoder"].head is Head.OWN
