@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import subprocess
+import sys
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import nodes
@@ -13,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
+from rim_peft.data import template_trial
 from rim_peft.values import cut
 
 MOST_CHARACTERS = 1 << 18
@@ -35,18 +40,23 @@ class _Generation(Extension):
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Refuse chat templates that blow texts up by numbers, as ``'a' * 10**10``, which is computed when it is compiled.
+    """Refuse chat templates that take more time or memory than a chat can need.
+
+    Numbers as in ``'a' * 10**10``, which is computed when it is compiled, are looked for in the text; growth at run
+    time, as of loops within loops, by rendering a short chat in a process of its own, once for each text.
 
     Args:
         tokenizer: whose templates are looked at.
         source: where it comes from.
 
     Raises:
-        ValueError: a template is too long, or has a power, or a number or a product above ``MOST_NUMBER``.
+        ValueError: a template is too long, has a power, or a number or a product above ``MOST_NUMBER``, or takes too
+            much when it is rendered.
     """
     templates: Any = tokenizer.chat_template or {}
+    tokens = tuple(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
     for template in templates.values() if isinstance(templates, dict) else [templates]:
-        if problem := _find_problem(str(template)):
+        if problem := _find_problem(str(template)) or _try(str(template), tokens):
             raise ValueError(
                 f"tokenizer: the chat template of {source} must only write texts, and has {problem}. Correct "
                 "chat_template.jinja or tokenizer_config.json there."
@@ -65,6 +75,27 @@ def _find_problem(template: str) -> str | None:
         return "expressions that are nested too deep"
     except _RefusedError as error:
         return str(error)
+    return None
+
+
+@lru_cache
+def _try(template: str, tokens: tuple[tuple[str, str], ...]) -> str | None:
+    """Render a short chat in a process of its own, and return what was too much."""
+    given = json.dumps({"template": template, "tokens": dict(tokens), "path": sys.path})
+    command = [sys.executable, "-I", template_trial.__file__]  # nothing of the working directory
+    try:
+        # Idle machines take a tenth of a second; the wait is long so that a busy one passes.
+        status = subprocess.run(  # noqa: S603 - a program of this package
+            command, input=given, text=True, capture_output=True, timeout=60
+        ).returncode
+    except subprocess.TimeoutExpired:
+        status = -1  # as of one that was killed
+    if status == template_trial.TOO_MUCH_MEMORY:
+        return f"loops or repetitions that take more than {template_trial.MAX_BYTES >> 30} GiB for three turns"
+    if status == template_trial.TOO_LONG:
+        return f"loops or repetitions that write over {template_trial.MAX_CHARACTERS:,} characters for three turns"
+    if status < 0:
+        return f"loops or repetitions that take over {template_trial.MAX_SECONDS} s for three turns"
     return None
 
 

@@ -250,7 +250,7 @@ def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:
         shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
     write_text(folder / RECIPE_FILE, write_yaml(resolve(recipe)))
     options, base_folder = recipe.model, folder / BASE_FOLDER
-    if (damage := find_damage(base_folder, [])) is not None:
+    if base_folder.exists() and (damage := find_damage(base_folder, ["config.json"])) is not None:
         logger.warning("%s: %s. The base is built again, with the same weights.", base_folder, damage)
         shutil.rmtree(base_folder)
     if options.name_or_path is None and not base_folder.exists():

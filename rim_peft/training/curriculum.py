@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -161,7 +162,8 @@ def run_stages(
             if checkpoint is not None:
                 check_resumed(checkpoint)
             if resume and validate is not None:
-                on_main(partial(best.check, _scores([*history.values(), _read_log(checkpoint)])))
+                log, step = _read_log(checkpoint)
+                on_main(partial(best.check, _offered({**history, stage: log}), at=(stage, step)))
             if before is not None and checkpoint is None:
                 trainer.add_callback(_GoOnWith(before))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -176,7 +178,7 @@ def run_stages(
                 raise Interrupted(received)
     tuner.set_dropout(own_dropout)
     if validate is not None and best.path.exists():
-        on_main(partial(best.check, _scores(history.values())))
+        on_main(partial(best.check, _offered(history), at=(names[-1], math.inf)))
         return CurriculumResult(history, best.load(model))
     return CurriculumResult(history)
 
@@ -248,17 +250,22 @@ def _read_finished(folder: Path, names: Sequence[str]) -> list[dict[str, float]]
     return lines
 
 
-def _read_log(checkpoint: Path | None) -> list[dict[str, float]]:
-    """Return the log lines that a checkpoint holds, none without one."""
+def _read_log(checkpoint: Path | None) -> tuple[list[dict[str, float]], int]:
+    """Return the log lines that a checkpoint holds, and its step; none and 0 without one."""
     if checkpoint is None:
-        return []
-    lines: list[dict[str, float]] = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).log_history
-    return lines
+        return [], 0
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state.log_history, state.global_step
 
 
-def _scores(logs: Iterable[list[dict[str, float]]]) -> list[float]:
-    """Return the scores by which the best weights were chosen."""
-    return [line[f"eval_{SCORE}"] for lines in logs for line in lines if f"eval_{SCORE}" in line]
+def _offered(history: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """Return stage, step and score of the weights that have competed to be the best."""
+    return [
+        {"stage": stage, "step": line["step"], SCORE: line[f"eval_{SCORE}"]}
+        for stage, lines in history.items()
+        for line in lines
+        if f"eval_{SCORE}" in line
+    ]
 
 
 def _check_folders(folders: Sequence[Path], *, resume: bool) -> None:

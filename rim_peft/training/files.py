@@ -75,13 +75,15 @@ def find_damage(folder: Path, names: Iterable[str]) -> str | None:
 
     Args:
         folder: a folder with or without a manifest.
-        names: files that must be there and readable where there is none, as in a folder of an earlier version.
+        names: files that must be there; readable, where there is no manifest, as in a folder of an earlier version.
     """
     path = folder / MANIFEST
     if not path.exists():
         return next((damage for name in names if (damage := _find_unreadable(folder / name))), None)
     try:
         files: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["files"]
+        if missing := [name for name in names if name not in files]:
+            return f"{MANIFEST} does not name {missing[0]}"
         for name, kept in files.items():
             found = folder / name
             if not found.is_file():

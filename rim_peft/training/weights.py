@@ -21,6 +21,7 @@ from rim_peft.training.processes import on_main
 from rim_peft.training.sharding import fill_adapter, gather_adapter
 from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import not_finite, read_tensors, seal_tensors
+from rim_peft.values import cut
 
 logger = logging.getLogger(__name__)
 
@@ -71,30 +72,36 @@ class BestWeights:
         fill_adapter(model, tensors)
         return best
 
-    def check(self, scores: Iterable[float]) -> None:
+    def check(self, offered: Iterable[dict[str, Any]], *, at: tuple[str, float]) -> None:
         """Check that the file holds the best of a run that goes on.
 
         Args:
-            scores: of all that the run has offered up to where it goes on.
+            offered: stage, step and score of all that the run has offered up to where it goes on.
+            at: stage and step where it goes on; what was offered from there on, and lost by a kill, may be the best.
 
         Raises:
             ValueError: it is missing, damaged, or of another run.
         """
-        least = max((score for score in scores if score == score), default=None)  # a NaN is never the best
-        if least is None:
+        best = max(offered, key=self._rank, default=None)
+        if best is None and not self.path.exists():
             return
         remedy = "Put it back, or train in another folder."
         if not self.path.exists():
             raise ValueError(f"{self.path}: is missing, and held the best adapter of the run so far. {remedy}")
-        if (found := self.read()[SCORE]) < least:
+        found = self.read()
+        is_later = self._place(found) >= self._place({"stage": at[0], "step": at[1]})
+        if found != best and not (is_later and (best is None or self._rank(found) >= self._rank(best))):
+            expected = "none yet" if best is None else _describe(best)
             raise ValueError(
-                f"{self.path}: must hold the best adapter of the run so far, with {SCORE} {least}, got one with "
-                f"{found}. {remedy}"
+                f"{self.path}: must hold the best adapter of the run so far, {expected}, got {_describe(found)}. "
+                f"{remedy}"
             )
 
-    def _rank(self, best: dict[str, Any]) -> tuple[float, int, int]:
-        at = self._stages.index(best["stage"]) if best["stage"] in self._stages else -1
-        return best[SCORE], at, best["step"]
+    def _rank(self, best: dict[str, Any]) -> tuple[float, int, float]:
+        return best[SCORE], *self._place(best)
+
+    def _place(self, best: dict[str, Any]) -> tuple[int, float]:
+        return self._stages.index(best["stage"]) if best["stage"] in self._stages else -1, best["step"]
 
     def _open(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
@@ -108,6 +115,10 @@ class BestWeights:
                 "copy back, or train in another folder."
             ) from error
         return best, tensors
+
+
+def _describe(best: dict[str, Any]) -> str:
+    return f"{SCORE} {best[SCORE]} at step {best['step']} of {cut(best['stage'], most=60)}"
 
 
 def last_checkpoint(folder: Path) -> Path | None:

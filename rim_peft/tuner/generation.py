@@ -253,10 +253,10 @@ def _check_call(model: Any, prompts: Tensor | None, kwargs: dict[str, Any]) -> N
 def _check_mask(prompts: Tensor, mask: Any) -> None:
     if mask is None:
         return
-    if mask.dim() != 2:
+    if mask.shape != prompts.shape:
         raise ValueError(
-            f"attention_mask: must be (B, S), a number for each token, so that blocks can be added, got shape "
-            f"{tuple(mask.shape)}. Pass the tokenizer's own."
+            f"attention_mask: must be (B, S), a number for each of the {tuple(prompts.shape)} ids, so that blocks can "
+            f"be added, got shape {tuple(mask.shape)}. Pass the tokenizer's own."
         )
     hidden = [row for row, is_there in enumerate((mask != 0).any(1).tolist()) if not is_there]
     if hidden:

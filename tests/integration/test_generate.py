@@ -391,6 +391,7 @@ def test_the_base_generates_with_blocks_where_peft_hands_it_out(make_rim: MakeRi
         ({"assistant_early_exit": 1}, "decoding: .* got 'assisted_generation'"),
         ({"force_words_ids": [[30]], "num_beams": 2}, "decoding: .* got 'constrained_beam_search'"),
         ({"attention_mask": torch.ones(1, 1, 3, 3)}, r"attention_mask: must be \(B, S\), .* got shape \(1, 1, 3, 3\)"),
+        ({"attention_mask": torch.ones(1, 2)}, r"attention_mask: must .* \(1, 3\) ids, .* got shape \(1, 2\)"),
         ({"num_blocks": 128}, r"input_ids: prompt \(3 tokens\) and memory \(512\) must leave room .* 512 positions"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +124,34 @@ def test_a_score_that_nothing_is_better_than_is_refused(score: Any, tmp_path: Pa
     with pytest.raises(ValueError, match=f"validate: accuracy must be a finite number.*got {score!r} at step 2"):
         best.offer(build_rim(), score, stage="grounding", step=2)
     assert not best.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "score", "is_fine"),
+    [
+        ("grounding", 4, 0.5, True),  # the best of the log
+        ("grounding", 2, 0.5, False),
+        ("grounding", 4, 0.75, False),  # better than anything that this run has seen
+        ("other", 4, 0.5, False),
+        ("grounding", 6, 0.5, True),  # offered where the run goes on, before it was killed
+        ("refinement", 2, 0.75, True),
+        ("refinement", 2, 0.25, False),  # worse than the log's, so never kept
+    ],
+)
+def test_the_best_weights_of_another_run_are_noticed(
+    tmp_path: Path, stage: str, step: int, score: float, is_fine: bool
+) -> None:
+    best = BestWeights(tmp_path / "best.safetensors", ["grounding", "refinement"])
+    save_weights(build_rim(), best.path, best={"stage": stage, "step": step, "accuracy": score})
+    offered = [{"stage": "grounding", "step": at, "accuracy": scored} for at, scored in ((2, 0.5), (4, 0.5), (6, 0.0))]
+    with (
+        nullcontext()
+        if is_fine
+        else pytest.raises(
+            ValueError, match=f"accuracy 0.5 at step 4 of grounding, got accuracy {score} at step {step} of {stage}"
+        )
+    ):
+        best.check(offered, at=("grounding", 6))
 
 
 def test_the_metric_that_chooses_a_checkpoint_must_be_finite(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def _complaints(stopped: Stopped, cases: list[tuple[str, str]]) -> Iterator[str]
 
 
 def _cases(stopped: Stopped) -> list[tuple[str, str]]:
-    # Another run's best adapter that scored as well cannot be told from this one's.
+    # Another run's best adapter of the same step that scored the same, as these do, cannot be told from this one's.
     unknowable = ("best.safetensors", "of another run")
     return [(name, damage) for name in stopped.files for damage in DAMAGES if (name, damage) != unknowable]
 

@@ -248,6 +248,27 @@ def test_chat_templates_of_others_are_bounded(template: str, problem: str) -> No
     assert time.process_time() - begun < 2
 
 
+_DOUBLED = "{% set ns = namespace(x='a') %}{% for i in range(64) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+_LOOPS = "{% for i in range(9999) %}{% for j in range(9999) %}{% set x = 1 %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (_DOUBLED, "that take more than 1 GiB"),
+        ("{% set n = 99999 %}{% set n = n * n %}{{ 'a' * n }}", "that take more than 1 GiB"),
+        ("{% set s = 'a' * 99999 %}{{ s | replace('a', s) }}", "that take more than 1 GiB"),
+        ("{% for i in range(999) %}{% for j in range(999) %}aaa{% endfor %}{% endfor %}", "that write over 1,048,576"),
+        pytest.param(_LOOPS, "that take over 5 s", marks=pytest.mark.slow),
+    ],
+)
+def test_growth_of_a_chat_template_is_found_by_a_trial(template: str, problem: str) -> None:
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=f"has loops or repetitions {problem}"):
+        check_chat_template(build_tokenizer(chat_template=CHAT_TEMPLATE + template), "x")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100_000  # KiB
+
+
 def test_an_adapters_chat_template_is_looked_at(stranger: Path) -> None:
     (stranger / "chat_template.jinja").write_text("{{ 'a' * 10**10 }}")
     with pytest.raises(ValueError, match=r"tokenizer: the chat template of .*adapter must only write texts"):

@@ -87,10 +87,18 @@ def test_cards_may_be_edited(checkpoint: Path) -> None:
     assert find_damage(checkpoint, NAMES) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", '{"files": 3}', '{"files": {"optimizer.pt": 3}}', '{"fi'])
+_WRONG = json.dumps({"files": dict.fromkeys(NAMES, 3)})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"files": 3}', _WRONG, '{"fi'])
 def test_a_damaged_manifest_is_damage(text: str, checkpoint: Path) -> None:
     (checkpoint / MANIFEST).write_text(text)
     assert str(find_damage(checkpoint, NAMES)).startswith(f"{MANIFEST} cannot be read")
+
+
+def test_a_manifest_names_what_must_be_there(checkpoint: Path) -> None:
+    (checkpoint / MANIFEST).write_text('{"files": {}}')
+    assert find_damage(checkpoint, NAMES) == f"{MANIFEST} does not name {NAMES[0]}"
 
 
 @pytest.mark.parametrize("name", NAMES)

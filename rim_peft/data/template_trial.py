@@ -1,0 +1,78 @@
+"""A program: render a chat template once, with as much memory and time as a chat can need.
+
+It runs in a process of its own (:mod:`rim_peft.data.chat_templates` starts it), so that what a template takes, it
+takes from that process. It imports nothing of this package, whose imports take longer than the trial.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+MAX_SECONDS = 5
+MAX_BYTES = 1 << 30
+MAX_CHARACTERS = 1 << 20
+
+TOO_MUCH_MEMORY, TOO_LONG = 3, 4
+"""Exit statuses. What other errors a template raises, rendering says where it is used."""
+
+_CHAT = [
+    {"role": "user", "content": "What is 2 + 3?"},
+    {"role": "assistant", "content": "5"},
+    {"role": "user", "content": "And 4 + 4?"},
+]
+
+
+def main() -> int:
+    """Render the template on the standard input, and return the exit status."""
+    given = json.load(sys.stdin)
+    sys.path[:] = given["path"]  # of the process that asks, where Jinja is
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The tag by which transformers marks an assistant's text."""
+
+        tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    _limit()
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value)
+    environment.globals.update(raise_exception=raise_exception, strftime_now=lambda _: "29 Nov 2026")
+    tokens = given["tokens"]
+    try:
+        text = environment.from_string(given["template"]).render(messages=_CHAT, add_generation_prompt=True, **tokens)
+    except MemoryError:
+        return TOO_MUCH_MEMORY
+    except Exception:
+        return 0
+    return TOO_LONG if len(text) > MAX_CHARACTERS else 0
+
+
+def _limit() -> None:
+    try:
+        import resource
+    except ImportError:  # on Windows, where the time alone is bounded, by the process that waits
+        return
+    for kind, bound in ((resource.RLIMIT_AS, MAX_BYTES), (resource.RLIMIT_CPU, MAX_SECONDS)):
+        _, hard = resource.getrlimit(kind)
+        soft = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except (OSError, ValueError):  # macOS knows no bound of the address space
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main())
