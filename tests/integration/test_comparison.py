@@ -140,6 +140,7 @@ def test_what_is_finished_is_not_made_again(
     assert capsys.readouterr().out.count("finished") == len(METHODS)
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_numbers(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     _, results = done
     methods = {name: METHODS[name] for name in ("answer", "coconut", "rim")}
@@ -149,6 +150,7 @@ def test_the_same_recipe_gives_the_same_numbers(done: tuple[Path, dict[str, Any]
     assert sorted(map(str, numbers(again["runs"]))) == sorted(map(str, numbers(kept)))
 
 
+@pytest.mark.slow
 def test_searched_values_are_chosen_on_the_selection_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rates = {"baseline.learning_rate": [10.0, 1e-9], "baseline.lr_scheduler_type": ["constant"]}
     answer = {"changes": {"method": "answer"}, "search": rates}

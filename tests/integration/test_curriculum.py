@@ -140,6 +140,7 @@ def test_it_resumes_exactly_under(
     assert model.peft_config["default"].lora_dropout == 0.1
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(unbroken: dict[str, Tensor], tmp_path: Path) -> None:
     """SIGKILL leaves no time for anything: what is on disk must do, a half-written checkpoint included."""
     script = (

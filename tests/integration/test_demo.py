@@ -171,6 +171,7 @@ def test_a_damaged_output_folder_is_named(tmp_path: Path, capsys: pytest.Capture
     assert "output_dir: must be new or empty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stopped_demo_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +183,7 @@ def test_a_stopped_demo_goes_on(
     assert "RiM, after the last block" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_baseline_does_not_stand_in_the_demos_way(tmp_path: Path) -> None:
     output = str(tmp_path / "demo")
     assert main(["demo", "--baseline", "--output", output, "--rows", "4", *SHORT]) == 0
