@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "train methods side by side, measure them and write one report",
     "ablate": "the same for one recipe with one value changed at a time",
     "demo": "train, evaluate and show the built-in example",
+    "base": "fetch a base that recipes name, such as smollm2-135m",
     "cache": "show or clear the tokenised tables on this machine",
     "bench": "run the benchmarks of a clone",
 }

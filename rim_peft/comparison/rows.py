@@ -16,6 +16,7 @@ from rim_peft.data.tasks import Task, get_task
 from rim_peft.recipe import DataOptions, Recipe
 from rim_peft.recipe.sections import METHODS
 from rim_peft.recipe.snapshot import resolve
+from rim_peft.run.base import locate_base
 from rim_peft.run.rows import fingerprint, load_rows, read_examples
 from rim_peft.version import __version__
 
@@ -74,8 +75,9 @@ def recipe_hash(recipe: Recipe) -> str:
 
 def base_hash(recipe: Recipe) -> str | None:
     """Return a SHA-256 of the weight files of a base in a folder; None for one of the Hub."""
-    folder = Path(recipe.model.name_or_path or "")
-    files = sorted(folder.glob("*.safetensors")) if recipe.model.name_or_path and folder.is_dir() else []
+    name = recipe.model.name_or_path
+    folder = Path("" if name is None else locate_base(name, recipe.model))
+    files = sorted(folder.glob("*.safetensors")) if name is not None and folder.is_dir() else []
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -26,7 +26,14 @@ AS_IN_STAGE: dict[str, str] = {}
 class ModelOptions:
     """Section ``model``: the frozen base."""
 
-    name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the base."})
+    name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or folder of the base, or a name that `rim-peft base` knows, such as smollm2-135m."},
+    )
+    gguf_file: str | None = field(
+        default=None,
+        metadata={"help": "GGUF file in that folder or Hub repository to make the base of, once; in float32."},
+    )
     config: dict[str, Any] | None = field(
         default=None,
         metadata={
@@ -63,6 +70,8 @@ class ModelOptions:
         if (self.name_or_path is None) == (self.config is None):
             given = "neither" if self.config is None else "both"
             raise ValueError(f"name_or_path: either it or config must be given, got {given}.")
+        if self.gguf_file is not None and self.config is not None:
+            raise ValueError(f"gguf_file: must come with name_or_path, got {shown(self.gguf_file)} with config.")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError(f"config: must hold model_type, such as 'llama', got {sorted(map(str, self.config))}.")
 

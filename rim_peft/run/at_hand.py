@@ -12,7 +12,8 @@ from transformers.quantizers import AutoHfQuantizer
 from rim_peft.data.hub import hub_problem
 from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.recipe import Recipe
-from rim_peft.run.base import load_base, load_config, load_tokenizer, stored_quantization, train_tokenizer
+from rim_peft.run.base import load_base, load_config, load_tokenizer, locate_base, stored_quantization, train_tokenizer
+from rim_peft.run.named_bases import parse_name
 from rim_peft.run.rows import RunRows, load_rows
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -37,7 +38,7 @@ class AtHand:
     _found: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def source(self, recipe: Recipe) -> str | None:
-        """Return folder or Hub id of a recipe's base; None if it is built from scratch."""
+        """Return folder, Hub id or name of a recipe's base; None if it is built from scratch."""
         return self.base or recipe.model.name_or_path
 
     def config(self, recipe: Recipe) -> PretrainedConfig:
@@ -56,6 +57,8 @@ class AtHand:
             if self.base is None and is_folder:
                 is_damaged = (Path(str(source)) / "config.json").exists()
                 raise ValueError(f"model.name_or_path: {error if is_damaged else where}.") from error
+            if parse_name(str(source)) is not None:
+                raise NotAtHandError(f"{where}.") from error
             raise NotAtHandError(
                 f"{where}. Give --base FOLDER with its config.json and tokenizer{self._or_fetch}."
             ) from error
@@ -82,6 +85,8 @@ class AtHand:
         except OSError as error:
             if source != self.base and folder.is_dir():
                 raise ValueError(f"model.tokenizer: cannot be read from {source}: {error}") from error
+            if parse_name(source) is not None:
+                raise NotAtHandError(f"{self._not_here(source)}.") from error
             raise NotAtHandError(
                 f"the tokenizer of {self._not_here(source)}. Give --base FOLDER with it{self._or_fetch}."
             ) from error
@@ -94,8 +99,11 @@ class AtHand:
             ValueError: they are damaged, or lack weights.
         """
         source = recipe.model.name_or_path
-        if source is None or self.base is not None or not Path(source).is_dir():
+        if source is None or self.base is not None:
             return  # built from scratch, or fetched by the training
+        source = locate_base(source, recipe.model, only_here=True)
+        if not Path(source).is_dir():
+            return
         if own := stored_quantization(self.config(recipe)):
             _check_quantizer(own)
             raise NotAtHandError("the base's files are quantised, and are opened when they are read.")
@@ -146,6 +154,8 @@ class AtHand:
         return "" if self.download else f"; {_FETCH}"
 
     def _not_here(self, source: str) -> str:
+        if parse_name(source) is not None:
+            return f"{source} is not on this machine yet: rim-peft base {source} fetches it"
         problem = hub_problem() if self.download else None
         asked = f", and {problem}" if problem else ""
         return f"{source} is no folder in {Path.cwd()}, nor in the Hub's cache on this machine{asked}"

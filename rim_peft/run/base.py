@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from peft import PeftModel
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -32,7 +34,8 @@ from transformers.quantizers import AutoHfQuantizer
 from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.data.hub import asking_hub
-from rim_peft.recipe import ModelOptions
+from rim_peft.recipe import ModelOptions, Recipe
+from rim_peft.run.named_bases import find_base, gguf_folder, pin_name, public_name
 from rim_peft.training.files import write_manifest
 from rim_peft.training.processes import shards_weights
 from rim_peft.tuner.files import brief, is_ours, read_object
@@ -44,6 +47,30 @@ _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _MAX_TOKENIZER_BYTES = 256 << 20
 _LEAST_TOKENS = 256
 """A tokenizer without a file of tokens has one for each byte at least, or its file is missing."""
+
+
+def locate_base(source: str, options: ModelOptions, *, only_here: bool = False) -> str:
+    """Return the folder or Hub id that transformers loads a base from.
+
+    Args:
+        source: folder or Hub id of a base, a name of one, or a folder or Hub id with a GGUF file.
+        options: which file, if one is to be made a base of, and which revision.
+        only_here: ask nothing of the Hub or the package index.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: it cannot be made a base of.
+    """
+    name = options.gguf_file
+    if name is not None and (path := Path(source, name)).is_file():
+        return str(gguf_folder(path))
+    if name is not None and source == options.name_or_path:
+        if Path(source).is_dir():
+            raise FileNotFoundError(f"model.gguf_file: must be a file in {source}, got {name!r}, which is not there.")
+        with nullcontext() if only_here else asking_hub(source):
+            path = Path(hf_hub_download(source, name, revision=options.revision, local_files_only=only_here))
+        return str(gguf_folder(path))
+    return find_base(source, only_here=only_here)
 
 
 @contextmanager
@@ -74,6 +101,7 @@ def load_base(source: str, options: ModelOptions, *, only_look: bool = False) ->
         ValueError: its files are damaged, or lack weights that its configuration asks for.
         ImportError: bitsandbytes is needed and not installed.
     """
+    named, source = source, locate_base(source, options)
     quantization = None if only_look else _quantization(options)
     # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
     device = torch.cuda.current_device() if quantization and torch.cuda.is_available() else None
@@ -97,6 +125,8 @@ def load_base(source: str, options: ModelOptions, *, only_look: bool = False) ->
             f"model.name_or_path: the files in {source} must hold all weights of its config.json, and lack "
             f"{len(missing)}, such as {missing[0]}, which would be random each time. Fetch the whole base again."
         )
+    if source != named:  # an adapter that is used elsewhere finds nothing in this machine's cache
+        base.name_or_path = public_name(named)
     return base
 
 
@@ -135,6 +165,7 @@ def load_config(source: str | None, options: ModelOptions, *, only_local: bool =
     if source is None:
         settings = dict(options.config or {})
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
+    source = locate_base(source, options, only_here=only_local)
     with nullcontext() if only_local else asking_hub(source), _own_code_named(source, options):
         return AutoConfig.from_pretrained(
             source,
@@ -184,6 +215,14 @@ def stored_quantization(config: PretrainedConfig) -> dict[str, Any]:
     return dict(own) if isinstance(own, Mapping) else own.to_dict()
 
 
+def pin_base(recipe: Recipe) -> Recipe:
+    """Return a recipe whose base, if it has a name of :mod:`rim_peft.run.named_bases`, says which weights it has."""
+    pinned = pin_name(recipe.model.name_or_path)
+    if pinned == recipe.model.name_or_path:
+        return recipe
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, name_or_path=pinned))
+
+
 def to_device(model: PeftModel, options: ModelOptions) -> PeftModel:
     """Move a model to this process's GPU, if there is one; quantised weights are there already.
 
@@ -207,6 +246,7 @@ def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = Fal
             it comes with code, which nobody lets run.
         OSError: there is no such tokenizer.
     """
+    source = locate_base(source, options, only_here=only_local)
     revision = _revision(source, options)
     with nullcontext() if only_local else asking_hub(source), _own_code_named(source, options):
         tokenizer = AutoTokenizer.from_pretrained(

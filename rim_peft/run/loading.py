@@ -22,6 +22,7 @@ from rim_peft.recipe.keys import STAGES
 from rim_peft.recipe.reading import load_found_recipe
 from rim_peft.recipe.sections import FoundRecipe
 from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_device
+from rim_peft.run.named_bases import parse_name
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
 from rim_peft.training.coconut_config import CoconutConfig
 from rim_peft.tuner import RIM, RiMConfig
@@ -174,7 +175,8 @@ def load_run(
     papers = shared_files(folder, papers_only=True)
     recipe = _recipe_of(folder, trust_remote_code)
     record = _read_record(folder, recipe)
-    found = base or _base_source(folder, config)
+    pinned = None if recipe is None else recipe.model.name_or_path
+    found = base or (pinned if pinned and parse_name(pinned) else _base_source(folder, config))
     options = ModelOptions(name_or_path=found, trust_remote_code=trust_remote_code)
     if recipe is not None:
         options = recipe.model

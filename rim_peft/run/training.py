@@ -22,7 +22,7 @@ from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.recipe.reading import read_mapping
 from rim_peft.recipe.snapshot import differing_keys, resolve
 from rim_peft.recipe.syntax import write_yaml
-from rim_peft.run.base import build_base, load_base, load_tokenizer, to_device
+from rim_peft.run.base import build_base, load_base, load_tokenizer, pin_base, to_device
 from rim_peft.run.card import render_run_card
 from rim_peft.run.loading import Run, answering, describe_asking, load_run
 from rim_peft.run.output_folder import PROBE, check_writable
@@ -68,6 +68,7 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     """
     folder = Path(recipe.output_dir)
     started = time.time()
+    recipe = pin_base(recipe)
     on_main(lambda: check_folder(folder, recipe))  # what is refused is said before the work, and leaves no folder
     stages = recipe.stage_trainers()
     task = recipe.task()
@@ -131,6 +132,7 @@ def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
         Interrupted: a signal stopped the training; the same call goes on.
     """
     folder = Path(recipe.output_dir)
+    recipe = pin_base(recipe)
     started = folder / RECIPE_FILE
     if not (folder / ADAPTER_FILE).exists():
         return train(replace(recipe, resume=started.exists()), command=command)

@@ -75,7 +75,7 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrai
     return make
 
 
-def _train_mode(model: PeftModel) -> None:
+def train_mode(model: PeftModel) -> None:
     """Training mode without the base's own dropout, which would differ between the two ways."""
     model.train()
     for module in model.modules():
@@ -87,7 +87,7 @@ def _batch(trainer: ReadoutTrainer) -> dict[str, Tensor]:
     return trainer.data_collator(list(trainer.train_dataset))
 
 
-def _separate_loss(model: PeftModel, rows: list[TokenizedRow], readouts: Any, weights: Any) -> Tensor:
+def separate_loss(model: PeftModel, rows: list[TokenizedRow], readouts: Any, weights: Any) -> Tensor:
     """The method's formula, one sequence ``x, m_<=k, readout_k`` at a time."""
     blocks = model.peft_config["default"].block_tokens
     total = torch.zeros(())
@@ -106,7 +106,7 @@ def _gradients(model: PeftModel, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def _assert_same_loss_and_gradients(model: PeftModel, ours: Tensor, theirs: Tensor) -> None:
+def assert_same_loss_and_gradients(model: PeftModel, ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     expected, found = _gradients(model, theirs), _gradients(model, ours)
     assert found.keys() == expected.keys()
@@ -121,23 +121,23 @@ def test_grounding_loss_is_the_formula(architecture: str, make_trainer: MakeTrai
     model = build_rim(architecture, num_blocks=2)
     trainer = make_trainer(GroundingTrainer, model, trailing_blocks=False)
     trainer.state.global_step, trainer.state.max_steps = 1, 4
-    _train_mode(model)
+    train_mode(model)
 
     def weights(row: TokenizedRow) -> list[float]:
         length = len(row["step_ids"])
         return [max(0.0, 1 - 1 / (4 * t / length)) for t in range(1, length + 1)]
 
     ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = _separate_loss(
+    theirs = separate_loss(
         model, list(trainer.train_dataset), lambda row: [*row["step_ids"][1:], row["answer_ids"]], weights
     )
-    _assert_same_loss_and_gradients(model, ours, theirs)
+    assert_same_loss_and_gradients(model, ours, theirs)
 
 
 def test_trailing_blocks_share_the_answer(make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=3)
     trainer = make_trainer(GroundingTrainer, model, trailing_blocks=True, schedule="uniform")
-    _train_mode(model)
+    train_mode(model)
 
     def readouts(row: TokenizedRow) -> list[list[int]]:
         return [*row["step_ids"][1:], *[row["answer_ids"]] * (4 - len(row["step_ids"]))]
@@ -147,19 +147,19 @@ def test_trailing_blocks_share_the_answer(make_trainer: MakeTrainer) -> None:
         return [1.0] * (len(row["step_ids"]) - 1) + [1 / trailing] * trailing
 
     ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    _assert_same_loss_and_gradients(model, ours, _separate_loss(model, list(trainer.train_dataset), readouts, weights))
+    assert_same_loss_and_gradients(model, ours, separate_loss(model, list(trainer.train_dataset), readouts, weights))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_refinement_loss_is_the_formula(architecture: str, make_trainer: MakeTrainer) -> None:
     model = build_rim(architecture, num_blocks=3)
     trainer = make_trainer(RefinementTrainer, model)
-    _train_mode(model)
+    train_mode(model)
     ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = _separate_loss(
+    theirs = separate_loss(
         model, list(trainer.train_dataset), lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
     )
-    _assert_same_loss_and_gradients(model, ours, theirs)
+    assert_same_loss_and_gradients(model, ours, theirs)
 
 
 def _trained(model: PeftModel) -> dict[str, Tensor]:
@@ -220,7 +220,7 @@ def test_packed_batches_give_the_same_loss_and_gradients(
     results = []
     for options in ({}, {"pack_length": 60, "pad_to_multiple_of": 8}):
         trainer = make_trainer(trainer_class, model, **options)
-        _train_mode(model)
+        train_mode(model)
         shapes: list[tuple[int, ...]] = []
         embedding = model.base_model.memory
         hook = embedding.register_forward_pre_hook(lambda _, args, shapes=shapes: shapes.append(args[0].shape))
@@ -543,9 +543,9 @@ def test_other_architectures_train_the_formula(model_type: str, make_trainer: Ma
     torch.manual_seed(0)
     model = build_rim(base=AutoModelForCausalLM.from_config(config), num_blocks=3)
     trainer = make_trainer(RefinementTrainer, model)
-    _train_mode(model)
+    train_mode(model)
     ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = _separate_loss(
+    theirs = separate_loss(
         model, list(trainer.train_dataset), lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
     )
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
@@ -554,9 +554,9 @@ def test_other_architectures_train_the_formula(model_type: str, make_trainer: Ma
 def test_more_steps_than_blocks_get_a_block_each(make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=1)
     trainer = make_trainer(GroundingTrainer, model, schedule="uniform")
-    _train_mode(model)
+    train_mode(model)
     ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = _separate_loss(
+    theirs = separate_loss(
         model,
         list(trainer.train_dataset),
         lambda row: [*row["step_ids"][1:], row["answer_ids"]],

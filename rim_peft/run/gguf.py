@@ -1,0 +1,88 @@
+"""A GGUF file as a base: read by transformers, and written as the plain folder that everything else works on."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from rim_peft.training.files import write_manifest
+from rim_peft.tuner.files import brief
+
+_KNOWN_PRE_TOKENIZERS = ("llama-bpe", "llama3", "qwen2", "gpt-2", "gpt2", "smollm", "default")
+"""How a file's texts are cut before they are tokenised, where transformers, or this module, does the same."""
+
+
+def convert(path: Path, folder: Path) -> None:
+    """Write the model and the tokenizer of a GGUF file to a folder, at once.
+
+    The weights become float32, in which what they were rounded to is kept as it is. transformers itself does not
+    save what it has read from such a file.
+
+    Args:
+        path: the file.
+        folder: where to write to; it appears when it is complete.
+
+    Raises:
+        ImportError: the package gguf is missing.
+        ValueError: it is damaged, of an architecture that transformers cannot read, or its texts are cut in a way that
+            is not known here.
+    """
+    if find_spec("gguf") is None:
+        raise ImportError(f"{path.name}: to read it, the package gguf is needed: pip install 'rim-peft[smollm2]'.")
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        read: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, IndexError) as error:
+        raise ValueError(
+            f"{path}: must be a GGUF file of an architecture that transformers reads, and is not ({brief(error)}). "
+            "Download it again, or name a base in transformers' own form."
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(before)
+    _set_pre_tokenizer(tokenizer.backend_tokenizer, path)
+    config = copy.deepcopy(read.config)
+    del config.quantization_config  # with which nothing could be saved
+    vars(config).pop("_model_name_or_path", None)
+    tokenizer.model_max_length = config.get_text_config().max_position_embeddings
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    write_manifest(partial)
+    partial.rename(folder)
+
+
+def _set_pre_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Let a tokenizer cut texts as the file says; transformers looks at the kind of model alone."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    name = "default" if field is None else str(field.contents())
+    if name == "smollm":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True),
+            ]
+        )
+    elif name not in _KNOWN_PRE_TOKENIZERS:
+        raise ValueError(
+            f"{path}: tokenizer.ggml.pre: must be one of {', '.join(_KNOWN_PRE_TOKENIZERS)}, got {name!r}: texts would "
+            "be cut into other tokens than the model was trained on. Name a base in transformers' own form."
+        )
