@@ -40,7 +40,7 @@ def load_recipe(
     values = read_mapping(path, example="output_dir: outputs/run")
     problems = Problems(str(path), all_keys)
     given = _read_overrides(overrides, problems)
-    problems.overridden = {**on_command_line(given), **(places or {})}
+    problems.overridden = {**on_command_line(given), **{str(key): place for key, place in (places or {}).items()}}
     for key, value in given.items():
         _override(values, key, value, problems)
     if check:

@@ -170,6 +170,7 @@ def test_overrides_and_broken_files(write: Write, tmp_path: Path) -> None:
             [],
             "{path}: grid.adapter.r: must be an integer of at least 0, got -1.",
         ),
+        ({"methods": {"rim": {"changes": {1: 2}}}}, [], "{path}: methods.rim.changes.1: unknown key."),
         ({"seeds": [-1]}, [], "{path}: seeds: must be from 0 to 4294967295, got -1."),
         (
             {"test": {"split": "test", "options": {"sed": 1}}},
