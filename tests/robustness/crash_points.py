@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -29,6 +30,7 @@ import safetensors.torch
 import torch
 import yaml
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from rim_peft.recipe import Recipe, load_recipe
 from rim_peft.run import training
@@ -335,6 +337,7 @@ def run_forked(work: Callable[[], None], *, kill_after: float | None = None) -> 
         child = os.fork()
         if child == 0:
             torch.set_num_threads(1)  # others' results could differ from process to process
+            tqdm.set_lock(threading.RLock())  # its own is shared by processes, and a killed one would keep it for ever
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
             sys.stdout = sys.stderr = said  # not what pytest has put there
