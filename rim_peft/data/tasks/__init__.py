@@ -17,8 +17,10 @@ __all__ = ["TASKS", "Task", "get_task"]
 
 TASKS = {
     "gsm-hard": "rim_peft.data.tasks.gsm_hard:GSMHard",
+    "gsm-symbolic": "rim_peft.data.tasks.gsm_symbolic:GSMSymbolic",
     "gsm8k": "rim_peft.data.tasks.gsm8k:GSM8K",
     "gsm8k-aug": "rim_peft.data.tasks.gsm8k:GSM8KAug",
+    "handfuls": "rim_peft.data.tasks.handfuls:Handfuls",
     "logiqa": "rim_peft.data.tasks.logiqa:LogiQA",
     "math": "rim_peft.data.tasks.hendrycks_math:MATH",
     "multiarith": "rim_peft.data.tasks.multiarith:MultiArith",
