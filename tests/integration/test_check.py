@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from rim_peft.cli.main import main
 from rim_peft.data.tasks.task import GeneratedTask
@@ -23,8 +24,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _in_the_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_the_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])  # paths in recipes are relative to it
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))  # without the bases that this machine may have
 
 
 def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:

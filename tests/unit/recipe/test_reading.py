@@ -65,6 +65,7 @@ def test_every_recipe_of_the_repository_is_good(path: Path) -> None:
 def test_there_are_recipes() -> None:
     assert [f"{path.parent.name}/{path.name}" for path in RECIPES] == [
         "demo/recipe.yaml",
+        "gsm-symbolic/smollm2.yaml",
         "gsm8k/gemma-3-1b-qlora.yaml",
         "gsm8k/gpt2-lora.yaml",
         "gsm8k/gpt2.yaml",
@@ -75,11 +76,13 @@ def test_there_are_recipes() -> None:
         "gsm8k/qwen3-0.6b-qlora.yaml",
         "gsm8k/qwen3-1.7b-qlora.yaml",
         "gsm8k/tiny.yaml",
+        "handfuls/smollm2.yaml",
         "logiqa/qwen3-1.7b-qlora.yaml",
         "math/qwen3-1.7b-qlora.yaml",
         "potions/demo-nf4.yaml",
         "potions/large.yaml",
         "potions/long.yaml",
+        "potions/smollm2.yaml",
         "prosqa/generated.yaml",
         "prosqa/tiny.yaml",
         "strategyqa/llama-3.2-3b-qlora.yaml",

@@ -194,7 +194,11 @@ def test_a_task_of_ones_own_by_module_and_class(write_rows: WriteRows) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("gsm8", {}, "task: no task 'gsm8', did you mean 'gsm8k'. Choose one of gsm-hard, gsm8k, .*svamp, or"),
+        (
+            "gsm8",
+            {},
+            "task: no task 'gsm8', did you mean 'gsm8k'. Choose one of gsm-hard, gsm-symbolic, gsm8k, .*svamp, or",
+        ),
         ("sudoku", {}, "task: no task 'sudoku'. Choose one of"),
         (
             "gsm8k",
