@@ -87,8 +87,16 @@ def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
         ModelOptions(config={"model_type": "llama"}, gguf_file="b.gguf")
 
 
-def write_gguf(path: Path, *, pre: str) -> None:
-    """A Llama of one layer and random weights, as llama.cpp's converter writes one."""
+def write_gguf(path: Path, *, pre: str, without: str = "", scaling: str = "", factors: bool = False) -> None:
+    """A Llama of one layer and random weights, as llama.cpp's converter writes one.
+
+    Args:
+        path: the file.
+        pre: how texts are cut.
+        without: name of a tensor to leave out.
+        scaling: how positions are scaled.
+        factors: whether a tensor scales them.
+    """
     gguf = pytest.importorskip("gguf")
     random = np.random.default_rng(0)
     tokens = ["<|endoftext|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "an"]
@@ -119,6 +127,11 @@ def write_gguf(path: Path, *, pre: str) -> None:
         **{f"blk.0.{name}": (inner, width) for name in ("ffn_gate", "ffn_up")},
         "blk.0.ffn_down": (width, inner),
     }
+    if scaling:
+        writer.add_string("llama.rope.scaling.type", scaling)
+    if factors:
+        shapes["rope_freqs"] = (width // 4,)
+    shapes.pop(without, None)
     for name, shape in shapes.items():
         writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32))
     writer.write_header_to_file()
@@ -147,5 +160,25 @@ def test_a_gguf_file_becomes_a_plain_base(tmp_path: Path) -> None:
 def test_a_gguf_file_whose_texts_are_cut_otherwise_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", pre="tekken")
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre: must be one of .*, got 'tekken'"):
+        convert(tmp_path / "a.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"without": "blk.0.ffn_down"},
+            r"lacks 1, such as \S+\.mlp\.down_proj\.weight, which would be random",
+        ),
+        ({"scaling": "linear"}, r"must not be scaled, got llama\.rope\.scaling\.type linear"),
+        ({"factors": True}, r"must not be scaled, got rope_freqs\.weight"),
+    ],
+)
+def test_a_gguf_file_that_transformers_does_not_read_whole_is_refused(
+    options: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "a.gguf", pre="smollm", **options)
+    with pytest.raises(ValueError, match=problem):
         convert(tmp_path / "a.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
