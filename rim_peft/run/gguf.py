@@ -40,10 +40,10 @@ def convert(path: Path, folder: Path) -> None:
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        read: Any
-        read, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
         )
+        read, found = loaded  # with what was found in the file
         tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, IndexError) as error:
         raise ValueError(
