@@ -35,7 +35,7 @@ from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.data.hub import asking_hub
 from rim_peft.recipe import ModelOptions, Recipe
-from rim_peft.run.named_bases import find_base, gguf_folder, pin_name, public_name
+from rim_peft.run.named_bases import find_base, gguf_folder, parse_name, pin_name, public_name
 from rim_peft.training.files import write_manifest
 from rim_peft.training.processes import shards_weights
 from rim_peft.tuner.files import brief, is_ours, read_object
@@ -64,13 +64,23 @@ def locate_base(source: str, options: ModelOptions, *, only_here: bool = False) 
     name = options.gguf_file
     if name is not None and (path := Path(source, name)).is_file():
         return str(gguf_folder(path))
-    if name is not None and source == options.name_or_path:
+    if name is not None and _is_own(source, options):
+        if parse_name(source) is not None:
+            raise ValueError(
+                f"model.gguf_file: must be left out for {source}, whose file is known, got {name!r}. Remove it."
+            )
         if Path(source).is_dir():
             raise FileNotFoundError(f"model.gguf_file: must be a file in {source}, got {name!r}, which is not there.")
         with nullcontext() if only_here else asking_hub(source):
             path = Path(hf_hub_download(source, name, revision=options.revision, local_files_only=only_here))
         return str(gguf_folder(path))
     return find_base(source, only_here=only_here)
+
+
+def _is_own(source: str, options: ModelOptions) -> bool:
+    """Tell whether a source is the options' own base, however its folder is written."""
+    own = options.name_or_path
+    return source == own or (own is not None and Path(own).is_dir() and Path(source).resolve() == Path(own).resolve())
 
 
 @contextmanager

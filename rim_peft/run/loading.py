@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,8 @@ def load_run(
     options = ModelOptions(name_or_path=found, trust_remote_code=trust_remote_code)
     if recipe is not None:
         options = recipe.model
+        if base is None and options.gguf_file is not None:
+            options = replace(options, name_or_path=found)  # the file is wanted wherever the folder lies now
     try:
         model = load_base(found, options)
     except OSError as error:

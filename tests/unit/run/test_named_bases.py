@@ -77,12 +77,17 @@ def test_a_package_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch,
     assert not [path for path in (home / "rim_peft" / "bases").iterdir() if path.is_dir()]
 
 
-def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
+def test_a_gguf_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ValueError, match=r"a\.gguf: must be a GGUF file of an architecture that transformers reads"):
         convert(tmp_path / "a.gguf", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"model\.gguf_file: must be a file in .*, got 'b\.gguf'"):
         locate_base(str(tmp_path), ModelOptions(name_or_path=str(tmp_path), gguf_file="b.gguf"))
+    monkeypatch.chdir(tmp_path.parent)  # a run asks for its base by the whole path, whatever the recipe says
+    with pytest.raises(FileNotFoundError, match=r"model\.gguf_file: must be a file in .*, got 'b\.gguf'"):
+        locate_base(str(tmp_path), ModelOptions(name_or_path=tmp_path.name, gguf_file="b.gguf"))
+    with pytest.raises(ValueError, match=rf"model\.gguf_file: must be left out for {NAME}@hub"):
+        locate_base(f"{NAME}@hub", ModelOptions(name_or_path=f"{NAME}@hub", gguf_file="b.gguf"))
     with pytest.raises(ValueError, match=r"gguf_file: must come with name_or_path, got 'b\.gguf' with config"):
         ModelOptions(config={"model_type": "llama"}, gguf_file="b.gguf")
 
