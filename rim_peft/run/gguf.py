@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,11 +43,12 @@ def convert(path: Path, folder: Path) -> None:
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
-        )
-        read, found = loaded  # with what was found in the file
-        tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        with _alone(path) as place:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+            )
+            read, found = loaded  # with what was found in the file
+            tokenizer: Any = AutoTokenizer.from_pretrained(place, gguf_file=path.name)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, IndexError) as error:
         raise ValueError(
             f"{path}: must be a GGUF file of an architecture that transformers reads, and is not ({brief(error)}). "
@@ -75,6 +79,18 @@ def convert(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(partial)
     write_manifest(partial)
     partial.rename(folder)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """Yield a folder that holds the file alone: transformers also reads what lies beside it, of whatever model."""
+    with tempfile.TemporaryDirectory() as scratch:
+        alone = Path(scratch, path.name)
+        try:
+            alone.symlink_to(path.resolve())
+        except OSError:  # on Windows, where links are for administrators
+            shutil.copyfile(path, alone)
+        yield alone.parent
 
 
 def _check_positions(path: Path) -> None:

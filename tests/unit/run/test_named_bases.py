@@ -147,6 +147,9 @@ def write_gguf(path: Path, *, pre: str, without: str = "", scaling: str = "", fa
 
 def test_a_gguf_file_becomes_a_plain_base(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", pre="smollm")
+    convert(tmp_path / "a.gguf", tmp_path / "other")
+    for beside in (tmp_path / "other").glob("*token*.json"):  # which transformers would read as well
+        beside.rename(tmp_path / beside.name)
     options = ModelOptions(name_or_path=str(tmp_path), gguf_file="a.gguf")
     base, tokenizer = load_base(str(tmp_path), options), load_tokenizer(str(tmp_path), options)
     read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
