@@ -13,13 +13,14 @@ import pytest
 import torch
 from huggingface_hub import constants
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from rim_peft.recipe import ModelOptions
-from rim_peft.run import named_bases
-from rim_peft.run.base import load_base, load_tokenizer, locate_base
+from rim_peft.recipe import DataOptions, ModelOptions, Recipe
+from rim_peft.run import base, named_bases
+from rim_peft.run.base import load_base, load_config, load_tokenizer, locate_base, pin_base
 from rim_peft.run.gguf import convert
 from rim_peft.run.named_bases import BASES, find_base, parse_name, pin_name, public_name
+from rim_peft.run.training import _kept_base
 
 NAME = "smollm2-135m"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -30,8 +31,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing on this machine, and no Hub."""
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(named_bases, "hub_problem", lambda: "it is away")
-    monkeypatch.setattr(named_bases, "_hub_folder", lambda base: None)
-    monkeypatch.setattr(named_bases, "_installed", lambda base: None)
+    monkeypatch.setattr(named_bases, "_hub_folder", lambda _: None)
+    monkeypatch.setattr(named_bases, "_installed", lambda _: None)
     return tmp_path / "home"
 
 
@@ -50,6 +51,28 @@ def test_a_name_says_where_its_weights_come_from(monkeypatch: pytest.MonkeyPatch
     Path(NAME).mkdir()  # a folder of that name comes first
     assert parse_name(NAME) is None
     assert find_base(NAME) == NAME
+
+
+def test_a_run_that_goes_on_keeps_its_weights(home: Path, tmp_path: Path) -> None:
+    (home / "rim_peft" / "bases" / "smollm2-135m-instruct-q4_1").mkdir(parents=True)  # which has come since
+    (tmp_path / "recipe.yaml").write_text(f"model: {{name_or_path: {NAME}@hub}}\n")
+    recipe = Recipe(output_dir=str(tmp_path), model=ModelOptions(name_or_path=NAME), data=DataOptions(task="potions"))
+    assert pin_base(recipe).model.name_or_path == f"{NAME}@package"
+    assert pin_base(recipe, kept=_kept_base(tmp_path)).model.name_or_path == f"{NAME}@hub"
+    assert pin_base(recipe, kept="owner/name").model.name_or_path == f"{NAME}@package"
+    assert _kept_base(home) is None
+
+
+def test_a_revision_reaches_the_hub_and_no_package(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        AutoConfig, "from_pretrained", lambda name, **options: asked.append((name, options["revision"]))
+    )
+    load_config(f"{NAME}@hub", ModelOptions(name_or_path=f"{NAME}@hub", revision="v1"))
+    assert asked == [(HUB_ID, "v1")]
+    monkeypatch.setattr(base, "find_base", lambda name, **_: str(home.parent))
+    with pytest.raises(ValueError, match=r"model\.revision: must be left out .*, got 'v1' for smollm2-135m@package"):
+        load_config(f"{NAME}@package", ModelOptions(name_or_path=f"{NAME}@package", revision="v1"))
 
 
 def test_a_name_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,12 +174,12 @@ def test_a_gguf_file_becomes_a_plain_base(tmp_path: Path) -> None:
     for beside in (tmp_path / "other").glob("*token*.json"):  # which transformers would read as well
         beside.rename(tmp_path / beside.name)
     options = ModelOptions(name_or_path=str(tmp_path), gguf_file="a.gguf")
-    base, tokenizer = load_base(str(tmp_path), options), load_tokenizer(str(tmp_path), options)
+    found, tokenizer = load_base(str(tmp_path), options), load_tokenizer(str(tmp_path), options)
     read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
-    assert base.name_or_path == str(tmp_path)  # where others have the file, not this machine's cache
-    assert base.config.tie_word_embeddings
+    assert found.name_or_path == str(tmp_path)  # where others have the file, not this machine's cache
+    assert found.config.tie_word_embeddings
     for name, weight in read.state_dict().items():
-        assert torch.equal(base.state_dict()[name], weight)
+        assert torch.equal(found.state_dict()[name], weight)
     assert tokenizer.tokenize("an 12") == ["an", "Ġ", "1", "2"]
     assert tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id) == "<|im_end|>"
     folder = Path(locate_base(str(tmp_path), options))
