@@ -176,6 +176,8 @@ def load_run(
     recipe = _recipe_of(folder, trust_remote_code)
     record = _read_record(folder, recipe)
     pinned = None if recipe is None else recipe.model.name_or_path
+    if base is not None and pinned is not None and parse_name(base) is not None and pinned.startswith(f"{base}@"):
+        base = pinned  # the weights that it was trained on, whichever are on this machine
     found = base or (pinned if pinned and parse_name(pinned) else _base_source(folder, config))
     options = ModelOptions(name_or_path=found, trust_remote_code=trust_remote_code)
     if recipe is not None:

@@ -16,11 +16,14 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rim_peft.recipe import DataOptions, ModelOptions, Recipe
-from rim_peft.run import base, named_bases
+from rim_peft.recipe.snapshot import resolve
+from rim_peft.recipe.syntax import write_yaml
+from rim_peft.run import base, load_run, loading, named_bases
 from rim_peft.run.base import load_base, load_config, load_tokenizer, locate_base, pin_base
 from rim_peft.run.gguf import convert
-from rim_peft.run.named_bases import BASES, find_base, parse_name, pin_name, public_name
+from rim_peft.run.named_bases import BASES, fetch_base, find_base, parse_name, pin_name, public_name
 from rim_peft.run.training import _kept_base
+from tests.conftest import build_rim
 
 NAME = "smollm2-135m"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -73,6 +76,30 @@ def test_a_revision_reaches_the_hub_and_no_package(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(base, "find_base", lambda name, **_: str(home.parent))
     with pytest.raises(ValueError, match=r"model\.revision: must be left out .*, got 'v1' for smollm2-135m@package"):
         load_config(f"{NAME}@package", ModelOptions(name_or_path=f"{NAME}@package", revision="v1"))
+
+
+def test_an_adapter_is_loaded_on_the_weights_that_it_was_trained_on(
+    monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path
+) -> None:
+    (home / "rim_peft" / "bases" / "smollm2-135m-instruct-q4_1").mkdir(parents=True)
+    build_rim().save_pretrained(str(tmp_path / "adapter"))
+    recipe = Recipe(output_dir="out", model=ModelOptions(name_or_path=f"{NAME}@hub"), data=DataOptions(task="potions"))
+    (tmp_path / "adapter" / "recipe.yaml").write_text(write_yaml(resolve(recipe)))
+
+    def load(source: str, options: ModelOptions) -> Any:
+        raise OSError(f"asked for {source}")
+
+    monkeypatch.setattr(loading, "load_base", load)
+    for given, asked in ((None, f"{NAME}@hub"), (NAME, f"{NAME}@hub"), (f"{NAME}@package", f"{NAME}@package")):
+        with pytest.raises(OSError, match=f"asked for {asked}"):
+            load_run(tmp_path / "adapter", base=given)
+
+
+def test_a_folder_of_the_name_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(NAME).mkdir()
+    with pytest.raises(ValueError, match=r"got 'smollm2-135m'\. A folder here has that name"):
+        fetch_base(NAME)
 
 
 def test_a_name_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
