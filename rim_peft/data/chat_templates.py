@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import subprocess
@@ -19,6 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data import template_trial
 from rim_peft.values import cut
+
+logger = logging.getLogger(__name__)
 
 MOST_CHARACTERS = 1 << 18
 MOST_NUMBER = 1 << 20
@@ -81,7 +84,10 @@ def _find_problem(template: str) -> str | None:
 @lru_cache
 def _try(template: str, tokens: tuple[tuple[str, str], ...]) -> str | None:
     """Render a short chat in a process of its own, and return what was too much."""
-    given = json.dumps({"template": template, "tokens": dict(tokens), "path": sys.path})
+    if not sys.executable or getattr(sys, "frozen", False):  # which is then no Python, but the whole program
+        _warn_untried("there is no Python to start")
+        return None
+    given = json.dumps({"template": template, "tokens": dict(tokens), "path": [str(path) for path in sys.path]})
     command = [sys.executable, "-I", template_trial.__file__]  # nothing of the working directory
     try:
         # Idle machines take a tenth of a second; the wait is long so that a busy one passes.
@@ -90,13 +96,22 @@ def _try(template: str, tokens: tuple[tuple[str, str], ...]) -> str | None:
         ).returncode
     except subprocess.TimeoutExpired:
         status = -1  # as of one that was killed
+    except OSError as error:
+        _warn_untried(str(error))
+        return None
     if status == template_trial.TOO_MUCH_MEMORY:
         return f"loops or repetitions that take more than {template_trial.MAX_BYTES >> 30} GiB for three turns"
     if status == template_trial.TOO_LONG:
         return f"loops or repetitions that write over {template_trial.MAX_CHARACTERS:,} characters for three turns"
     if status < 0:
         return f"loops or repetitions that take over {template_trial.MAX_SECONDS} s for three turns"
+    if status != 0:
+        _warn_untried(f"its process ended with status {status}")
     return None
+
+
+def _warn_untried(why: str) -> None:
+    logger.warning("A chat template could not be tried in a process of its own (%s): its text alone is checked.", why)
 
 
 class _RefusedError(Exception):

@@ -48,11 +48,12 @@ def main() -> int:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value)
+    environment.filters["tojson"] = lambda value, *_, **__: json.dumps(value)
     environment.globals.update(raise_exception=raise_exception, strftime_now=lambda _: "29 Nov 2026")
     tokens = given["tokens"]
     try:
-        text = environment.from_string(given["template"]).render(messages=_CHAT, add_generation_prompt=True, **tokens)
+        template = environment.from_string(given["template"])
+        text = template.render(messages=_CHAT, tools=None, documents=None, add_generation_prompt=True, **tokens)
     except MemoryError:
         return TOO_MUCH_MEMORY
     except Exception:

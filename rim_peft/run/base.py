@@ -35,9 +35,9 @@ from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.data.hub import asking_hub
 from rim_peft.recipe import ModelOptions, Recipe
-from rim_peft.run.named_bases import find_base, gguf_folder, pin_name, public_name
+from rim_peft.run.named_bases import find_base, gguf_folder, parse_name, pin_name, public_name
 from rim_peft.training.files import write_manifest
-from rim_peft.training.processes import shards_weights
+from rim_peft.training.processes import on_main, shards_weights
 from rim_peft.tuner.files import brief, is_ours, read_object
 from rim_peft.tuner.tensors import AGAIN
 
@@ -64,13 +64,29 @@ def locate_base(source: str, options: ModelOptions, *, only_here: bool = False) 
     name = options.gguf_file
     if name is not None and (path := Path(source, name)).is_file():
         return str(gguf_folder(path))
-    if name is not None and source == options.name_or_path:
+    if name is not None and _is_own(source, options):
+        if parse_name(source) is not None:
+            raise ValueError(
+                f"model.gguf_file: must be left out for {source}, whose file is known, got {name!r}. Remove it."
+            )
         if Path(source).is_dir():
             raise FileNotFoundError(f"model.gguf_file: must be a file in {source}, got {name!r}, which is not there.")
         with nullcontext() if only_here else asking_hub(source):
             path = Path(hf_hub_download(source, name, revision=options.revision, local_files_only=only_here))
         return str(gguf_folder(path))
-    return find_base(source, only_here=only_here)
+    found = find_base(source, only_here=only_here)
+    if _revision(source, options) is not None and parse_name(source) is not None and Path(found).is_dir():
+        raise ValueError(
+            f"model.revision: must be left out for a base of a package, got {options.revision!r} for {source}. Remove "
+            f"it, or name the Hub's weights: {source.partition('@')[0]}@hub."
+        )
+    return found
+
+
+def _is_own(source: str, options: ModelOptions) -> bool:
+    """Tell whether a source is the options' own base, however its folder is written."""
+    own = options.name_or_path
+    return source == own or (own is not None and Path(own).is_dir() and Path(source).resolve() == Path(own).resolve())
 
 
 @contextmanager
@@ -109,7 +125,7 @@ def load_base(source: str, options: ModelOptions, *, only_look: bool = False) ->
     with asking_hub(source), _own_code_named(source, options), _weights_named(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            revision=_revision(source, options),
+            revision=_revision(named, options),
             dtype=options.dtype,
             attn_implementation=options.attn_implementation,
             # None would hide from transformers that weights are stored quantised.
@@ -165,11 +181,11 @@ def load_config(source: str | None, options: ModelOptions, *, only_local: bool =
     if source is None:
         settings = dict(options.config or {})
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
-    source = locate_base(source, options, only_here=only_local)
+    named, source = source, locate_base(source, options, only_here=only_local)
     with nullcontext() if only_local else asking_hub(source), _own_code_named(source, options):
         return AutoConfig.from_pretrained(
             source,
-            revision=_revision(source, options),
+            revision=_revision(named, options),
             trust_remote_code=options.trust_remote_code,
             local_files_only=only_local,
         )
@@ -215,10 +231,17 @@ def stored_quantization(config: PretrainedConfig) -> dict[str, Any]:
     return dict(own) if isinstance(own, Mapping) else own.to_dict()
 
 
-def pin_base(recipe: Recipe) -> Recipe:
-    """Return a recipe whose base, if it has a name of :mod:`rim_peft.run.named_bases`, says which weights it has."""
-    pinned = pin_name(recipe.model.name_or_path)
-    if pinned == recipe.model.name_or_path:
+def pin_base(recipe: Recipe, *, kept: str | None = None) -> Recipe:
+    """Return a recipe whose base, if it has a name of :mod:`rim_peft.run.named_bases`, says which weights it has.
+
+    Args:
+        recipe: with a base or without.
+        kept: what a run that goes on calls its base, whatever has come to this machine since.
+    """
+    name = recipe.model.name_or_path
+    is_same = name is not None and kept is not None and parse_name(name) is not None and kept.startswith(f"{name}@")
+    pinned = kept if is_same else on_main(lambda: pin_name(name))  # processes may see other caches
+    if pinned == name:
         return recipe
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, name_or_path=pinned))
 
@@ -246,8 +269,8 @@ def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = Fal
             it comes with code, which nobody lets run.
         OSError: there is no such tokenizer.
     """
-    source = locate_base(source, options, only_here=only_local)
-    revision = _revision(source, options)
+    named, source = source, locate_base(source, options, only_here=only_local)
+    revision = _revision(named, options)
     with nullcontext() if only_local else asking_hub(source), _own_code_named(source, options):
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=options.trust_remote_code, local_files_only=only_local

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,16 +35,20 @@ def convert(path: Path, folder: Path) -> None:
 
     Raises:
         ImportError: the package gguf is missing.
-        ValueError: it is damaged, of an architecture that transformers cannot read, or its texts are cut in a way that
-            is not known here.
+        ValueError: it is damaged, lacks weights, is of an architecture that transformers cannot read, or has positions
+            that are scaled, or texts that are cut, in a way that is not known here.
     """
     if find_spec("gguf") is None:
         raise ImportError(f"{path.name}: to read it, the package gguf is needed: pip install 'rim-peft[smollm2]'.")
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        read: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        with _alone(path) as place:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+            )
+            read, found = loaded  # with what was found in the file
+            tokenizer: Any = AutoTokenizer.from_pretrained(place, gguf_file=path.name)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, IndexError) as error:
         raise ValueError(
             f"{path}: must be a GGUF file of an architecture that transformers reads, and is not ({brief(error)}). "
@@ -49,6 +56,12 @@ def convert(path: Path, folder: Path) -> None:
         ) from error
     finally:
         transformers_logging.set_verbosity(before)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{path}: must hold all weights of its architecture, and lacks {len(missing)}, such as {missing[0]}, which "
+            "would be random. Download it again, and give one file if it was split into several (gguf-split --merge)."
+        )
+    _check_positions(path)
     _set_pre_tokenizer(tokenizer.backend_tokenizer, path)
     config = copy.deepcopy(read.config)
     del config.quantization_config  # with which nothing could be saved
@@ -66,6 +79,33 @@ def convert(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(partial)
     write_manifest(partial)
     partial.rename(folder)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """Yield a folder that holds the file alone: transformers also reads what lies beside it, of whatever model."""
+    with tempfile.TemporaryDirectory() as scratch:
+        alone = Path(scratch, path.name)
+        try:
+            alone.symlink_to(path.resolve())
+        except OSError:  # on Windows, where links are for administrators
+            shutil.copyfile(path, alone)
+        yield alone.parent
+
+
+def _check_positions(path: Path) -> None:
+    """Refuse a file whose rotary positions are scaled, which transformers does not read from it."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    types = {key: field for key, field in reader.fields.items() if key.endswith(".rope.scaling.type")}
+    scaled = [f"{key} {field.contents()}" for key, field in types.items() if field.contents() != "none"]
+    scaled += [str(tensor.name) for tensor in reader.tensors if str(tensor.name).startswith("rope_f")]
+    if scaled:
+        raise ValueError(
+            f"{path}: positions must not be scaled, got {scaled[0]}, which transformers does not read: the model would "
+            "be another one. Name a base in transformers' own form."
+        )
 
 
 def _set_pre_tokenizer(tokenizer: Tokenizer, path: Path) -> None:

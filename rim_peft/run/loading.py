@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +176,14 @@ def load_run(
     recipe = _recipe_of(folder, trust_remote_code)
     record = _read_record(folder, recipe)
     pinned = None if recipe is None else recipe.model.name_or_path
+    if base is not None and pinned is not None and parse_name(base) is not None and pinned.startswith(f"{base}@"):
+        base = pinned  # the weights that it was trained on, whichever are on this machine
     found = base or (pinned if pinned and parse_name(pinned) else _base_source(folder, config))
     options = ModelOptions(name_or_path=found, trust_remote_code=trust_remote_code)
     if recipe is not None:
         options = recipe.model
+        if base is None and options.gguf_file is not None:
+            options = replace(options, name_or_path=found)  # the file is wanted wherever the folder lies now
     try:
         model = load_base(found, options)
     except OSError as error:

@@ -145,7 +145,8 @@ def fetch_base(name: str) -> Path:
         OSError: it cannot be fetched.
     """
     if (parsed := parse_name(str(pin_name(name)))) is None:
-        raise ValueError(f"name: must be one of {', '.join(BASES)}, got {shown(name)}.")
+        is_folder = " A folder here has that name, and comes first: go to another one." if Path(name).is_dir() else ""
+        raise ValueError(f"name: must be one of {', '.join(BASES)}, got {shown(name)}.{is_folder}")
     base, source = parsed
     if source == PACKAGE:
         return Path(find_base(name))

@@ -68,7 +68,7 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     """
     folder = Path(recipe.output_dir)
     started = time.time()
-    recipe = pin_base(recipe)
+    recipe = pin_base(recipe, kept=on_main(lambda: _kept_base(folder)) if recipe.resume else None)
     on_main(lambda: check_folder(folder, recipe))  # what is refused is said before the work, and leaves no folder
     stages = recipe.stage_trainers()
     task = recipe.task()
@@ -132,7 +132,7 @@ def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
         Interrupted: a signal stopped the training; the same call goes on.
     """
     folder = Path(recipe.output_dir)
-    recipe = pin_base(recipe)
+    recipe = pin_base(recipe, kept=on_main(lambda: _kept_base(folder)))
     started = folder / RECIPE_FILE
     if not (folder / ADAPTER_FILE).exists():
         return train(replace(recipe, resume=started.exists()), command=command)
@@ -241,6 +241,14 @@ def _read_started(path: Path) -> dict[str, Any]:
             f"{error}\n{path}: must say what the run was started with, and is damaged. Put back a copy, or "
             "give another output_dir."
         ) from None
+
+
+def _kept_base(folder: Path) -> str | None:
+    """Return what the run in a folder calls its base, None where there is none."""
+    path = folder / RECIPE_FILE
+    model = _read_started(path).get("model") if path.exists() else None
+    name = model.get("name_or_path") if isinstance(model, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:

@@ -139,6 +139,8 @@ def run_stages(
     history: dict[str, list[dict[str, float]]] = {}
     moments: Path | None = None  # of the stage before, where the next one goes on with them
     with hold(best.path.parent), explain_write_errors(best.path.parent), SignalWatch() as signals:
+        if not resume:
+            on_main(best.begin)
         for index, (stage, (trainer_class, args)) in enumerate(zip(names, stages, strict=True)):
             folder = Path(str(args.output_dir))
             before, moments = moments, folder / MOMENTS if _keeps_optimizer(stages[index + 1 :]) else None

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rim_peft.training.files import find_damage, replace_file
+from rim_peft.training.files import find_damage, replace_file, write_text
 from rim_peft.training.processes import on_main
 from rim_peft.training.sharding import fill_adapter, gather_adapter
 from rim_peft.tuner.files import brief
@@ -42,6 +42,11 @@ class BestWeights:
     def __init__(self, path: Path, stages: Sequence[str]) -> None:
         self.path = path
         self._stages = stages
+        self._lost = path.with_name(f".{path.stem}.lost.json")
+
+    def begin(self) -> None:
+        """Forget what a run that was in the folder before has noted beside the file."""
+        self._lost.unlink(missing_ok=True)
 
     def read(self) -> dict[str, Any]:
         """Return stage, step and score of the weights in the file.
@@ -75,6 +80,9 @@ class BestWeights:
     def check(self, offered: Iterable[dict[str, Any]], *, at: tuple[str, float]) -> None:
         """Check that the file holds the best of a run that goes on.
 
+        Weights that a kill has taken from the log are noted beside the file: on a GPU the same steps may get another
+        score when they are taken again, and the file's would be in no log.
+
         Args:
             offered: stage, step and score of all that the run has offered up to where it goes on.
             at: stage and step where it goes on; what was offered from there on, and lost by a kill, may be the best.
@@ -82,20 +90,33 @@ class BestWeights:
         Raises:
             ValueError: it is missing, damaged, or of another run.
         """
-        best = max(offered, key=self._rank, default=None)
+        lost = self._read_lost()
+        known = (entry for entry in (*offered, *lost) if math.isfinite(entry[SCORE]))
+        best = max(known, key=self._rank, default=None)
         if best is None and not self.path.exists():
             return
         remedy = "Put it back, or train in another folder."
         if not self.path.exists():
             raise ValueError(f"{self.path}: is missing, and held the best adapter of the run so far. {remedy}")
         found = self.read()
+        if found == best:
+            return
         is_later = self._place(found) >= self._place({"stage": at[0], "step": at[1]})
-        if found != best and not (is_later and (best is None or self._rank(found) >= self._rank(best))):
+        if not (is_later and (best is None or self._rank(found) >= self._rank(best))):
             expected = "none yet" if best is None else _describe(best)
             raise ValueError(
                 f"{self.path}: must hold the best adapter of the run so far, {expected}, got {_describe(found)}. "
                 f"{remedy}"
             )
+        write_text(self._lost, json.dumps([*lost, found]))
+
+    def _read_lost(self) -> list[dict[str, Any]]:
+        """Return stage, step and score of weights that were offered, and are in no log."""
+        try:
+            lost: list[dict[str, Any]] = json.loads(self._lost.read_text(encoding="utf-8"))
+            return sorted(lost, key=self._rank)
+        except (OSError, ValueError, KeyError, TypeError):  # none, or none that says anything: the log counts alone
+            return []
 
     def _rank(self, best: dict[str, Any]) -> tuple[float, int, float]:
         return best[SCORE], *self._place(best)

@@ -232,6 +232,23 @@ def test_a_stopped_run_with_validation_keeps_the_same_best(tmp_path: Path, monke
     _assert_equal(_weights(model), _weights(expected_model))
 
 
+def test_a_best_that_is_not_scored_so_again_is_kept(tmp_path: Path) -> None:
+    """A kill after step 6 was scored loses its line; on a GPU the same steps may get another score."""
+    scores = iter([0.5, 0.9, "kill", 0.4, "kill", 0.3, *[0.1] * 6])
+
+    def validate(model: PeftModel) -> dict[str, float]:
+        if (score := next(scores)) == "kill":
+            raise RuntimeError(score)
+        return {"accuracy": float(score)}
+
+    for resume in (False, True):
+        with pytest.raises(RuntimeError, match="kill"):
+            train(tmp_path, validate=validate, resume=resume)
+    _, result = train(tmp_path, validate=validate, resume=True)
+    assert result.best == {"stage": "grounding", "step": 4, "accuracy": 0.9}
+    assert train(tmp_path, validate=validate, resume=True)[1].best == result.best
+
+
 @pytest.mark.parametrize(
     ("options", "step"),
     [

@@ -258,6 +258,7 @@ _LOOPS = "{% for i in range(9999) %}{% for j in range(9999) %}{% set x = 1 %}{% 
         (_DOUBLED, "that take more than 1 GiB"),
         ("{% set n = 99999 %}{% set n = n * n %}{{ 'a' * n }}", "that take more than 1 GiB"),
         ("{% set s = 'a' * 99999 %}{{ s | replace('a', s) }}", "that take more than 1 GiB"),
+        (f"{{% if tools is none and [1] | tojson(false) %}}{_DOUBLED}{{% endif %}}", "that take more than 1 GiB"),
         ("{% for i in range(999) %}{% for j in range(999) %}aaa{% endfor %}{% endfor %}", "that write over 1,048,576"),
         pytest.param(_LOOPS, "that take over 5 s", marks=pytest.mark.slow),
     ],
@@ -267,6 +268,21 @@ def test_growth_of_a_chat_template_is_found_by_a_trial(template: str, problem: s
     with pytest.raises(ValueError, match=f"has loops or repetitions {problem}"):
         check_chat_template(build_tokenizer(chat_template=CHAT_TEMPLATE + template), "x")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100_000  # KiB
+
+
+@pytest.mark.parametrize("executable", ["", None, "/nowhere/python", "/bin/false"])
+def test_without_a_python_to_start_a_template_is_not_tried(
+    executable: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    check_chat_template(build_tokenizer(chat_template=f"{CHAT_TEMPLATE}{{# {executable} #}}"), "x")
+    assert "could not be tried in a process of its own" in caplog.text
+
+
+def test_a_trial_finds_jinja_where_a_path_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("some")])
+    with pytest.raises(ValueError, match="that take more than 1 GiB"):
+        check_chat_template(build_tokenizer(chat_template=f"{CHAT_TEMPLATE}{_DOUBLED} "), "x")
 
 
 def test_an_adapters_chat_template_is_looked_at(stranger: Path) -> None:

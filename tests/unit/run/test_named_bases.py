@@ -13,13 +13,17 @@ import pytest
 import torch
 from huggingface_hub import constants
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from rim_peft.recipe import ModelOptions
-from rim_peft.run import named_bases
-from rim_peft.run.base import load_base, load_tokenizer, locate_base
+from rim_peft.recipe import DataOptions, ModelOptions, Recipe
+from rim_peft.recipe.snapshot import resolve
+from rim_peft.recipe.syntax import write_yaml
+from rim_peft.run import base, load_run, loading, named_bases
+from rim_peft.run.base import load_base, load_config, load_tokenizer, locate_base, pin_base
 from rim_peft.run.gguf import convert
-from rim_peft.run.named_bases import BASES, find_base, parse_name, pin_name, public_name
+from rim_peft.run.named_bases import BASES, fetch_base, find_base, parse_name, pin_name, public_name
+from rim_peft.run.training import _kept_base
+from tests.conftest import build_rim
 
 NAME = "smollm2-135m"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -30,8 +34,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing on this machine, and no Hub."""
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(named_bases, "hub_problem", lambda: "it is away")
-    monkeypatch.setattr(named_bases, "_hub_folder", lambda base: None)
-    monkeypatch.setattr(named_bases, "_installed", lambda base: None)
+    monkeypatch.setattr(named_bases, "_hub_folder", lambda _: None)
+    monkeypatch.setattr(named_bases, "_installed", lambda _: None)
     return tmp_path / "home"
 
 
@@ -50,6 +54,52 @@ def test_a_name_says_where_its_weights_come_from(monkeypatch: pytest.MonkeyPatch
     Path(NAME).mkdir()  # a folder of that name comes first
     assert parse_name(NAME) is None
     assert find_base(NAME) == NAME
+
+
+def test_a_run_that_goes_on_keeps_its_weights(home: Path, tmp_path: Path) -> None:
+    (home / "rim_peft" / "bases" / "smollm2-135m-instruct-q4_1").mkdir(parents=True)  # which has come since
+    (tmp_path / "recipe.yaml").write_text(f"model: {{name_or_path: {NAME}@hub}}\n")
+    recipe = Recipe(output_dir=str(tmp_path), model=ModelOptions(name_or_path=NAME), data=DataOptions(task="potions"))
+    assert pin_base(recipe).model.name_or_path == f"{NAME}@package"
+    assert pin_base(recipe, kept=_kept_base(tmp_path)).model.name_or_path == f"{NAME}@hub"
+    assert pin_base(recipe, kept="owner/name").model.name_or_path == f"{NAME}@package"
+    assert _kept_base(home) is None
+
+
+def test_a_revision_reaches_the_hub_and_no_package(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        AutoConfig, "from_pretrained", lambda name, **options: asked.append((name, options["revision"]))
+    )
+    load_config(f"{NAME}@hub", ModelOptions(name_or_path=f"{NAME}@hub", revision="v1"))
+    assert asked == [(HUB_ID, "v1")]
+    monkeypatch.setattr(base, "find_base", lambda name, **_: str(home.parent))
+    with pytest.raises(ValueError, match=r"model\.revision: must be left out .*, got 'v1' for smollm2-135m@package"):
+        load_config(f"{NAME}@package", ModelOptions(name_or_path=f"{NAME}@package", revision="v1"))
+
+
+def test_an_adapter_is_loaded_on_the_weights_that_it_was_trained_on(
+    monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path
+) -> None:
+    (home / "rim_peft" / "bases" / "smollm2-135m-instruct-q4_1").mkdir(parents=True)
+    build_rim().save_pretrained(str(tmp_path / "adapter"))
+    recipe = Recipe(output_dir="out", model=ModelOptions(name_or_path=f"{NAME}@hub"), data=DataOptions(task="potions"))
+    (tmp_path / "adapter" / "recipe.yaml").write_text(write_yaml(resolve(recipe)))
+
+    def load(source: str, options: ModelOptions) -> Any:
+        raise OSError(f"asked for {source}")
+
+    monkeypatch.setattr(loading, "load_base", load)
+    for given, asked in ((None, f"{NAME}@hub"), (NAME, f"{NAME}@hub"), (f"{NAME}@package", f"{NAME}@package")):
+        with pytest.raises(OSError, match=f"asked for {asked}"):
+            load_run(tmp_path / "adapter", base=given)
+
+
+def test_a_folder_of_the_name_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(NAME).mkdir()
+    with pytest.raises(ValueError, match=r"got 'smollm2-135m'\. A folder here has that name"):
+        fetch_base(NAME)
 
 
 def test_a_name_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,18 +127,31 @@ def test_a_package_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch,
     assert not [path for path in (home / "rim_peft" / "bases").iterdir() if path.is_dir()]
 
 
-def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
+def test_a_gguf_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ValueError, match=r"a\.gguf: must be a GGUF file of an architecture that transformers reads"):
         convert(tmp_path / "a.gguf", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"model\.gguf_file: must be a file in .*, got 'b\.gguf'"):
         locate_base(str(tmp_path), ModelOptions(name_or_path=str(tmp_path), gguf_file="b.gguf"))
+    monkeypatch.chdir(tmp_path.parent)  # a run asks for its base by the whole path, whatever the recipe says
+    with pytest.raises(FileNotFoundError, match=r"model\.gguf_file: must be a file in .*, got 'b\.gguf'"):
+        locate_base(str(tmp_path), ModelOptions(name_or_path=tmp_path.name, gguf_file="b.gguf"))
+    with pytest.raises(ValueError, match=rf"model\.gguf_file: must be left out for {NAME}@hub"):
+        locate_base(f"{NAME}@hub", ModelOptions(name_or_path=f"{NAME}@hub", gguf_file="b.gguf"))
     with pytest.raises(ValueError, match=r"gguf_file: must come with name_or_path, got 'b\.gguf' with config"):
         ModelOptions(config={"model_type": "llama"}, gguf_file="b.gguf")
 
 
-def write_gguf(path: Path, *, pre: str) -> None:
-    """A Llama of one layer and random weights, as llama.cpp's converter writes one."""
+def write_gguf(path: Path, *, pre: str, without: str = "", scaling: str = "", factors: bool = False) -> None:
+    """A Llama of one layer and random weights, as llama.cpp's converter writes one.
+
+    Args:
+        path: the file.
+        pre: how texts are cut.
+        without: name of a tensor to leave out.
+        scaling: how positions are scaled.
+        factors: whether a tensor scales them.
+    """
     gguf = pytest.importorskip("gguf")
     random = np.random.default_rng(0)
     tokens = ["<|endoftext|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "an"]
@@ -119,6 +182,11 @@ def write_gguf(path: Path, *, pre: str) -> None:
         **{f"blk.0.{name}": (inner, width) for name in ("ffn_gate", "ffn_up")},
         "blk.0.ffn_down": (width, inner),
     }
+    if scaling:
+        writer.add_string("llama.rope.scaling.type", scaling)
+    if factors:
+        shapes["rope_freqs"] = (width // 4,)
+    shapes.pop(without, None)
     for name, shape in shapes.items():
         writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32))
     writer.write_header_to_file()
@@ -129,13 +197,16 @@ def write_gguf(path: Path, *, pre: str) -> None:
 
 def test_a_gguf_file_becomes_a_plain_base(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", pre="smollm")
+    convert(tmp_path / "a.gguf", tmp_path / "other")
+    for beside in (tmp_path / "other").glob("*token*.json"):  # which transformers would read as well
+        beside.rename(tmp_path / beside.name)
     options = ModelOptions(name_or_path=str(tmp_path), gguf_file="a.gguf")
-    base, tokenizer = load_base(str(tmp_path), options), load_tokenizer(str(tmp_path), options)
+    found, tokenizer = load_base(str(tmp_path), options), load_tokenizer(str(tmp_path), options)
     read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
-    assert base.name_or_path == str(tmp_path)  # where others have the file, not this machine's cache
-    assert base.config.tie_word_embeddings
+    assert found.name_or_path == str(tmp_path)  # where others have the file, not this machine's cache
+    assert found.config.tie_word_embeddings
     for name, weight in read.state_dict().items():
-        assert torch.equal(base.state_dict()[name], weight)
+        assert torch.equal(found.state_dict()[name], weight)
     assert tokenizer.tokenize("an 12") == ["an", "Ġ", "1", "2"]
     assert tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id) == "<|im_end|>"
     folder = Path(locate_base(str(tmp_path), options))
@@ -147,5 +218,25 @@ def test_a_gguf_file_becomes_a_plain_base(tmp_path: Path) -> None:
 def test_a_gguf_file_whose_texts_are_cut_otherwise_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", pre="tekken")
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre: must be one of .*, got 'tekken'"):
+        convert(tmp_path / "a.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"without": "blk.0.ffn_down"},
+            r"lacks 1, such as \S+\.mlp\.down_proj\.weight, which would be random",
+        ),
+        ({"scaling": "linear"}, r"must not be scaled, got llama\.rope\.scaling\.type linear"),
+        ({"factors": True}, r"must not be scaled, got rope_freqs\.weight"),
+    ],
+)
+def test_a_gguf_file_that_transformers_does_not_read_whole_is_refused(
+    options: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "a.gguf", pre="smollm", **options)
+    with pytest.raises(ValueError, match=problem):
         convert(tmp_path / "a.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
