@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult
 
 from rim_peft.escaping import code_span, fence, markdown
 from rim_peft.recipe.syntax import read_yaml
+from rim_peft.run.named_bases import parse_name, public_name
 from rim_peft.tuner.card import CardText, Usage, describe_blocks, hub_id, render_card
 
 _DESCRIPTIONS = {
@@ -24,7 +25,8 @@ _DESCRIPTIONS = {
 _STORY = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts does it take?"
 
 _QUESTIONS = {
-    **dict.fromkeys(("gsm8k", "gsm8k-aug", "gsm-hard", "multiarith", "svamp"), _STORY),
+    **dict.fromkeys(("gsm8k", "gsm8k-aug", "gsm-hard", "gsm-symbolic", "multiarith", "svamp"), _STORY),
+    "handfuls": "Ben has twice as many pens as Ann. Ann has 3 pens. How many pens does Ben have?",
     "logiqa": "All cats sleep at noon. Tom is a cat.\nWhat follows?\nA. Tom sleeps at noon.\nB. Tom sleeps at night.\n"
     "C. Tom never sleeps.\nD. Only Tom sleeps at noon.",
     "math": "What is the remainder when $7^2 + 5$ is divided by $8$?",
@@ -45,9 +47,10 @@ def render_run_card(name: str, record: Mapping[str, Any], recipe: str) -> str:
         record: what ``run.json`` says.
         recipe: the recipe as run, YAML.
     """
-    data = record["data"]
+    data, base = record["data"], public_name(record["base"]) if record["base"] else record["base"]
+    named = parse_name(base) if base else None  # then the weights of a package, which the Hub has not
     usage = Usage(
-        record["base"],
+        base if named is None else None,
         (read_yaml(recipe).get("model") or {}).get("revision"),
         has_tokenizer=True,
         template=data["prompt_template"],
@@ -59,9 +62,15 @@ def render_run_card(name: str, record: Mapping[str, Any], recipe: str) -> str:
         "The same again": _again(record, recipe),
     }
     description = _DESCRIPTIONS[record["method"]].format(blocks=describe_blocks(**record["blocks"]))
+    if named is not None:
+        description += (
+            f"\nIts base is {named[0].hub_id} as the package `{named[0].package}` has it, rounded to "
+            f"{named[0].quantization}: `rim-peft base {base}`."
+        )
     results = _eval_results(record)
     dataset = hub_id(data["path"])
-    metadata = {"datasets": [dataset] if dataset else None, "eval_results": results or None}
+    metadata: dict[str, Any] = {"datasets": [dataset] if dataset else None, "eval_results": results or None}
+    metadata["base_model"] = None if named is None else named[0].hub_id
     return render_card(name, CardText(description, usage, sections, {key: of for key, of in metadata.items() if of}))
 
 

@@ -132,9 +132,13 @@ def find_base(name: str, *, only_here: bool = False) -> str:
 
 
 def public_name(name: str) -> str:
-    """Return the Hub id of a named base, by which others know it; anything else as it is."""
-    parsed = parse_name(name)
-    return name if parsed is None else parsed[0].hub_id
+    """Return what others are told of a base that has this name: the Hub id of the Hub's weights, which PEFT loads.
+
+    The package's weights keep their name, which is no id: PEFT alone must not load other weights in their place.
+    """
+    pinned = str(pin_name(name))
+    parsed = parse_name(pinned)
+    return parsed[0].hub_id if parsed is not None and parsed[1] == HUB else pinned
 
 
 def fetch_base(name: str) -> Path:

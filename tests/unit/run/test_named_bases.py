@@ -48,7 +48,8 @@ def test_a_name_says_where_its_weights_come_from(monkeypatch: pytest.MonkeyPatch
     assert pin_name(NAME) == pin_name(NAME, only_here=True) == f"{NAME}@package"  # what is here is taken
     for name in (f"{NAME}@hub", f"{NAME}@package", "owner/name", None):
         assert pin_name(name) == name
-    assert find_base(f"{NAME}@hub") == public_name(NAME) == HUB_ID
+    assert find_base(f"{NAME}@hub") == public_name(f"{NAME}@hub") == HUB_ID
+    assert public_name(NAME) == public_name(f"{NAME}@package") == f"{NAME}@package"  # for PEFT alone no id
     assert find_base("owner/name") == public_name("owner/name") == "owner/name"
     monkeypatch.chdir(tmp_path)
     Path(NAME).mkdir()  # a folder of that name comes first
