@@ -66,6 +66,7 @@ def test_training_prints_results_alone(rows: Path, tmp_path: Path, capsys: Captu
     assert "train_loss" in captured.err
 
 
+@pytest.mark.slow
 def test_two_fresh_processes_evaluate_alike(rows: Path, trained: Path) -> None:
     command = ["evaluate", str(trained), "--task", "prosqa", "--data", str(rows), "--limit", "6", "--json"]
     first, second = run_fresh(*command), run_fresh(*command)

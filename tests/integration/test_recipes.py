@@ -63,6 +63,8 @@ def architecture(recipe: Recipe) -> tuple[str, dict[str, Any]]:
         return "qwen3", {**width, "tie_word_embeddings": True}
     if "gemma-3" in name:
         return "gemma3", width
+    if "smollm2" in name:
+        return "llama_tied", {**width, "max_position_embeddings": 2048}
     return ("gpt2" if "gpt2" in name else "llama_tied" if "llama" in name else "llama"), width
 
 
@@ -70,7 +72,7 @@ def architecture(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Path]:
     def build(recipe: Recipe) -> Path:
         name, changes = architecture(recipe)
-        folder = tmp_path_factory.getbasetemp() / f"{name}{'-wide' * bool(changes)}"
+        folder = tmp_path_factory.getbasetemp() / "-".join([name, *changes])
         if not folder.exists():
             build_base(name, **changes).save_pretrained(folder)
             build_tokenizer().save_pretrained(folder)
