@@ -18,7 +18,10 @@ from tests.conftest import build_base, build_tokenizer
 # Those in compare/ and accelerate/ are no recipes of a run.
 RECIPES = [DEMO, *sorted((Path(__file__).parents[2] / "recipes").glob("[!ac]*/*.yaml"))]
 # The tiny base has 512 positions, and its tokenizer a token for every byte.
-SHORTER = {"ontology": ["data.options.num_kinds=12", "data.options.num_statements=12"]}
+SHORTER = {
+    "ontology": ["data.options.num_kinds=12", "data.options.num_statements=12"],
+    "gsm-symbolic": ["data.options.num_rows=64", "data.on_bad_rows=drop"],
+}
 GSM8K: dict[str, Any] = {
     "question": "Tom has 3 bags of {n} nuts. How many?",
     "answer": "3*{n} = <<3*{n}={m}>>{m} nuts.\n#### {m}",
