@@ -35,14 +35,13 @@ def test_some_moments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
+        # Parts are enough here: neighbours differ little. `python -m tests.robustness.crash_points` tries all.
         ({}, slice(0, None, 2)),
-        ({}, slice(1, None, 2)),
-        # A third is enough here: the files are the same. `python -m tests.robustness.crash_points` tries all.
-        ({"quantization": "nf4", "optim": "paged_adamw_8bit", "scored": "no"}, slice(0, None, 3)),
+        ({"quantization": "nf4", "optim": "paged_adamw_8bit", "scored": "no"}, slice(1, None, 3)),
     ],
-    ids=["fp32, even", "fp32, odd", "nf4, paged"],
+    ids=["fp32", "nf4, paged"],
 )
-def test_every_moment(options: dict[str, Any], part: slice, tmp_path: Path) -> None:
+def test_many_moments(options: dict[str, Any], part: slice, tmp_path: Path) -> None:
     if "quantization" in options:
         pytest.importorskip("bitsandbytes")
     subject = Subject(write_recipe(tmp_path, **options), tmp_path)
