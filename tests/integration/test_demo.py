@@ -56,6 +56,7 @@ def test_the_base_is_what_its_tokenizer_says(base: tuple[Any, Any]) -> None:
     assert made["command"].startswith("python -m rim_peft.demo.base")
 
 
+@pytest.mark.slow
 def test_the_base_is_made_by_its_command(tmp_path: Path) -> None:
     options = PotionsBase(num_steps=4, plain_steps=1, num_layers=2, batch_size=4)
     for folder in ("a", "b"):

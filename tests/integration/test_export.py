@@ -90,6 +90,7 @@ def test_an_export_answers_as_its_adapter(
         export(str(adapter), out, form="peft-lora", questions=[*TEXTS, *CHATS])
 
 
+@pytest.mark.slow
 def test_an_export_that_answers_otherwise_fails_and_is_kept(
     make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,7 @@ def test_an_export_that_answers_otherwise_fails_and_is_kept(
     assert f"{check['num_equal']} of 34 prompts" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_adapter_without_blocks_is_merged(make_adapter: MakeAdapter, tmp_path: Path) -> None:
     """As answering at once and written chains have: what RiM is compared with is served in the same way."""
     adapter, out = make_adapter("adapter", num_blocks=0), tmp_path / "out"

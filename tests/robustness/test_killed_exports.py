@@ -83,6 +83,7 @@ def test_a_killed_export_of_an_earlier_version_is_known_as_such(make_adapter: Ma
         load_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_peft_lora_export_is_made_again(
     make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

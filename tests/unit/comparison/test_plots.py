@@ -36,6 +36,7 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
         assert one.png.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_report_has_every_plot_and_does_not_change_when_it_is_written_again(tmp_path: Path) -> None:
     document = compare_document()
     write_report(document, tmp_path)

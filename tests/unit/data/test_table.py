@@ -93,6 +93,7 @@ def load_rows(source: Any) -> Dataset:
     return get_task("gsm8k").load("test", path=source) if isinstance(source, str) else Dataset.from_list(source)
 
 
+@pytest.mark.slow
 def test_another_process_is_served_from_the_disk(cache: Path, write_rows: WriteRows) -> None:
     path = write_rows("test.jsonl", [{"question": "2 * 3", "answer": "<<2+2=4>> <<4+2=6>>\n#### 6"}])
     stored = [prepare(load_rows(it), tokenizer=build_wrapping_tokenizer("<bos> $A <eos>")) for it in (str(path), ROWS)]
