@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -36,7 +35,7 @@ from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.data.hub import asking_hub
 from rim_peft.recipe import ModelOptions, Recipe
 from rim_peft.run.named_bases import find_base, gguf_folder, parse_name, pin_name, public_name
-from rim_peft.training.files import write_manifest
+from rim_peft.training.files import save_base
 from rim_peft.training.processes import on_main, shards_weights
 from rim_peft.tuner.files import brief, is_ours, read_object
 from rim_peft.tuner.tensors import AGAIN
@@ -342,12 +341,7 @@ def build_base(
     model_config.bos_token_id = None
     set_seed(seed)
     model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    write_manifest(partial)
-    partial.rename(folder)
+    save_base(model, tokenizer, folder)
 
 
 def train_tokenizer(

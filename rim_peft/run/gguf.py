@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from rim_peft.training.files import write_manifest
+from rim_peft.training.files import save_base
 from rim_peft.tuner.files import brief
 
 _KNOWN_PRE_TOKENIZERS = ("llama-bpe", "llama3", "qwen2", "gpt-2", "gpt2", "smollm", "default")
@@ -73,12 +73,7 @@ def convert(path: Path, folder: Path) -> None:
     model.tie_weights()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    write_manifest(partial)
-    partial.rename(folder)
+    save_base(model, tokenizer, folder)
 
 
 @contextmanager

@@ -70,6 +70,16 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
     write_text(folder / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
 
 
+def save_base(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a base and its tokenizer, with a manifest, to a new folder, which appears when it is complete."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    write_manifest(partial)
+    partial.rename(folder)
+
+
 def find_damage(folder: Path, names: Iterable[str]) -> str | None:
     """Return which file of a folder is not as it was written, and in what way; None if all are.
 
