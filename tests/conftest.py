@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -142,6 +143,20 @@ def make_rim() -> MakeRim:
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
+
+
+_PROCESS = os.getpid()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """A test's forked child ends with the test, however it leaves it: pytest would go on in both processes."""
+    try:
+        yield
+    finally:
+        if os.getpid() != _PROCESS:
+            traceback.print_exc()
+            os._exit(1)
 
 
 @pytest.fixture(autouse=True)

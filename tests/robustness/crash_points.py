@@ -333,34 +333,40 @@ def watch_run(run: Path, tell: Callable[[str, str, Callable[[], None] | None], N
 def run_forked(work: Callable[[], None], *, kill_after: float | None = None) -> tuple[int, str]:
     """Do something in a child of this process, and return its exit code (minus a signal's number) and its words."""
     gc.freeze()  # or a collection in the child would copy all that the parent holds
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
-        child = os.fork()
-        if child == 0:
+    read_end, write_end = os.pipe()  # not a file, which a child with a limit on its files' size could not write
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
             torch.set_num_threads(1)  # others' results could differ from process to process
             tqdm.set_lock(threading.RLock())  # its own is shared by processes, and a killed one would keep it for ever
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
-            sys.stdout = sys.stderr = said  # not what pytest has put there
-            code = 1
+            os.dup2(write_end, 1)
+            os.dup2(write_end, 2)
+            sys.stdout = sys.stderr = os.fdopen(write_end, "w", encoding="utf-8")  # not what pytest has put there
             try:
                 work()
                 code = 0
             except BaseException as error:
                 traceback.print_exc()
-                print(f"{type(error).__name__}: {error}", file=said)
-            finally:
-                said.flush()
-                os._exit(code)
-        gc.unfreeze()
-        deadline = time.monotonic() + (MAX_SECONDS if kill_after is None else kill_after)
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            sys.stderr.flush()
+        finally:
+            os._exit(code)  # whatever happens: a child that went on would run the tests a second time
+    os.close(write_end)
+    gc.unfreeze()
+    os.set_blocking(read_end, False)
+    deadline = time.monotonic() + (MAX_SECONDS if kill_after is None else kill_after)
+    said = b""
+    with open(read_end, "rb", buffering=0) as pipe:
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            said += pipe.read() or b""
             if time.monotonic() > deadline:
                 os.kill(child, signal.SIGKILL)
                 ended = os.waitpid(child, 0)
                 break
             time.sleep(0.005)
-        said.seek(0)
-        return os.waitstatus_to_exitcode(ended[1]), said.read()
+        said += pipe.read() or b""
+    return os.waitstatus_to_exitcode(ended[1]), said.decode(errors="replace")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

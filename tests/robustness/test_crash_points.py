@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.robustness.crash_points import Moment, Subject, write_recipe
+from tests.robustness.crash_points import Moment, Subject, run_forked, write_recipe
 
 NUM_QUICK_OF_A_WAY = 3
 
@@ -47,3 +48,13 @@ def test_many_moments(options: dict[str, Any], part: slice, tmp_path: Path) -> N
     subject = Subject(write_recipe(tmp_path, **options), tmp_path)
     assert len(subject.moments) > 100
     assert not _complaints(subject, [*subject.moments, *subject.random_moments(10, seed=0)][part])
+
+
+def test_a_child_ends_there_and_says_why_whatever_limits_it_has() -> None:
+    def fail() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        raise ValueError("x" * 200_000)
+
+    status, said = run_forked(fail)
+    assert status == 1
+    assert said.endswith(f"ValueError: {'x' * 200_000}\n")
