@@ -49,6 +49,15 @@ CONFIGS: dict[str, Any] = {
     "wide": lambda: _llama(
         vocab_size=4096, hidden_size=768, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=12
     ),
+    "smollm2-135m": lambda: _llama(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    ),
     "gpt2-124m": lambda: GPT2Config(**_NO_DROPOUT, **_ENDLESS),
     "llama-3.2-1b": lambda: _llama(
         **_LLAMA_3, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, head_dim=64

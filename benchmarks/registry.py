@@ -38,6 +38,7 @@ MODULES = (
     "scaling",
     "processes",
     "kernels",
+    "laptop",
 )
 """Modules of this package that hold benchmarks, in the order in which they run."""
 
