@@ -1,11 +1,14 @@
-"""``rim-peft evaluate``: an adapter's accuracy on a task."""
+"""``rim-peft evaluate``: an adapter's accuracy on a task, or what it does to plain text."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rim_peft.cli.console import add_source_arguments, path, positive
+
+if TYPE_CHECKING:
+    from rim_peft.run import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="stop at rows that cannot be read, or leave them out (default: %(default)s)",
     )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        type=path,
+        nargs="+",
+        help="measure the loss of plain text instead, under the base and under the adapter with and without blocks",
+    )
     add_source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -46,25 +56,65 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print the result."""
     from rim_peft.cli.console import quiet_model_loading, results_only, say
     from rim_peft.escaping import json_text
-    from rim_peft.run import evaluate, load_run
+    from rim_peft.run import load_run
 
+    if args.text is not None:
+        _check_text_alone(args)
     quiet_model_loading()
     with results_only():
-        result = evaluate(
-            load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code),
-            args.task,
-            split=args.split,
-            path=args.data,
-            limit=args.limit,
-            num_blocks=args.blocks,
-            by_block=args.by_block,
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.batch_size,
-            on_bad_rows=args.on_bad_rows,
-            progress=True,
-        )
-    say(json_text(result, indent=2) if args.json else _table(result))
+        run = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
+        result = _measure_text(run, args) if args.text is not None else _judge(run, args)
+    table = _text_table if args.text is not None else _table
+    say(json_text(result, indent=2) if args.json else table(result))
     return 0
+
+
+def _judge(run: Run, args: argparse.Namespace) -> dict[str, Any]:
+    from rim_peft.run import evaluate
+
+    return evaluate(
+        run,
+        args.task,
+        split=args.split,
+        path=args.data,
+        limit=args.limit,
+        num_blocks=args.blocks,
+        by_block=args.by_block,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        on_bad_rows=args.on_bad_rows,
+        progress=True,
+    )
+
+
+def _measure_text(run: Run, args: argparse.Namespace) -> dict[str, Any]:
+    from rim_peft.run import evaluate_text
+
+    return evaluate_text(run, args.text, num_blocks=args.blocks, batch_size=args.batch_size, progress=True)
+
+
+def _check_text_alone(args: argparse.Namespace) -> None:
+    options = ("task", "data", "limit", "by_block", "max_new_tokens")
+    given = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]
+    if given:
+        raise ValueError(f"text: must be given without {', '.join(given)}, which are about a task's rows (--text).")
+
+
+def _text_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['num_windows']} windows of plain text: {result['predicted_tokens']} tokens behind "
+        f"{result['context_tokens']}, loss in nats a token",
+        f"{'':24} loss  above the base  std. err.",
+    ]
+    labels = {
+        "base": "base",
+        "without_blocks": "adapter, no blocks",
+        "with_blocks": f"adapter, {result['num_blocks']} blocks",
+    }
+    for name, label in labels.items():
+        if (found := result[name]) is not None:
+            lines.append(f"{label:22} {found['loss']:6.3f}  {found['change']:14.3f}  {found['standard_error']:9.3f}")
+    return "\n".join(lines)
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -1,13 +1,17 @@
-"""Accuracy of a run on a task's split, as one JSON document."""
+"""Accuracy of a run on a task's split, or its loss on plain text, as one JSON document."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rim_peft.evaluation import evaluate_accuracy
+from rim_peft.evaluation.plain_text import measure_text_loss
 from rim_peft.recipe import EvaluationOptions
 from rim_peft.run.loading import Run
 from rim_peft.run.rows import fingerprint, read_examples
+from rim_peft.values import shown
 
 
 def evaluate(
@@ -72,3 +76,42 @@ def evaluate(
         **run.answering,
     )
     return {"task": task.name, "split": split, "data_sha256": fingerprint(rows)["sha256"], **report.to_dict()}
+
+
+def evaluate_text(
+    run: Run,
+    paths: Sequence[str | Path],
+    *,
+    num_blocks: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Measure what a run's adapter does to the base's loss on plain text; see :func:`measure_text_loss`.
+
+    Args:
+        run: the adapter on its base.
+        paths: UTF-8 files of text.
+        num_blocks: blocks between context and predicted tokens; the adapter's own if not given.
+        batch_size: windows at a time; 4 if not given.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: the run is an export, a file is not text, or the files are too short.
+        OSError: a file cannot be read.
+    """
+    if run.exported is not None:
+        raise ValueError(
+            "text: must not be given for an export, whose base is not to be had from it. Give the adapter."
+        )
+    texts = [_read_text(Path(path)) for path in paths]
+    found = measure_text_loss(
+        run.model, run.tokenizer, texts, num_blocks=num_blocks, batch_size=batch_size or 4, progress=progress
+    )
+    return {"text": [str(path) for path in paths], **found.to_dict()}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text: {shown(str(path))} must be a file of UTF-8 text ({error}).") from error
