@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.inference.mode import evaluation_mode
+from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.layers import input_device
 
@@ -82,7 +83,8 @@ def measure_text_loss(
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: the texts have less than two windows.
+        ValueError: the texts have less than two windows, or a window with its blocks does not fit into the base's
+            positions.
     """
     size = context_tokens + predicted_tokens
     windows = [window for text in texts for window in _windows(tokenizer, text, size)]
@@ -93,7 +95,14 @@ def measure_text_loss(
         )
     config = active_config(model)
     count = config.num_blocks if num_blocks is None else num_blocks
-    inserted = {"base": [], "without_blocks": [], "with_blocks": config.block_tokens.ids(count) if count else []}
+    blocks = config.block_tokens.ids(count) if count else []
+    room = num_positions(model.config)
+    if room is not None and size + len(blocks) > room:
+        raise ValueError(
+            f"num_blocks: must leave room for a window of text, got {count}: with its {size} tokens it takes "
+            f"{size + len(blocks)} positions, and the base has {room} (max_position_embeddings). Lower it."
+        )
+    inserted = {"base": [], "without_blocks": [], "with_blocks": blocks}
     losses: dict[str, list[float]] = {name: [] for name in inserted if name != "with_blocks" or count}
     with (
         evaluation_mode(model),

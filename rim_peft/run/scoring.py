@@ -47,11 +47,7 @@ def evaluate(
     Raises:
         ValueError: there is no task, no row, or there are bad ones.
     """
-    if (num_blocks or by_block) and run.recipe is not None and not run.recipe.rim_config().num_blocks:
-        raise ValueError(
-            f"num_blocks, by_block: must not be given for method {run.recipe.method!r}, which has no blocks. Leave "
-            "them out (--blocks, --by-block)."
-        )
+    _check_blocks(run, num_blocks, by_block)
     if run.exported is not None and by_block:
         raise ValueError(
             "by_block: must not be given for an export, which reads out its last block alone. Give the adapter."
@@ -103,6 +99,7 @@ def evaluate_text(
         raise ValueError(
             "text: must not be given for an export, whose base is not to be had from it. Give the adapter."
         )
+    _check_blocks(run, num_blocks)
     texts = [_read_text(Path(path)) for path in paths]
     found = measure_text_loss(
         run.model, run.tokenizer, texts, num_blocks=num_blocks, batch_size=batch_size or 4, progress=progress
@@ -115,3 +112,11 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"text: {shown(str(path))} must be a file of UTF-8 text ({error}).") from error
+
+
+def _check_blocks(run: Run, num_blocks: int | None, by_block: bool = False) -> None:
+    if (num_blocks or by_block) and run.recipe is not None and not run.recipe.rim_config().num_blocks:
+        raise ValueError(
+            f"num_blocks, by_block: must not be given for method {run.recipe.method!r}, which has no blocks. Leave "
+            "them out (--blocks, --by-block)."
+        )

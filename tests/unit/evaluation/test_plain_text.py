@@ -84,6 +84,13 @@ def test_short_texts_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
         measure_text_loss(build_rim(), tokenizer, ["a" * 200])
 
 
+def test_windows_beyond_the_bases_positions_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_rim(base=build_base(max_position_embeddings=195))
+    with pytest.raises(ValueError, match=r"num_blocks: must leave room.*got 2: with its 192 tokens it takes 200"):
+        measure_text_loss(model, tokenizer, ["a" * 400])
+    assert measure_text_loss(model, tokenizer, ["a" * 400], num_blocks=0).with_blocks is None
+
+
 def test_the_command_prints_a_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tokenizer: PreTrainedTokenizerFast
 ) -> None:
