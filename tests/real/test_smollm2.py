@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 from rim_peft.cli.main import main
 from rim_peft.data.tokenization import tokenize_prompts
+from rim_peft.export.checking import LEAST_PROMPTS
 from rim_peft.inference import BlockDecoder, answer_questions
 from rim_peft.run import export, load_run
+from tests.engines import answer_by_ctranslate2, count_equal, expect_of
 from tests.integration.test_trainers import assert_same_loss_and_gradients, separate_loss
 from tests.real.conftest import CHATS, NAME, RECIPE, STORIES, attach, load_smol
 
@@ -211,3 +213,9 @@ def test_exports_give_the_same_tokens(form: str, run_folder: Path, tmp_path: Pat
             )
         )
         assert tokenizer.decode(answer, skip_special_tokens=True).strip() == expected
+        # And an engine that shares no code with it.
+        pytest.importorskip("ctranslate2")
+        rows = run.task(None).load("test").select(range(LEAST_PROMPTS))
+        expected_of = expect_of(run, rows["question"], max_new_tokens=4)
+        answers = answer_by_ctranslate2(tmp_path / form, expected_of, max_new_tokens=4)
+        assert count_equal(expected_of, answers) == LEAST_PROMPTS
