@@ -14,43 +14,23 @@ from typing import Any
 from rim_peft.cli.console import ArgumentParser, complain, process_number, quiet_libraries, use_utf8
 from rim_peft.recipe import RecipeError
 from rim_peft.values import cut
-from rim_peft.version import __version__
-
-COMMANDS = {
-    "train": "train an adapter as a recipe says",
-    "evaluate": "measure an adapter's accuracy on a task",
-    "generate": "answer questions with an adapter",
-    "check": "look at recipes before they run: errors, tokens, steps, memory",
-    "push": "upload an adapter, with its recipe and its card, to the Hub",
-    "lm-eval": "run tasks of EleutherAI's lm-evaluation-harness on an adapter",
-    "export": "write an adapter as a model that runs without this package",
-    "compare": "train methods side by side, measure them and write one report",
-    "ablate": "the same for one recipe with one value changed at a time",
-    "demo": "train, evaluate and show the built-in example",
-    "base": "fetch a base that recipes name, such as smollm2-135m",
-    "cache": "show or clear the tokenised tables on this machine",
-    "bench": "run the benchmarks of a clone",
-}
-"""Name and summary. Each stands in the module of its name, with an underscore for a hyphen, with
-``add_arguments(parser)`` and ``run(args) -> int``, and ``more_help() -> str`` if ``--help`` has more to say."""
+from rim_peft_command import COMMANDS, answer_without_command, command_list, is_command
 
 _LONGEST_LINE = 1000
 """Characters of an error's line that is shown as it is; a longer one holds a value that nobody reads."""
-
-EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong usage, 130 or 143 interrupted by SIGINT or SIGTERM"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     use_utf8()
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] not in COMMANDS:
-        parser = _command_list()
-        parser.parse_args(arguments)  # which prints help or version, or says what is wrong
-        parser.error("the command must come first")
+    if not is_command(arguments):
+        answer_without_command(arguments, command_list(ArgumentParser))
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes > 1 and arguments[0] != "train":
-        _command_list().error(f"{arguments[0]} runs in one process, got {num_processes}: start it without a launcher")
+        command_list(ArgumentParser).error(
+            f"{arguments[0]} runs in one process, got {num_processes}: start it without a launcher"
+        )
     # Intermixed, since a question or overrides may stand behind an option.
     args = _command_parser(arguments[0]).parse_intermixed_args(arguments[1:])
     before = signal.signal(signal.SIGTERM, _stop)
@@ -73,19 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _command_list() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog="rim-peft", description="Train and use language models that reason in memory blocks.", epilog=EXIT_CODES
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
-        commands.add_parser(name, help=summary)
-    return parser
-
-
 def _command_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser of a command, whose module alone is imported."""
+    """Return the parser of a command, whose module alone is imported.
+
+    It has ``add_arguments(parser)`` and ``run(args) -> int``, and ``more_help() -> str`` if ``--help`` has more to say.
+    """
     summary = COMMANDS[name]
     module = import_module(f"rim_peft.cli.{name.replace('-', '_')}")
     parser = ArgumentParser(prog=f"rim-peft {name}", description=f"{summary[0].upper()}{summary[1:]}.", add_help=False)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-from rim_peft.cli.main import COMMANDS, main
+from rim_peft.cli.main import main
 from rim_peft.demo import RECIPE as DEMO
+from rim_peft_command import COMMANDS
 from tests.robustness.judging import Case, RefusedError
 
 _RECIPES = Path(__file__).parents[2] / "recipes"

@@ -11,7 +11,8 @@ import pytest
 
 from rim_peft.cli import check
 from rim_peft.cli.console import use_utf8
-from rim_peft.cli.main import COMMANDS, main
+from rim_peft.cli.main import main
+from rim_peft_command import COMMANDS
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -140,3 +141,29 @@ def test_output_is_utf8_whatever_the_locale(monkeypatch: pytest.MonkeyPatch) -> 
     use_utf8()
     print("\u00e9\ud83d", flush=True)
     assert written.getvalue() == b"\xc3\xa9\\ud83d\n"
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["--help"], 0), (["trian"], 2), ([], 2)])
+def test_what_there_is_is_said_without_importing_the_package(arguments: list[str], status: int) -> None:
+    program = (
+        "import atexit, sys, rim_peft_command\n"
+        "atexit.register(lambda: print(*(name for name in ('rim_peft', 'peft', 'torch') if name in sys.modules)))\n"
+        "sys.exit(rim_peft_command.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert done.stdout.splitlines()[-1].strip() == ""
+    if arguments == ["--version"]:
+        assert done.stdout.startswith("rim-peft 0.")
+
+
+def test_the_command_is_the_packages(tmp_path: Path) -> None:
+    """What a terminal would act on goes the long way, where it is escaped."""
+    for argument in ("cl\x1b[2Jear", "é" * 3, "x" * 200, "cache"):
+        program = "import sys, rim_peft_command; sys.exit(rim_peft_command.main())"
+        command = [sys.executable, "-c", program, argument]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)}
+        )
+        assert done.returncode == (0 if argument == "cache" else 2), done.stderr
+        assert "\x1b" not in done.stderr
