@@ -19,7 +19,7 @@ from rim_peft import RiMConfig
 NUM_BLOCKS = 4
 RANK = 16
 PACK_LENGTH = 512
-LENGTHS = [(24 + 9 * steps, [2] * (steps + 1), 2) for steps in (1, 2, 3, 4)]
+LENGTHS = [(24 + 9 * steps, [2] * steps, 2) for steps in (1, 2, 3, 4)]
 """Tokens of a prompt, of each step and of the answer: stories of one to four steps (recipes/potions/smollm2.yaml)."""
 
 
@@ -43,7 +43,7 @@ def _upper(num_layers: int) -> dict[str, Any]:
 
 CHOICES = (
     Choice("padded rows", stage={"pack_length": None}),
-    Choice("a third of the batch", batch_share=1 / 3),
+    Choice("half the batch", batch_share=1 / 2),
     Choice("one thread", num_threads=1),
     Choice("bfloat16 weights", weights="bf16", stage={"bf16": True}),
     Choice("layers compiled", stage={"compile_layers": True}),

@@ -1,7 +1,8 @@
 """Exports answered by engines that share no code with transformers, beside the plugin's greedy tokens.
 
 ``python -m tests.engines ADAPTER`` exports an adapter, and prints how many answers of each engine are the adapter's
-own, token by token, in float32: transformers, CTranslate2 and, where it is installed, llama.cpp.
+own, token by token: of transformers, CTranslate2 and llama.cpp, as far as they are installed. The engines compute in
+float32, the adapter as its recipe says (``model.dtype``), so a recipe in bfloat16 has differences at near ties.
 """
 
 from __future__ import annotations
@@ -104,8 +105,10 @@ def answer_by_llama_cpp(
     model = llama_cpp.Llama(file, n_ctx=512, n_threads=1, type_k=0, type_v=0, seed=0, verbose=False)
     answers = []
     for item in expected:
-        prompt = model.tokenize(f"{item.prompt}{blocks}".encode(), add_bos=False, special=True)
-        if prompt != (wanted := tokenizer(f"{item.prompt}{blocks}")["input_ids"]):
+        wanted = tokenizer(f"{item.prompt}{blocks}")["input_ids"]
+        begins = tokenizer.bos_token_id is not None and wanted[0] == tokenizer.bos_token_id
+        prompt = model.tokenize(f"{item.prompt}{blocks}".encode(), add_bos=begins, special=True)
+        if prompt != wanted:
             raise RuntimeError(f"llama.cpp reads {item.prompt!r} as {prompt}, transformers as {wanted}")
         model.reset()
         answer: list[int] = []
@@ -145,12 +148,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"adapter: must be the output folder of a training, which says its task, got {args.adapter}")
     limit = run.recipe.evaluation.max_new_tokens
     rows = run.task(None).load("test", path=run.recipe.data.path)
-    questions = [row["question"] for row in rows.select(range(args.num))]
+    questions = [row["question"] for row in rows.select(range(min(args.num, len(rows))))]
+    if len(questions) < LEAST_PROMPTS:
+        parser.error(
+            f"num: must be at least {LEAST_PROMPTS}, and the test split as long, got {len(questions)} questions"
+        )
     expected = expect_of(run, questions, max_new_tokens=limit)
     engines: dict[str, tuple[str, Callable[..., Any]]] = {
         "transformers": ("auto", answer_by_transformers),
-        "CTranslate2": ("auto", answer_by_ctranslate2),
     }
+    if find_spec("ctranslate2") is not None:
+        engines["CTranslate2"] = ("auto", answer_by_ctranslate2)
     if find_llama_cpp() is not None:
         engines["llama.cpp"] = ("none", answer_by_llama_cpp)
     is_equal = True
@@ -158,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for engine, (append_to, answer) in engines.items():
             out = Path(name) / f"append-to-{append_to}"
             if not out.exists():
-                options = ExportOptions(append_to=append_to)
+                options = ExportOptions(append_to=append_to, max_differing=LEAST_PROMPTS)  # they are counted here
                 export(args.adapter, out, options=options, questions=questions[:LEAST_PROMPTS], max_new_tokens=limit)
             num_equal = count_equal(expected, answer(out, expected, max_new_tokens=limit))
             is_equal &= num_equal == len(expected)

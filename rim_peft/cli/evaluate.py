@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a task of docs/tasks.md, or package.module:ClassName, whose module is imported (default: that of the "
         "training, if it is one of docs/tasks.md)",
     )
-    parser.add_argument("--split", default="test", help="split to judge (default: %(default)s)")
+    parser.add_argument("--split", help="split to judge (default: test)")
     parser.add_argument(
         "--data", metavar="PATH", type=path, help="file, folder or Hub id of the rows (default: as in the training)"
     )
@@ -38,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-bad-rows",
         choices=["error", "drop"],
-        default="error",
-        help="stop at rows that cannot be read, or leave them out (default: %(default)s)",
+        help="stop at rows that cannot be read, or leave them out (default: error)",
     )
     parser.add_argument(
         "--text",
@@ -47,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path,
         nargs="+",
         help="measure the loss of plain text instead, under the base and under the adapter with and without blocks",
+    )
+    parser.add_argument(
+        "--window",
+        type=positive,
+        metavar="N",
+        help="tokens of a window of text, of which the second half is predicted (default: 192)",
     )
     add_source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -58,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.escaping import json_text
     from rim_peft.run import load_run
 
-    if args.text is not None:
-        _check_text_alone(args)
+    _check_together(args)
     quiet_model_loading()
     with results_only():
         run = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
@@ -75,14 +79,14 @@ def _judge(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     return evaluate(
         run,
         args.task,
-        split=args.split,
+        split=args.split or "test",
         path=args.data,
         limit=args.limit,
         num_blocks=args.blocks,
         by_block=args.by_block,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
-        on_bad_rows=args.on_bad_rows,
+        on_bad_rows=args.on_bad_rows or "error",
         progress=True,
     )
 
@@ -90,14 +94,25 @@ def _judge(run: Run, args: argparse.Namespace) -> dict[str, Any]:
 def _measure_text(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     from rim_peft.run import evaluate_text
 
-    return evaluate_text(run, args.text, num_blocks=args.blocks, batch_size=args.batch_size, progress=True)
+    given = {"window_tokens": args.window, "batch_size": args.batch_size, "num_blocks": args.blocks}
+    options = {name: value for name, value in given.items() if value is not None}
+    return evaluate_text(run, args.text, progress=True, **options)
 
 
-def _check_text_alone(args: argparse.Namespace) -> None:
-    options = ("task", "data", "limit", "by_block", "max_new_tokens")
+def _check_together(args: argparse.Namespace) -> None:
+    """Refuse options of rows beside a text and the reverse, and texts that cannot be read, before a model is loaded."""
+    if args.text is None:
+        if args.window is not None:
+            raise ValueError("window: must be given with --text, whose windows it is about (--window).")
+        return
+    from rim_peft.run.scoring import read_text
+
+    options = ("task", "split", "data", "limit", "by_block", "max_new_tokens", "on_bad_rows")
     given = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]
     if given:
         raise ValueError(f"text: must be given without {', '.join(given)}, which are about a task's rows (--text).")
+    for file in args.text:
+        read_text(file)
 
 
 def _text_table(result: dict[str, Any]) -> str:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from rim_peft.data.examples import Templates
+from rim_peft.data.tokenization import Encoder
+from rim_peft.inference.decoding import check_number
 from rim_peft.inference.mode import evaluation_mode
 from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.layers import input_device
+from rim_peft.values import shown
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,9 @@ def measure_text_loss(
 
     Args:
         model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer; no special tokens are added.
-        texts: plain texts; what is left of one behind its last whole window is not used.
+        tokenizer: the base's tokenizer; each window begins as it begins texts (with BOS, if it does so).
+        texts: plain texts, in which special tokens are text; what is left of one behind its last whole window is not
+            used.
         num_blocks: blocks between context and predicted tokens; the adapter's own if not given.
         context_tokens: tokens of a window that are read and not predicted, at least 1.
         predicted_tokens: tokens behind them, at least 1.
@@ -83,40 +89,48 @@ def measure_text_loss(
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: the texts have less than two windows, or a window with its blocks does not fit into the base's
-            positions.
+        ValueError: a number is out of range; a text has no window, or they have less than two; a window with its blocks
+            does not fit into the base's positions; LoRA is merged; or a loss is not finite.
     """
+    count = active_config(model).num_blocks if num_blocks is None else num_blocks
+    for name, value, least in (
+        ("num_blocks", count, 0),
+        ("context_tokens", context_tokens, 1),
+        ("predicted_tokens", predicted_tokens, 1),
+        ("batch_size", batch_size, 1),
+    ):
+        check_number(name, value, least=least)
+    memory: Any = model.base_model.memory
+    if memory.merged_adapters:
+        raise ValueError("model: must not be merged, else its base is not at hand. Call unmerge_adapter() first.")
+    blocks = active_config(model).block_tokens.ids(count) if count else []
+    encoder = Encoder(tokenizer, Templates())
+    begin = encoder.encode_guarded("", begins=True)
     size = context_tokens + predicted_tokens
-    windows = [window for text in texts for window in _windows(tokenizer, text, size)]
-    if len(windows) < 2:
-        raise ValueError(
-            f"text: must have at least two windows of {size} tokens, got {len(windows)} in {len(texts)} texts. Give "
-            "longer texts."
-        )
-    config = active_config(model)
-    count = config.num_blocks if num_blocks is None else num_blocks
-    blocks = config.block_tokens.ids(count) if count else []
     room = num_positions(model.config)
-    if room is not None and size + len(blocks) > room:
+    if room is not None and len(begin) + size + len(blocks) > room:
         raise ValueError(
-            f"num_blocks: must leave room for a window of text, got {count}: with its {size} tokens it takes "
-            f"{size + len(blocks)} positions, and the base has {room} (max_position_embeddings). Lower it."
+            f"context_tokens, predicted_tokens, num_blocks: must fit into the base's {room} positions "
+            f"(max_position_embeddings), got {context_tokens} + {predicted_tokens} tokens and {len(blocks)} of {count} "
+            "blocks. Lower them."
         )
+    windows = [begin + window for window in _cut_windows(texts, encoder, size)]
     inserted = {"base": [], "without_blocks": [], "with_blocks": blocks}
     losses: dict[str, list[float]] = {name: [] for name in inserted if name != "with_blocks" or count}
     with (
         evaluation_mode(model),
+        _same_trainable(model),
         torch.no_grad(),
         tqdm(total=len(windows) * len(losses), desc="Reading", unit="window", disable=not progress) as bar,
     ):
         for start in range(0, len(windows), batch_size):
             batch = torch.tensor(windows[start : start + batch_size], device=input_device(model))
-            context, predicted = batch[:, :context_tokens], batch[:, context_tokens:]
+            context, predicted = batch[:, :-predicted_tokens], batch[:, -predicted_tokens:]
             for name, found in losses.items():
                 with model.disable_adapter() if name == "base" else nullcontext():
                     found += _losses(model, context, inserted[name], predicted)
                 bar.update(len(batch))
-    changes = {name: _change(found, losses["base"]) for name, found in losses.items()}
+    changes = {name: _change(name, found, losses["base"]) for name, found in losses.items()}
     return TextLoss(
         num_windows=len(windows),
         context_tokens=context_tokens,
@@ -128,10 +142,33 @@ def measure_text_loss(
     )
 
 
-def _windows(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> Iterator[list[int]]:
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    for start in range(0, len(ids) - size + 1, size):
-        yield ids[start : start + size]
+def _cut_windows(texts: Sequence[str], encoder: Encoder, size: int) -> list[list[int]]:
+    windows: list[list[int]] = []
+    for number, text in enumerate(texts, start=1):
+        ids = encoder.encode_guarded(encoder.guard(text), begins=False)
+        if len(ids) < size:
+            raise ValueError(
+                f"text: each must have at least one window of {size} tokens, got {len(ids)} in text {number} "
+                f"({shown(text)}). Leave it out, or join short texts."
+            )
+        windows += [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
+    if len(windows) < 2:
+        raise ValueError(
+            f"text: must have at least two windows of {size} tokens, got {len(windows)} in {len(texts)} texts. Give "
+            "longer texts."
+        )
+    return windows
+
+
+@contextmanager
+def _same_trainable(model: nn.Module) -> Iterator[None]:
+    """Leave what is trained as it was: PEFT turns gradients on again when a disabled adapter is enabled."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in before.items():
+            parameter.requires_grad_(requires_grad)
 
 
 def _losses(model: Any, context: Tensor, blocks: list[int], predicted: Tensor) -> list[float]:
@@ -144,6 +181,8 @@ def _losses(model: Any, context: Tensor, blocks: list[int], predicted: Tensor) -
     return losses
 
 
-def _change(losses: list[float], base: list[float]) -> Change:
+def _change(name: str, losses: list[float], base: list[float]) -> Change:
+    if not all(map(math.isfinite, losses)):
+        raise ValueError(f"model: its loss must be finite, got {shown(losses)} for {name.replace('_', ' ')}.")
     differences = [mine - its for mine, its in zip(losses, base, strict=True)]
     return Change(fmean(losses), fmean(differences), stdev(differences) / len(differences) ** 0.5)

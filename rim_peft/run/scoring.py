@@ -8,6 +8,7 @@ from typing import Any
 
 from rim_peft.evaluation import evaluate_accuracy
 from rim_peft.evaluation.plain_text import measure_text_loss
+from rim_peft.inference.decoding import check_number
 from rim_peft.recipe import EvaluationOptions
 from rim_peft.run.loading import Run
 from rim_peft.run.rows import fingerprint, read_examples
@@ -79,7 +80,8 @@ def evaluate_text(
     paths: Sequence[str | Path],
     *,
     num_blocks: int | None = None,
-    batch_size: int | None = None,
+    window_tokens: int = 192,
+    batch_size: int = 4,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Measure what a run's adapter does to the base's loss on plain text; see :func:`measure_text_loss`.
@@ -88,7 +90,8 @@ def evaluate_text(
         run: the adapter on its base.
         paths: UTF-8 files of text.
         num_blocks: blocks between context and predicted tokens; the adapter's own if not given.
-        batch_size: windows at a time; 4 if not given.
+        window_tokens: tokens of a window, at least 2; the first half is read, the rest is predicted.
+        batch_size: windows at a time.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -100,16 +103,29 @@ def evaluate_text(
             "text: must not be given for an export, whose base is not to be had from it. Give the adapter."
         )
     _check_blocks(run, num_blocks)
-    texts = [_read_text(Path(path)) for path in paths]
+    check_number("window_tokens", window_tokens, least=2)
     found = measure_text_loss(
-        run.model, run.tokenizer, texts, num_blocks=num_blocks, batch_size=batch_size or 4, progress=progress
+        run.model,
+        run.tokenizer,
+        [read_text(path) for path in paths],
+        num_blocks=num_blocks,
+        context_tokens=window_tokens // 2,
+        predicted_tokens=window_tokens - window_tokens // 2,
+        batch_size=batch_size,
+        progress=progress,
     )
     return {"text": [str(path) for path in paths], **found.to_dict()}
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: str | Path) -> str:
+    """Return a file's text.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"text: {shown(str(path))} must be a file of UTF-8 text ({error}).") from error
 

@@ -22,7 +22,17 @@ _ODD = (
     *("true", "null", "x" * 3000, "\ud800", "/dev/null", "a=b", "=", "=1", "seed=", "seed=x", "seed=[", "\u200b", "*"),
 )
 _OPTIONS = {
-    "evaluate": ("--task", "--split", "--data", "--limit", "--blocks", "--by-block", "--max-new-tokens"),
+    "evaluate": (
+        "--task",
+        "--split",
+        "--data",
+        "--limit",
+        "--blocks",
+        "--by-block",
+        "--max-new-tokens",
+        "--text",
+        "--window",
+    ),
     "generate": ("--blocks", "--max-new-tokens", "--batch-size", "--revision", "--base", "--trust-remote-code"),
     "check": ("--base", "--row-tokens", "--device", "--json"),
     "push": ("--private", "--revision", "--message", "--license", "--base"),

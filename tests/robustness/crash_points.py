@@ -338,6 +338,7 @@ def run_forked(work: Callable[[], None], *, kill_after: float | None = None) -> 
     if child == 0:
         code = 1
         try:
+            os.close(read_end)  # or nothing would tell the child that its parent is gone
             torch.set_num_threads(1)  # others' results could differ from process to process
             tqdm.set_lock(threading.RLock())  # its own is shared by processes, and a killed one would keep it for ever
             os.dup2(write_end, 1)

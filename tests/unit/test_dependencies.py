@@ -15,6 +15,9 @@ import rim_peft
 PACKAGE = Path(rim_peft.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
 FOR_DEVELOPERS = {"dev"}
+OWN = ("rim_peft", "rim_peft_command")
+NAMED_OTHERWISE = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+"""Modules whose distribution has another name, for where it is not installed."""
 
 
 def _normal(name: str) -> str:
@@ -25,7 +28,7 @@ def _imported() -> dict[str, str]:
     """Distributions that the package's modules import, each with one of these modules."""
     distributions = packages_distributions()
     found: dict[str, str] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted([*PACKAGE.rglob("*.py"), PACKAGE.with_name("rim_peft_command.py")]):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -33,9 +36,9 @@ def _imported() -> dict[str, str]:
                 names = [node.module]
             else:
                 continue
-            for name in {name.split(".")[0] for name in names} - {*sys.stdlib_module_names, "rim_peft"}:
-                for distribution in distributions.get(name, [name]):
-                    found.setdefault(_normal(distribution), f"{path.relative_to(PACKAGE)}")
+            for name in {name.split(".")[0] for name in names} - {*sys.stdlib_module_names, *OWN}:
+                for distribution in distributions.get(name, [NAMED_OTHERWISE.get(name, name)]):
+                    found.setdefault(_normal(distribution), path.name)
     return found
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.cli.main import main
 from rim_peft.evaluation.plain_text import measure_text_loss
 from rim_peft.sequence import Sample, build_layout
 from rim_peft.training.head import Head, score_labels
-from tests.conftest import PAD_ID, build_base, build_rim
+from tests.conftest import BOS_ID, PAD_ID, build_base, build_rim
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. " * 3, "<eos> is text here, and so is this. " * 2]
 CONTEXT, PREDICTED = 20, 10
@@ -79,16 +80,53 @@ def test_a_fresh_adapter_without_blocks_forgets_nothing(tokenizer: PreTrainedTok
     assert none.with_blocks is None
 
 
-def test_short_texts_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="text: must have at least two windows of 192 tokens, got 1 in 1 texts"):
-        measure_text_loss(build_rim(), tokenizer, ["a" * 200])
+def test_windows_begin_as_the_tokenizer_begins_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+    sizes = {"context_tokens": CONTEXT, "predicted_tokens": PREDICTED}
+    model = build_rim()
+    without = measure_text_loss(model, tokenizer, TEXTS, **sizes)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS_ID)])
+    with_bos = measure_text_loss(model, tokenizer, TEXTS, **sizes)
+    ids = [tokenizer(text, split_special_tokens=True)["input_ids"][1:] for text in TEXTS]
+    losses = []
+    for row in ids:
+        for start in range(0, len(row) - CONTEXT - PREDICTED + 1, CONTEXT + PREDICTED):
+            window = torch.tensor([[BOS_ID, *row[start : start + CONTEXT + PREDICTED]]])
+            with model.disable_adapter(), torch.no_grad():
+                logits = model(input_ids=window).logits[0, CONTEXT:-1]
+            losses.append(torch.nn.functional.cross_entropy(logits, window[0, CONTEXT + 1 :]).item())
+    assert with_bos.base.loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert with_bos.base.loss != pytest.approx(without.base.loss, abs=1e-4)
 
 
-def test_windows_beyond_the_bases_positions_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_model_stays_as_it_was(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_rim().requires_grad_(False).train()
+    measure_text_loss(model, tokenizer, TEXTS, context_tokens=CONTEXT, predicted_tokens=PREDICTED)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+def test_what_cannot_be_measured_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     model = build_rim(base=build_base(max_position_embeddings=195))
-    with pytest.raises(ValueError, match=r"num_blocks: must leave room.*got 2: with its 192 tokens it takes 200"):
-        measure_text_loss(model, tokenizer, ["a" * 400])
-    assert measure_text_loss(model, tokenizer, ["a" * 400], num_blocks=0).with_blocks is None
+    long = "a" * 400
+    for texts, options, said in (
+        (["a" * 200], {}, "text: must have at least two windows of 192 tokens, got 1 in 1 texts"),
+        ([long, "short"], {}, "text: each must have at least one window.*got 5 in text 2"),
+        ([long], {"num_blocks": 1}, "must fit into the base's 195 positions.*96 \\+ 96 tokens and 4 of 1 blocks"),
+        ([long], {"num_blocks": -1}, "num_blocks: must be an integer of at least 0, got -1"),
+        ([long], {"batch_size": 0}, "batch_size: must be an integer of at least 1, got 0"),
+        ([long], {"context_tokens": 0}, "context_tokens: must be an integer of at least 1, got 0"),
+        ([long], {"predicted_tokens": 0}, "predicted_tokens: must be an integer of at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            measure_text_loss(model, tokenizer, texts, **{"num_blocks": 0, **options})
+    with torch.no_grad():
+        model.get_parameter("base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight").fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"model: its loss must be finite, got .*nan.* for without blocks"):
+        measure_text_loss(model, tokenizer, [long], num_blocks=0)
+    merged = build_rim()
+    merged.merge_adapter()
+    with pytest.raises(ValueError, match="model: must not be merged"):
+        measure_text_loss(merged, tokenizer, [long])
 
 
 def test_the_command_prints_a_table(
@@ -108,6 +146,9 @@ def test_the_command_prints_a_table(
     assert "adapter, 2 blocks" in printed
     for arguments, said in (
         (["--text", str(text), "--limit", "3"], "text: must be given without --limit"),
+        (["--text", str(text), "--split", "test"], "text: must be given without --split"),
+        (["--window", "8"], "window: must be given with --text"),
+        (["--text", str(text), "--window", "1"], "window_tokens: must be an integer of at least 2, got 1"),
         (["--text", str(tmp_path / "adapter" / "adapter_model.safetensors")], "must be a file of UTF-8 text"),
         (["--text", str(tmp_path / "none")], "none"),
     ):
