@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,9 @@ def run(settings: Settings) -> Iterator[Row]:
     batch = settings.choose(quick=3, cpu=8, cuda=24)  # bfloat16 takes minutes on a CPU without instructions for it
     recipe = _step(settings, name, Choice("the recipe"), batch)
     for choice in CHOICES:
+        if choice.stage.get("compile_layers") and not (shutil.which("g++") or shutil.which("clang++")):
+            settings.tell(f"{choice.text} left out: compiling takes a C++ compiler")
+            continue
         settings.tell(f"{name}: {choice.text}")
         changed = _step(settings, name, choice, batch)
         ways = {"changed": _in_threads(changed, choice.num_threads), "recipe": recipe.way}

@@ -224,7 +224,7 @@ def test_what_needs_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 NOT_HERE = {"kernels"} | (set() if shutil.which("g++") or shutil.which("clang++") else {"compiled"})
 
 
-SLOW = {"compiled", "memory_estimate", "processes", "recipes"}
+SLOW = {"compiled", "laptop", "memory", "memory_estimate", "processes", "recipes", "train_step"}
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
     for name in all_benchmarks()

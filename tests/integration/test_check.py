@@ -57,7 +57,14 @@ def test_a_recipe_with_a_tiny_base(capsys: pytest.CaptureFixture[str], base: str
         assert stage["memory"]["total"] > stage["memory"]["weights"] > 0
 
 
-@pytest.mark.parametrize("path", [*RECIPES[1:], *COMPARISONS], ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow) if path.name.startswith("gpu-") else path  # their rows take long
+        for path in (*RECIPES[1:], *COMPARISONS)
+    ],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
 def test_a_recipe_as_it_is_has_no_error(capsys: pytest.CaptureFixture[str], path: Path) -> None:
     shared = load_shared(path) if path.parent.name == "compare" else load_recipe(path)
     if shared.model.name_or_path == "rim_peft/demo/base":

@@ -136,6 +136,7 @@ def test_options_of_a_stage(
     )
 
 
+@pytest.mark.slow
 def test_a_second_stage_is_looked_at_too(capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, base, refinement={"report_to": "nosuch", "max_steps": 1})
     assert main(["check", path]) == 1

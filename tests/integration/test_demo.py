@@ -70,11 +70,12 @@ def test_the_base_is_made_by_its_command(tmp_path: Path) -> None:
 SMALL_BASE = {"num_steps": 5, "plain_steps": 1, "num_layers": 2, "batch_size": 4, "save_steps": 2, "max_length": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         PotionsBase(**SMALL_BASE, num_colours=7, num_names=20, distractors=2),
-        pytest.param(OntologyBase(**SMALL_BASE, num_kinds=8, num_statements=12), marks=pytest.mark.slow),
+        OntologyBase(**SMALL_BASE, num_kinds=8, num_statements=12),
     ],
     ids=lambda options: options.task,
 )

@@ -33,6 +33,7 @@ def test_the_readmes_example_runs_as_shown(
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_training_both_stages_from_python(tmp_path: Path) -> None:
     main = runpy.run_path(str(ROOT / "examples" / "train_both_stages.py"))["main"]
     # One operation on five colours is learned within a few steps; what is asked was trained on.

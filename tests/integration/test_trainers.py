@@ -319,7 +319,8 @@ def test_the_head_is_given_supervised_positions_alone(make_trainer: MakeTrainer)
     assert model(input_ids=batch["input_ids"][:, :5]).logits.shape == (len(ROWS), 5, VOCAB_SIZE)
 
 
-@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_layers_train_alike_and_are_compiled_once(
     checkpointing: bool, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
