@@ -26,10 +26,9 @@ LENGTHS = [(24 + 9 * steps, [2] * steps, 2) for steps in (1, 2, 3, 4)]
 
 @dataclass(frozen=True)
 class Choice:
-    """One departure from the recipe: of the base's weights, the adapter, the stage or the process."""
+    """One departure from the recipe: of the adapter, the stage or the process."""
 
     text: str
-    weights: str = "fp32"
     adapter: Callable[[int], dict[str, Any]] = lambda num_layers: {}
     stage: dict[str, Any] = field(default_factory=dict)
     num_threads: int | None = None
@@ -46,7 +45,6 @@ CHOICES = (
     Choice("padded rows", stage={"pack_length": None}),
     Choice("half the batch", batch_share=1 / 2),
     Choice("one thread", num_threads=1),
-    Choice("bfloat16 weights", weights="bf16", stage={"bf16": True}),
     Choice("layers compiled", stage={"compile_layers": True}),
     Choice("rank 64", adapter=lambda _: {"r": 64}),
     Choice("gradient checkpointing", stage={"gradient_checkpointing": True}),
@@ -61,7 +59,7 @@ CHOICES = (
 def run(settings: Settings) -> Iterator[Row]:
     """Time whole steps with and without each choice, side by side; weights are random, of the real shape."""
     name = settings.choose(quick="tiny", cpu="smollm2-135m", cuda="smollm2-135m")
-    batch = settings.choose(quick=3, cpu=8, cuda=24)  # bfloat16 takes minutes on a CPU without instructions for it
+    batch = settings.choose(quick=3, cpu=8, cuda=24)
     recipe = _step(settings, name, Choice("the recipe"), batch)
     for choice in CHOICES:
         if choice.stage.get("compile_layers") and not (shutil.which("g++") or shutil.which("clang++")):
@@ -96,7 +94,7 @@ class _Step:
 
 
 def _step(settings: Settings, name: str, choice: Choice, batch: int) -> _Step:
-    base = build_base(name, settings, weights=choice.weights)
+    base = build_base(name, settings, weights="fp32")
     changes = choice.adapter(base.config.num_hidden_layers)
     model = get_peft_model(base, RiMConfig(**{"num_blocks": NUM_BLOCKS, "r": RANK, **changes}))
     samples = max(1, round(batch * choice.batch_share))
