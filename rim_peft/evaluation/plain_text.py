@@ -93,16 +93,9 @@ def measure_text_loss(
             does not fit into the base's positions; LoRA is merged; or a loss is not finite.
     """
     count = active_config(model).num_blocks if num_blocks is None else num_blocks
-    for name, value, least in (
-        ("num_blocks", count, 0),
-        ("context_tokens", context_tokens, 1),
-        ("predicted_tokens", predicted_tokens, 1),
-        ("batch_size", batch_size, 1),
-    ):
-        check_number(name, value, least=least)
-    memory: Any = model.base_model.memory
-    if memory.merged_adapters:
-        raise ValueError("model: must not be merged, else its base is not at hand. Call unmerge_adapter() first.")
+    _check(
+        model, num_blocks=count, context_tokens=context_tokens, predicted_tokens=predicted_tokens, batch_size=batch_size
+    )
     blocks = active_config(model).block_tokens.ids(count) if count else []
     encoder = Encoder(tokenizer, Templates())
     begin = encoder.encode_guarded("", begins=True)
@@ -140,6 +133,15 @@ def measure_text_loss(
         without_blocks=changes["without_blocks"],
         with_blocks=changes.get("with_blocks"),
     )
+
+
+def _check(model: PeftModel, *, num_blocks: int, **sizes: int) -> None:
+    check_number("num_blocks", num_blocks, least=0)
+    for name, value in sizes.items():
+        check_number(name, value, least=1)
+    memory: Any = model.base_model.memory
+    if memory.merged_adapters:
+        raise ValueError("model: must not be merged, else its base is not at hand. Call unmerge_adapter() first.")
 
 
 def _cut_windows(texts: Sequence[str], encoder: Encoder, size: int) -> list[list[int]]:
