@@ -1,8 +1,9 @@
-"""Which rows make a batch when its size is counted in tokens."""
+"""Which rows come when, and which make a batch: batches counted in tokens, and short chains before long ones."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -99,3 +100,64 @@ class TokenBatchSampler(Sampler[list[int]]):
                 stop = len(order)
             yield order[start:stop]
             start = stop
+
+
+class LengthCurriculum(Sampler[int]):
+    """Short chains first: in phase ``k`` of a training, rows of at most ``k + 1`` steps; in the last phase all rows.
+
+    Within a phase the rows come in random passes, each row once in a pass. What is drawn depends on the seed and on the
+    place in the training alone, so that a run that is resumed draws the same.
+
+    >>> list(LengthCurriculum([3, 1, 2, 1], shares=[0.5, 0.25, 0.25], num_samples=16, seed=0))
+    [3, 1, 1, 3]
+
+    Args:
+        num_steps: steps of each row.
+        shares: share of the training that each phase takes.
+        num_samples: samples of the whole training.
+        seed: seed of the order.
+
+    Raises:
+        ValueError: a phase has no rows.
+    """
+
+    def __init__(self, num_steps: Sequence[int], *, shares: Sequence[float], num_samples: int, seed: int) -> None:
+        self._num_rows = len(num_steps)
+        self._seed = seed
+        self._epoch = 0
+        self._pass: tuple[int, int] | None = None
+        self._order: list[int] = []
+        self._phases: list[tuple[int, list[int]]] = []  # the first sample of each phase, and its rows
+        begins = [0, *(round(end * num_samples) for end in accumulate(shares))]
+        for phase, share in enumerate(shares):
+            most = phase + 1 if phase + 1 < len(shares) else math.inf
+            rows = [row for row, steps in enumerate(num_steps) if steps <= most]
+            if share > 0.0 and not rows:
+                shortest = min(num_steps)
+                raise ValueError(
+                    f"length_shares: each phase must have rows to draw, got {list(shares)!r}, whose phase {phase + 1} "
+                    f"has rows of at most {phase + 1} steps, and the shortest row has {shortest}. Begin with "
+                    f"{shortest - 1} zeros."
+                )
+            if share > 0.0:
+                self._phases.append((begins[phase], rows))
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to a pass over as many samples as there are rows, from 0."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        first = self._epoch * self._num_rows
+        return (self._draw(sample) for sample in range(first, first + self._num_rows))
+
+    def _draw(self, sample: int) -> int:
+        phase = max(index for index, (begin, _) in enumerate(self._phases) if begin <= sample)
+        begin, rows = self._phases[phase]
+        number, place = divmod(sample - begin, len(rows))
+        if self._pass != (phase, number):
+            self._pass, self._order = (phase, number), rows.copy()
+            random.Random(f"{self._seed} {phase} {number}").shuffle(self._order)
+        return self._order[place]

@@ -67,7 +67,7 @@ def estimate(
     device: str,
     head: Head = Head.FUSED,
 ) -> tuple[BatchSize, PeakMemory]:
-    """Simulate a stage's step on a batch, at the beginning of the stage, where all readouts count.
+    """Simulate a stage's step on a batch where all readouts count.
 
     Args:
         model: base and adapter on the device ``meta``; of no use afterwards.
@@ -108,12 +108,12 @@ def prepare(model: PeftModel, trainer: ReadoutTrainer) -> None:
 
 
 def arrange(trainer: ReadoutTrainer, rows: Sequence[TokenizedRow]) -> tuple[Layout, torch.Tensor]:
-    """Return a batch's rows and its readouts' weights, as the trainer's loss arranges them at the stage's beginning."""
+    """Return a batch's rows and its readouts' weights, as the trainer's loss arranges them where all of them count."""
     collator: ReadoutCollator = replace(trainer.make_collator(pad_id=0), block_range=None)  # the most blocks
     batch = collator(rows)
     num_steps = batch.pop("num_steps")
     layout = Layout(**batch)
-    weights = trainer.block_weights(num_steps, (layout.block_ends >= 0).sum(dim=1), progress=0.0)
+    weights = trainer.block_weights(num_steps, (layout.block_ends >= 0).sum(dim=1), progress=None)
     return trainer.arrange(layout, weights), weights
 
 

@@ -224,6 +224,7 @@ class _StageLook:
             self._lay_out(rows.validation, "validation", trainer, tokenizer, limit)
         if laid_out is None:
             return None
+        trainer.check_rows(laid_out.rows)
         stage.num_rows, stage.num_bad_rows = len(laid_out.lengths), len(laid_out.bad)
         stage.mean_tokens = round(sum(laid_out.lengths) / len(laid_out.lengths), 1)
         stage.longest_tokens = max(laid_out.lengths)

@@ -14,7 +14,8 @@ def keep_readouts(layout: Layout, keep: Tensor) -> Layout:
     """Take the tokens of unwanted readouts out of the rows, and close the gaps.
 
     What is left is unchanged, since no kept token attends to a dropped one and positions don't depend on them: a
-    readout whose loss weight has reached 0 need not be computed. Rows come back padded on the right.
+    readout whose loss weight is 0 need not be computed, nor a block behind the sample's last readout. Rows come back
+    padded on the right.
 
     Args:
         layout: rows of D samples with K blocks.
@@ -22,6 +23,10 @@ def keep_readouts(layout: Layout, keep: Tensor) -> Layout:
     """
     wanted = torch.cat([keep.new_ones(len(keep), 1), keep.bool()], dim=1)  # segment 0, the trunk, always stays
     stays = wanted[layout.document_ids, layout.segment_ids] & layout.attention_mask.bool()
+    last = torch.where(keep.bool(), layout.block_ends, -1).amax(dim=1)  # the end of a sample's last block that is read
+    last = torch.where(last < 0, stays.numel(), last)
+    place = torch.arange(stays.numel(), device=stays.device).view_as(stays)
+    stays &= (layout.segment_ids > 0) | (place <= last[layout.document_ids])
     length = int(stays.sum(1).max())
     row, column = stays.nonzero(as_tuple=True)
     target = row * length + stays.cumsum(1)[row, column] - 1

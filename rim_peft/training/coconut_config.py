@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from rim_peft.training.readout_config import ReadoutConfig, check_share
-from rim_peft.training.schedules import coconut_stage
+from rim_peft.training.readout_config import ReadoutConfig, are_shares, check_share
+from rim_peft.training.schedules import phase_at
 from rim_peft.values import Range, check_ranges
 
 _REFUSED: dict[str, Any] = {
@@ -74,12 +73,7 @@ class CoconutConfig(ReadoutConfig):
         check_ranges(self, dict.fromkeys(("num_stages", "thoughts_per_step"), Range(1, 1000)))
         check_share("mix_share", self.mix_share)
         shares = self.stage_shares
-        if shares is not None and not (
-            len(shares) == self.num_stages + 1
-            and min(shares) >= 0.0
-            and shares[-1] > 0.0
-            and math.isclose(sum(shares), 1.0, abs_tol=1e-6)
-        ):
+        if shares is not None and not (are_shares(shares) and len(shares) == self.num_stages + 1):
             raise ValueError(
                 f"stage_shares: must be num_stages + 1 = {self.num_stages + 1} shares that sum to 1, the last one not "
                 f"0, got {shares!r}."
@@ -92,4 +86,4 @@ class CoconutConfig(ReadoutConfig):
 
     def stage_at(self, progress: float) -> int:
         """Return the stage at a share of the training, in [0, 1]."""
-        return coconut_stage(progress, self.stage_shares or [1 / (self.num_stages + 1)] * (self.num_stages + 1))
+        return phase_at(progress, self.stage_shares or [1 / (self.num_stages + 1)] * (self.num_stages + 1))

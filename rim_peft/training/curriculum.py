@@ -204,11 +204,17 @@ def check_stages(stages: Sequence[tuple[type[ReadoutTrainer], ReadoutConfig]]) -
         )
     for index, (_, args) in enumerate(stages):
         if _keeps_optimizer(stages[index:]):
-            before = stages[index - 1][1].optim if index else None
-            if before != args.optim:
+            before = stages[index - 1][1] if index else None
+            if before is None or before.optim != args.optim:
                 raise ValueError(
                     f"reset_optimizer: must be True without a stage before that has the same optimiser, got False with "
-                    f"optim {args.optim} after {before or 'no stage'}. Leave it out, or give both stages one optim."
+                    f"optim {args.optim} after {before.optim if before else 'no stage'}. Leave it out, or give both "
+                    "stages one optim."
+                )
+            if (before.loraplus_lr_ratio is None) != (args.loraplus_lr_ratio is None):  # parameters in another order
+                raise ValueError(
+                    "reset_optimizer: must be True where one stage alone has loraplus_lr_ratio, got False with "
+                    f"{before.loraplus_lr_ratio} and {args.loraplus_lr_ratio}. Leave it out, or give both stages one."
                 )
 
 

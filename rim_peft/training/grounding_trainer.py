@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rim_peft.data.collator import grounding_readouts
 from rim_peft.training.grounding_config import GroundingConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from rim_peft.training.schedules import grounding_weights
+from rim_peft.training.schedules import grounding_weights, phase_at
 
 
 class GroundingTrainer(ReadoutTrainer):
@@ -34,8 +36,14 @@ class GroundingTrainer(ReadoutTrainer):
         """Steps from the second on, then the answer once or, with trailing blocks, to the last block."""
         return partial(grounding_readouts, num_blocks=self.min_blocks)
 
-    def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
-        """Return ``lambda_t(s)``."""
-        return grounding_weights(
-            num_steps, num_blocks, progress=progress, schedule=self.args.schedule, hold=self.args.hold
+    def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None) -> Tensor:
+        """Return ``lambda_t(s)``; in a curriculum's phase of short chains, 0 for blocks beyond the longest of them."""
+        shares = self.args.length_shares
+        phase = None if shares is None or progress is None else phase_at(progress, shares)
+        used = num_blocks
+        if shares is not None and phase is not None and phase + 1 < len(shares):
+            used = torch.minimum(num_blocks, num_steps.clamp(min=phase + 1))
+        weights = grounding_weights(
+            num_steps, used, progress=progress or 0.0, schedule=self.args.schedule, hold=self.args.hold
         )
+        return functional.pad(weights, (0, int(num_blocks.max()) - weights.shape[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,7 @@ _RANGES = {
     "num_train_epochs": Range(0, 10**6, above=True),
     "max_steps": Range(-1, _MOST_STEPS),
     "learning_rate": Range(0, 10),
+    "loraplus_lr_ratio": Range(0, 1000, above=True),
     "weight_decay": Range(0, 100),
     "warmup_steps": Range(0, _MOST_STEPS),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(0, 1, below=True)),
@@ -71,6 +73,18 @@ def check_share(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise ValueError(f"{name}: must be a number in [0, 1), got {value!r}.")
+
+
+def are_shares(value: object) -> bool:
+    """Tell whether a value is a list of shares, none negative and the last one not 0, that sum to 1."""
+    return (
+        isinstance(value, list | tuple)
+        and all(isinstance(share, int | float) and not isinstance(share, bool) for share in value)
+        and len(value) > 0
+        and min(value) >= 0.0
+        and value[-1] > 0.0
+        and math.isclose(sum(value), 1.0, abs_tol=1e-6)
+    )
 
 
 def check_range(name: str, value: Any) -> None:
@@ -123,11 +137,26 @@ class ReadoutConfig(SFTConfig):
         default=None, metadata={"help": "LoRA dropout during this stage, in [0, 1); the adapter's own if not set."}
     )
 
+    loraplus_lr_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of LoRA's B matrices over learning_rate, which A and the memory rows keep (LoRA+). "
+            "null: the same rate for all."
+        },
+    )
     block_range: list[int] | None = field(
         default=None,
         metadata={
             "help": "Least and most blocks, both included: each batch draws its own number of blocks from them, so "
             "that answers can be asked for with any of these numbers. null: the adapter's num_blocks."
+        },
+    )
+    length_shares: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Curriculum by length: shares of the stage, in sum 1. During the first, rows have at most one "
+            "step, during the second two, and so on (in stage 1 with as many blocks); during the last all rows are "
+            "drawn. null: all rows from the start."
         },
     )
     pack_length: int | None = field(
@@ -191,8 +220,12 @@ class ReadoutConfig(SFTConfig):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}: must be an integer of at least 1, got {value!r}.")
+        ratio = self.loraplus_lr_ratio
+        if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, int | float)):
+            raise ValueError(f"loraplus_lr_ratio: must be a number, got {shown(ratio)}.")
         if self.block_range is not None:
             check_range("block_range", self.block_range)
+        self._check_curriculum()
         if self.dropout is not None:
             check_share("dropout", self.dropout)
         self.templates  # noqa: B018 - a bad template is refused here, not after the model has been loaded
@@ -206,3 +239,17 @@ class ReadoutConfig(SFTConfig):
             answer=self.answer_template,
             allow_special_tokens=self.allow_special_tokens,
         )
+
+    def _check_curriculum(self) -> None:
+        if self.length_shares is None:
+            return
+        if not are_shares(self.length_shares):
+            raise ValueError(
+                "length_shares: must be a list of shares, none negative, that sum to 1, the last one not 0, got "
+                f"{shown(self.length_shares)}."
+            )
+        if self.max_tokens_per_batch is not None:
+            raise ValueError(
+                f"length_shares: must be null with max_tokens_per_batch, got {shown(self.length_shares)}: batches "
+                "counted in tokens hold every row once in each pass. Use per_device_train_batch_size."
+            )

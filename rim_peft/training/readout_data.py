@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.batching import load_by_tokens
+from rim_peft.data.batching import LengthCurriculum, load_by_tokens
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.data.table import check_table
 from rim_peft.sequence import BlockTokens
@@ -78,6 +79,32 @@ class ReadoutData(WatchedTrainer, ABC):
             "vocab_size": self.blocks.begin,  # the first id that is memory's
         }
 
+    def check_rows(self, rows: Dataset) -> None:
+        """Check that each phase of a curriculum by length has rows.
+
+        Raises:
+            ValueError: one has none.
+        """
+        if self.args.length_shares is not None:
+            self._curriculum(rows, num_samples=1)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.length_shares is None:
+            return super()._get_train_sampler(train_dataset)
+        args, rows = self.args, self.train_dataset if train_dataset is None else train_dataset
+        in_step = args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+        whole = args.max_steps * in_step if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(rows))
+        return self._curriculum(rows, num_samples=whole)
+
+    def _curriculum(self, rows: Dataset, *, num_samples: int) -> LengthCurriculum:
+        args = self.args
+        return LengthCurriculum(
+            [len(steps) for steps in rows["step_ids"]],
+            shares=args.length_shares or [1.0],
+            num_samples=num_samples,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+
     def _prepare_dataset(
         self,
         dataset: Dataset | IterableDataset,
@@ -119,7 +146,16 @@ class ReadoutData(WatchedTrainer, ABC):
         self._signature_columns = list(COLUMNS)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of training batches, each of so many rows or, with ``max_tokens_per_batch``, of tokens."""
+        """Return the loader of training batches, each of so many rows or, with ``max_tokens_per_batch``, of tokens.
+
+        Raises:
+            ValueError: the rows are a stream, and their lengths are needed.
+        """
+        if self.args.length_shares is not None and not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                "length_shares: needs the rows' lengths, which a stream does not have. Give a Dataset, or leave "
+                "length_shares out."
+            )
         if self.args.max_tokens_per_batch is None:
             return super().get_train_dataloader()
         order: Any = self._get_train_sampler()

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
+from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import EvalLoopOutput
 
 from rim_peft.data.collator import ReadoutCollator
@@ -143,13 +145,13 @@ class ReadoutTrainer(ReadoutData):
             seed=self.args.seed,
         )
 
-    def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
+    def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None) -> Tensor:
         """Return the (D, K) loss weights of a batch's readouts: 1 each, unless a stage weighs them otherwise.
 
         Args:
             num_steps: (D,) each sample's number of reasoning steps.
             num_blocks: (D,) each sample's number of blocks.
-            progress: share of the stage that is done, in [0, 1).
+            progress: share of the stage that is done, in [0, 1); None to weigh all readouts, as evaluation does.
         """
         return (torch.arange(int(num_blocks.max())) < num_blocks[:, None]).float()
 
@@ -165,6 +167,32 @@ class ReadoutTrainer(ReadoutData):
         finally:
             self.model.base_model.memory.has_trained = False
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimiser, with a rate of their own for LoRA's B matrices where one is asked for.
+
+        Raises:
+            ValueError: the optimiser cannot have groups of parameters.
+        """
+        ratio = self.args.loraplus_lr_ratio
+        if ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        trained = self.model if model is None else model
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+        if is_optimizer_factory(optimizer_class) or not {"params", "model", "optimizer_dict"}.isdisjoint(options):
+            raise ValueError(
+                f"loraplus_lr_ratio: must be null with optim {self.args.optim.value!r}, which makes its own groups of "
+                f"parameters, got {ratio!r}. Use adamw_torch."
+            )
+        self.optimizer = create_loraplus_optimizer(
+            trained,
+            optimizer_class,
+            loraplus_lr_ratio=ratio,
+            loraplus_lr_embedding=options["lr"],  # PEFT's default would leave LoRA on embeddings as it is
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward, which with gradient checkpointing runs the layers once more."""
         with self._compiled_layers:
@@ -179,8 +207,8 @@ class ReadoutTrainer(ReadoutData):
     ) -> Any:
         """Return the stage's loss for a batch, in nats per sample; logs it by block."""
         is_training = self.model.training
-        # Evaluation weighs as the stage's first step does, so that its loss can be compared over the run.
-        progress = self.state.global_step / max(1, self.state.max_steps) if is_training else 0.0
+        # Evaluation weighs all readouts, so that its loss can be compared over the run.
+        progress = self.state.global_step / max(1, self.state.max_steps) if is_training else None
         base = self.accelerator.unwrap_model(model).get_base_model()
         with record_function("rim_peft.rows"):
             layout = Layout(**{name: value for name, value in inputs.items() if name != "num_steps"})

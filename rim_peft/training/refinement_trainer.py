@@ -29,7 +29,7 @@ class RefinementTrainer(ReadoutTrainer):
         """Read the answer out after every block."""
         return partial(refinement_readouts, num_blocks=self.min_blocks)
 
-    def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float) -> Tensor:
+    def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None) -> Tensor:
         """Return ``alpha_k``, the same for every sample of a batch."""
         weights = refinement_weights(int(num_blocks.max())).to(num_blocks.device)
         return weights.expand(len(num_blocks), -1)

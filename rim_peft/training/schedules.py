@@ -1,7 +1,7 @@
 """How much each readout counts: ``lambda_t(s)`` of grounding and ``alpha_k`` of refinement, as pure functions.
 
-Source: arXiv 2605.30343; ``hold`` and trailing blocks are this package's own (``docs/concepts.md``). Coconut's stages,
-which take the place of weights there: arXiv 2412.06769.
+Source: arXiv 2605.30343; ``hold``, trailing blocks and the curriculum by length are this package's own
+(``docs/concepts.md``). Coconut's stages, which take the place of weights there: arXiv 2412.06769.
 """
 
 from __future__ import annotations
@@ -75,17 +75,17 @@ def refinement_weights(num_blocks: int) -> Tensor:
     return 2.0 * block / (num_blocks * (num_blocks + 1))
 
 
-def coconut_stage(progress: float, shares: Sequence[float]) -> int:
-    """Return Coconut's stage at one moment: stage ``k`` lasts ``shares[k]`` of the training.
+def phase_at(progress: float, shares: Sequence[float]) -> int:
+    """Return the phase of a curriculum at one moment: phase ``k`` lasts ``shares[k]`` of the training.
 
-    >>> [coconut_stage(step / 6, [1 / 3] * 3) for step in range(7)]
+    >>> [phase_at(step / 6, [1 / 3] * 3) for step in range(7)]
     [0, 0, 1, 1, 2, 2, 2]
-    >>> [coconut_stage(step / 6, [0.5, 0.0, 0.5]) for step in range(7)]
+    >>> [phase_at(step / 6, [0.5, 0.0, 0.5]) for step in range(7)]
     [0, 0, 0, 2, 2, 2, 2]
 
     Args:
         progress: share of the training that is done, in [0, 1].
-        shares: one for each stage, from 0 on; they sum to 1.
+        shares: one for each phase, from 0 on; they sum to 1.
     """
     ends = list(accumulate(shares))[:-1]
     return sum(end <= progress + 1e-9 for end in ends)  # a sum of shares may lie a rounding above its step

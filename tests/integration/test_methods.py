@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from rim_peft import RefinementConfig, RefinementTrainer
+from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 from rim_peft.cli.main import main
 from rim_peft.data.collator import ReadoutCollator
 from rim_peft.data.tokenization import tokenize_separator
@@ -24,6 +24,7 @@ from rim_peft.recipe import RecipeError, load_recipe
 from rim_peft.run import evaluate, load_run, train
 from rim_peft.sequence import BlockTokens
 from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutConfig, CoconutTrainer
+from rim_peft.training.curriculum import check_stages
 from rim_peft.training.files import write_manifest
 from tests.conftest import EOS_ID, build_base, build_rim, build_tokenizer
 from tests.integration.test_curriculum import _assert_equal, _weights
@@ -325,6 +326,13 @@ def test_questions_beyond_a_batch_are_answered(
 
 def test_moments_need_a_stage_before_with_the_same_optimiser(tmp_path: Path) -> None:
     stages = _stages(tmp_path, reset=False)
+    with pytest.raises(ValueError, match=r"reset_optimizer: .* one stage alone has loraplus_lr_ratio"):
+        check_stages(
+            [
+                (GroundingTrainer, GroundingConfig("g", loraplus_lr_ratio=4.0)),
+                (RefinementTrainer, RefinementConfig("r", reset_optimizer=False)),
+            ]
+        )
     with pytest.raises(ValueError, match=r"reset_optimizer: .* after no stage"):
         train_both(tmp_path, **stages, grounding=None)
     stages["refinement"].optim = "adafactor"

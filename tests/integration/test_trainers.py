@@ -176,8 +176,9 @@ def _trained(model: PeftModel) -> dict[str, Tensor]:
         {"pack_length": 64, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
         {"pad_to_multiple_of": 16},
         {"max_tokens_per_batch": 1000},
+        {"loraplus_lr_ratio": 1.0},
     ],
-    ids=["accumulation", "checkpointing", "packing", "packing-accumulation", "multiple", "tokens"],
+    ids=["accumulation", "checkpointing", "packing", "packing-accumulation", "multiple", "tokens", "loraplus"],
 )
 def test_equivalent_settings_train_alike(
     trainer_class: Any, config_class: Any, options: dict[str, Any], make_trainer: MakeTrainer
@@ -307,6 +308,112 @@ def test_batches_by_tokens_need_lengths(make_trainer: MakeTrainer, tokenizer: Pr
     )
     with pytest.raises(ValueError, match="max_tokens_per_batch: needs the rows' lengths"):
         streamed.train()
+
+
+def test_a_curriculum_by_length_has_as_many_blocks_as_its_longest_chain(make_trainer: MakeTrainer) -> None:
+    rows = [{**row, "question": row["question"] + "+0" * n} for n, row in enumerate(ROWS)]
+    options = {"rows": rows, "length_shares": [0.25, 0.25, 0.5], "schedule": "uniform", "max_steps": 8}
+    model = build_rim(num_blocks=4)
+    trainer = make_trainer(GroundingTrainer, model, **options)
+    train_mode(model)
+    batch = _batch(trainer)
+    trainer.state.max_steps = 8
+    everything = list(trainer.train_dataset)
+    for step, num_blocks in ((0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (7, 4)):
+        trainer.state.global_step = step
+        # Rows that are longer than their phase come in a batch that reaches over its end: they keep their blocks.
+        lengths = {tuple(row["prompt_ids"]): max(num_blocks, len(row["step_ids"])) for row in everything}
+
+        def readouts(row: TokenizedRow, lengths: Any = lengths) -> list[list[int]]:
+            given = [*row["step_ids"][1:], row["answer_ids"]]
+            return given + [row["answer_ids"]] * (lengths[tuple(row["prompt_ids"])] - len(given))
+
+        def weights(row: TokenizedRow, lengths: Any = lengths) -> list[float]:
+            before, all_blocks = len(row["step_ids"]) - 1, lengths[tuple(row["prompt_ids"])]
+            return [1.0] * before + [1 / (all_blocks - before)] * (all_blocks - before)
+
+        ours = trainer.compute_loss(trainer.model, batch)
+        assert_same_loss_and_gradients(model, ours, separate_loss(model, everything, readouts, weights))
+
+
+@pytest.mark.parametrize("epochs", [False, True])
+def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(epochs: bool, make_trainer: MakeTrainer) -> None:
+    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
+    options = {
+        "rows": rows,
+        "length_shares": [0.25, 0.25, 0.5],
+        "per_device_train_batch_size": 2,
+        "save_steps": 5,
+        "logging_steps": 1,
+        **({"max_steps": -1, "num_train_epochs": 2} if epochs else {"max_steps": 12}),
+    }
+    lengths: list[list[int]] = []
+    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
+    trainer = make_trainer(GroundingTrainer, unbroken, **options)
+    loss = trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, **given: (  # type: ignore[method-assign]
+        lengths.append(inputs["num_steps"].tolist()) or loss(model, inputs, **given)
+    )
+    trainer.train()
+    longest = [max(batch) for batch in lengths]
+    assert (longest[:3], max(longest[3:6]), max(longest[6:])) == ([1, 1, 1], 2, 3)
+    tokens = [line["num_tokens"] for line in trainer.state.log_history if "loss" in line]
+    assert tokens[2] < tokens[-1] - tokens[-4]
+    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
+    checkpoint = f"{trainer.args.output_dir}/checkpoint-5"
+    make_trainer(GroundingTrainer, resumed, **options).train(resume_from_checkpoint=checkpoint)
+    for name, tensor in _trained(unbroken).items():
+        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_a_curriculum_by_length_needs_rows_of_each_length(
+    make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    trainer = make_trainer(GroundingTrainer, build_rim(), rows=ROWS[:2], length_shares=[0.5, 0.5])
+    with pytest.raises(ValueError, match="length_shares: each phase must have rows to draw"):
+        trainer.train()
+    streamed = GroundingTrainer(
+        build_rim(),
+        GroundingConfig(trainer.args.output_dir, max_steps=2, length_shares=[0.5, 0.5], report_to="none"),
+        train_dataset=Dataset.from_list(ROWS).to_iterable_dataset(),
+        processing_class=tokenizer,
+    )
+    with pytest.raises(ValueError, match="length_shares: needs the rows' lengths"):
+        streamed.train()
+
+
+@every_stage
+def test_loraplus_gives_b_a_rate_of_its_own_and_resumes_exactly(
+    trainer_class: Any, config_class: Any, make_trainer: MakeTrainer
+) -> None:
+    options = {"max_steps": 6, "save_steps": 3, "loraplus_lr_ratio": 8.0, "weight_decay": 0.1, "warmup_steps": 2}
+    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
+    trainer = make_trainer(trainer_class, unbroken, **options)
+    optimizer = trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in unbroken.named_parameters()}
+    rates = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert rates.keys() == _trained(unbroken).keys()
+    for name, found in rates.items():
+        assert found == (8e-2 if "lora_B" in name else 1e-2, 0.1), name
+    trainer = make_trainer(trainer_class, unbroken, **options)
+    trainer.train()
+    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
+    checkpoint = f"{trainer.args.output_dir}/checkpoint-3"
+    make_trainer(trainer_class, resumed, **options).train(resume_from_checkpoint=checkpoint)
+    for name, tensor in _trained(unbroken).items():
+        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_loraplus_needs_an_optimiser_without_groups_of_its_own(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(GroundingTrainer, build_rim(), loraplus_lr_ratio=4.0)
+    grouped = (torch.optim.AdamW, {"lr": 1e-3, "params": []})  # as transformers gives it for GaLore, for instance
+    trainer.get_optimizer_cls_and_kwargs = lambda *args: grouped  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="loraplus_lr_ratio: must be null with optim 'adamw_torch"):
+        trainer.train()
 
 
 def test_the_head_is_given_supervised_positions_alone(make_trainer: MakeTrainer) -> None:
@@ -493,6 +600,13 @@ def test_rows_beyond_the_models_positions_are_named(make_trainer: MakeTrainer) -
         ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef: must stay 0.0"),
         ({"activation_offloading": True}, "activation_offloading: must stay False"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy: must be 'random' or 'sequential'"),
+        ({"loraplus_lr_ratio": 0}, "loraplus_lr_ratio: must be above 0"),
+        ({"length_shares": []}, r"length_shares: must be a list of shares.*got \[\]"),
+        ({"length_shares": [0.5, 0.6]}, "length_shares: must be a list of shares"),
+        ({"length_shares": [1.0, 0.0]}, "length_shares: must be a list of shares"),
+        ({"length_shares": [-0.5, 1.5]}, "length_shares: must be a list of shares"),
+        ({"length_shares": 0.5}, "length_shares: must be a list of shares"),
+        ({"length_shares": [0.5, 0.5], "max_tokens_per_batch": 99}, "length_shares: must be null with max_tokens_per"),
         ({"dropout": "0.1"}, r"dropout: must be a number in \[0, 1\), got '0.1'"),
         ({"dropout": 1.0}, r"dropout: must be a number in \[0, 1\)"),
         ({"answer_template": "#### "}, r"answer template: must hold \{answer\}"),

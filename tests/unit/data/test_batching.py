@@ -1,4 +1,4 @@
-"""Batches by tokens: what they hold, and that every pass has as many of them."""
+"""Batches by tokens: what they hold, and that every pass has as many of them. Short chains first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from rim_peft.data.batching import TokenBatchSampler
+from rim_peft.data.batching import LengthCurriculum, TokenBatchSampler
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
@@ -39,3 +39,36 @@ def test_budgets_that_do_not_fit_are_named() -> None:
         TokenBatchSampler([0, 1], lengths=[60, 40], max_tokens=100)
     with pytest.raises(ValueError, match="a row for each of 4 batches on 4 processes, got 2"):
         TokenBatchSampler([0, 1], lengths=[60, 40], max_tokens=1000, num_processes=4)
+
+
+def _drawn(sampler: LengthCurriculum, num_samples: int) -> list[int]:
+    drawn: list[int] = []
+    for epoch in range(-(-num_samples // len(sampler))):
+        sampler.set_epoch(epoch)
+        drawn += list(sampler)
+    return drawn[:num_samples]
+
+
+def test_a_curriculum_draws_short_chains_first_and_each_row_once_in_a_pass() -> None:
+    num_steps = [1 + row % 4 for row in range(40)]
+    sampler = LengthCurriculum(num_steps, shares=[0.25, 0.25, 0.5], num_samples=200, seed=3)
+    assert len(sampler) == len(num_steps)
+    drawn = _drawn(sampler, 240)  # the last pass over the rows may go beyond the training's end
+    lengths = [num_steps[row] for row in drawn]
+    assert set(lengths[:50]) == {1}
+    assert set(lengths[50:100]) == {1, 2}
+    assert set(lengths[100:]) == {1, 2, 3, 4}
+    for begin, rows in ((0, 10), (50, 20), (100, 40)):
+        for first in range(begin, begin + 2 * rows, rows):
+            assert len(set(drawn[first : first + rows])) == rows
+    assert drawn[:10] != drawn[10:20]  # each pass has an order of its own
+    assert drawn == _drawn(LengthCurriculum(num_steps, shares=[0.25, 0.25, 0.5], num_samples=200, seed=3), 240)
+    assert drawn != _drawn(LengthCurriculum(num_steps, shares=[0.25, 0.25, 0.5], num_samples=200, seed=4), 240)
+
+
+def test_phases_without_rows_are_named_and_can_be_left_out() -> None:
+    with pytest.raises(ValueError, match=r"length_shares: .* the shortest row has 3. Begin with 2 zeros"):
+        LengthCurriculum([3, 4], shares=[0.5, 0.5], num_samples=10, seed=0)
+    sampler = LengthCurriculum([3, 4], shares=[0.0, 0.0, 0.5, 0.5], num_samples=8, seed=0)
+    assert _drawn(sampler, 4) == [0] * 4
+    assert set(_drawn(sampler, 8)) == {0, 1}

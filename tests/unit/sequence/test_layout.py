@@ -129,7 +129,7 @@ def test_dropping_readouts_equals_never_having_laid_them_out(padding_side: str) 
     keep = torch.tensor([[False, True, True], [True, False, False], [False, False, False]])
     kept = [
         Sample([1, 2, 3], [[], [13], [12]]),
-        Sample([4], [[20], []]),
+        Sample([4], [[20]]),  # nothing is read behind the second block
         Sample([5, 6], [[], [], []]),
     ]
     pruned = keep_readouts(build_layout(samples, BLOCKS, pad_id=0, padding_side=padding_side), keep)
