@@ -91,7 +91,8 @@ class ReadoutData(WatchedTrainer, ABC):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.length_shares is None:
             return super()._get_train_sampler(train_dataset)
-        args, rows = self.args, self.train_dataset if train_dataset is None else train_dataset
+        args: Any = self.args
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         in_step = args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
         whole = args.max_steps * in_step if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(rows))
         return self._curriculum(rows, num_samples=whole)

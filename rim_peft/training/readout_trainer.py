@@ -180,7 +180,7 @@ class ReadoutTrainer(ReadoutData):
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
         if is_optimizer_factory(optimizer_class) or not {"params", "model", "optimizer_dict"}.isdisjoint(options):
             raise ValueError(
-                f"loraplus_lr_ratio: must be null with optim {self.args.optim.value!r}, which makes its own groups of "
+                f"loraplus_lr_ratio: must be null with optim {getattr(self.args.optim, 'value', self.args.optim)!r}, which makes its own groups of "
                 f"parameters, got {ratio!r}. Use adamw_torch."
             )
         self.optimizer = create_loraplus_optimizer(
