@@ -179,9 +179,10 @@ class ReadoutTrainer(ReadoutData):
         trained = self.model if model is None else model
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
         if is_optimizer_factory(optimizer_class) or not {"params", "model", "optimizer_dict"}.isdisjoint(options):
+            name = getattr(self.args.optim, "value", self.args.optim)
             raise ValueError(
-                f"loraplus_lr_ratio: must be null with optim {getattr(self.args.optim, 'value', self.args.optim)!r}, which makes its own groups of "
-                f"parameters, got {ratio!r}. Use adamw_torch."
+                f"loraplus_lr_ratio: must be null with optim {name!r}, which makes its own groups of parameters, got "
+                f"{ratio!r}. Use adamw_torch."
             )
         self.optimizer = create_loraplus_optimizer(
             trained,
