@@ -96,7 +96,7 @@ def _full_step(step: TrainingStep) -> None:
     layout = Layout(**{name: value for name, value in step.batch.items() if name != "num_steps"})
     layout = layout.to(trainer.args.device)
     labels = layout.labels()
-    weights = trainer.block_weights(step.batch["num_steps"], (layout.block_ends >= 0).sum(1), progress=0.0)
+    weights = trainer.objective.weights(step.batch["num_steps"], (layout.block_ends >= 0).sum(1), progress=0.0)
     base = trainer.model.get_base_model()
     with trainer.compute_loss_context_manager():
         logits = step.model(

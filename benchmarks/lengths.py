@@ -38,11 +38,14 @@ def count_lengths(folder: str) -> str:
     from rim_peft.data.preparation import prepare_dataset
     from rim_peft.data.tasks import get_task
     from rim_peft.run.base import train_tokenizer
+    from rim_peft.sequence import BlockTokens
+    from rim_peft.training.grounding import Grounding
 
     rows: Any = get_task("gsm8k").load("train", path=folder).filter(lambda row: row["steps"])
     tokenizer = train_tokenizer(rows, Templates(), vocab_size=8192)
     first: Any = rows.select(range(NUM_ROWS))
-    tokenized = prepare_dataset(first, tokenizer, needs_steps=True, num_blocks=8, block_length=4)
+    blocks = BlockTokens(begin=8192, memory=8193, end=8194, block_size=2)
+    tokenized = prepare_dataset(first, tokenizer, Grounding(blocks, num_blocks=8))
     return " ".join(_count(row) for row in tokenized)
 
 

@@ -13,6 +13,7 @@ from benchmarks.registry import Settings, benchmark
 from benchmarks.report import Measured, Row, below
 from benchmarks.steps import TrainingStep, rows_of_lengths, steps_on_batches
 from rim_peft.sequence import Layout, attention_masks
+from rim_peft.training.readout_trainer import arrange_rows
 
 NUM_BLOCKS = 8
 _TIMES = 10
@@ -56,8 +57,8 @@ def _arrange(step: TrainingStep) -> None:
     """The first half of ``compute_loss``."""
     trainer, batch = step.trainer, step.batch
     layout = Layout(**{name: value for name, value in batch.items() if name != "num_steps"})
-    weights = trainer.block_weights(batch["num_steps"], (layout.block_ends >= 0).sum(1), progress=0.0)
-    layout = trainer.arrange(layout, weights)
+    weights = trainer.objective.weights(batch["num_steps"], (layout.block_ends >= 0).sum(1), progress=0.0)
+    layout = arrange_rows(trainer.args, layout, weights)
     labels = layout.labels()
     layout, labels = layout.to(trainer.args.device), labels.to(trainer.args.device)
     base = trainer.model.get_base_model()

@@ -91,10 +91,10 @@ def _peak(recipe: Recipe, weights: str) -> int:
     peaks = []
     for stage, (trainer_class, args) in zip(recipe.stages, recipe.stage_trainers(anywhere=True), strict=True):
         model = _base(recipe).attach()
-        trainer = trainer_class.without_model(args, active_config(model))
+        objective = trainer_class.objective_of(args, active_config(model))
         batch = [row] * args.per_device_train_batch_size
         autocast = precision(getattr(recipe, stage), device="cuda")
-        peaks.append(estimate(model, trainer, batch, autocast=autocast, device="cuda")[1].total)
+        peaks.append(estimate(model, objective, args, batch, autocast=autocast, device="cuda")[1].total)
     return max(peaks)
 
 
@@ -122,7 +122,7 @@ def _operations(recipe: Recipe) -> float:
     row, prompt, block = _row(rows.average), rows.average[0], config.block_tokens.length
     total = 0.0
     for trainer_class, args in recipe.stage_trainers(anywhere=True):
-        readouts = trainer_class.without_model(args, config).readouts()(row)
+        readouts = trainer_class.objective_of(args, config).readouts(row)
         lengths = [len(readout) for readout in readouts]
         trunk = prompt + block * len(lengths)
         pairs = causal_pairs(trunk) + sum(

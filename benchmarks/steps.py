@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rim_peft.sequence import IGNORE_INDEX, Layout
 from rim_peft.training import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
+from rim_peft.training.readout_trainer import arrange_rows
 
 STAGES: dict[str, tuple[Any, Any]] = {
     "stage 1": (GroundingTrainer, GroundingConfig),
@@ -78,8 +79,8 @@ class TrainingStep:
         """Return the rows of a readout step's batch and its readouts' weights, as the loss arranges them."""
         layout = Layout(**{name: value for name, value in self.batch.items() if name != "num_steps"})
         num_blocks = (layout.block_ends >= 0).sum(dim=1)
-        weights = self.trainer.block_weights(self.batch["num_steps"], num_blocks, progress=0.0)
-        return self.trainer.arrange(layout, weights), weights
+        weights = self.trainer.objective.weights(self.batch["num_steps"], num_blocks, progress=0.0)
+        return arrange_rows(self.trainer.args, layout, weights), weights
 
     def loss(self) -> Tensor:
         """Forward: the trainer's loss."""

@@ -11,21 +11,27 @@ from typing import Any
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 
-from rim_peft.data.collator import ReadoutCollator
+from rim_peft.data.objective import Objective
 
 
 def load_by_tokens(
-    dataset: Any, order: Sampler[int], collator: ReadoutCollator, *, max_tokens: int, num_processes: int, **options: Any
+    dataset: Any,
+    order: Sampler[int],
+    objective: Objective,
+    *,
+    max_tokens: int,
+    num_processes: int,
+    **options: Any,
 ) -> DataLoader:
     """Return a loader of batches of at most ``max_tokens`` tokens.
 
     Args:
         dataset: tokenised rows.
         order: in which order they come.
-        collator: lays them out.
+        objective: what is trained of them, which says how long they are.
         max_tokens: tokens of a batch at most.
         num_processes: processes that share the batches out among them.
-        options: what ``DataLoader`` takes besides.
+        options: what ``DataLoader`` takes besides, ``collate_fn`` among it.
 
     Raises:
         ValueError: the rows are a stream, or ``max_tokens`` does not fit them (:class:`TokenBatchSampler`).
@@ -35,9 +41,9 @@ def load_by_tokens(
             "max_tokens_per_batch: needs the rows' lengths, which a stream does not have. Give a Dataset, or use "
             "per_device_train_batch_size."
         )
-    lengths = [collator.count_tokens(row) for row in dataset]
+    lengths = [objective.num_tokens(row) for row in dataset]
     batches = TokenBatchSampler(order, lengths=lengths, max_tokens=max_tokens, num_processes=num_processes)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collator, **options)
+    return DataLoader(dataset, batch_sampler=batches, **options)
 
 
 class TokenBatchSampler(Sampler[list[int]]):
@@ -100,6 +106,12 @@ class TokenBatchSampler(Sampler[list[int]]):
                 stop = len(order)
             yield order[start:stop]
             start = stop
+
+
+def order_by_length(rows: Dataset, shares: Sequence[float], *, num_samples: int, seed: int) -> LengthCurriculum:
+    """Return the order of a curriculum by length over tokenised rows; see :class:`LengthCurriculum`."""
+    num_steps = [len(steps) for steps in rows["step_ids"]]
+    return LengthCurriculum(num_steps, shares=shares, num_samples=num_samples, seed=seed)
 
 
 class LengthCurriculum(Sampler[int]):

@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from rim_peft.sequence import BlockTokens, Sample, build_layout
+from rim_peft.sequence import Sample, build_layout
+
+if TYPE_CHECKING:
+    from rim_peft.data.objective import Objective
 
 TokenizedRow = Mapping[str, Any]
 """``prompt_ids`` (list of int), ``step_ids`` (list of lists of int) and ``answer_ids`` (list of int)."""
-
-
-def grounding_readouts(row: TokenizedRow, *, num_blocks: int = 0) -> list[list[int]]:
-    """List stage 1's readouts: after block ``t`` the next step ``r_{t+1}``, after block ``T`` the answer.
-
-    >>> row = {"prompt_ids": [1], "step_ids": [[2], [3]], "answer_ids": [4]}
-    >>> grounding_readouts(row)
-    [[3], [4]]
-    >>> grounding_readouts(row, num_blocks=4)
-    [[3], [4], [4], [4]]
-
-    Args:
-        row: a tokenised example with ``T`` steps, at least one.
-        num_blocks: with more blocks than steps, the trailing ones read out the answer too.
-    """
-    readouts = [*row["step_ids"][1:], row["answer_ids"]]
-    return readouts + [row["answer_ids"]] * (num_blocks - len(readouts))
-
-
-def refinement_readouts(row: TokenizedRow, *, num_blocks: int) -> list[list[int]]:
-    """List stage 2's readouts: the answer after each of ``num_blocks`` blocks."""
-    return [row["answer_ids"]] * num_blocks
 
 
 def chain_parts(row: TokenizedRow, *, separator_ids: Sequence[int]) -> list[list[int]]:
@@ -48,11 +29,6 @@ def chain_parts(row: TokenizedRow, *, separator_ids: Sequence[int]) -> list[list
     return [*([*step[:-1], *separator_ids] for step in row["step_ids"]), row["answer_ids"]]
 
 
-def count_tokens(row: TokenizedRow, readouts: Sequence[Sequence[int]], *, block_length: int) -> int:
-    """Count the tokens of a laid out row: prompt, a block for each readout, and the readouts."""
-    return len(row["prompt_ids"]) + sum(block_length + len(readout) for readout in readouts)
-
-
 @dataclass(frozen=True)
 class ReadoutCollator:
     """Lay tokenised rows out as one right-padded batch, a sample in each row.
@@ -60,29 +36,23 @@ class ReadoutCollator:
     The batch is a :class:`rim_peft.sequence.Layout` as a dict, plus ``num_steps`` (B,), each sample's ``T``.
 
     Attributes:
-        blocks: the adapter's block tokens.
+        objective: which readouts a row gets, and what stands before them.
         pad_id: id of padding.
-        readouts: which readouts a row gets, one for each block; with ``num_blocks=K``, for that many blocks.
-        block_range: the least and the most blocks that a batch may have, both included: each batch draws its own
-            number from them. None: what ``readouts`` gives by itself.
+        block_range: the least and the most readouts that a batch may have, both included: each batch draws its own
+            number from them. None: the objective's number.
         seed: seed of the draw.
     """
 
-    blocks: BlockTokens
+    objective: Objective
     pad_id: int
-    readouts: Callable[..., list[list[int]]]
-    block_range: tuple[int, int] | None = None
+    block_range: Sequence[int] | None = None
     seed: int = 0
-
-    def count_tokens(self, row: TokenizedRow) -> int:
-        """Count the tokens that a row takes at most, with all its readouts."""
-        return count_tokens(row, self.readouts(row), block_length=self.blocks.length)
 
     def __call__(self, rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
         """Collate ``rows`` into tensors."""
-        options = {} if self.block_range is None else {"num_blocks": self._draw(rows, *self.block_range)}
-        samples = [Sample(row["prompt_ids"], self.readouts(row, **options)) for row in rows]
-        layout = build_layout(samples, self.blocks, pad_id=self.pad_id)
+        num_blocks = None if self.block_range is None else self._draw(rows, *self.block_range)
+        samples = [Sample(row["prompt_ids"], self.objective.readouts(row, num_blocks=num_blocks)) for row in rows]
+        layout = build_layout(samples, self.objective.blocks, pad_id=self.pad_id)
         return {**layout.to_dict(), "num_steps": torch.tensor([len(row["step_ids"]) for row in rows])}
 
     def _draw(self, rows: Sequence[TokenizedRow], least: int, most: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import ROW_ERROR, SHOWN_ROWS, BadRowsError, Question, RowError, Templates, list_rows
 from rim_peft.data.limits import Limits
+from rim_peft.data.objective import Objective
 from rim_peft.data.table import COLUMNS, TYPES, check_table, rows_of, tokenize_rows, tokenize_table
 from rim_peft.data.tokenization import (
     Encoder,
-    TokenizedExample,
     all_ids,
     check_vocabulary,
     tokenize_example,
@@ -39,17 +39,13 @@ logger = logging.getLogger(__name__)
 def prepare_dataset(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
     *,
-    needs_steps: bool,
-    num_blocks: int,
-    block_length: int,
     templates: Templates | None = None,
     max_length: int | None = None,
     max_positions: int | None = None,
-    count_tokens: Callable[[TokenizedExample], int] | None = None,
     on_bad_rows: str = "error",
     num_proc: int | None = None,
-    vocab_size: int | None = None,
 ) -> Dataset | IterableDataset:
     """Tokenise rows with ``question``, ``answer`` and ``steps`` into ``prompt_ids``, ``step_ids`` and ``answer_ids``.
 
@@ -59,17 +55,12 @@ def prepare_dataset(
     Args:
         dataset: one split.
         tokenizer: the base model's.
-        needs_steps: whether the stage trains on steps (stage 1) or on the answer alone (stage 2).
-        num_blocks: blocks that every row has at the least; with ``needs_steps`` a row has as many as steps.
-        block_length: tokens in a block, begin and end included.
+        objective: what the stage trains of a row. Its blocks' ids come after those of the base's vocabulary.
         templates: how prompt, steps and answer are written.
         max_length: longest row in tokens: prompt, blocks and all readouts; no limit where None.
         max_positions: positions that the model has; no limit where None.
-        count_tokens: counts the tokens that a row takes, where it is not laid out as prompt, blocks and readouts; no
-            more than ``num_blocks`` blocks of ``block_length`` tokens would, with all steps.
         on_bad_rows: ``"error"`` lists the bad rows and stops, ``"drop"`` leaves them out and logs how many.
         num_proc: processes that tokenise a table; one where None. A stream is tokenised where it is read.
-        vocab_size: rows of the base's embedding, V: ids from V on are memory's; not checked where None.
 
     Raises:
         BadRowsError: rows are malformed, empty, too long, or without the steps that the stage needs (with ``"drop"``:
@@ -84,16 +75,14 @@ def prepare_dataset(
             f"dataset: must be a Dataset or IterableDataset, got {type(dataset).__name__}. Give one of its splits."
         )
     encoder = Encoder(tokenizer, templates or Templates())
-    limits = Limits(needs_steps, num_blocks, block_length, max_length, max_positions, count_tokens)
-    if isinstance(dataset, IterableDataset):
-        return _prepare_stream(dataset, encoder, limits, drop=on_bad_rows == "drop", vocab_size=vocab_size)
+    limits = Limits(objective, max_length, max_positions)
     drop = on_bad_rows == "drop"
-    return _prepare_table(dataset, encoder, limits, drop=drop, num_proc=num_proc, vocab_size=vocab_size)
+    if isinstance(dataset, IterableDataset):
+        return _prepare_stream(dataset, encoder, limits, drop=drop)
+    return _prepare_table(dataset, encoder, limits, drop=drop, num_proc=num_proc)
 
 
-def _prepare_table(
-    dataset: Dataset, encoder: Encoder, limits: Limits, *, drop: bool, num_proc: int | None, vocab_size: int | None
-) -> Dataset:
+def _prepare_table(dataset: Dataset, encoder: Encoder, limits: Limits, *, drop: bool, num_proc: int | None) -> Dataset:
     if len(dataset) == 0:
         raise ValueError("dataset: must have rows, got none. Look at its path and split.")
     if dataset.format["type"] == "custom":
@@ -103,7 +92,7 @@ def _prepare_table(
         )
     dataset = dataset.with_format(None)
     tokenized = tokenize_table(dataset, encoder, num_proc=num_proc)
-    check_table(tokenized, encoder.tokenizer, vocab_size)
+    check_table(tokenized, encoder.tokenizer, limits.objective.blocks.begin)
     bad = _find_bad_rows(dataset, tokenized, limits)
     tokenized = tokenized.remove_columns(ROW_ERROR)
     if not bad:
@@ -130,12 +119,10 @@ def _find_bad_rows(dataset: Dataset, tokenized: Dataset, limits: Limits) -> list
     return bad
 
 
-def _prepare_stream(
-    dataset: IterableDataset, encoder: Encoder, limits: Limits, *, drop: bool, vocab_size: int | None
-) -> IterableDataset:
+def _prepare_stream(dataset: IterableDataset, encoder: Encoder, limits: Limits, *, drop: bool) -> IterableDataset:
     columns = dataset.column_names or list(next(iter(dataset), {}))
     return dataset.map(
-        _StreamRows(encoder, limits, drop, vocab_size),
+        _StreamRows(encoder, limits, drop),
         batched=True,
         batch_size=1,
         with_indices=True,
@@ -155,18 +142,18 @@ class _StreamRows:
     encoder: Encoder
     limits: Limits
     drop: bool
-    vocab_size: int | None
     num_dropped: int = 0
 
     def __call__(self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
         if 0 in indices:  # a new pass
             self.num_dropped = 0
         rows = rows_of(batch)
+        vocab_size = self.limits.objective.blocks.begin
         good: list[Any] = []
         for index, row, result in zip(indices, rows, tokenize_rows(rows, self.encoder), strict=True):
             reason = self.limits.explain(row, result)
             if reason is None and not isinstance(result, RowError):
-                check_vocabulary(all_ids(result), self.encoder.tokenizer, self.vocab_size, where=f"row {index}")
+                check_vocabulary(all_ids(result), self.encoder.tokenizer, vocab_size, where=f"row {index}")
                 good.append(result)
             elif self.drop:
                 self._count(index, str(reason))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,12 @@ from torch.utils.data import RandomSampler
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.batching import TokenBatchSampler
-from rim_peft.data.collator import ReadoutCollator, TokenizedRow
+from rim_peft.data.collator import TokenizedRow
 from rim_peft.data.examples import BadRowsError, RowError, Templates, read_example
+from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import prepare_dataset
 from rim_peft.data.tokenization import Encoder
-from rim_peft.training.readout_data import ReadoutData
+from rim_peft.training.readout_config import ReadoutConfig
 
 TEXT_TOKENS = 8
 """Tokens of each step and answer in a row of which nothing but its length is stated."""
@@ -40,12 +41,18 @@ class StageRows:
 
 
 def lay_out(
-    trainer: ReadoutData, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_positions: int | None
+    objective: Objective,
+    args: ReadoutConfig,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_positions: int | None,
 ) -> StageRows:
     """Tokenise rows as a stage does, and count each one's tokens.
 
     Args:
-        trainer: of the stage, without a model.
+        objective: what the stage trains of a row.
+        args: the stage's options.
         rows: rows with question, steps and answer.
         tokenizer: the base's.
         max_positions: positions that the base has; None for any number.
@@ -53,41 +60,37 @@ def lay_out(
     Raises:
         ValueError: the rows are bad throughout, or the tokenizer cannot write them.
     """
-    limits = trainer.row_limits(tokenizer)
     options: dict[str, Any] = {
-        **limits,
-        "templates": trainer.args.templates,
-        "max_length": trainer.args.max_length,
+        "templates": args.templates,
+        "max_length": args.max_length,
         "max_positions": max_positions,
-        "num_proc": trainer.args.dataset_num_proc,
+        "num_proc": args.dataset_num_proc,
     }
     bad: Sequence[tuple[int, str]] = ()
     try:
-        prepared = prepare_dataset(rows, tokenizer, **options)
+        prepared = prepare_dataset(rows, tokenizer, objective, **options)
     except BadRowsError as error:
         bad = error.rows
         if len(bad) == len(rows):
             raise
-        prepared = prepare_dataset(rows, tokenizer, **options, on_bad_rows="drop")
+        prepared = prepare_dataset(rows, tokenizer, objective, **options, on_bad_rows="drop")
     if not isinstance(prepared, Dataset):
         raise ValueError("data.streaming: a stream's rows have no lengths before they are read.")
-    count = _counter(trainer, limits, tokenizer)
-    return StageRows(prepared, [count(row) for row in prepared], bad)
+    return StageRows(prepared, [objective.num_tokens(row) for row in prepared], bad)
 
 
-def stated_row(trainer: ReadoutData, length: int, *, num_blocks: int) -> TokenizedRow:
+def stated_row(objective: Objective, length: int, *, num_blocks: int) -> TokenizedRow:
     """Return a tokenised row of so many tokens, for want of real ones: short texts, and a prompt that takes the rest.
 
     Args:
-        trainer: of the stage, without a model.
+        objective: what the stage trains of a row.
         length: tokens of the row; one that its blocks and readouts exceed gets a prompt of one token.
         num_blocks: of the adapter; the row has as many steps.
     """
     num_steps = max(1, num_blocks)
-    count = _counter(trainer, {}, None)
     for size in range(TEXT_TOKENS, 0, -1):
         row = {"prompt_ids": [], "step_ids": [[0] * size] * num_steps, "answer_ids": [0] * size}
-        left = length - count(row)
+        left = length - objective.num_tokens(row)
         if left >= 1:
             break
     return {**row, "prompt_ids": [0] * max(1, left)}
@@ -174,15 +177,3 @@ def count_steps(args: Any, num_batches: int | None) -> int | None:
         return None
     in_epoch = max(1, math.ceil(num_batches / args.gradient_accumulation_steps))
     return math.ceil(args.num_train_epochs * in_epoch)
-
-
-def _counter(
-    trainer: ReadoutData, limits: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
-) -> Callable[[Any], int]:
-    """Return what counts a tokenised row's tokens in a stage."""
-    pad_id = 0 if tokenizer is None else tokenizer.pad_token_id
-    collator = trainer.make_collator(pad_id=pad_id)  # type: ignore[attr-defined]
-    if isinstance(collator, ReadoutCollator):
-        return collator.count_tokens
-    count: Callable[[Any], int] = limits["count_tokens"]
-    return count

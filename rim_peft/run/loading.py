@@ -24,7 +24,7 @@ from rim_peft.recipe.sections import FoundRecipe
 from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_device
 from rim_peft.run.named_bases import parse_name
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
-from rim_peft.training.coconut_config import CoconutConfig
+from rim_peft.training.coconut import CoconutConfig
 from rim_peft.tuner import RIM, RiMConfig
 from rim_peft.tuner.files import brief, check_digests, is_ours, read_object
 from rim_peft.tuner.sharing import attach_papers

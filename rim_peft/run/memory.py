@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 
-from rim_peft.data.collator import ReadoutCollator, TokenizedRow
+from rim_peft.data.collator import TokenizedRow
+from rim_peft.data.objective import Objective
 from rim_peft.sequence import Layout
 from rim_peft.training.head import Head
 from rim_peft.training.optimizer_state import optimizer_bytes
-from rim_peft.training.readout_trainer import ReadoutTrainer
+from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.training.readout_trainer import arrange_rows
 from rim_peft.training.simulation import StepMemory, simulate_step
 
 
@@ -60,7 +62,8 @@ def precision(values: dict[str, Any], *, device: str) -> torch.dtype | None:
 
 def estimate(
     model: PeftModel,
-    trainer: ReadoutTrainer,
+    objective: Objective,
+    args: ReadoutConfig,
     rows: Sequence[TokenizedRow],
     *,
     autocast: torch.dtype | None,
@@ -71,16 +74,16 @@ def estimate(
 
     Args:
         model: base and adapter on the device ``meta``; of no use afterwards.
-        trainer: of the stage, without a model.
+        objective: what the stage trains of a row.
+        args: the stage's options.
         rows: the batch, tokenised.
         autocast: type of mixed precision, None for none.
         device: ``"cuda"`` or ``"cpu"``.
         head: what scores labels.
     """
-    args = trainer.args
     kind: Any = args.gradient_checkpointing_kwargs or {}
-    layout, weights = arrange(trainer, rows)
-    prepare(model, trainer)
+    layout, weights = arrange(objective, args, rows)
+    prepare(model, objective, args)
     shapes = [tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad]
     found = simulate_step(
         model,
@@ -99,22 +102,21 @@ def estimate(
     return BatchSize(len(rows), num_rows, length), PeakMemory(optimizer=optimizer, **asdict(found))
 
 
-def prepare(model: PeftModel, trainer: ReadoutTrainer) -> None:
+def prepare(model: PeftModel, objective: Objective, args: ReadoutConfig) -> None:
     """Make of a model what the stage's trainer makes of it: what is trained, and LoRA's dropout."""
     base_model: Any = model.base_model
-    base_model.memory.rows(model.active_adapter).requires_grad_(trainer.trains_memory)
-    if trainer.args.dropout is not None:
-        base_model.set_dropout(trainer.args.dropout)
+    base_model.memory.rows(model.active_adapter).requires_grad_(objective.trains_memory)
+    if args.dropout is not None:
+        base_model.set_dropout(args.dropout)
 
 
-def arrange(trainer: ReadoutTrainer, rows: Sequence[TokenizedRow]) -> tuple[Layout, torch.Tensor]:
+def arrange(objective: Objective, args: ReadoutConfig, rows: Sequence[TokenizedRow]) -> tuple[Layout, torch.Tensor]:
     """Return a batch's rows and its readouts' weights, as the trainer's loss arranges them where all of them count."""
-    collator: ReadoutCollator = replace(trainer.make_collator(pad_id=0), block_range=None)  # the most blocks
-    batch = collator(rows)
+    batch = objective.collator(pad_id=0)(rows)
     num_steps = batch.pop("num_steps")
     layout = Layout(**batch)
-    weights = trainer.block_weights(num_steps, (layout.block_ends >= 0).sum(dim=1), progress=None)
-    return trainer.arrange(layout, weights), weights
+    weights = objective.weights(num_steps, (layout.block_ends >= 0).sum(dim=1), progress=None)
+    return arrange_rows(args, layout, weights), weights
 
 
 def count_parameters(model: PeftModel) -> tuple[int, int]:

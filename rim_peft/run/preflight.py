@@ -12,8 +12,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from rim_peft.data.batching import order_by_length
 from rim_peft.data.collator import TokenizedRow
 from rim_peft.data.examples import BadRowsError, list_rows
+from rim_peft.data.objective import Objective
 from rim_peft.data.tasks.stories import DrawnTask
 from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.recipe import Recipe
@@ -148,7 +150,7 @@ class Preflight:
         if not is_own:
             return base
         if looks:
-            prepare(model, looks[0].trainer(base))
+            prepare(model, looks[0].objective(base), looks[0].args)
         found.num_trainable, found.num_frozen = count_parameters(model)
         base.can_be_trained = len(found.errors) == num_errors
         return base
@@ -179,11 +181,11 @@ class _StageLook:
     trainer_class: type[ReadoutTrainer]
     args: Any
 
-    def trainer(self, base: MetaBase, tokenizer: PreTrainedTokenizerBase | None = None) -> ReadoutTrainer:
-        """Return the stage's trainer without a model."""
+    def objective(self, base: MetaBase, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
+        """Return what the stage trains of a row."""
         if base.adapter is None:
             raise NotAtHandError("the adapter could not be attached to the base.")
-        return self.trainer_class.without_model(self.args, base.adapter, tokenizer)
+        return self.trainer_class.objective_of(self.args, base.adapter, tokenizer)
 
     def at_model(self, model: Any) -> None:
         """Refuse a base and an adapter that the stage cannot train.
@@ -217,14 +219,15 @@ class _StageLook:
         self, rows: RunRows, base: MetaBase, tokenizer: PreTrainedTokenizerBase
     ) -> list[TokenizedRow] | None:
         """Note the lengths of rows; return the largest batch."""
-        stage, trainer = self.stage, self.trainer(base, tokenizer)
+        stage, objective = self.stage, self.objective(base, tokenizer)
         limit = num_positions(base.config)
-        laid_out = self._lay_out(rows.train, "training", trainer, tokenizer, limit)
+        laid_out = self._lay_out(rows.train, "training", objective, tokenizer, limit)
         if rows.validation is not None:
-            self._lay_out(rows.validation, "validation", trainer, tokenizer, limit)
+            self._lay_out(rows.validation, "validation", objective, tokenizer, limit)
         if laid_out is None:
             return None
-        trainer.check_rows(laid_out.rows)
+        if self.args.length_shares is not None:  # whether each phase has rows
+            order_by_length(laid_out.rows, self.args.length_shares, num_samples=1, seed=0)
         stage.num_rows, stage.num_bad_rows = len(laid_out.lengths), len(laid_out.bad)
         stage.mean_tokens = round(sum(laid_out.lengths) / len(laid_out.lengths), 1)
         stage.longest_tokens = max(laid_out.lengths)
@@ -236,13 +239,13 @@ class _StageLook:
         self,
         rows: Dataset,
         which: str,
-        trainer: ReadoutTrainer,
+        objective: Objective,
         tokenizer: PreTrainedTokenizerBase,
         max_positions: int | None,
     ) -> StageRows | None:
         """Return rows as the stage lays them out, and note the bad ones; None if no other is there."""
         try:
-            laid_out = lay_out(trainer, rows, tokenizer, max_positions=max_positions)
+            laid_out = lay_out(objective, self.args, rows, tokenizer, max_positions=max_positions)
         except BadRowsError as error:
             self.found.errors.append(
                 f"{self.stage.stage}: all {len(rows)} {which} rows are bad.\n{_listed(error.rows)}"
@@ -253,8 +256,10 @@ class _StageLook:
 
     def _count_rows(self, rows: RunRows) -> None:
         """Note what can be seen of rows that were not tokenised."""
-        trainer = self.trainer_class.without_model(self.args, self.recipe.rim_config())
-        bad = find_unreadable(rows.train, needs_steps=trainer.needs_steps)
+        config = self.recipe.rim_config()
+        config.first_memory_id = 1  # it stands for the base's, which is not at hand: ids do not matter here
+        objective = self.trainer_class.objective_of(self.args, config)
+        bad = find_unreadable(rows.train, needs_steps=objective.needs_steps)
         self.stage.num_bad_rows = len(bad)
         self.stage.num_rows = len(rows.train) - len(bad)
         self._say_bad(bad, "training")
@@ -290,19 +295,19 @@ class _StageLook:
         values = {name: value for name, value in getattr(self.recipe, stage.stage).items() if name in HARDWARE}
         autocast = precision(values, device=self.found.device)
         stage.precision = None if autocast is None else _name(autocast)
-        trainer = self.trainer(base, tokenizer)
+        objective = self.objective(base, tokenizer)
         if batch is None or self.preflight.row_tokens is not None:
-            batch = self._stated_batch(base, trainer, tokenizer)
+            batch = self._stated_batch(base, objective, tokenizer)
         # Flex attention skips what is hidden, and takes no more than this.
         model = base.attach(attention="sdpa" if self.found.attention == "flex_attention" else None)
         stage.batch, stage.memory = estimate(
-            model, trainer, batch, autocast=autocast, device=self.found.device, head=base.head
+            model, objective, self.args, batch, autocast=autocast, device=self.found.device, head=base.head
         )
         if stage.memory.optimizer is None:
             self.found.not_checked.append(f"{stage.stage}: memory of the optimiser {stage.optimizer}: add it yourself.")
 
     def _stated_batch(
-        self, base: MetaBase, trainer: ReadoutTrainer, tokenizer: PreTrainedTokenizerBase | None
+        self, base: MetaBase, objective: Objective, tokenizer: PreTrainedTokenizerBase | None
     ) -> list[TokenizedRow]:
         """Return a batch of rows of a stated length, or of the longest that the recipe allows."""
         limits = [limit for limit in (self.args.max_length, num_positions(base.config)) if limit is not None]
@@ -318,7 +323,7 @@ class _StageLook:
         size = self.args.per_device_train_batch_size
         if self.args.max_tokens_per_batch is not None:
             size = max(1, self.args.max_tokens_per_batch // length)
-        return [stated_row(trainer, length, num_blocks=self.recipe.rim_config().num_blocks)] * size
+        return [stated_row(objective, length, num_blocks=self.recipe.rim_config().num_blocks)] * size
 
 
 def _listed(bad: Sequence[tuple[int, str]]) -> str:

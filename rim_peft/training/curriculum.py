@@ -25,15 +25,13 @@ from rim_peft.training.files import (
     write_manifest,
     write_text,
 )
-from rim_peft.training.grounding_config import GroundingConfig
-from rim_peft.training.grounding_trainer import GroundingTrainer
+from rim_peft.training.grounding import GroundingConfig, GroundingTrainer
 from rim_peft.training.interruption import Interrupted, SignalWatch, StopOnSignal
 from rim_peft.training.lock import hold
 from rim_peft.training.processes import check_resumed, on_main
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer, Validate
-from rim_peft.training.refinement_config import RefinementConfig
-from rim_peft.training.refinement_trainer import RefinementTrainer
+from rim_peft.training.refinement import RefinementConfig, RefinementTrainer
 from rim_peft.training.sharding import fill_optimizer, gather_optimizer, run_whole
 from rim_peft.training.weights import SCORE, BestWeights, last_checkpoint, load_weights, save_weights
 from rim_peft.tuner.config import active_config

@@ -11,7 +11,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from rim_peft.data.examples import Templates
-from rim_peft.tuner.config import MOST_BLOCKS
+from rim_peft.tuner.config import MOST_BLOCKS, RiMConfig
 from rim_peft.values import Range, check_ranges, shown
 
 # TRL's own ways of filling rows and choosing labels, which would fight with the interleaved layout.
@@ -239,6 +239,10 @@ class ReadoutConfig(SFTConfig):
             answer=self.answer_template,
             allow_special_tokens=self.allow_special_tokens,
         )
+
+    def most_blocks(self, config: RiMConfig) -> int:
+        """Return the number of blocks that batches have with an adapter; the most, where they draw their number."""
+        return config.num_blocks if self.block_range is None else self.block_range[1]
 
     def _check_curriculum(self) -> None:
         if self.length_shares is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,11 +15,15 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from torch.profiler import record_function
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import EvalLoopOutput
 
-from rim_peft.data.collator import ReadoutCollator
+from rim_peft.data.batching import load_by_tokens, order_by_length
+from rim_peft.data.objective import Objective
+from rim_peft.data.preparation import COLUMNS, prepare_dataset
+from rim_peft.data.table import check_table
 from rim_peft.data.tokenization import padding_id
 from rim_peft.sequence import Layout, check_architecture, keep_readouts, pack_rows
 from rim_peft.training.attachment import attach, check_adapter, checkpoint_for, fall_back_from_flex
@@ -25,11 +31,11 @@ from rim_peft.training.card import write_card
 from rim_peft.training.compilation import CompiledLayers
 from rim_peft.training.head import choose_head, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
-from rim_peft.training.processes import shards_weights
+from rim_peft.training.processes import main_first, shards_weights
 from rim_peft.training.progress import ReadoutProgress
 from rim_peft.training.readout_config import ReadoutConfig
-from rim_peft.training.readout_data import ReadoutData
 from rim_peft.training.sharding import run_whole
+from rim_peft.training.watching import WatchedTrainer
 from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
 from rim_peft.tuner.layers import check_uncompiled
@@ -47,8 +53,10 @@ _REFUSED_ARGUMENTS = {
 }
 
 
-class ReadoutTrainer(ReadoutData):
-    """Base of both stages' trainers; use :class:`GroundingTrainer` or :class:`RefinementTrainer`.
+class ReadoutTrainer(WatchedTrainer, ABC):
+    """Trains an :class:`~rim_peft.data.objective.Objective`: :class:`GroundingTrainer`, :class:`RefinementTrainer`.
+
+    Batches stay on the host: their rows are arranged there, where lengths are known without asking a GPU.
 
     Args:
         model: a model with a RIM adapter; or a base model, or its id or folder, together with ``peft_config``.
@@ -65,6 +73,9 @@ class ReadoutTrainer(ReadoutData):
     """
 
     model: Any  # the PeftModel; the parent declares more kinds
+    args: ReadoutConfig
+    data_collator: Any
+    _signature_columns: Any
     config_class: type[ReadoutConfig]
     least_blocks = 1  # that an adapter must have to be trained
     _tag_names = ["trl", "peft", "rim", "latent-reasoning"]  # noqa: RUF012 - TRL's own class attribute
@@ -94,8 +105,10 @@ class ReadoutTrainer(ReadoutData):
         quantization = kwargs.pop("quantization_config", None)
         peft_model = attach(model, peft_config, args, quantization_config=quantization)
         self._rim_config = active_config(peft_model)
+        self._objective: Objective | None = None
         check_adapter(peft_model, self._rim_config, min_blocks=self.least_blocks, block_range=args.block_range)
-        peft_model.base_model.memory.rows(peft_model.active_adapter).requires_grad_(self.trains_memory)
+        trains_memory = self.objective_of(args, self._rim_config).trains_memory
+        peft_model.base_model.memory.rows(peft_model.active_adapter).requires_grad_(trains_memory)
         check_architecture(peft_model.get_base_model())
         if args.compile_layers:
             check_uncompiled("compile_layers", self._rim_config)
@@ -119,7 +132,11 @@ class ReadoutTrainer(ReadoutData):
             if name in adapter_weights and parameter.dtype != adapter_weights[name].dtype:
                 parameter.data = adapter_weights[name].to(parameter.device)
         self._head = choose_head(peft_model.get_base_model(), is_sharded=shards_weights())
-        self.data_collator = self.make_collator(pad_id=padding_id(self._tokenizer, self.blocks.begin))
+        self.data_collator = self.objective.collator(
+            pad_id=padding_id(self._tokenizer, self._rim_config.block_tokens.begin),
+            block_range=args.block_range,
+            seed=args.seed,
+        )
         # The loss divides by the samples of the whole optimiser step itself (`_get_num_items_in_batch`).
         self.model_accepts_loss_kwargs = True
         if not args.disable_tqdm:
@@ -129,31 +146,112 @@ class ReadoutTrainer(ReadoutData):
             peft_model.base_model.set_dropout(args.dropout)
         self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
 
-    @property
-    def trains_memory(self) -> bool:
-        """Whether the loss reaches the memory rows."""
-        return True
-
-    def make_collator(self, *, pad_id: int) -> Any:
-        """Return what makes batches of tokenised rows; it must travel to data loader processes."""
-        block_range = self.args.block_range
-        return ReadoutCollator(
-            self.blocks,
-            pad_id=pad_id,
-            readouts=self.readouts(),
-            block_range=None if block_range is None else (block_range[0], block_range[1]),
-            seed=self.args.seed,
-        )
-
-    def block_weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None) -> Tensor:
-        """Return the (D, K) loss weights of a batch's readouts: 1 each, unless a stage weighs them otherwise.
+    @classmethod
+    @abstractmethod
+    def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
+        """Return what a stage trains of a row; it needs no model.
 
         Args:
-            num_steps: (D,) each sample's number of reasoning steps.
-            num_blocks: (D,) each sample's number of blocks.
-            progress: share of the stage that is done, in [0, 1); None to weigh all readouts, as evaluation does.
+            args: the stage's options.
+            config: of the adapter, attached to a base before, so that it knows the memory's ids.
+            tokenizer: the base's. Without it the objective of a stage that writes steps out knows no separator.
         """
-        return (torch.arange(int(num_blocks.max())) < num_blocks[:, None]).float()
+
+    @property
+    def objective(self) -> Objective:
+        """What is trained of a row."""
+        if self._objective is None:
+            self._objective = self.objective_of(self.args, self._rim_config, self._tokenizer)
+        return self._objective
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: ReadoutConfig,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        """Tokenise a dataset, unless that has been done.
+
+        Raises:
+            ValueError: rows tokenised before hold ids that are memory's, or lack the steps that this stage needs.
+        """
+        objective = self.objective_of(args, self._rim_config, processing_class)
+        if set(COLUMNS) <= set(dataset.column_names or ()):
+            if objective.needs_steps and isinstance(dataset, Dataset) and not all(dataset["step_ids"]):
+                raise ValueError(
+                    f"{dataset_name} dataset: rows that are tokenised already must have steps for this training, some "
+                    "have none. Give rows with question, steps and answer."
+                )
+            if isinstance(dataset, Dataset):
+                check_table(dataset, processing_class, objective.blocks.begin)
+            return dataset
+        return main_first(  # the others find its table on the disk
+            lambda: prepare_dataset(
+                dataset,
+                processing_class,
+                objective,
+                templates=args.templates,
+                max_length=args.max_length,
+                max_positions=self._max_positions,
+                on_bad_rows=args.on_bad_rows,
+                num_proc=args.dataset_num_proc,
+            )
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = list(COLUMNS)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of training batches, each of so many rows or, with ``max_tokens_per_batch``, of tokens.
+
+        Raises:
+            ValueError: the rows are a stream, and their lengths are needed.
+        """
+        if self.args.length_shares is not None and not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                "length_shares: needs the rows' lengths, which a stream does not have. Give a Dataset, or leave "
+                "length_shares out."
+            )
+        if self.args.max_tokens_per_batch is None:
+            return super().get_train_dataloader()
+        order: Any = self._get_train_sampler()
+        loader = load_by_tokens(
+            self.train_dataset,
+            order,
+            self.objective,
+            max_tokens=self.args.max_tokens_per_batch,
+            num_processes=self.accelerator.num_processes,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        # Each process gets as many batches; accelerate, which would see to it, needs batches of one size for that.
+        before, self.accelerator.even_batches = self.accelerator.even_batches, False
+        try:
+            return _on_host(self.accelerator.prepare(loader))
+        finally:
+            self.accelerator.even_batches = before
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        args: Any = self.args
+        if args.length_shares is None:
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        in_step = args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+        whole = args.max_steps * in_step if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(rows))
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return order_by_length(rows, args.length_shares, num_samples=whole, seed=seed)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        return _on_host(super()._get_dataloader(*args, **kwargs))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Leave a batch where it is: rows are arranged on the host, where their lengths are known, and then sent."""
+        return inputs
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Count the samples of an optimiser step, over its micro-batches and over processes."""
@@ -214,8 +312,8 @@ class ReadoutTrainer(ReadoutData):
         with record_function("rim_peft.rows"):
             layout = Layout(**{name: value for name, value in inputs.items() if name != "num_steps"})
             has_block = layout.block_ends >= 0
-            weights = self.block_weights(inputs["num_steps"], has_block.sum(dim=1), progress=progress)
-            layout = self.arrange(layout, weights)
+            weights = self.objective.weights(inputs["num_steps"], has_block.sum(dim=1), progress=progress)
+            layout = arrange_rows(self.args, layout, weights)
             self._new_tokens += int(layout.attention_mask.sum()) if is_training else 0
             labels = layout.labels()
             device = self.args.device
@@ -230,19 +328,6 @@ class ReadoutTrainer(ReadoutData):
         metrics: Any = self._sums["train" if is_training else "eval"]
         metrics.add(log_probs, is_top1, labels, weights, has_block.to(device))
         return (loss, outputs) if return_outputs else loss
-
-    def arrange(self, layout: Layout, weights: Tensor) -> Layout:
-        """Take readouts that weigh nothing out of the rows, and pack what is left if that is asked for.
-
-        Args:
-            layout: rows as the collator makes them.
-            weights: (D, K) loss weights of the samples' readouts.
-        """
-        layout = keep_readouts(layout, weights > 0)
-        multiple = int(self.args.pad_to_multiple_of or 1)
-        if self.args.pack_length is None and multiple == 1:
-            return layout
-        return pack_rows(layout, self.args.pack_length, multiple_of=multiple)
 
     def prediction_step(
         self,
@@ -290,3 +375,24 @@ class ReadoutTrainer(ReadoutData):
             output = output._replace(metrics=metrics)
         self._check_metric(output.metrics or {})
         return output
+
+
+def arrange_rows(args: ReadoutConfig, layout: Layout, weights: Tensor) -> Layout:
+    """Take readouts that weigh nothing out of the rows, and pack what is left if that is asked for.
+
+    Args:
+        args: the stage's options.
+        layout: rows as the collator makes them.
+        weights: (D, K) loss weights of the samples' readouts.
+    """
+    layout = keep_readouts(layout, weights > 0)
+    multiple = int(args.pad_to_multiple_of or 1)
+    if args.pack_length is None and multiple == 1:
+        return layout
+    return pack_rows(layout, args.pack_length, multiple_of=multiple)
+
+
+def _on_host(loader: DataLoader) -> DataLoader:
+    """Keep accelerate from sending batches to the device."""
+    vars(loader)["device"] = None
+    return loader

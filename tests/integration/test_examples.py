@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from rim_peft.data.preparation import prepare_dataset
 from rim_peft.data.tasks import get_task
 from rim_peft.demo import showcase
 from tests.conftest import build_tokenizer
 from tests.integration.test_demo import SHORT
+from tests.objectives import prepare_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ def test_a_task_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     questions = [set(rows["question"]) for rows in splits.values()]
     assert not questions[0] & questions[1]
     assert not questions[0] & questions[2]
-    prepared = prepare_dataset(splits["train"], build_tokenizer(), needs_steps=True, num_blocks=2, block_length=4)
+    prepared = prepare_rows(splits["train"], build_tokenizer(), needs_steps=True, num_blocks=2, block_length=4)
     assert len(prepared) == 20
     assert task.is_correct("132", "132")
     assert not task.is_correct("1325", "132")

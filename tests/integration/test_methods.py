@@ -26,6 +26,7 @@ from rim_peft.sequence import BlockTokens
 from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutConfig, CoconutTrainer
 from rim_peft.training.curriculum import check_stages
 from rim_peft.training.files import write_manifest
+from rim_peft.training.refinement import Refinement
 from tests.conftest import EOS_ID, build_base, build_rim, build_tokenizer
 from tests.integration.test_curriculum import _assert_equal, _weights
 from tests.integration.test_curriculum import train as train_both
@@ -124,17 +125,15 @@ BLOCKS = BlockTokens(begin=90, memory=91, end=92, block_size=2)
 
 
 def test_every_batch_draws_its_own_number_of_blocks() -> None:
-    def readouts(row: Any, *, num_blocks: int = 5) -> list[list[int]]:
-        return [row["answer_ids"]] * num_blocks
-
-    collator = ReadoutCollator(BLOCKS, pad_id=0, readouts=readouts, block_range=(2, 5), seed=1)
+    objective = Refinement(BLOCKS, num_blocks=5)
+    collator = ReadoutCollator(objective, pad_id=0, block_range=(2, 5), seed=1)
     rows = [{"prompt_ids": [1, n], "step_ids": [[2]], "answer_ids": [3, n]} for n in range(60)]
     counts = [collator(rows[n : n + 2])["block_ends"].shape[1] for n in range(59)]
     assert set(counts) == {2, 3, 4, 5}
     assert counts == [collator(rows[n : n + 2])["block_ends"].shape[1] for n in range(59)]
-    other = ReadoutCollator(BLOCKS, pad_id=0, readouts=readouts, block_range=(2, 5), seed=2)
+    other = ReadoutCollator(objective, pad_id=0, block_range=(2, 5), seed=2)
     assert counts != [other(rows[n : n + 2])["block_ends"].shape[1] for n in range(59)]
-    assert collator.count_tokens(rows[0]) == 2 + 5 * (4 + 2)
+    assert objective.num_tokens(rows[0]) == 2 + 5 * (4 + 2)
 
 
 def test_a_drawn_number_of_blocks_is_weighed_as_its_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -26,11 +26,11 @@ from trl import SFTConfig, SFTTrainer
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.collator import TokenizedRow
-from rim_peft.data.preparation import prepare_dataset
 from rim_peft.inference import read_blocks
 from rim_peft.training.compilation import CompiledLayers
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
+from tests.objectives import prepare_rows
 
 ROWS = [
     {"question": "2+3", "steps": ["2", "2+3=5"], "answer": "5"},
@@ -831,7 +831,7 @@ def test_tokens_that_the_base_has_no_rows_for_are_refused(make_trainer: MakeTrai
     for on_bad_rows in ("error", "drop"):
         with pytest.raises(ValueError, match=message):
             make_trainer(GroundingTrainer, build_rim(), rows=rows, processing_class=larger, on_bad_rows=on_bad_rows)
-    tokenized = prepare_dataset(
+    tokenized = prepare_rows(
         Dataset.from_list(rows), larger, needs_steps=True, num_blocks=2, block_length=3, max_length=None
     )
     with pytest.raises(ValueError, match=message):

@@ -17,10 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RiMConfig
-from rim_peft.training.baseline_config import BaselineConfig
-from rim_peft.training.baseline_trainer import BaselineTrainer
-from rim_peft.training.coconut_config import CoconutConfig
-from rim_peft.training.coconut_trainer import CoconutTrainer
+from rim_peft.training.baseline import BaselineConfig, BaselineTrainer
+from rim_peft.training.coconut import CoconutConfig, CoconutTrainer
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_stages
 from rim_peft.training.files import MANIFEST
 from rim_peft.training.finite import DivergedError

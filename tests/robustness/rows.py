@@ -13,9 +13,9 @@ from typing import Any
 import datasets
 
 from rim_peft.data.examples import BadRowsError
-from rim_peft.data.preparation import prepare_dataset
 from rim_peft.data.tasks import get_task
 from tests.conftest import VOCAB_SIZE, build_tokenizer
+from tests.objectives import prepare_rows
 from tests.robustness.judging import Case
 
 FEW_ROWS, MANY_ROWS = 30, 200
@@ -152,7 +152,7 @@ def _run(name: str, path: Path, size: int, *, drop: bool) -> str | None:
     if drop and bad == len(rows):
         return None
     try:
-        prepared = prepare_dataset(rows, tokenizer, on_bad_rows="drop" if drop else "error", **_OPTIONS)
+        prepared = prepare_rows(rows, tokenizer, on_bad_rows="drop" if drop else "error", **_OPTIONS)
     except BadRowsError as error:
         if drop or len(error.rows) < bad:
             return f"{len(error.rows)} rows were reported, {bad} are bad"

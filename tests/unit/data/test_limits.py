@@ -7,8 +7,14 @@ import pytest
 
 from rim_peft.data.examples import RowError
 from rim_peft.data.limits import Limits
+from rim_peft.data.objective import Objective
+from tests.objectives import make_objective
 
 ROW = {"question": "q", "steps": ["s"], "answer": "a"}
+
+
+def objective(needs_steps: bool, num_blocks: int) -> Objective:
+    return make_objective(needs_steps=needs_steps, num_blocks=num_blocks, block_length=3)
 
 
 def make_rows(count: int) -> list[Any]:
@@ -40,7 +46,7 @@ def test_no_row_that_fails_is_overlooked(needs_steps: bool, limit: str) -> None:
     table = make_table(rows)
     num_fails = 0
     for num_blocks, value in itertools.product((1, 2, 5), range(10, 80, 3)):
-        limits = Limits(needs_steps, num_blocks, 3, **{"max_length": None, "max_positions": None, limit: value})
+        limits = Limits(objective(needs_steps, num_blocks), **{"max_length": None, "max_positions": None, limit: value})
         suspects = limits.may_fail(table)
         source = [{**ROW, "steps": row["step_ids"] and ["s"]} for row in rows]
         fails = [limits.explain(*pair) is not None for pair in zip(source, rows, strict=True)]
@@ -53,14 +59,14 @@ def test_few_others_are_looked_at() -> None:
     # Stage 2's length is 4 + 2 * (3 + 1) = 12, known exactly. In stage 1, three steps of 2: 4 + 3 * 3 + 2 + 2 + 1 = 18
     # tokens, at the most 4 + 3 * (3 + 1) + 6 = 22.
     table = make_table([{"prompt_ids": [7] * 4, "step_ids": [[7, 7]] * 3, "answer_ids": [7]}] * 3)
-    assert not Limits(False, 2, 3, 12, None).may_fail(table).any()
-    assert Limits(False, 2, 3, 11, None).may_fail(table).all()
-    assert not Limits(True, 2, 3, 22, None).may_fail(table).any()
-    assert not Limits(True, 2, 3, None, None).may_fail(table).any()
+    assert not Limits(objective(False, 2), 12, None).may_fail(table).any()
+    assert Limits(objective(False, 2), 11, None).may_fail(table).all()
+    assert not Limits(objective(True, 2), 22, None).may_fail(table).any()
+    assert not Limits(objective(True, 2), None, None).may_fail(table).any()
 
 
 def test_a_rows_own_fault_comes_first_then_missing_steps_then_its_tokens() -> None:
-    first, second = [Limits(needs_steps, 1, 3, 5, None) for needs_steps in (True, False)]
+    first, second = [Limits(objective(needs_steps, 1), 5, None) for needs_steps in (True, False)]
     fault = RowError("holds EOS")
     assert first.explain({**ROW, "answer": "", "steps": None}, RowError("answer: is empty")) == (
         "answer: is empty (question: 'q')"

@@ -6,9 +6,10 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import BadRowsError, Example, Templates
-from rim_peft.data.preparation import COLUMNS, prepare_dataset
+from rim_peft.data.preparation import COLUMNS
 from rim_peft.data.tokenization import tokenize_example
 from tests.conftest import VOCAB_SIZE, build_tokenizer
+from tests.objectives import prepare_rows
 
 # Bytes are tokens: with EOS the prompt has 6 tokens ("2 * 3\n"), the steps 6 and 2, the answer 2.
 ROW = {"question": "2 * 3", "steps": ["2+2=4", "6"], "answer": "6"}
@@ -20,7 +21,7 @@ def prepare(rows: list[dict[str, Any]], *, stream: bool = False, **options: Any)
     dataset: Dataset | IterableDataset = Dataset.from_list(rows)
     if stream:
         dataset = dataset.to_iterable_dataset()
-    return list(prepare_dataset(dataset, build_tokenizer(), **{**LIMITS, **options}))
+    return list(prepare_rows(dataset, build_tokenizer(), **{**LIMITS, **options}))
 
 
 def make_rows(*names: str) -> list[dict[str, Any]]:
@@ -40,7 +41,7 @@ def test_rows_become_token_ids_and_nothing_else(stream: bool, tokenizer: PreTrai
 def test_the_columns_are_known_beforehand(stream: bool, tokenizer: PreTrainedTokenizerFast) -> None:
     dataset: Dataset | IterableDataset = Dataset.from_list([ROW])
     dataset = dataset.to_iterable_dataset() if stream else dataset
-    assert tuple(prepare_dataset(dataset, tokenizer, **LIMITS).column_names) == COLUMNS
+    assert tuple(prepare_rows(dataset, tokenizer, **LIMITS).column_names) == COLUMNS
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -143,7 +144,7 @@ def test_dropping_every_row_is_an_error() -> None:
 
 def test_a_stream_raises_when_the_row_is_reached(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [*make_rows("a", "b"), {**ROW, "answer": ""}]
-    stream = iter(prepare_dataset(Dataset.from_list(rows).to_iterable_dataset(), tokenizer, **LIMITS))
+    stream = iter(prepare_rows(Dataset.from_list(rows).to_iterable_dataset(), tokenizer, **LIMITS))
     assert [tokenizer.decode(next(stream)["prompt_ids"]) for _ in "ab"] == ["a\n", "b\n"]
     with pytest.raises(BadRowsError, match="row 2: answer: is empty"):
         next(stream)
@@ -151,7 +152,7 @@ def test_a_stream_raises_when_the_row_is_reached(tokenizer: PreTrainedTokenizerF
 
 def test_a_stream_logs_ten_rows_then_the_growing_count(caplog: pytest.LogCaptureFixture) -> None:
     dataset = Dataset.from_list([ROW, *[{**ROW, "answer": ""}] * 20]).to_iterable_dataset()
-    stream = prepare_dataset(dataset, build_tokenizer(), **LIMITS, on_bad_rows="drop")
+    stream = prepare_rows(dataset, build_tokenizer(), **LIMITS, on_bad_rows="drop")
     for _ in range(2):  # the second pass counts anew
         caplog.clear()
         assert len(list(stream)) == 1
@@ -191,14 +192,14 @@ def test_positions_are_those_of_the_furthest_readout(row: dict[str, Any], num_bl
 
 def test_nothing_is_cut_at_the_tokenizers_own_length() -> None:
     tokenizer = build_tokenizer(model_max_length=5)
-    (row,) = prepare_dataset(Dataset.from_list([{**ROW, "question": "x" * 50}]), tokenizer, **LIMITS)
+    (row,) = prepare_rows(Dataset.from_list([{**ROW, "question": "x" * 50}]), tokenizer, **LIMITS)
     assert len(row["prompt_ids"]) == 51
 
 
 def test_the_same_call_has_the_same_fingerprint(tokenizer: PreTrainedTokenizerFast) -> None:
     dataset = Dataset.from_list([ROW])
-    first, again = [prepare_dataset(dataset, build_tokenizer(), **LIMITS)._fingerprint for _ in range(2)]
-    other = prepare_dataset(dataset, tokenizer, **LIMITS, templates=Templates(step="{step}."))._fingerprint
+    first, again = [prepare_rows(dataset, build_tokenizer(), **LIMITS)._fingerprint for _ in range(2)]
+    other = prepare_rows(dataset, tokenizer, **LIMITS, templates=Templates(step="{step}."))._fingerprint
     assert first == again != other
 
 
@@ -212,24 +213,24 @@ def test_the_same_call_has_the_same_fingerprint(tokenizer: PreTrainedTokenizerFa
 )
 def test_refuses_what_is_no_split_with_rows(dataset: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        prepare_dataset(dataset, build_tokenizer(), **LIMITS, **options)
+        prepare_rows(dataset, build_tokenizer(), **LIMITS, **options)
 
 
 @pytest.mark.parametrize("format", ["numpy", "torch", "arrow"])
 def test_a_format_does_not_matter(format: str, tokenizer: PreTrainedTokenizerFast) -> None:
     dataset = Dataset.from_list([ROW, {**ROW, "answer": ""}]).with_format(format)
-    assert list(prepare_dataset(dataset, tokenizer, **LIMITS, on_bad_rows="drop")) == prepare([ROW])
+    assert list(prepare_rows(dataset, tokenizer, **LIMITS, on_bad_rows="drop")) == prepare([ROW])
 
 
 def test_refuses_a_transform(tokenizer: PreTrainedTokenizerFast) -> None:
     dataset = Dataset.from_list([ROW]).with_transform(lambda batch: batch)
     with pytest.raises(ValueError, match=r"dataset: must have no transform, got one.*Apply it with dataset\.map"):
-        prepare_dataset(dataset, tokenizer, **LIMITS)
+        prepare_rows(dataset, tokenizer, **LIMITS)
 
 
 def test_needs_an_eos_token() -> None:
     with pytest.raises(ValueError, match="tokenizer: must have an EOS token"):
-        prepare_dataset(Dataset.from_list([ROW]), build_tokenizer(eos_token=None), **LIMITS)
+        prepare_rows(Dataset.from_list([ROW]), build_tokenizer(eos_token=None), **LIMITS)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -242,8 +243,8 @@ def test_ids_beyond_the_base_are_no_bad_rows_but_a_wrong_tokenizer(change: dict[
     for _ in range(2):  # the second time from the cache
         with pytest.raises(ValueError, match=rf"row 1: tokens must have ids below {VOCAB_SIZE}.*'<think>'"):
             list(
-                prepare_dataset(
+                prepare_rows(
                     rows.to_iterable_dataset() if stream else rows, tokenizer, vocab_size=VOCAB_SIZE, **options
                 )
             )
-    assert len(prepare_dataset(rows, tokenizer, vocab_size=VOCAB_SIZE + 1, **options)) == 2
+    assert len(prepare_rows(rows, tokenizer, vocab_size=VOCAB_SIZE + 1, **options)) == 2

@@ -6,9 +6,9 @@ import pytest
 
 from rim_peft.data.examples import BadRowsError
 from rim_peft.data.holdout import hold_out, shared_questions
-from rim_peft.data.preparation import prepare_dataset
 from rim_peft.data.tasks import get_task
 from tests.conftest import build_tokenizer
+from tests.objectives import prepare_rows
 from tests.unit.data.conftest import DATA_DIR
 
 
@@ -75,15 +75,15 @@ def test_prosqa_trains_on_a_part_of_its_validation_file() -> None:
 def test_rows_without_equations_are_bad_in_stage_1_alone(streaming: bool) -> None:
     rows = get_task("gsm8k").load("train", path=str(DATA_DIR / "gsm8k"), streaming=streaming)
     with pytest.raises(BadRowsError, match="row 28: steps: there are none"):
-        list(prepare_dataset(rows, build_tokenizer(), needs_steps=True, num_blocks=0, block_length=4))
+        list(prepare_rows(rows, build_tokenizer(), needs_steps=True, num_blocks=0, block_length=4))
 
 
 def test_rows_without_equations_can_be_dropped_or_kept() -> None:
     rows = get_task("gsm8k").load("train", path=str(DATA_DIR / "gsm8k"))
-    grounding = prepare_dataset(
+    grounding = prepare_rows(
         rows, build_tokenizer(), needs_steps=True, num_blocks=0, block_length=4, on_bad_rows="drop"
     )
-    refinement = prepare_dataset(rows, build_tokenizer(), needs_steps=False, num_blocks=8, block_length=4)
+    refinement = prepare_rows(rows, build_tokenizer(), needs_steps=False, num_blocks=8, block_length=4)
     assert (len(grounding), len(refinement)) == (6858, 6948)
 
 

@@ -14,8 +14,8 @@ from datasets import Dataset
 
 from rim_peft.cli.main import main
 from rim_peft.data import stored
-from rim_peft.data.preparation import prepare_dataset
 from tests.conftest import build_tokenizer
+from tests.objectives import prepare_rows
 
 DAY = 24 * 60 * 60
 
@@ -80,7 +80,7 @@ def test_what_any_process_uses_stays(folder: Path) -> None:
 def test_a_table_that_is_used_again_counts_as_new_and_is_held(folder: Path) -> None:
     rows = Dataset.from_list([{"question": "1 + 1", "steps": ["2"], "answer": "2"}])
     for _ in range(2):
-        prepare_dataset(rows, build_tokenizer(), needs_steps=True, num_blocks=0, block_length=4)
+        prepare_rows(rows, build_tokenizer(), needs_steps=True, num_blocks=0, block_length=4)
         (file,) = folder.iterdir()
         assert file.stat().st_mtime > time.time() - 60
         os.utime(file, (0, 0))

@@ -15,9 +15,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import BadRowsError, Templates
-from rim_peft.data.preparation import prepare_dataset
 from rim_peft.data.tasks import get_task
 from tests.conftest import build_tokenizer
+from tests.objectives import prepare_rows
 from tests.unit.data.conftest import WriteRows, build_wrapping_tokenizer
 
 ROWS: list[dict[str, Any]] = [
@@ -45,7 +45,7 @@ def prepare(
 ) -> list[Any]:
     """Prepare rows for the first stage, and return the result as rows."""
     dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
-    return list(prepare_dataset(dataset, tokenizer or build_tokenizer(), **{**STAGES[0], **options}))
+    return list(prepare_rows(dataset, tokenizer or build_tokenizer(), **{**STAGES[0], **options}))
 
 
 def prepare_anew(rows: list[dict[str, Any]] | Dataset, **options: Any) -> list[Any]:
@@ -65,7 +65,7 @@ def test_the_second_stage_does_not_tokenise_again(texts: list[str]) -> None:
 
 def test_both_stages_share_one_file_named_by_a_hash(cache: Path) -> None:
     for stage in STAGES:
-        prepared = prepare_dataset(Dataset.from_list(ROWS), build_tokenizer(), **stage)
+        prepared = prepare_rows(Dataset.from_list(ROWS), build_tokenizer(), **stage)
     (file,) = (cache / "rim_peft").iterdir()
     assert [entry["filename"] for entry in prepared.cache_files] == [str(file)]  # mapped, not in memory
     assert file.suffix == ".arrow"

@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 
 from rim_peft import GroundingConfig, RefinementConfig, RiMConfig
+from rim_peft.data.objective import Objective
 from rim_peft.run.lengths import count_batches, count_steps, find_largest_batch, find_unreadable, lay_out, stated_row
 from rim_peft.training import BaselineConfig, BaselineTrainer, GroundingTrainer, RefinementTrainer
 from tests.conftest import build_rim, build_tokenizer
@@ -34,21 +35,24 @@ def options(**values: Any) -> Any:
     return SimpleNamespace(**{**defaults, **values})
 
 
-def trainer_of(kind: Any, config: Any, **values: Any) -> Any:
+def objective_of(kind: Any, config: Any, **values: Any) -> tuple[Objective, Any]:
     args = config("unused", use_cpu=True, report_to="none", **values)
-    return kind.without_model(args, RiMConfig(num_blocks=3, first_memory_id=300), build_tokenizer())
+    return kind.objective_of(args, RiMConfig(num_blocks=3, first_memory_id=300), build_tokenizer()), args
 
 
 def test_rows_are_as_long_as_the_trainer_lays_them_out() -> None:
     grounding = lay_out(
-        trainer_of(GroundingTrainer, GroundingConfig), Dataset.from_list(ROWS), build_tokenizer(), max_positions=None
+        *objective_of(GroundingTrainer, GroundingConfig), Dataset.from_list(ROWS), build_tokenizer(), max_positions=None
     )
     # A prompt has a newline, a block four tokens, each text EOS. Readouts: step 2, answer, answer; the answer thrice.
     assert grounding.lengths == [3 + 3 * 4 + 3 + 2 + 2, 5 + 3 * 4 + 3 * 3]
     assert [index for index, _ in grounding.bad] == [2]
     assert "steps: there are none" in grounding.bad[0][1]
     refinement = lay_out(
-        trainer_of(RefinementTrainer, RefinementConfig), Dataset.from_list(ROWS), build_tokenizer(), max_positions=None
+        *objective_of(RefinementTrainer, RefinementConfig),
+        Dataset.from_list(ROWS),
+        build_tokenizer(),
+        max_positions=None,
     )
     assert refinement.lengths == [3 + 3 * (4 + 2), 5 + 3 * (4 + 3), 2 + 3 * (4 + 2)]
     assert refinement.bad == ()
@@ -56,7 +60,7 @@ def test_rows_are_as_long_as_the_trainer_lays_them_out() -> None:
 
 def test_rows_beyond_the_bases_positions_are_bad() -> None:
     found = lay_out(
-        trainer_of(RefinementTrainer, RefinementConfig), Dataset.from_list(ROWS), build_tokenizer(), max_positions=19
+        *objective_of(RefinementTrainer, RefinementConfig), Dataset.from_list(ROWS), build_tokenizer(), max_positions=19
     )
     assert [index for index, _ in found.bad] == [1]
     assert "the model has 19" in found.bad[0][1]
@@ -75,14 +79,14 @@ def test_rows_beyond_the_bases_positions_are_bad() -> None:
 )
 @pytest.mark.parametrize("length", [36, 50, 200])
 def test_a_stated_row_is_as_long_as_stated(kind: Any, config: Any, values: Any, length: int) -> None:
-    trainer = trainer_of(kind, config, **values)
-    row = stated_row(trainer, length, num_blocks=3)
+    objective, _ = objective_of(kind, config, **values)
+    row = stated_row(objective, length, num_blocks=3)
     assert len(row["prompt_ids"]) >= 1
-    assert trainer.make_collator(pad_id=0).count_tokens(row) == length
+    assert objective.num_tokens(row) == length
 
 
 def test_a_row_that_its_blocks_exceed_has_a_prompt_of_one_token() -> None:
-    row = stated_row(trainer_of(RefinementTrainer, RefinementConfig), 5, num_blocks=3)
+    row = stated_row(objective_of(RefinementTrainer, RefinementConfig)[0], 5, num_blocks=3)
     assert (len(row["prompt_ids"]), len(row["answer_ids"])) == (1, 1)
 
 

@@ -43,9 +43,9 @@ def look(
 ) -> tuple[BatchSize, PeakMemory]:
     model, config = model or attach()
     options = args("unused", use_cpu=True, report_to="none", **{"gradient_checkpointing": False, **values})
-    trainer = kind.without_model(options, config)
-    rows = [stated_row(trainer, 60, num_blocks=K)] * 4
-    return estimate(model, trainer, rows, autocast=None, device=device)
+    objective = kind.objective_of(options, config)
+    rows = [stated_row(objective, 60, num_blocks=K)] * 4
+    return estimate(model, objective, options, rows, autocast=None, device=device)
 
 
 @pytest.fixture(scope="module")

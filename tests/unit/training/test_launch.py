@@ -12,10 +12,10 @@ from accelerate.commands.launch import launch_command_parser
 
 from rim_peft import GroundingConfig, RefinementConfig
 from rim_peft.training import launch
-from rim_peft.training.coconut_trainer import CoconutTrainer
+from rim_peft.training.coconut import CoconutTrainer
 from rim_peft.training.launch import check_launch
 from rim_peft.training.readout_config import ReadoutConfig
-from rim_peft.training.refinement_trainer import RefinementTrainer
+from rim_peft.training.refinement import RefinementTrainer
 
 CONFIGS = sorted((Path(__file__).parents[3] / "recipes" / "accelerate").glob("*.yaml"))
 

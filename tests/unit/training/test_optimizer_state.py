@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bitsandbytes.optim import GlobalOptimManager
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -33,6 +34,7 @@ SHAPES = [(64, 128), (8, 16), (40,)]  # the first is large enough for 8-bit stat
     ],
 )
 def test_it_is_what_the_optimiser_keeps(optim: str, options: str | None) -> None:
+    GlobalOptimManager.get_instance().initialize()  # it knows parameters of other tests by where they lay in memory
     args = TrainingArguments("unused", optim=optim, optim_args=options, use_cpu=True, report_to="none")
     optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
     parameters = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]

@@ -8,9 +8,9 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from rim_peft.data.examples import BadRowsError, Example
-from rim_peft.data.preparation import prepare_dataset
 from rim_peft.data.tasks import TASKS, Task, get_task
 from tests.conftest import build_tokenizer
+from tests.objectives import prepare_rows
 from tests.unit.data.conftest import WriteRows
 
 ROWS: list[dict[str, Any]] = [{"question": f"{n} + 1?", "steps": [f"{n}+1"], "answer": str(n + 1)} for n in range(300)]
@@ -138,8 +138,8 @@ def test_bad_rows_are_reported_when_they_are_prepared(tmp_path: Path, streaming:
     rows = Plain().load("test", path=str(tmp_path), streaming=streaming)
     options: dict[str, Any] = {"needs_steps": True, "num_blocks": 0, "block_length": 4}
     with pytest.raises(BadRowsError, match=r"row 1: test\.jsonl line 2: not valid JSON"):
-        list(prepare_dataset(rows, build_tokenizer(), **options))
-    assert len(list(prepare_dataset(rows, build_tokenizer(), **options, on_bad_rows="drop"))) == 2
+        list(prepare_rows(rows, build_tokenizer(), **options))
+    assert len(list(prepare_rows(rows, build_tokenizer(), **options, on_bad_rows="drop"))) == 2
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,0 +1,247 @@
+"""Coconut: steps replaced by continuous thoughts, stage by stage. Source: arXiv 2412.06769."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.profiler import record_function
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+
+from rim_peft.data.coconut import CoconutCollator, count_longest, cut_texts
+from rim_peft.data.collator import TokenizedRow, chain_parts
+from rim_peft.data.objective import Objective, list_lengths, step_lengths
+from rim_peft.sequence import IGNORE_INDEX
+from rim_peft.training.baseline import WrittenChain, separator_of
+from rim_peft.training.head import run_head
+from rim_peft.training.metrics import TextMetrics
+from rim_peft.training.readout_config import ReadoutConfig, are_shares, check_share
+from rim_peft.training.readout_trainer import ReadoutTrainer
+from rim_peft.training.schedules import phase_at
+from rim_peft.tuner.config import RiMConfig
+from rim_peft.tuner.thoughts import check_thinks, think
+from rim_peft.values import Range, check_ranges
+
+_REFUSED: dict[str, Any] = {
+    "block_range": None,
+    "pack_length": None,
+    "max_tokens_per_batch": None,
+    "pad_to_multiple_of": None,
+    "compile_layers": False,
+    "gradient_checkpointing": False,
+}
+
+
+@dataclass
+class CoconutConfig(ReadoutConfig):
+    """Options of :class:`CoconutTrainer`.
+
+    Stage ``k`` writes the chain without its first ``k`` steps, behind ``k · thoughts_per_step`` thoughts; the last
+    stage, ``num_stages``, the answer alone. ``step_template`` and ``answer_template`` write the chain's parts.
+    """
+
+    num_stages: int = field(
+        default=3,
+        metadata={
+            "help": "Stages after stage 0, which is a plain chain of thought: stage k has thoughts for the first k "
+            "steps, the last stage for all of them."
+        },
+    )
+    thoughts_per_step: int = field(
+        default=1, metadata={"help": "Continuous thoughts that replace a step; the paper has 2 for GSM8K."}
+    )
+    stage_shares: list[float] | None = field(
+        default=None,
+        metadata={"help": "Share of the training that each stage takes, stage 0 first, in sum 1; equal if not set."},
+    )
+    mix_share: float = field(
+        default=0.0,
+        metadata={"help": "Share of the steps, in [0, 1), that train a stage drawn from all of them, not the current."},
+    )
+    reset_optimizer: bool = field(
+        default=True, metadata={"help": "Forget the optimiser's state where a stage begins, as the paper does."}
+    )
+    step_separator: str = field(default="\n", metadata={"help": "Text behind each step of a written chain."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Must stay off: a thought needs the cache of the passes before."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ValueError: one is out of range, or cannot be had with thoughts.
+        """
+        super().__post_init__()
+        for name, needed in _REFUSED.items():
+            if (value := getattr(self, name)) != needed:
+                raise ValueError(
+                    f"{name}: must stay {needed!r} for Coconut, got {value!r}: its thoughts take one pass after the "
+                    "other on a cache. Remove it."
+                )
+        for name in ("num_stages", "thoughts_per_step"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: must be an integer of at least 1, got {value!r}.")
+        check_ranges(self, dict.fromkeys(("num_stages", "thoughts_per_step"), Range(1, 1000)))
+        check_share("mix_share", self.mix_share)
+        shares = self.stage_shares
+        if shares is not None and not (are_shares(shares) and len(shares) == self.num_stages + 1):
+            raise ValueError(
+                f"stage_shares: must be num_stages + 1 = {self.num_stages + 1} shares that sum to 1, the last one not "
+                f"0, got {shares!r}."
+            )
+
+    @property
+    def num_thoughts(self) -> int:
+        """Thoughts of the last stage, with which a trained model answers."""
+        return self.num_stages * self.thoughts_per_step
+
+    def stage_at(self, progress: float) -> int:
+        """Return the stage at a share of the training, in [0, 1]."""
+        return phase_at(progress, self.stage_shares or [1 / (self.num_stages + 1)] * (self.num_stages + 1))
+
+
+@dataclass(frozen=True)
+class Thoughts(WrittenChain):
+    """The chain that is written after thoughts, which take the place of its first steps; ``num_blocks`` is the stages.
+
+    Attributes:
+        thoughts_per_step: thoughts that replace a step.
+    """
+
+    thoughts_per_step: int = 1
+
+    @property
+    def trains_memory(self) -> bool:
+        """``<b>`` and ``</b>`` stand around the thoughts."""
+        return True
+
+    def readouts(self, row: TokenizedRow, *, num_blocks: int | None = None) -> list[list[int]]:
+        """Return the parts of the whole chain."""
+        return chain_parts(row, separator_ids=self.separator_ids)
+
+    def collator(self, **options: Any) -> CoconutCollator:
+        """Return what makes batches of prompts and chains."""
+        return CoconutCollator(self.readouts, pad_id=options["pad_id"])
+
+    def num_tokens(self, row: TokenizedRow) -> int:
+        """Count the tokens that a row takes at the stage where it takes most."""
+        return count_longest(
+            row,
+            separator_ids=self.separator_ids,
+            thoughts_per_step=self.thoughts_per_step,
+            num_stages=self.num_blocks,
+        )
+
+    def num_positions(self, row: TokenizedRow) -> int:
+        """Count the positions that a row needs: one for each token."""
+        return self.num_tokens(row)
+
+    def most_tokens(self, rows: pa.Table) -> NDArray[np.int64]:
+        """Return the tokens that rows do not exceed: the whole chain behind all thoughts."""
+        steps, separators = step_lengths(rows), list_lengths(rows["step_ids"]) * len(self.separator_ids)
+        text = steps + separators + list_lengths(rows["answer_ids"])
+        return list_lengths(rows["prompt_ids"]) + 2 + self.num_blocks * self.thoughts_per_step + text
+
+
+class CoconutTrainer(ReadoutTrainer):
+    """Trains ``- log p(r_{k+1} ... r_T, y | x, <b>, c·k thoughts, </b>)``, stage by stage ``k``.
+
+    All stages are one training: the stage follows from the step. Every row of a batch has as many thoughts, also one
+    with fewer steps than ``k``. ``<m>``'s row and ``num_blocks`` of the adapter are not used. Rows must have steps. The
+    evaluation loss is that of the last stage throughout. See :class:`ReadoutTrainer` for the arguments.
+
+    Source: arXiv 2412.06769.
+    """
+
+    config_class = CoconutConfig
+    least_blocks = 0
+    trains_sharded = False
+    metrics_class = TextMetrics
+    args: CoconutConfig
+    _name = "Coconut"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_thinks(self.model)
+        self._last_stage = 0  # that was trained
+        if self.args.reset_optimizer:
+            self.add_callback(_ResetOptimizer())
+
+    @classmethod
+    def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
+        """Return what is trained of a row."""
+        separator_ids = separator_of(args, config, tokenizer)
+        return Thoughts(config.block_tokens, args.num_stages, separator_ids, args.thoughts_per_step)
+
+    def stage(self, step: int) -> int:
+        """Return the stage that an optimiser step, counted from 0, trains: the current one, or one drawn from all."""
+        args = self.args
+        random = torch.Generator().manual_seed(args.seed * 1_000_003 + step)  # of the step alone, for resuming
+        if args.mix_share and float(torch.rand((), generator=random)) < args.mix_share:
+            return int(torch.randint(args.num_stages + 1, (), generator=random))
+        return args.stage_at(step / max(1, self.state.max_steps))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """Return a stage's loss for a batch, in nats per sample: the current stage's, in evaluation the last one's."""
+        mode = "train" if self.model.training else "eval"
+        args = self.args
+        stage = self.stage(self.state.global_step) if mode == "train" else args.num_stages
+        num_thoughts = stage * args.thoughts_per_step
+        labels = cut_texts(inputs, stage if stage < args.num_stages else None)
+        if mode == "train":
+            self._last_stage = stage
+            num_tokens = int(inputs["attention_mask"].sum() + (labels != IGNORE_INDEX).sum())
+            self._new_tokens += num_tokens + len(labels) * (2 + num_thoughts)
+        prompt_ids, mask, labels = (
+            tensor.to(args.device) for tensor in (inputs["input_ids"], inputs["attention_mask"], labels)
+        )
+        rim: Any = self.accelerator.unwrap_model(model)
+        with record_function("rim_peft.thoughts"), self.accelerator.autocast():
+            thoughts = think(rim, prompt_ids, mask, num_thoughts=num_thoughts)
+        with record_function("rim_peft.forward"):
+            end = labels.new_full((len(labels), 1), self._rim_config.block_tokens.end)
+            # `</b>` predicts the first token of the text, and the last one predicts nothing.
+            text_ids = torch.cat([end, labels[:, :-1].clamp(min=0)], dim=1)
+            is_label = labels != IGNORE_INDEX
+            text = thoughts.followed_by(rim.get_base_model(), text_ids, is_label.long())
+            no_label = labels.new_full(thoughts.last.shape[:2], IGNORE_INDEX)
+            outputs = run_head(model, torch.cat([no_label, labels], dim=1), head=self._head, **text)
+        metrics: Any = self._sums[mode]
+        metrics.add(outputs.is_top1[:, -labels.shape[1] :], is_label)
+        loss = -outputs.log_probs.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None:
+            # The count is that of all processes, whose gradients are averaged.
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def figures(self, mode: str) -> dict[str, float]:
+        """Return the share of tokens that were the likeliest and, in training, the last step's stage."""
+        figures = super().figures(mode)
+        return {**figures, "stage": float(self._last_stage)} if mode == "train" else figures
+
+
+class _ResetOptimizer(TrainerCallback):
+    """Forgets the optimiser's state where a stage begins: known from the step alone, so that resuming is exact."""
+
+    def on_step_begin(
+        self, args: CoconutConfig, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Clear the state if the step before was another stage's."""
+        before, now = (
+            args.stage_at(max(0, step) / state.max_steps) for step in (state.global_step - 1, state.global_step)
+        )
+        if before != now:
+            optimizer.state.clear()

@@ -1,0 +1,129 @@
+"""Stage 1, explicit grounding: each block's readout is the next reasoning step. Source: arXiv 2605.30343."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from rim_peft.data.collator import TokenizedRow
+from rim_peft.data.objective import Objective, list_lengths, step_lengths
+from rim_peft.training.readout_config import ReadoutConfig, check_share
+from rim_peft.training.readout_trainer import ReadoutTrainer
+from rim_peft.training.schedules import SCHEDULES, grounding_weights, phase_at
+from rim_peft.tuner.config import RiMConfig
+
+
+@dataclass
+class GroundingConfig(ReadoutConfig):
+    """Options of :class:`GroundingTrainer`."""
+
+    schedule: str = field(
+        default="relative",
+        metadata={
+            "help": "How the weight of block t's readout runs over the stage: 'relative' falls from 1 to 0, early "
+            "blocks first; 'linear' stays t/T; 'uniform' stays 1.",
+            "choices": list(SCHEDULES),
+        },
+    )
+    hold: float = field(
+        default=0.0,
+        metadata={"help": "Share of the stage, in [0, 1), during which 'relative' stays at 1 before it falls."},
+    )
+    trailing_blocks: bool = field(
+        default=True,
+        metadata={
+            "help": "Give every sample at least the adapter's num_blocks blocks, and let each block from T on read "
+            "out the answer. Without it (the paper's way) a sample has one block per step."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ValueError: an unknown schedule, or ``hold`` out of range.
+        """
+        super().__post_init__()
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule: must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}.")
+        check_share("hold", self.hold)
+        if self.block_range is not None and not self.trailing_blocks:
+            raise ValueError(
+                f"block_range: must be null without trailing_blocks, got {self.block_range!r}: a sample has one block "
+                "for each of its steps then."
+            )
+        if self.hold and self.schedule != "relative":
+            raise ValueError(f"hold: only 'relative' falls, so hold must be 0 with schedule={self.schedule!r}.")
+
+
+@dataclass(frozen=True)
+class Grounding(Objective):
+    """After block ``t`` the next step ``r_{t+1}``, after block ``T`` and trailing blocks the answer; ``lambda_t(s)``.
+
+    A row has a block for each of its steps, and ``num_blocks`` at the least.
+
+    >>> from rim_peft.sequence import BlockTokens
+    >>> row = {"prompt_ids": [1], "step_ids": [[2], [3]], "answer_ids": [4]}
+    >>> Grounding(BlockTokens(90, 91, 92, 2), num_blocks=0).readouts(row)
+    [[3], [4]]
+    >>> Grounding(BlockTokens(90, 91, 92, 2), num_blocks=4).readouts(row)
+    [[3], [4], [4], [4]]
+
+    Attributes:
+        schedule: how ``lambda_t(s)`` runs, one of ``SCHEDULES``.
+        hold: share of the stage during which it stays at 1.
+        length_shares: shares of the stage in which rows have at most 1, 2, ... steps, and as many blocks.
+    """
+
+    schedule: str = "relative"
+    hold: float = 0.0
+    length_shares: tuple[float, ...] | None = None
+
+    needs_steps: ClassVar[bool] = True
+
+    def readouts(self, row: TokenizedRow, *, num_blocks: int | None = None) -> list[list[int]]:
+        """Return the steps from the second on, then the answer once or, with trailing blocks, to the last block."""
+        readouts = [*row["step_ids"][1:], row["answer_ids"]]
+        trailing = (self.num_blocks if num_blocks is None else num_blocks) - len(readouts)
+        return readouts + [row["answer_ids"]] * trailing
+
+    def weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None) -> Tensor:
+        """Return ``lambda_t(s)``; in a curriculum's phase of short chains, 0 for blocks beyond the longest of them."""
+        shares = self.length_shares
+        phase = None if shares is None or progress is None else phase_at(progress, shares)
+        used = num_blocks
+        if shares is not None and phase is not None and phase + 1 < len(shares):
+            used = torch.minimum(num_blocks, num_steps.clamp(min=phase + 1))
+        weights = grounding_weights(num_steps, used, progress=progress or 0.0, schedule=self.schedule, hold=self.hold)
+        return functional.pad(weights, (0, int(num_blocks.max()) - weights.shape[1]))
+
+    def most_tokens(self, rows: pa.Table) -> NDArray[np.int64]:
+        """Return the tokens that rows do not exceed: no step is read out twice."""
+        num_blocks = np.maximum(list_lengths(rows["step_ids"]), self.num_blocks)
+        longest = num_blocks * (self.blocks.length + list_lengths(rows["answer_ids"]))
+        return list_lengths(rows["prompt_ids"]) + step_lengths(rows) + longest
+
+
+class GroundingTrainer(ReadoutTrainer):
+    """Trains ``L1 = - sum_t lambda_t(s) · log p(r_{t+1} | x, m_<=t)``, where ``r_{T+1}`` is the answer.
+
+    Rows must have steps. See :class:`ReadoutTrainer` for the arguments.
+    """
+
+    config_class = GroundingConfig
+    args: GroundingConfig
+
+    @classmethod
+    def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
+        """Return what the stage trains of a row: with trailing blocks at least the adapter's blocks."""
+        shares = None if args.length_shares is None else tuple(args.length_shares)
+        num_blocks = args.most_blocks(config) if args.trailing_blocks else 0
+        return Grounding(config.block_tokens, num_blocks, args.schedule, args.hold, shares)
