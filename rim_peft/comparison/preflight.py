@@ -12,9 +12,9 @@ from typing import Any
 from rim_peft.comparison.checking import KEEP_TOKENS, check_runs
 from rim_peft.comparison.plan import plan_runs, run_recipe
 from rim_peft.comparison.reading import load_comparison
+from rim_peft.methods import METHODS
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.recipe.reading import read_mapping
-from rim_peft.recipe.sections import METHODS
 from rim_peft.recipe.snapshot import resolve
 from rim_peft.run.findings import RunFindings
 from rim_peft.run.preflight import Preflight
@@ -107,6 +107,6 @@ def _key(recipe: Recipe) -> str:
         stage: {key: value for key, value in values[stage].items() if key not in _NOT_MEMORY and "_steps" not in key}
         for stage in recipe.stages
     }
-    others = {stage for names in METHODS.values() for stage in names}
+    others = {stage for method in METHODS.values() for stage in method.stages}
     kept = {key: value for key, value in values.items() if key not in {*others, "output_dir", "seed", "evaluation"}}
     return json.dumps({**kept, **stages}, sort_keys=True)

@@ -13,8 +13,8 @@ from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.sections import Comparison, RowsOptions
 from rim_peft.data.examples import Example
 from rim_peft.data.tasks import Task, get_task
+from rim_peft.methods import METHODS
 from rim_peft.recipe import DataOptions, Recipe
-from rim_peft.recipe.sections import METHODS
 from rim_peft.recipe.snapshot import resolve
 from rim_peft.run.base import locate_base
 from rim_peft.run.rows import fingerprint, load_rows, read_examples
@@ -68,7 +68,7 @@ class JudgedRows:
 def recipe_hash(recipe: Recipe) -> str:
     """Return a SHA-256 of what a recipe's method reads of it, wherever its folder lies."""
     values = resolve(recipe)
-    others = {stage for stages in METHODS.values() for stage in stages} - set(recipe.stages)
+    others = {stage for method in METHODS.values() for stage in method.stages} - set(recipe.stages)
     kept = {key: value for key, value in values.items() if key not in {*others, "output_dir", "resume"}}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

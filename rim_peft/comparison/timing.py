@@ -16,9 +16,10 @@ from rim_peft.data.examples import Example
 from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.data.tokenization import padding_id
 from rim_peft.evaluation.latency import measure_latency
-from rim_peft.evaluation.ways import Way, by_generate, by_thoughts, count_behind
+from rim_peft.evaluation.ways import Way
+from rim_peft.methods import get_method
 from rim_peft.recipe import Recipe
-from rim_peft.run import Run, load_run
+from rim_peft.run import load_run
 from rim_peft.run.record import describe_hardware
 from rim_peft.training.files import write_text
 from rim_peft.tuner.config import active_config
@@ -89,22 +90,12 @@ def _way(planned: PlannedRun, recipe: Recipe, examples: Sequence[Example]) -> Wa
     prompts = tokenize_prompts(
         [example.question for example in examples], run.tokenizer, run.templates, vocab_size=first_memory_id
     )
-    eos_id, longest = run.tokenizer.eos_token_id, recipe.evaluation.max_new_tokens
-    if recipe.method == "coconut":
-        return by_thoughts(
-            planned.name, prompts, run.model, num_thoughts=_thoughts(run), eos_id=eos_id, max_new_tokens=longest
-        )
-    separator = run.answering.get("separator")
-    return by_generate(
+    return get_method(recipe.method).way(
         planned.name,
         prompts,
         run.model,
-        eos_id=eos_id,
+        run.tokenizer,
         pad_id=padding_id(run.tokenizer, first_memory_id),
-        max_new_tokens=longest,
-        answer_tokens=None if separator is None else count_behind(run.tokenizer, separator),
+        max_new_tokens=recipe.evaluation.max_new_tokens,
+        answering=run.answering,
     )
-
-
-def _thoughts(run: Run) -> int:
-    return int(run.answering["answer"].num_thoughts)

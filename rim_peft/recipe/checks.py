@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers.activations import ACT2FN
 
+from rim_peft.methods import METHODS, STAGES
 from rim_peft.recipe.conversion import hints_of
-from rim_peft.recipe.keys import SET_ELSEWHERE, STAGES, option_names, section_class
+from rim_peft.recipe.keys import SET_ELSEWHERE, option_names, section_class
 from rim_peft.recipe.problems import Problems, join
-from rim_peft.recipe.sections import HARDWARE, METHODS
+from rim_peft.recipe.sections import HARDWARE
 from rim_peft.values import Range, shown
 
 _SIZES = {
@@ -150,7 +151,8 @@ def check_task_options(
 
 
 def _check_streaming(values: Mapping[str, Any], problems: Problems) -> None:
-    for name in METHODS.get(str(values.get("method", "rim")), ()):
+    method = METHODS.get(str(values.get("method", "rim")))
+    for name in () if method is None else method.stages:
         stage = values.get(name, {})
         if isinstance(stage, dict) and not stage.get("max_steps"):
             problems.add(join(name, "max_steps"), "must be given with data.streaming, since a stream has no length.")

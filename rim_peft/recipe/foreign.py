@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_STAGES = ("grounding", "refinement", "baseline", "coconut")
+from rim_peft.methods import STAGES
+
 _STAGE = "STAGE"
 """Stands for the stage that a key was given in, the first one elsewhere."""
 
@@ -90,6 +91,6 @@ def foreign_key(section: str, name: str) -> str | None:
     key = _KEYS.get(name.lower().replace("-", "_"))
     if key is None:
         return None
-    stage = section if section in _STAGES else _STAGES[0]
+    stage = section if section in STAGES else STAGES[0]
     key = key.replace(_STAGE, stage, 1)
     return key.removeprefix(f"{section}.") if section else key

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 
+from rim_peft.methods import METHODS, STAGES
 from rim_peft.recipe.problems import join
 from rim_peft.recipe.sections import DataOptions, EvaluationOptions, ModelOptions
 from rim_peft.tuner import RiMConfig
 
 OWN_SECTIONS: dict[str, type] = {"model": ModelOptions, "data": DataOptions, "evaluation": EvaluationOptions}
-STAGES = ("grounding", "refinement", "baseline", "coconut")
 
 _ADAPTER_ELSEWHERE = {
     "base_model_name_or_path": "model.name_or_path",
@@ -62,13 +62,6 @@ def option_names(section: str) -> list[str]:
 def section_class(name: str) -> type:
     """Return the dataclass whose fields are a section's keys."""
     if name in STAGES:
-        from rim_peft import training
-
-        configs = (
-            training.GroundingConfig,
-            training.RefinementConfig,
-            training.BaselineConfig,
-            training.CoconutConfig,
-        )
-        return dict(zip(STAGES, configs, strict=True))[name]
+        method = next(method for method in METHODS.values() if name in method.stages)
+        return method.trainer(name).config_class
     return RiMConfig if name == "adapter" else OWN_SECTIONS[name]

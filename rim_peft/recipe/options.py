@@ -14,8 +14,9 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from rim_peft.methods import STAGES
 from rim_peft.recipe.conversion import describe
-from rim_peft.recipe.keys import OWN_SECTIONS, STAGES, section_class
+from rim_peft.recipe.keys import OWN_SECTIONS, section_class
 from rim_peft.recipe.sections import Recipe
 from rim_peft.recipe.snapshot import own_fields
 

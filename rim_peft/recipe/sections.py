@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rim_peft.data.examples import Templates
+from rim_peft.methods import METHODS, get_method
 from rim_peft.tuner import RiMConfig
 from rim_peft.values import Range, check_ranges, shown
 
@@ -179,15 +180,6 @@ class EvaluationOptions:
 HARDWARE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
 """Options of stages that the machine's hardware decides on, so that they are checked when training starts."""
 
-METHODS: dict[str, tuple[str, ...]] = {
-    "rim": ("grounding", "refinement"),
-    "answer": ("baseline",),
-    "cot": ("baseline",),
-    "pause": ("baseline",),
-    "coconut": ("coconut",),
-}
-"""Methods, each with the sections of its stages."""
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -202,12 +194,13 @@ class Recipe:
     output_dir: str = field(metadata={"help": "Folder to write to; must be new or empty unless resume is set."})
     model: ModelOptions = field(metadata={"help": "The base."})
     data: DataOptions = field(metadata={"help": "The rows."})
-    method: Literal["rim", "answer", "cot", "pause", "coconut"] = field(
+    method: str = field(
         default="rim",
         metadata={
+            "choices": list(METHODS),
             "help": "rim: memory blocks, trained in the stages grounding and refinement. To compare with it, in the "
             "stage baseline: answer (LoRA that answers at once), cot (LoRA that writes its steps out), pause (blocks "
-            "that nothing but the answer after the last one trains); and coconut (continuous thoughts), in its own."
+            "that nothing but the answer after the last one trains); and coconut (continuous thoughts), in its own.",
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of new weights, of the order of rows and of dropout."})
@@ -224,25 +217,19 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check that there is something to train."""
         check_ranges(self, {"seed": Range(0, (1 << 32) - 1)})
+        get_method(self.method)
         if not self.stages:
             raise ValueError("refinement: must not be null where grounding is null too. Keep a stage.")
-        if self.method in ("answer", "cot") and self.adapter.get("r") == 0:
-            raise ValueError(
-                f"adapter.r: must be at least 1 for method {self.method!r}, which trains LoRA alone, got 0."
-            )
-        if self.method in ("rim", "pause") and self.adapter.get("num_blocks") == 0:
-            raise ValueError(f"adapter.num_blocks: must be at least 1 for method {self.method!r}, got 0.")
+        get_method(self.method).check_adapter(self.adapter)
 
     @property
     def stages(self) -> list[str]:
         """The sections of the stages that are trained, in their order."""
-        return [name for name in METHODS[self.method] if getattr(self, name) is not None]
+        return [name for name in get_method(self.method).stages if getattr(self, name) is not None]
 
     def rim_config(self) -> RiMConfig:
         """Return a new configuration of the adapter: without blocks for methods that have none."""
-        if self.method in ("rim", "pause"):
-            return RiMConfig(**self.adapter)
-        return RiMConfig(**{**self.adapter, "num_blocks": 0, "insertion_layer": 0, "bidirectional_blocks": False})
+        return get_method(self.method).adapter(self.adapter)
 
     def task(self) -> Task:
         """Return the task with its options, whose module is imported."""
@@ -268,23 +255,17 @@ class Recipe:
             anywhere: leave out what only some machines have (``HARDWARE``).
             changes: options that are to have other values.
         """
-        from rim_peft import training
-
-        trainers: dict[str, type[ReadoutTrainer]] = {
-            "grounding": training.GroundingTrainer,
-            "refinement": training.RefinementTrainer,
-            "baseline": training.BaselineTrainer,
-            "coconut": training.CoconutTrainer,
-        }
+        trainer = get_method(self.method).trainer(stage)
         values = self._stage_values(stage)
         if anywhere:
             values = {**{key: value for key, value in values.items() if key not in HARDWARE}, "bf16": False}
-        return trainers[stage], trainers[stage].config_class(**{**values, **changes})
+        return trainer, trainer.config_class(**{**values, **changes})
 
     def _stage_values(self, stage: str) -> dict[str, Any]:
         data = self.data
-        values = {
+        return {
             **getattr(self, stage),
+            **get_method(self.method).stage_options(data.step_separator),
             "output_dir": str(Path(self.output_dir) / stage),
             "seed": self.seed,
             "prompt_template": data.prompt_template,
@@ -294,11 +275,6 @@ class Recipe:
             "on_bad_rows": data.on_bad_rows,
             "max_length": data.max_length,
         }
-        if stage == "baseline":
-            values["written_steps"] = self.method == "cot"
-        if stage in ("baseline", "coconut"):
-            values["step_separator"] = data.step_separator
-        return values
 
 
 class FoundRecipe(Recipe):

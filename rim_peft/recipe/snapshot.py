@@ -7,8 +7,9 @@ from dataclasses import MISSING, Field, asdict, fields
 from functools import cache
 from typing import Any
 
-from rim_peft.recipe.keys import STAGES, option_names, section_class
-from rim_peft.recipe.sections import METHODS, Recipe
+from rim_peft.methods import METHODS, STAGES
+from rim_peft.recipe.keys import option_names, section_class
+from rim_peft.recipe.sections import Recipe
 
 _FREE_ON_RESUME = ("output_dir", "resume")
 """Keys that may change between a run and its resumption: the folder may have been moved."""
@@ -40,7 +41,8 @@ def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
     """
     before, after = dict(_leaves(first)), dict(_leaves(second))
     missing = object()
-    free = {*_FREE_ON_RESUME, *STAGES} - set(METHODS.get(str(second.get("method")), STAGES))
+    method = METHODS.get(str(second.get("method")))
+    free = {*_FREE_ON_RESUME, *STAGES} - set(STAGES if method is None else method.stages)
     keys = [key for key in {**before, **after} if key.partition(".")[0] not in free]
     return [
         key

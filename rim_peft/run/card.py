@@ -9,18 +9,10 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from rim_peft.escaping import code_span, fence, markdown
+from rim_peft.methods import get_method
 from rim_peft.recipe.syntax import read_yaml
 from rim_peft.run.named_bases import parse_name, public_name
 from rim_peft.tuner.card import CardText, Usage, describe_blocks, hub_id, render_card
-
-_DESCRIPTIONS = {
-    "rim": "{blocks}",
-    "pause": "{blocks} The answer after the last block alone trained them (pause tokens).",
-    "answer": "A LoRA adapter that answers at once, without blocks, to compare with.",
-    "coconut": "An adapter that reasons in continuous thoughts (Coconut), to compare with: ask it through this "
-    "package, whose `rim-peft generate` takes its thoughts; plain `generate` knows nothing of them.",
-    "cot": "A LoRA adapter that writes its reasoning out before the answer, without blocks, to compare with.",
-}
 
 _STORY = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts does it take?"
 
@@ -61,7 +53,7 @@ def render_run_card(name: str, record: Mapping[str, Any], recipe: str) -> str:
         "Training": _training(record, usage.revision),
         "The same again": _again(record, recipe),
     }
-    description = _DESCRIPTIONS[record["method"]].format(blocks=describe_blocks(**record["blocks"]))
+    description = get_method(record["method"]).description.format(blocks=describe_blocks(**record["blocks"]))
     if named is not None:
         description += (
             f"\nIts base is {named[0].hub_id} as the package `{named[0].package}` has it, rounded to "

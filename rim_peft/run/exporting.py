@@ -11,6 +11,7 @@ from rim_peft.export.checking import LEAST_PROMPTS, CheckResult
 from rim_peft.export.merged import export_merged
 from rim_peft.export.options import ExportOptions, Prompts, check_new
 from rim_peft.export.peft_lora import export_peft_lora
+from rim_peft.methods import get_method
 from rim_peft.recipe import EvaluationOptions
 from rim_peft.recipe.snapshot import resolve
 from rim_peft.recipe.syntax import write_yaml
@@ -58,10 +59,10 @@ def export(
     run = load_run(source, base=base, revision=revision, trust_remote_code=trust_remote_code)
     if run.exported is not None:
         raise ValueError(f"{source}: is an export already. Give the adapter that it was made from.")
-    if run.recipe is not None and run.recipe.method == "coconut":
+    if run.recipe is not None and not get_method(run.recipe.method).is_plain:
         raise ValueError(
-            "method: must be one that answers after tokens, got 'coconut': plain models have no continuous thoughts. "
-            "Ask it with this package (rim-peft generate)."
+            f"method: must be one that answers after tokens, got {run.recipe.method!r}: plain models have no "
+            "continuous thoughts. Ask it with this package (rim-peft generate)."
         )
     evaluation = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
     prompts = Prompts(

@@ -16,6 +16,7 @@ from rim_peft.data.examples import Templates
 from rim_peft.data.hub import asking_hub
 from rim_peft.data.tokenization import Encoder
 from rim_peft.evaluation.harness import BlockLM  # first, since it says what to install where the harness is missing
+from rim_peft.methods import get_method
 from rim_peft.run.loading import Run, load_run
 
 # isort: split
@@ -166,10 +167,10 @@ def _check_method(run: Run, num_blocks: int | None) -> None:
     if run.recipe is None:
         return
     method = run.recipe.method
-    if method == "coconut":
+    if not get_method(method).is_plain:
         raise ValueError(
-            "method: must answer after blocks or at once, got 'coconut', whose continuous thoughts the harness cannot "
-            "score. Use rim-peft evaluate."
+            f"method: must answer after blocks or at once, got {method!r}, whose continuous thoughts the harness "
+            "cannot score. Use rim-peft evaluate."
         )
     if num_blocks and not run.recipe.rim_config().num_blocks:
         raise ValueError(f"num_blocks: must not be given for method {method!r}, which has no blocks. Leave it out.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from rim_peft.data.hub import asking_hub
 from rim_peft.data.tasks import Task, get_task
 from rim_peft.export.reading import AnswerExported, is_export, load_export
 from rim_peft.export.record import EXPORT_FILE
-from rim_peft.inference import answer_with_thoughts
+from rim_peft.methods import STAGES, get_method
 from rim_peft.recipe import ModelOptions, Recipe
-from rim_peft.recipe.keys import STAGES
 from rim_peft.recipe.reading import load_found_recipe
 from rim_peft.recipe.sections import FoundRecipe
 from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_device
 from rim_peft.run.named_bases import parse_name
 from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
-from rim_peft.training.coconut import CoconutConfig
 from rim_peft.tuner import RIM, RiMConfig
 from rim_peft.tuner.files import brief, check_digests, is_ours, read_object
 from rim_peft.tuner.sharing import attach_papers
@@ -93,24 +90,8 @@ class Run:
 
 def answering(recipe: Recipe) -> dict[str, Any]:
     """Return how a recipe's method makes answers and reads them, as arguments of ``evaluate_accuracy``."""
-    if recipe.method == "cot":
-        return {"separator": recipe.data.step_separator}
-    if recipe.method == "coconut":
-        # Of a recipe that somebody else wrote no other option is looked at.
-        names = ("num_stages", "thoughts_per_step")
-        values = {name: value for name, value in recipe.coconut.items() if name in names}
-        return {"answer": _AnswerWithThoughts(CoconutConfig(output_dir=recipe.output_dir, **values).num_thoughts)}
-    return {}
-
-
-@dataclass(frozen=True)
-class _AnswerWithThoughts:
-    """Answers as ``answer_questions`` gives them, after thoughts in place of blocks."""
-
-    num_thoughts: int
-
-    def __call__(self, *args: Any, num_blocks: int | None = None, **options: Any) -> Iterator[str]:
-        return answer_with_thoughts(*args, num_thoughts=self.num_thoughts, **options)
+    method = get_method(recipe.method)
+    return method.answering(recipe.data.step_separator, getattr(recipe, method.stages[-1]) or {})
 
 
 def load_untrained(recipe: Recipe) -> Run:
@@ -122,7 +103,8 @@ def load_untrained(recipe: Recipe) -> Run:
     """
     source = recipe.model.name_or_path
     config = recipe.rim_config()
-    if source is None or recipe.method not in ("answer", "cot"):
+    method = get_method(recipe.method)
+    if source is None or method.has_blocks or not method.is_plain:
         raise ValueError(
             "method: the base as it is can be asked without blocks alone (answer, cot), and must have been trained "
             f"before (model.name_or_path), got method {recipe.method!r} and base {source!r}."

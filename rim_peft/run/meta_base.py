@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 from transformers import PretrainedConfig
 
+from rim_peft.methods import get_method
 from rim_peft.recipe import Recipe
 from rim_peft.run.at_hand import NotAtHandError
 from rim_peft.run.base import build_meta_base
@@ -41,7 +42,7 @@ class MetaBase:
             ValueError: the recipe asks for such.
         """
         implementation = self.recipe.model.attn_implementation
-        if implementation is not None and self.recipe.method != "coconut":
+        if implementation is not None and get_method(self.recipe.method).branches:
             config = copy.deepcopy(self.config)
             config.get_text_config()._attn_implementation = implementation
             check_config(config)
@@ -61,7 +62,7 @@ class MetaBase:
         """
         base = self.build()
         check_base(base)
-        if self.recipe.method != "coconut":
+        if get_method(self.recipe.method).branches:
             check_architecture(base)
         implementation = self.recipe.model.attn_implementation or base.config.get_text_config()._attn_implementation
         return type(base).__name__, str(implementation)

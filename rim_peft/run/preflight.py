@@ -18,6 +18,7 @@ from rim_peft.data.examples import BadRowsError, list_rows
 from rim_peft.data.objective import Objective
 from rim_peft.data.tasks.stories import DrawnTask
 from rim_peft.data.tasks.task import GeneratedTask
+from rim_peft.methods import get_method
 from rim_peft.recipe import Recipe
 from rim_peft.recipe.sections import HARDWARE
 from rim_peft.run.at_hand import AtHand, NotAtHandError
@@ -38,14 +39,12 @@ from rim_peft.run.meta_base import MetaBase
 from rim_peft.run.output_folder import lacking_space
 from rim_peft.run.rehearsal import rehearse
 from rim_peft.run.rows import RunRows, check_validation
-from rim_peft.training import CoconutTrainer
 from rim_peft.training.attachment import check_adapter
 from rim_peft.training.curriculum import check_stages
 from rim_peft.training.head import Head
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.compatibility import num_positions
 from rim_peft.tuner.layers import check_uncompiled
-from rim_peft.tuner.thoughts import check_thinks
 
 _LOOKED_AT = 10_000
 """Rows of which texts are read back."""
@@ -197,8 +196,7 @@ class _StageLook:
         check_adapter(model, config, min_blocks=self.trainer_class.least_blocks, block_range=self.args.block_range)
         if self.args.compile_layers:
             check_uncompiled("compile_layers", config)
-        if issubclass(self.trainer_class, CoconutTrainer):
-            check_thinks(model)
+        self.trainer_class.check_model(model)
 
     def at_rows(self, rows: RunRows | None, base: MetaBase | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Note the stage's tokens, steps and memory, as far as rows, base and tokenizer are there."""
@@ -287,7 +285,7 @@ class _StageLook:
     ) -> None:
         """Note the memory at the peak of a step."""
         stage = self.stage
-        if issubclass(self.trainer_class, CoconutTrainer):
+        if not get_method(self.recipe.method).branches:
             raise NotAtHandError("Coconut's passes, one after the other, are not simulated. Try a step.")
         method = stored_quantization(base.config).get("quant_method", "bitsandbytes")
         if method != "bitsandbytes":

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
@@ -169,7 +170,7 @@ class CoconutTrainer(ReadoutTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        check_thinks(self.model)
+        self.check_model(self.model)
         self._last_stage = 0  # that was trained
         if self.args.reset_optimizer:
             self.add_callback(_ResetOptimizer())
@@ -179,6 +180,11 @@ class CoconutTrainer(ReadoutTrainer):
         """Return what is trained of a row."""
         separator_ids = separator_of(args, config, tokenizer)
         return Thoughts(config.block_tokens, args.num_stages, separator_ids, args.thoughts_per_step)
+
+    @classmethod
+    def check_model(cls, model: PeftModel) -> None:
+        """Refuse a model that cannot be given thoughts."""
+        check_thinks(model)
 
     def stage(self, step: int) -> int:
         """Return the stage that an optimiser step, counted from 0, trains: the current one, or one drawn from all."""

@@ -157,6 +157,14 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             tokenizer: the base's. Without it the objective of a stage that writes steps out knows no separator.
         """
 
+    @classmethod
+    def check_model(cls, model: PeftModel) -> None:
+        """Refuse a model with which this training cannot work, beyond what all trainings need.
+
+        Raises:
+            ValueError: it cannot.
+        """
+
     @property
     def objective(self) -> Objective:
         """What is trained of a row."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from rim_peft.data.collator import ReadoutCollator
 from rim_peft.data.tokenization import tokenize_separator
 from rim_peft.demo import BASE
 from rim_peft.evaluation.accuracy import answer_of
-from rim_peft.recipe import RecipeError, load_recipe
+from rim_peft.methods import METHODS, Method
+from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.run import evaluate, load_run, train
 from rim_peft.sequence import BlockTokens
 from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutConfig, CoconutTrainer
+from rim_peft.training.baseline import FinalAnswer
 from rim_peft.training.curriculum import check_stages
 from rim_peft.training.files import write_manifest
 from rim_peft.training.refinement import Refinement
@@ -264,6 +267,49 @@ def test_a_recipe_trains_answers_and_counts(method: str, tiny_base: Path, tmp_pa
     first, second = evaluate(trained, split="test"), evaluate(loaded, split="test")
     assert first == second
     assert first["num_rows"] == 8
+
+
+def test_a_method_of_ones_own_is_one_class(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Recipes, trainings, answers, cards and comparisons know methods by what they say of themselves alone."""
+
+    @dataclass(frozen=True)
+    class LastStepFirst(FinalAnswer):
+        needs_steps = True
+
+        def readouts(self, row: Any, *, num_blocks: int | None = None) -> list[list[int]]:
+            return [[*row["step_ids"][-1], *row["answer_ids"]]]
+
+    class LastStepTrainer(BaselineTrainer):
+        @classmethod
+        def objective_of(cls, args: Any, config: Any, tokenizer: Any = None) -> LastStepFirst:
+            return LastStepFirst(replace(config.block_tokens, per_readout=config.num_blocks), 1)
+
+    class LastStep(Method):
+        name = "last-step"
+        stages = ("baseline",)
+        description = "An adapter that says its last step first."
+
+        def trainer(self, stage: str) -> Any:
+            return LastStepTrainer
+
+    monkeypatch.setitem(METHODS, "last-step", LastStep())
+    path = write_recipe(tmp_path, tiny_base, "last-step")
+    assert main(["check", str(path)]) == 0
+    run = train(load_recipe(path))
+    folder = tmp_path / "out"
+    assert run.record["method"] == "last-step"
+    assert "says its last step first" in (folder / "README.md").read_text()
+    assert evaluate(load_run(folder), split="test")["num_rows"] == 8
+    assert "last-step" in capsys.readouterr().out + (folder / "recipe.yaml").read_text()
+
+
+def test_methods_that_are_not_there_are_named(tiny_base: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, tiny_base, "answer")
+    with pytest.raises(RecipeError, match=r"method: must be 'rim', 'answer', .* or 'coconut', got 'cots'"):
+        load_recipe(path, ["method=cots"])
+    assert {field.name for field in fields(Recipe)} >= {stage for method in METHODS.values() for stage in method.stages}
 
 
 def test_tokens_and_seconds_are_counted_over_a_resumption(tiny_base: Path, tmp_path: Path) -> None:

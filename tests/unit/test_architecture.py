@@ -13,6 +13,7 @@ LAYERS = [
     {"tuner", "data"},
     {"training", "inference"},
     {"evaluation", "export"},
+    {"methods"},
     {"recipe"},
     {"run"},
     {"comparison"},

@@ -1,0 +1,116 @@
+"""What makes a method: what is trained in which stages, which adapter it has, what answers, and what can be made of it.
+
+These objects are read with a recipe, before PyTorch is imported, so that what they need of it is imported where it is
+used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rim_peft.tuner.config import RiMConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from rim_peft.evaluation.ways import Way
+    from rim_peft.training.readout_trainer import ReadoutTrainer
+
+_BLOCK_OPTIONS = {"num_blocks": 0, "insertion_layer": 0, "bidirectional_blocks": False}
+
+
+class Method:
+    """A method without blocks that answers at once; the others say what differs."""
+
+    name: ClassVar[str]
+    """What a recipe calls it."""
+
+    stages: ClassVar[tuple[str, ...]]
+    """Sections of a recipe with the options of its stages, in their order."""
+
+    description: ClassVar[str]
+    """Of its adapters, for their model card; ``{blocks}`` says which blocks they have."""
+
+    has_blocks: ClassVar[bool] = False
+    """Whether its answers come after the adapter's blocks."""
+
+    is_plain: ClassVar[bool] = True
+    """Whether a model's own ``generate`` gives its answers, so that exports and other harnesses can ask it."""
+
+    branches: ClassVar[bool] = True
+    """Whether its training rows branch, so that attention must take a mask for each query."""
+
+    def trainer(self, stage: str) -> type[ReadoutTrainer]:
+        """Return the trainer of one of its stages."""
+        raise NotImplementedError
+
+    def adapter(self, options: Mapping[str, Any]) -> RiMConfig:
+        """Return a new configuration of its adapter.
+
+        Args:
+            options: a recipe's section ``adapter``.
+        """
+        return RiMConfig(**{**options, **({} if self.has_blocks else _BLOCK_OPTIONS)})
+
+    def check_adapter(self, options: Mapping[str, Any]) -> None:
+        """Refuse an adapter with which there is nothing to train.
+
+        Raises:
+            ValueError: there is not.
+        """
+        if self.has_blocks and options.get("num_blocks") == 0:
+            raise ValueError(f"adapter.num_blocks: must be at least 1 for method {self.name!r}, got 0.")
+
+    def stage_options(self, separator: str) -> dict[str, Any]:
+        """Return options of its stages that follow from other sections.
+
+        Args:
+            separator: text behind each written step.
+        """
+        return {}
+
+    def answering(self, separator: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how its answers are made and read, as arguments of ``evaluate_accuracy``.
+
+        Args:
+            separator: text behind each written step.
+            options: of its last stage. Of a recipe that somebody else wrote only what must be known is looked at.
+        """
+        return {}
+
+    def way(
+        self,
+        name: str,
+        prompts: Sequence[Sequence[int]],
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pad_id: int,
+        max_new_tokens: int,
+        answering: Mapping[str, Any],
+    ) -> Way:
+        """Return its way of answering, to be timed.
+
+        Args:
+            name: what the way is called.
+            prompts: token ids of each question's prompt.
+            model: base and adapter.
+            tokenizer: the base's.
+            pad_id: id to pad with.
+            max_new_tokens: tokens written at most.
+            answering: what :meth:`answering` returned.
+        """
+        from rim_peft.evaluation.ways import by_generate, count_behind
+
+        separator = answering.get("separator")
+        return by_generate(
+            name,
+            prompts,
+            model,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=pad_id,
+            max_new_tokens=max_new_tokens,
+            answer_tokens=None if separator is None else count_behind(tokenizer, separator),
+        )
