@@ -117,8 +117,8 @@ def order_by_length(rows: Dataset, shares: Sequence[float], *, num_samples: int,
 class LengthCurriculum(Sampler[int]):
     """Short chains first: in phase ``k`` of a training, rows of at most ``k + 1`` steps; in the last phase all rows.
 
-    Within a phase the rows come in random passes, each row once in a pass. What is drawn depends on the seed and on the
-    place in the training alone, so that a run that is resumed draws the same.
+    Within a phase the rows come in random passes, each row once in a pass. What is drawn depends on the seed, on the
+    place in the training and on where phases begin, so that a run that is resumed draws the same.
 
     >>> list(LengthCurriculum([3, 1, 2, 1], shares=[0.5, 0.25, 0.25], num_samples=16, seed=0))
     [3, 1, 1, 3]
@@ -139,11 +139,13 @@ class LengthCurriculum(Sampler[int]):
         self._epoch = 0
         self._pass: tuple[int, int] | None = None
         self._order: list[int] = []
-        self._phases: list[tuple[int, list[int]]] = []  # the first sample of each phase, and its rows
+        self.begins: list[int] = []
+        """The first sample of each phase, counted over the whole training."""
+        self._phases: list[tuple[int | None, list[int]]] = []  # the most steps of its rows, and which they are
         begins = [0, *(round(end * num_samples) for end in accumulate(shares))]
         for phase, share in enumerate(shares):
-            most = phase + 1 if phase + 1 < len(shares) else math.inf
-            rows = [row for row, steps in enumerate(num_steps) if steps <= most]
+            most = phase + 1 if phase + 1 < len(shares) else None
+            rows = [row for row, steps in enumerate(num_steps) if most is None or steps <= most]
             if share > 0.0 and not rows:
                 shortest = min(num_steps)
                 raise ValueError(
@@ -152,7 +154,9 @@ class LengthCurriculum(Sampler[int]):
                     f"{shortest - 1} zeros."
                 )
             if share > 0.0:
-                self._phases.append((begins[phase], rows))
+                self.begins.append(begins[phase])
+                self._phases.append((most, rows))
+        self.planned = tuple(self.begins)
 
     def __len__(self) -> int:
         return self._num_rows
@@ -165,10 +169,26 @@ class LengthCurriculum(Sampler[int]):
         first = self._epoch * self._num_rows
         return (self._draw(sample) for sample in range(first, first + self._num_rows))
 
+    def most_steps(self, sample: int) -> int | None:
+        """Return the most steps that a row has at a sample of the training; None in the last phase."""
+        return self._phases[self._phase_at(sample)][0]
+
+    def advance(self, now: int, sample: int) -> None:
+        """Let the phase after the one of ``now`` begin at ``sample`` already; later ones come earlier by as much.
+
+        A next phase that begins before ``sample`` anyway is left as it is.
+        """
+        following = self._phase_at(now) + 1
+        if following < len(self.begins) and (gain := self.begins[following] - sample) > 0:
+            self.begins[following:] = [begin - gain for begin in self.begins[following:]]
+
+    def _phase_at(self, sample: int) -> int:
+        return max(index for index, begin in enumerate(self.begins) if begin <= sample)
+
     def _draw(self, sample: int) -> int:
-        phase = max(index for index, (begin, _) in enumerate(self._phases) if begin <= sample)
-        begin, rows = self._phases[phase]
-        number, place = divmod(sample - begin, len(rows))
+        phase = self._phase_at(sample)
+        rows = self._phases[phase][1]
+        number, place = divmod(sample - self.begins[phase], len(rows))
         if self._pass != (phase, number):
             self._pass, self._order = (phase, number), rows.copy()
             random.Random(f"{self._seed} {phase} {number}").shuffle(self._order)

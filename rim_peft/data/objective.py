@@ -49,13 +49,16 @@ class Objective(ABC):
             num_blocks: how many, in place of the objective's own number.
         """
 
-    def weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None) -> Tensor:
+    def weights(
+        self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None, longest: int | None = None
+    ) -> Tensor:
         """Return the (D, K) loss weights of a batch's readouts: 1 each, unless a stage weighs them otherwise.
 
         Args:
             num_steps: (D,) each sample's number of reasoning steps.
             num_blocks: (D,) each sample's number of readouts.
             progress: share of the stage that is done, in [0, 1); None to weigh all readouts, as evaluation does.
+            longest: the most steps that rows have at the moment, in a curriculum by length; None for any number.
         """
         return (torch.arange(int(num_blocks.max())) < num_blocks[:, None]).float()
 

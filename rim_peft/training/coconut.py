@@ -30,6 +30,7 @@ from rim_peft.values import Range, check_ranges
 
 _REFUSED: dict[str, Any] = {
     "block_range": None,
+    "length_accuracy": None,
     "pack_length": None,
     "max_tokens_per_batch": None,
     "pad_to_multiple_of": None,

@@ -17,7 +17,7 @@ from rim_peft.data.collator import TokenizedRow
 from rim_peft.data.objective import Objective, list_lengths, step_lengths
 from rim_peft.training.readout_config import ReadoutConfig, check_share
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from rim_peft.training.schedules import SCHEDULES, grounding_weights, phase_at
+from rim_peft.training.schedules import SCHEDULES, grounding_weights
 from rim_peft.tuner.config import RiMConfig
 
 
@@ -80,12 +80,10 @@ class Grounding(Objective):
     Attributes:
         schedule: how ``lambda_t(s)`` runs, one of ``SCHEDULES``.
         hold: share of the stage during which it stays at 1.
-        length_shares: shares of the stage in which rows have at most 1, 2, ... steps, and as many blocks.
     """
 
     schedule: str = "relative"
     hold: float = 0.0
-    length_shares: tuple[float, ...] | None = None
 
     needs_steps: ClassVar[bool] = True
 
@@ -95,13 +93,11 @@ class Grounding(Objective):
         trailing = (self.num_blocks if num_blocks is None else num_blocks) - len(readouts)
         return readouts + [row["answer_ids"]] * trailing
 
-    def weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None) -> Tensor:
-        """Return ``lambda_t(s)``; in a curriculum's phase of short chains, 0 for blocks beyond the longest of them."""
-        shares = self.length_shares
-        phase = None if shares is None or progress is None else phase_at(progress, shares)
-        used = num_blocks
-        if shares is not None and phase is not None and phase + 1 < len(shares):
-            used = torch.minimum(num_blocks, num_steps.clamp(min=phase + 1))
+    def weights(
+        self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None, longest: int | None = None
+    ) -> Tensor:
+        """Return ``lambda_t(s)``; while a curriculum has short chains, 0 for blocks beyond the longest of them."""
+        used = num_blocks if longest is None else torch.minimum(num_blocks, num_steps.clamp(min=longest))
         weights = grounding_weights(num_steps, used, progress=progress or 0.0, schedule=self.schedule, hold=self.hold)
         return functional.pad(weights, (0, int(num_blocks.max()) - weights.shape[1]))
 
@@ -124,6 +120,5 @@ class GroundingTrainer(ReadoutTrainer):
     @classmethod
     def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
         """Return what the stage trains of a row: with trailing blocks at least the adapter's blocks."""
-        shares = None if args.length_shares is None else tuple(args.length_shares)
         num_blocks = args.most_blocks(config) if args.trailing_blocks else 0
-        return Grounding(config.block_tokens, num_blocks, args.schedule, args.hold, shares)
+        return Grounding(config.block_tokens, num_blocks, args.schedule, args.hold)

@@ -75,7 +75,7 @@ def format_log(logs: Mapping[str, Any], *, step: int, max_steps: int) -> str:
     'step 300/300  train_loss 1.5  train_runtime 61'
     """
     shown = (
-        *("stage", "loss", "eval_loss", "token_accuracy", "eval_accuracy"),
+        *("stage", "longest_chain", "loss", "eval_loss", "token_accuracy", "eval_accuracy"),
         *("grad_norm", "learning_rate", "train_loss", "train_runtime"),
     )
     parts = [f"step {step}/{max_steps}", *(f"{name} {logs[name]:.4g}" for name in shown if name in logs)]

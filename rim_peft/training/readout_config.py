@@ -159,6 +159,13 @@ class ReadoutConfig(SFTConfig):
             "drawn. null: all rows from the start."
         },
     )
+    length_accuracy: float | None = field(
+        default=None,
+        metadata={
+            "help": "Token accuracy, in (0, 1], of the last block's readouts since the last log line at which the next "
+            "phase of length_shares begins early; the last phase gains the time. null: each phase takes its share."
+        },
+    )
     pack_length: int | None = field(
         default=None,
         metadata={
@@ -245,7 +252,14 @@ class ReadoutConfig(SFTConfig):
         return config.num_blocks if self.block_range is None else self.block_range[1]
 
     def _check_curriculum(self) -> None:
+        accuracy = self.length_accuracy
+        if accuracy is not None and (
+            isinstance(accuracy, bool) or not isinstance(accuracy, int | float) or not 0.0 < accuracy <= 1.0
+        ):
+            raise ValueError(f"length_accuracy: must be a number in (0, 1], got {shown(accuracy)}.")
         if self.length_shares is None:
+            if accuracy is not None:
+                raise ValueError(f"length_accuracy: must come with length_shares, got {shown(accuracy)} alone.")
             return
         if not are_shares(self.length_shares):
             raise ValueError(

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import EvalLoopOutput
 
-from rim_peft.data.batching import load_by_tokens, order_by_length
+from rim_peft.data.batching import LengthCurriculum, load_by_tokens, order_by_length
 from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.data.table import check_table
@@ -245,14 +246,56 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             self.accelerator.even_batches = before
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(train_dataset) if self.args.length_shares is None else self.lengths
+
+    @cached_property
+    def lengths(self) -> LengthCurriculum:
+        """The order of the rows in a curriculum by length."""
         args: Any = self.args
-        if args.length_shares is None:
-            return super()._get_train_sampler(train_dataset)
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        in_step = args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
-        whole = args.max_steps * in_step if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(rows))
+        rows: Any = self.train_dataset
+        steps, epochs = args.max_steps, args.num_train_epochs
+        whole = steps * self._samples_in_step if steps > 0 else math.ceil(epochs * len(rows))
         seed = args.seed if args.data_seed is None else args.data_seed
         return order_by_length(rows, args.length_shares, num_samples=whole, seed=seed)
+
+    @property
+    def _samples_in_step(self) -> int:
+        args: Any = self.args
+        return int(args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes)
+
+    def _longest(self) -> int | None:
+        """Return the most steps that rows have at the moment, None for any number."""
+        if self.args.length_shares is None:
+            return None
+        return self.lengths.most_steps(self.state.global_step * self._samples_in_step)
+
+    def figures(self, mode: str) -> dict[str, float]:
+        """Return what a log line says beside the loss; where short chains are learned, longer ones come."""
+        figures = super().figures(mode)
+        if mode != "train" or self.args.length_shares is None:
+            return figures
+        args, step = self.args, self.state.global_step
+        last = max(0, step - 1) * self._samples_in_step
+        longest = self.lengths.most_steps(last)
+        if longest is None:
+            return figures
+        blocks = [block for block in range(1, longest + 1) if f"block_{block}/token_accuracy" in figures]
+        accuracy = figures[f"block_{blocks[-1]}/token_accuracy"] if blocks else 0.0
+        if args.length_accuracy is not None and accuracy >= args.length_accuracy:
+            # Batches are drawn before they are trained: one by accelerate, more by worker processes.
+            drawn = 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+            ahead = 1 + math.ceil(drawn / args.gradient_accumulation_steps)
+            self.lengths.advance(last, (step + ahead) * self._samples_in_step)
+        return {**figures, "longest_chain": float(longest)}
+
+    def _running(self) -> dict[str, Any]:
+        running = super()._running()
+        return running if self.args.length_shares is None else {**running, "lengths": self.lengths.begins}
+
+    def _go_on(self, running: dict[str, Any] | None) -> None:
+        super()._go_on(running)
+        if self.args.length_shares is not None:
+            self.lengths.begins = list((running or {}).get("lengths", self.lengths.planned))
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         return _on_host(super()._get_dataloader(*args, **kwargs))
@@ -320,7 +363,12 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         with record_function("rim_peft.rows"):
             layout = Layout(**{name: value for name, value in inputs.items() if name != "num_steps"})
             has_block = layout.block_ends >= 0
-            weights = self.objective.weights(inputs["num_steps"], has_block.sum(dim=1), progress=progress)
+            weights = self.objective.weights(
+                inputs["num_steps"],
+                has_block.sum(dim=1),
+                progress=progress,
+                longest=self._longest() if is_training else None,
+            )
             layout = arrange_rows(self.args, layout, weights)
             self._new_tokens += int(layout.attention_mask.sum()) if is_training else 0
             labels = layout.labels()

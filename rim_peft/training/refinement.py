@@ -40,7 +40,9 @@ class Refinement(Objective):
         """Return the answer, once for each block."""
         return [row["answer_ids"]] * (self.num_blocks if num_blocks is None else num_blocks)
 
-    def weights(self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None) -> Tensor:
+    def weights(
+        self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None, longest: int | None = None
+    ) -> Tensor:
         """Return ``alpha_k``, the same for every sample of a batch."""
         weights = refinement_weights(int(num_blocks.max())).to(num_blocks.device)
         return weights.expand(len(num_blocks), -1)

@@ -366,6 +366,50 @@ def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(epochs: bool,
         torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("options", [{}, {"dataloader_num_workers": 1}], ids=["here", "workers"])
+def test_chains_that_are_learned_make_room_for_longer_ones_and_resume_exactly(
+    options: dict[str, Any], make_trainer: MakeTrainer
+) -> None:
+    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
+    options = {
+        **options,
+        "rows": rows,
+        "length_shares": [0.5, 0.25, 0.25],
+        "length_accuracy": 1e-6,  # as soon as anything is right
+        "per_device_train_batch_size": 2,
+        "save_steps": 3,
+        "logging_steps": 2,
+        "max_steps": 24,
+        "learning_rate": 0.1,
+    }
+    seen: list[tuple[int, int]] = []
+    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
+    trainer = make_trainer(GroundingTrainer, unbroken, **options)
+    loss = trainer.compute_loss
+
+    def watch(model: Any, inputs: Any, **given: Any) -> Any:
+        longest = trainer.lengths.most_steps(trainer.state.global_step * 2)
+        seen.append((int(inputs["num_steps"].max()), 3 if longest is None else longest))
+        return loss(model, inputs, **given)
+
+    trainer.compute_loss = watch  # type: ignore[method-assign]
+    trainer.train()
+    assert all(found <= allowed for found, allowed in seen)  # no row comes before its blocks do
+    assert trainer.lengths.begins[1] < 24  # sooner than half of the training
+    assert trainer.lengths.planned[1] == 24
+    chains = [line["longest_chain"] for line in trainer.state.log_history if "longest_chain" in line]
+    assert chains == sorted(chains)
+    assert set(chains) == {1.0, 2.0}
+    begins = trainer.lengths.begins
+    for step in (3, 9, 15):
+        resumed = build_rim(num_blocks=3, lora_dropout=0.2)
+        again = make_trainer(GroundingTrainer, resumed, **options)
+        again.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-{step}")
+        assert again.lengths.begins == begins
+        for name, tensor in _trained(unbroken).items():
+            torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+
+
 def test_a_curriculum_by_length_needs_rows_of_each_length(
     make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -606,6 +650,8 @@ def test_rows_beyond_the_models_positions_are_named(make_trainer: MakeTrainer) -
         ({"length_shares": [1.0, 0.0]}, "length_shares: must be a list of shares"),
         ({"length_shares": [-0.5, 1.5]}, "length_shares: must be a list of shares"),
         ({"length_shares": 0.5}, "length_shares: must be a list of shares"),
+        ({"length_accuracy": 0.9}, "length_accuracy: must come with length_shares"),
+        ({"length_shares": [1.0], "length_accuracy": 1.5}, r"length_accuracy: must be a number in \(0, 1\]"),
         ({"length_shares": [0.5, 0.5], "max_tokens_per_batch": 99}, "length_shares: must be null with max_tokens_per"),
         ({"dropout": "0.1"}, r"dropout: must be a number in \[0, 1\), got '0.1'"),
         ({"dropout": 1.0}, r"dropout: must be a number in \[0, 1\)"),

@@ -72,3 +72,24 @@ def test_phases_without_rows_are_named_and_can_be_left_out() -> None:
     sampler = LengthCurriculum([3, 4], shares=[0.0, 0.0, 0.5, 0.5], num_samples=8, seed=0)
     assert _drawn(sampler, 4) == [0] * 4
     assert set(_drawn(sampler, 8)) == {0, 1}
+
+
+def test_a_phase_that_is_learned_ends_early_and_the_last_one_gains() -> None:
+    num_steps = [1 + row % 3 for row in range(30)]
+    sampler = LengthCurriculum(num_steps, shares=[0.25, 0.25, 0.5], num_samples=200, seed=3)
+    assert sampler.begins == [0, 50, 100]
+    sampler.advance(19, 30)
+    assert sampler.begins == [0, 30, 80]
+    sampler.advance(20, 40)  # it has begun already when that is asked for again
+    assert sampler.begins == [0, 30, 80]
+    sampler.advance(79, 85)  # the next one begins sooner by itself
+    sampler.advance(150, 160)  # there is none behind the last
+    assert sampler.begins == [0, 30, 80]
+    assert [sampler.most_steps(sample) for sample in (0, 29, 30, 79, 80, 199)] == [1, 1, 2, 2, None, None]
+    lengths = [num_steps[row] for row in _drawn(sampler, 200)]
+    assert set(lengths[:30]) == {1}
+    assert set(lengths[30:80]) == {1, 2}
+    assert set(lengths[80:]) == {1, 2, 3}
+    again = LengthCurriculum(num_steps, shares=[0.25, 0.25, 0.5], num_samples=200, seed=3)
+    again.begins = [0, 30, 80]
+    assert _drawn(again, 200) == _drawn(sampler, 200)
