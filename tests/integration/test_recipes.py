@@ -19,6 +19,7 @@ from tests.conftest import build_base, build_tokenizer
 RECIPES = [DEMO, *sorted((Path(__file__).parents[2] / "recipes").glob("[!ac]*/*.yaml"))]
 # The tiny base has 512 positions, and its tokenizer a token for every byte.
 SHORTER = {
+    "potions": ["data.options.num_rows=200"],  # some of them of one step
     "ontology": ["data.options.num_kinds=12", "data.options.num_statements=12"],
     "gsm-symbolic": ["data.options.num_rows=64", "data.on_bad_rows=drop"],
 }

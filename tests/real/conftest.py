@@ -90,6 +90,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "data.options={num_rows: 96, lengths: [1]}",
             "data.validation_rows=8",
             "grounding.learning_rate=2e-3",
+            "grounding.loraplus_lr_ratio=1",
+            "grounding.lr_scheduler_type=constant",  # the recipe's falls over the last 200 steps
+            "grounding.lr_scheduler_kwargs={}",
+            "refinement.lr_scheduler_type=constant",
             *overrides,
         ],
     )
