@@ -32,6 +32,7 @@ from rim_peft.evaluation.representations import block_components, training_compo
 from rim_peft.inference.selection import select_by_confidence, select_by_score, select_by_vote, select_final
 from rim_peft.recipe import Recipe
 from rim_peft.run import Run
+from rim_peft.training.grounding import READOUT_STEPS
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.tensors import read_tensors
 
@@ -182,6 +183,7 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
     if readouts is None:
         return found
     measures, rows = judge.comparison.measures, judge.rows
+    ahead = READOUT_STEPS[(judge.recipe.grounding or {}).get("readout_step", "next")]
     if measures.budget:
         found["budget"] = budget_curve(
             judge.model, judge.tokenizer, rows.test, rows.task, measures.budget, **judge.options
@@ -193,6 +195,7 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
             rows.test,
             rows.task,
             counterfactual=ChainCounterfactual(rows.task) if isinstance(rows.task, ChainTask) else None,
+            steps_ahead=ahead,
             **judge.options,
         )
         found["controls"] = [control.to_dict() for control in controls]
@@ -200,7 +203,7 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
     if measures.faithfulness and grounded.exists() and any(example.steps for example in rows.test):
         with _weights(judge.run, read_tensors(grounded)):
             after_stage_1 = judge.read(rows.test, max_new_tokens=judge.longest_step())
-        found["faithfulness"] = judge_steps(after_stage_1, rows.test, templates=judge.run.templates)
+        found["faithfulness"] = judge_steps(after_stage_1, rows.test, templates=judge.run.templates, steps_ahead=ahead)
     if measures.representations:
         found["representations"] = {
             "blocks": block_components(readouts),

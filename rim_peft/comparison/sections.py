@@ -57,7 +57,7 @@ class MeasureOptions:
     )
     controls: bool = field(default=True, metadata={"help": "Take blocks away, shuffle, swap and replace them."})
     faithfulness: bool = field(
-        default=True, metadata={"help": "After stage 1: does each block read out the right next step?"}
+        default=True, metadata={"help": "After stage 1: does each block read out the right step?"}
     )
     representations: bool = field(
         default=True, metadata={"help": "Principal components of the blocks' states, over blocks and over training."}

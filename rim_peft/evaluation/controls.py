@@ -65,6 +65,7 @@ def run_controls(
     batch_size: int = 8,
     seed: int = 0,
     counterfactual: Counterfactual | None = None,
+    steps_ahead: int = 1,
     progress: bool = False,
 ) -> list[Control]:
     """Answer questions under interventions on the blocks: the less right the answers are, the more the blocks matter.
@@ -82,9 +83,10 @@ def run_controls(
         max_new_tokens: tokens of an answer at most.
         batch_size: questions at a time; it does not change the answers.
         seed: decides on the shuffled order, the random rows and the pairs.
-        counterfactual: the answer that a question has if its blocks ``1 … t`` are another's, None where a pair will
-            not do. Pairs are asked about that have equally many steps, more than ``t``, of which step ``t + 1``, which
-            block ``t`` is trained to hold, differs.
+        counterfactual: the answer that a question has if it goes on from another's step, None where a pair will not do.
+            Pairs are asked about that have equally many steps, of which the one differs that block ``t``, the last one
+            swapped, is trained to hold.
+        steps_ahead: 0 if blocks were trained to read out their own step, not the next one.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -98,7 +100,15 @@ def run_controls(
     questions = [row.question for row in examples]
     lengths = [len(ids) for ids in tokenize_prompts(questions, tokenizer, templates, vocab_size=first_memory_id)]
     num_blocks = active_config(model).num_blocks
-    swaps = plan_swaps(examples, lengths, task, num_blocks=num_blocks, seed=seed, counterfactual=counterfactual)
+    swaps = plan_swaps(
+        examples,
+        lengths,
+        task,
+        num_blocks=num_blocks,
+        seed=seed,
+        counterfactual=counterfactual,
+        steps_ahead=steps_ahead,
+    )
     total = 3 * len(examples) + sum(map(len, swaps.values()))
     options: dict[str, Any] = {"templates": templates, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     with tqdm(total=total, desc="Controls", unit="row", disable=not progress) as bar:

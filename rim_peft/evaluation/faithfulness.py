@@ -13,7 +13,7 @@ from rim_peft.evaluation.readouts import BlockReadouts
 
 
 def judge_steps(
-    readouts: BlockReadouts, examples: Sequence[Example], *, templates: Templates | None = None
+    readouts: BlockReadouts, examples: Sequence[Example], *, templates: Templates | None = None, steps_ahead: int = 1
 ) -> dict[str, Any]:
     """Judge an adapter after stage 1 by its blocks' readouts.
 
@@ -24,6 +24,7 @@ def judge_steps(
         readouts: of the adapter after stage 1.
         examples: the same rows, with steps; rows without any are left out.
         templates: how steps were written in training.
+        steps_ahead: 0 if blocks were trained to read out their own step, and the answer from block ``T + 1`` on.
 
     Returns:
         ``by_block``: for every block that has steps to read out, ``block`` and ``step_right``, the score of those;
@@ -37,7 +38,7 @@ def judge_steps(
     by_block: dict[int, list[bool]] = {}
     answers: dict[bool, list[bool]] = {True: [], False: []}
     for row, example in enumerate(examples):
-        steps = [templates.step.format(step=step).strip() for step in example.steps or ()][1:]
+        steps = [templates.step.format(step=step).strip() for step in example.steps or ()][steps_ahead:]
         found = [readouts.texts[row][block] == step for block, step in enumerate(steps[: readouts.num_blocks])]
         for block, is_right in enumerate(found, start=1):
             by_block.setdefault(block, []).append(is_right)

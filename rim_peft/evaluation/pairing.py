@@ -13,7 +13,7 @@ from rim_peft.data.examples import Example
 from rim_peft.data.tasks import Task
 
 Counterfactual = Callable[[Example, Example, int], str | None]
-"""``f(a, b, t)``: the answer to question ``a`` if what its block ``t`` holds were what block ``t`` of ``b`` holds."""
+"""``f(a, b, t)``: the answer to question ``a`` if its ``steps[t]`` were that of ``b``."""
 
 
 @runtime_checkable
@@ -34,21 +34,21 @@ class ChainTask(Protocol):
 class ChainCounterfactual:
     """The answer that is right where a question's first blocks hold another question's values.
 
-    Grounding puts a row's ``steps[t]``, which for a chain is the value after ``t`` operations, into block ``t``. So
-    with blocks ``1 … t`` of ``donor``, the answer is what the question's operations from ``t + 1`` on make of the
-    donor's ``steps[t]``. Where that is the donor's own answer too, the pair is refused: following could not be told
-    from copying.
+    A chain's ``steps[t]`` is the value after ``t`` operations, and grounding puts it into block ``t`` (block ``t + 1``
+    where blocks read out their own step). With the blocks of ``donor`` up to that one, the answer is what the
+    question's operations from ``t + 1`` on make of the donor's ``steps[t]``. Where that is the donor's own answer too,
+    the pair is refused: following could not be told from copying.
     """
 
     task: ChainTask
 
-    def __call__(self, example: Example, donor: Example, count: int) -> str | None:
-        """Return the answer to ``example`` with blocks ``1 … count`` of ``donor``, None where the two will not do."""
+    def __call__(self, example: Example, donor: Example, step: int) -> str | None:
+        """Return the answer to ``example`` if it went on from ``donor.steps[step]``, None where the two will not do."""
         steps = donor.steps or ()
-        value = self.task.read_answer(steps[count]) if count < len(steps) else None
+        value = self.task.read_answer(steps[step]) if step < len(steps) else None
         if value is None or not isinstance(example.question, str):
             return None
-        implied = self.task.answer_from(example.question, count, value)
+        implied = self.task.answer_from(example.question, step, value)
         return None if self.task.is_correct(implied, donor.answer) else implied
 
 
@@ -104,6 +104,7 @@ def plan_swaps(
     num_blocks: int,
     seed: int,
     counterfactual: Counterfactual | None,
+    steps_ahead: int = 1,
 ) -> dict[int | None, list[Pair]]:
     """Pair examples for a swap of all blocks and, with ``counterfactual``, of the first 1, 2, … ``num_blocks - 1``.
 
@@ -114,6 +115,7 @@ def plan_swaps(
         num_blocks: the adapter's blocks.
         seed: decides who is paired with whom.
         counterfactual: as in :func:`~rim_peft.evaluation.controls.run_controls`.
+        steps_ahead: block ``t`` holds ``steps[t]`` with 1, ``steps[t - 1]`` with 0.
 
     Returns:
         The pairs, maybe none, by the number of blocks swapped, None for all of them.
@@ -122,15 +124,20 @@ def plan_swaps(
     def imply(example: Example, donor: Example, *, count: int | None) -> str | None:
         if count is None or counterfactual is None:
             return None if task.is_correct(donor.answer, example.answer) else donor.answer
-        if (example.steps or ())[count] == (donor.steps or ())[count] or task.is_correct(donor.answer, example.answer):
+        step = held(count)
+        if (example.steps or ())[step] == (donor.steps or ())[step] or task.is_correct(donor.answer, example.answer):
             return None
-        implied = counterfactual(example, donor, count)
+        implied = counterfactual(example, donor, step)
         # An answer that is right anyway cannot tell whether the model follows.
         return None if implied is None or task.is_correct(implied, example.answer) else implied
 
+    def held(count: int) -> int:
+        """Return which step the last of so many blocks holds."""
+        return count - 1 + steps_ahead
+
     def pair(count: int | None) -> list[Pair]:
         # A chain that is too short has no partner: it would be compared with all others in vain.
-        rows = [row for row, example in enumerate(examples) if count is None or count < len(example.steps or ())]
+        rows = [row for row, example in enumerate(examples) if count is None or held(count) < len(example.steps or ())]
         groups = [(lengths[row], None if count is None else len(examples[row].steps or ())) for row in rows]
         return pair_examples([examples[row] for row in rows], groups, partial(imply, count=count), seed=seed)
 

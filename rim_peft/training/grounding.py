@@ -19,6 +19,10 @@ from rim_peft.training.readout_config import ReadoutConfig, check_share
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.training.schedules import SCHEDULES, grounding_weights
 from rim_peft.tuner.config import RiMConfig
+from rim_peft.values import shown
+
+READOUT_STEPS = {"next": 1, "own": 0}
+"""How many steps a block's readout is ahead of the block."""
 
 
 @dataclass
@@ -37,6 +41,14 @@ class GroundingConfig(ReadoutConfig):
         default=0.0,
         metadata={"help": "Share of the stage, in [0, 1), during which 'relative' stays at 1 before it falls."},
     )
+    readout_step: str = field(
+        default="next",
+        metadata={
+            "help": "The step that block t reads out: 'next', r_{t+1}, so that the answer follows block T (the paper's "
+            "way); 'own', r_t, so that the answer follows block T + 1.",
+            "choices": list(READOUT_STEPS),
+        },
+    )
     trailing_blocks: bool = field(
         default=True,
         metadata={
@@ -49,11 +61,15 @@ class GroundingConfig(ReadoutConfig):
         """Check the options.
 
         Raises:
-            ValueError: an unknown schedule, or ``hold`` out of range.
+            ValueError: an unknown schedule or readout, or ``hold`` out of range.
         """
         super().__post_init__()
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule: must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}.")
+        if self.readout_step not in READOUT_STEPS:
+            raise ValueError(
+                f"readout_step: must be one of {', '.join(READOUT_STEPS)}, got {shown(self.readout_step)}."
+            )
         check_share("hold", self.hold)
         if self.block_range is not None and not self.trailing_blocks:
             raise ValueError(
@@ -80,16 +96,19 @@ class Grounding(Objective):
     Attributes:
         schedule: how ``lambda_t(s)`` runs, one of ``SCHEDULES``.
         hold: share of the stage during which it stays at 1.
+        steps_ahead: 1 to read out the next step after block ``t``, 0 for its own one: then a row has one block more,
+            and the answer follows block ``T + 1``.
     """
 
     schedule: str = "relative"
     hold: float = 0.0
+    steps_ahead: int = 1
 
     needs_steps: ClassVar[bool] = True
 
     def readouts(self, row: TokenizedRow, *, num_blocks: int | None = None) -> list[list[int]]:
-        """Return the steps from the second on, then the answer once or, with trailing blocks, to the last block."""
-        readouts = [*row["step_ids"][1:], row["answer_ids"]]
+        """Return the steps from the second or first on, then the answer once or, with trailing blocks, to the end."""
+        readouts = [*row["step_ids"][self.steps_ahead :], row["answer_ids"]]
         trailing = (self.num_blocks if num_blocks is None else num_blocks) - len(readouts)
         return readouts + [row["answer_ids"]] * trailing
 
@@ -97,13 +116,16 @@ class Grounding(Objective):
         self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None, longest: int | None = None
     ) -> Tensor:
         """Return ``lambda_t(s)``; while a curriculum has short chains, 0 for blocks beyond the longest of them."""
-        used = num_blocks if longest is None else torch.minimum(num_blocks, num_steps.clamp(min=longest))
-        weights = grounding_weights(num_steps, used, progress=progress or 0.0, schedule=self.schedule, hold=self.hold)
+        more = 1 - self.steps_ahead
+        used = num_blocks if longest is None else torch.minimum(num_blocks, num_steps.clamp(min=longest) + more)
+        weights = grounding_weights(
+            num_steps + more, used, progress=progress or 0.0, schedule=self.schedule, hold=self.hold
+        )
         return functional.pad(weights, (0, int(num_blocks.max()) - weights.shape[1]))
 
     def most_tokens(self, rows: pa.Table) -> NDArray[np.int64]:
         """Return the tokens that rows do not exceed: no step is read out twice."""
-        num_blocks = np.maximum(list_lengths(rows["step_ids"]), self.num_blocks)
+        num_blocks = np.maximum(list_lengths(rows["step_ids"]) + 1 - self.steps_ahead, self.num_blocks)
         longest = num_blocks * (self.blocks.length + list_lengths(rows["answer_ids"]))
         return list_lengths(rows["prompt_ids"]) + step_lengths(rows) + longest
 
@@ -121,4 +143,4 @@ class GroundingTrainer(ReadoutTrainer):
     def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
         """Return what the stage trains of a row: with trailing blocks at least the adapter's blocks."""
         num_blocks = args.most_blocks(config) if args.trailing_blocks else 0
-        return Grounding(config.block_tokens, num_blocks, args.schedule, args.hold)
+        return Grounding(config.block_tokens, num_blocks, args.schedule, args.hold, READOUT_STEPS[args.readout_step])

@@ -310,6 +310,30 @@ def test_batches_by_tokens_need_lengths(make_trainer: MakeTrainer, tokenizer: Pr
         streamed.train()
 
 
+@pytest.mark.parametrize("trailing", [False, True])
+def test_blocks_that_read_out_their_own_step_train_the_formula(trailing: bool, make_trainer: MakeTrainer) -> None:
+    model = build_rim(num_blocks=5)
+    trainer = make_trainer(GroundingTrainer, model, readout_step="own", trailing_blocks=trailing)
+    trainer.state.global_step, trainer.state.max_steps = 1, 4
+    train_mode(model)
+
+    def readouts(row: TokenizedRow) -> list[list[int]]:
+        own = [*row["step_ids"], row["answer_ids"]]
+        return own + [row["answer_ids"]] * ((5 - len(own)) if trailing else 0)
+
+    def weights(row: TokenizedRow) -> list[float]:
+        length = len(row["step_ids"]) + 1
+        falling = [max(0.0, 1 - 1 / (4 * t / length)) for t in range(1, length + 1)]
+        last = 5 - length + 1 if trailing else 1
+        return falling[:-1] + [falling[-1] / last] * last
+
+    ours = trainer.compute_loss(trainer.model, _batch(trainer))
+    assert_same_loss_and_gradients(model, ours, separate_loss(model, list(trainer.train_dataset), readouts, weights))
+    table = trainer.train_dataset.with_format("arrow")[:]
+    lengths = [trainer.objective.num_tokens(row) for row in trainer.train_dataset]
+    assert (trainer.objective.most_tokens(table) >= lengths).all()
+
+
 def test_a_curriculum_by_length_has_as_many_blocks_as_its_longest_chain(make_trainer: MakeTrainer) -> None:
     rows = [{**row, "question": row["question"] + "+0" * n} for n, row in enumerate(ROWS)]
     options = {"rows": rows, "length_shares": [0.25, 0.25, 0.5], "schedule": "uniform", "max_steps": 8}
@@ -670,6 +694,7 @@ def test_options_out_of_range_are_named(
     ("options", "message"),
     [
         ({"schedule": "cosine"}, "schedule: must be one of relative"),
+        ({"readout_step": "last"}, "readout_step: must be one of next, own, got 'last'"),
         ({"hold": 1.0}, r"hold: must be a number in \[0, 1\)"),
         ({"hold": 0.5, "schedule": "linear"}, "hold: only 'relative' falls"),
     ],

@@ -63,13 +63,13 @@ def _control_cells(
 
 
 def tabulate_faithfulness(results: Results) -> Section:
-    """Return how often blocks state the right next step, and whether wrong steps go with wrong answers."""
+    """Return how often blocks state the right step, and whether wrong steps go with wrong answers."""
     tables = []
     for method in results.having("faithfulness"):
         parts = results.parts(method.name, "faithfulness")
         blocks = group([part["by_block"] for part in parts], lambda entry: entry["block"])
         rows = [
-            (f"block {block} states the right next step", pool(entry["step_right"] for entry in entries))
+            (f"block {block} states the right step", pool(entry["step_right"] for entry in entries))
             for block, entries in blocks.items()
         ]
         rows += [

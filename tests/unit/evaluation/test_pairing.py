@@ -95,17 +95,29 @@ def test_a_chains_answer_from_what_another_held(colours: tuple[str, str]) -> Non
 
 
 @pytest.mark.parametrize("steps", ["values", "sentences"])
-def test_pairs_of_chains_tell_following_from_copying_and_from_staying(steps: Literal["values", "sentences"]) -> None:
+@pytest.mark.parametrize("ahead", [1, 0])
+def test_pairs_of_chains_tell_following_from_copying_and_from_staying(
+    steps: Literal["values", "sentences"], ahead: int
+) -> None:
     task = Potions(steps=steps, num_held_out=120)
     assert isinstance(task, ChainTask)
     assert not isinstance(Plain(), ChainTask)
     examples = [read_example(row) for row in task.rows("test")]
     lengths = [len(str(example.question).split()) for example in examples]
-    swaps = plan_swaps(examples, lengths, task, num_blocks=4, seed=0, counterfactual=ChainCounterfactual(task))
-    for count in (1, 2, 3):
+    swaps = plan_swaps(
+        examples,
+        lengths,
+        task,
+        num_blocks=4,
+        seed=0,
+        counterfactual=ChainCounterfactual(task),
+        steps_ahead=ahead,
+    )
+    for num_swapped in (1, 2, 3):
+        count = num_swapped - 1 + ahead  # operations that are done in the last block swapped
         longer = [example for example in examples if len(example.steps or ()) > count]
-        assert 0.8 * len(longer) < len(swaps[count]) <= len(longer)
-        for pair in swaps[count]:
+        assert 0.8 * len(longer) < len(swaps[num_swapped]) <= len(longer)
+        for pair in swaps[num_swapped]:
             assert len({pair.example.answer, pair.donor.answer, pair.implied}) == 3
             colour = task.read_answer((pair.donor.steps or ())[count])
             *links, _root, _ = str(pair.example.question).split(". ")

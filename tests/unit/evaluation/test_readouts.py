@@ -98,3 +98,15 @@ def test_steps_are_compared_with_what_training_wrote() -> None:
     ) == (1, 2)
     with pytest.raises(ValueError, match="examples: must have steps"):
         judge_steps(readouts_of([[True]]), [Example("q", answer="5")])
+
+
+def test_blocks_that_read_out_their_own_step_are_judged_by_it() -> None:
+    examples = [Example("q", answer="5", steps=("1", "2")), Example("q", answer="5", steps=("1",))]
+    texts = [["1", "3", "5"], ["1", "5", "5"]]
+    right = [[text == "5" for text in row] for row in texts]
+    found = judge_steps(readouts_of(right, texts=texts), examples, steps_ahead=0)
+    by_block = [
+        (entry["block"], entry["step_right"]["num_correct"], entry["step_right"]["num_rows"])
+        for entry in found["by_block"]
+    ]
+    assert by_block == [(1, 2, 2), (2, 0, 1)]
