@@ -126,10 +126,9 @@ def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Ex
     Returns:
         ``num_rows`` and ``sha256`` of the training rows; None for a stream.
     """
-    if recipe.data.streaming:
-        return None  # which would be read to its end
     rows = load_rows(recipe.data, recipe.task())
-    seen = {"training rows": rows.train, "rows that choose the checkpoint": rows.validation}
+    is_stream = recipe.data.streaming  # which would be read to its end
+    seen = {"training rows": None if is_stream else rows.train, "rows that choose the checkpoint": rows.validation}
     judged = {"test": test, "selection": selection}
     for name, used in seen.items():
         questions = {_text(row["question"]) for row in used} if used is not None else set()
@@ -140,7 +139,7 @@ def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Ex
                     f"{split}: must share no question with the {name}, got {shared} of {len(examples)}. Choose other "
                     "splits (data.train_split, data.validation_split, test, selection)."
                 )
-    return fingerprint(rows.train)
+    return None if is_stream else fingerprint(rows.train)
 
 
 def _source(data: DataOptions) -> str:

@@ -96,7 +96,7 @@ class Usage:
     revision: str | None = None
     has_tokenizer: bool = False
     template: str = "{question}\n"
-    question: str = "Ann has 3 apples and buys 4 more. How many has she?"
+    question: str = "Ann has 3 apples and buys 4 more. How many does she have?"
 
 
 @dataclass(frozen=True)

@@ -352,6 +352,8 @@ def test_a_question_cannot_choose_and_decide(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in others))
     with pytest.raises(ValueError, match="test: must share no question with the rows that choose the checkpoint"):
         run_comparison(load_comparison(path))
+    with pytest.raises(ValueError, match="test: must share no question with the rows that choose the checkpoint"):
+        run_comparison(load_comparison(path, ["changes.data.streaming=true", "changes.data.max_length=null"]))
     with pytest.raises(ValueError, match="selection: must share no question with test, got 3"):
         run_comparison(load_comparison(path, ["changes.data.validation_rows=0"]))
 
