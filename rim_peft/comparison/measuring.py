@@ -183,7 +183,8 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
     if readouts is None:
         return found
     measures, rows = judge.comparison.measures, judge.rows
-    ahead = READOUT_STEPS[(judge.recipe.grounding or {}).get("readout_step", "next")]
+    grounding = judge.recipe.grounding if "grounding" in judge.recipe.stages else None
+    ahead = READOUT_STEPS[(grounding or {}).get("readout_step", "next")]
     if measures.budget:
         found["budget"] = budget_curve(
             judge.model, judge.tokenizer, rows.test, rows.task, measures.budget, **judge.options

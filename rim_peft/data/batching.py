@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -108,10 +109,49 @@ class TokenBatchSampler(Sampler[list[int]]):
             start = stop
 
 
-def order_by_length(rows: Dataset, shares: Sequence[float], *, num_samples: int, seed: int) -> LengthCurriculum:
+@dataclass(frozen=True)
+class Pace:
+    """How samples become optimiser steps, as the Trainer counts them.
+
+    Attributes:
+        num_rows: samples of an epoch.
+        samples_in_step: samples of a step, over micro-batches and processes; an epoch's last step may have fewer.
+        steps_in_epoch: steps of an epoch.
+        num_steps: steps of the whole training.
+    """
+
+    num_rows: int
+    samples_in_step: int
+    steps_in_epoch: int
+    num_steps: int
+
+    @classmethod
+    def of(cls, args: Any, num_rows: int, *, num_processes: int) -> Pace:
+        """Return the pace of a training by the Trainer's options."""
+        size = args.per_device_train_batch_size
+        if args.dataloader_drop_last:
+            num_batches = num_rows // size // num_processes
+        else:
+            num_batches = math.ceil(math.ceil(num_rows / size) / num_processes)
+        accumulated = args.gradient_accumulation_steps
+        in_epoch = max(1, math.ceil(num_batches / accumulated))
+        num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * in_epoch)
+        return cls(num_rows, size * accumulated * num_processes, in_epoch, num_steps)
+
+    def step_of(self, sample: int) -> int:
+        """Return the step that trains a sample, counted over all epochs."""
+        epoch, place = divmod(sample, self.num_rows)
+        return epoch * self.steps_in_epoch + min(place // self.samples_in_step, self.steps_in_epoch - 1)
+
+    def first_sample(self, step: int) -> int:
+        """Return the first sample that a step trains."""
+        epoch, place = divmod(step, self.steps_in_epoch)
+        return epoch * self.num_rows + place * self.samples_in_step
+
+
+def order_by_length(rows: Dataset, shares: Sequence[float], pace: Pace, *, seed: int = 0) -> LengthCurriculum:
     """Return the order of a curriculum by length over tokenised rows; see :class:`LengthCurriculum`."""
-    num_steps = [len(steps) for steps in rows["step_ids"]]
-    return LengthCurriculum(num_steps, shares=shares, num_samples=num_samples, seed=seed)
+    return LengthCurriculum([len(steps) for steps in rows["step_ids"]], shares=shares, pace=pace, seed=seed)
 
 
 class LengthCurriculum(Sampler[int]):
@@ -120,29 +160,29 @@ class LengthCurriculum(Sampler[int]):
     Within a phase the rows come in random passes, each row once in a pass. What is drawn depends on the seed, on the
     place in the training and on where phases begin, so that a run that is resumed draws the same.
 
-    >>> list(LengthCurriculum([3, 1, 2, 1], shares=[0.5, 0.25, 0.25], num_samples=16, seed=0))
-    [3, 1, 1, 3]
+    >>> list(LengthCurriculum([3, 1, 2, 1], shares=[0.5, 0.25, 0.25], pace=Pace(4, 2, 2, 8), seed=0))
+    [1, 3, 3, 1]
 
     Args:
-        num_steps: steps of each row.
+        num_steps: reasoning steps of each row.
         shares: share of the training that each phase takes.
-        num_samples: samples of the whole training.
+        pace: how samples become optimiser steps.
         seed: seed of the order.
 
     Raises:
         ValueError: a phase has no rows.
     """
 
-    def __init__(self, num_steps: Sequence[int], *, shares: Sequence[float], num_samples: int, seed: int) -> None:
-        self._num_rows = len(num_steps)
+    def __init__(self, num_steps: Sequence[int], *, shares: Sequence[float], pace: Pace, seed: int) -> None:
+        self._pace = pace
         self._seed = seed
         self._epoch = 0
         self._pass: tuple[int, int] | None = None
         self._order: list[int] = []
         self.begins: list[int] = []
-        """The first sample of each phase, counted over the whole training."""
+        """The first optimiser step of each phase."""
         self._phases: list[tuple[int | None, list[int]]] = []  # the most steps of its rows, and which they are
-        begins = [0, *(round(end * num_samples) for end in accumulate(shares))]
+        begins = [0, *(round(end * pace.num_steps) for end in accumulate(shares))]
         for phase, share in enumerate(shares):
             most = phase + 1 if phase + 1 < len(shares) else None
             rows = [row for row, steps in enumerate(num_steps) if most is None or steps <= most]
@@ -159,36 +199,37 @@ class LengthCurriculum(Sampler[int]):
         self.planned = tuple(self.begins)
 
     def __len__(self) -> int:
-        return self._num_rows
+        return self._pace.num_rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to a pass over as many samples as there are rows, from 0."""
+        """Go to an epoch, counted from 0."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        first = self._epoch * self._num_rows
-        return (self._draw(sample) for sample in range(first, first + self._num_rows))
+        first = self._epoch * len(self)
+        return (self._draw(sample) for sample in range(first, first + len(self)))
 
-    def most_steps(self, sample: int) -> int | None:
-        """Return the most steps that a row has at a sample of the training; None in the last phase."""
-        return self._phases[self._phase_at(sample)][0]
+    def phase_at(self, step: int) -> int:
+        """Return the phase of an optimiser step."""
+        return max(index for index, begin in enumerate(self.begins) if begin <= step)
 
-    def advance(self, now: int, sample: int) -> None:
-        """Let the phase after the one of ``now`` begin at ``sample`` already; later ones come earlier by as much.
+    def most_steps(self, step: int) -> int | None:
+        """Return the most reasoning steps that a row has at an optimiser step; None in the last phase."""
+        return self._phases[self.phase_at(step)][0]
 
-        A next phase that begins before ``sample`` anyway is left as it is.
+    def advance(self, now: int, step: int) -> None:
+        """Let the phase after the one of step ``now`` begin at ``step`` already; later ones come earlier by as much.
+
+        A next phase that begins before ``step`` anyway is left as it is.
         """
-        following = self._phase_at(now) + 1
-        if following < len(self.begins) and (gain := self.begins[following] - sample) > 0:
+        following = self.phase_at(now) + 1
+        if following < len(self.begins) and (gain := self.begins[following] - step) > 0:
             self.begins[following:] = [begin - gain for begin in self.begins[following:]]
 
-    def _phase_at(self, sample: int) -> int:
-        return max(index for index, begin in enumerate(self.begins) if begin <= sample)
-
     def _draw(self, sample: int) -> int:
-        phase = self._phase_at(sample)
+        phase = self.phase_at(self._pace.step_of(sample))
         rows = self._phases[phase][1]
-        number, place = divmod(sample - self.begins[phase], len(rows))
+        number, place = divmod(sample - self._pace.first_sample(self.begins[phase]), len(rows))
         if self._pass != (phase, number):
             self._pass, self._order = (phase, number), rows.copy()
             random.Random(f"{self._seed} {phase} {number}").shuffle(self._order)

@@ -72,6 +72,10 @@ class Objective(ABC):
         """
         return ReadoutCollator(self, pad_id=pad_id, block_range=block_range, seed=seed)
 
+    def last_block(self, longest: int) -> int:
+        """Return the last block that is read out of chains of at most so many steps, in a curriculum by length."""
+        return self.num_blocks
+
     def num_tokens(self, row: TokenizedRow) -> int:
         """Count the tokens that a row takes at most: prompt, blocks and readouts."""
         readouts = self.readouts(row)

@@ -88,6 +88,8 @@ def stated_row(objective: Objective, length: int, *, num_blocks: int) -> Tokeniz
         num_blocks: of the adapter; the row has as many steps.
     """
     num_steps = max(1, num_blocks)
+    row: TokenizedRow = {"prompt_ids": [], "step_ids": [[0]] * num_steps, "answer_ids": [0]}
+    num_steps = max(1, num_steps - max(0, len(objective.readouts(row)) - num_steps))
     for size in range(TEXT_TOKENS, 0, -1):
         row = {"prompt_ids": [], "step_ids": [[0] * size] * num_steps, "answer_ids": [0] * size}
         left = length - objective.num_tokens(row)

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.batching import order_by_length
+from rim_peft.data.batching import Pace, order_by_length
 from rim_peft.data.collator import TokenizedRow
 from rim_peft.data.examples import BadRowsError, list_rows
 from rim_peft.data.objective import Objective
@@ -225,7 +225,8 @@ class _StageLook:
         if laid_out is None:
             return None
         if self.args.length_shares is not None:  # whether each phase has rows
-            order_by_length(laid_out.rows, self.args.length_shares, num_samples=1, seed=0)
+            pace = Pace.of(self.args, len(laid_out.rows), num_processes=1)
+            order_by_length(laid_out.rows, self.args.length_shares, pace)
         stage.num_rows, stage.num_bad_rows = len(laid_out.lengths), len(laid_out.bad)
         stage.mean_tokens = round(sum(laid_out.lengths) / len(laid_out.lengths), 1)
         stage.longest_tokens = max(laid_out.lengths)

@@ -123,6 +123,10 @@ class Grounding(Objective):
         )
         return functional.pad(weights, (0, int(num_blocks.max()) - weights.shape[1]))
 
+    def last_block(self, longest: int) -> int:
+        """Return the block that reads out the answer of chains of so many steps."""
+        return longest + 1 - self.steps_ahead
+
     def most_tokens(self, rows: pa.Table) -> NDArray[np.int64]:
         """Return the tokens that rows do not exceed: no step is read out twice."""
         num_blocks = np.maximum(list_lengths(rows["step_ids"]) + 1 - self.steps_ahead, self.num_blocks)

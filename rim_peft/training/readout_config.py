@@ -266,6 +266,18 @@ class ReadoutConfig(SFTConfig):
                 "length_shares: must be a list of shares, none negative, that sum to 1, the last one not 0, got "
                 f"{shown(self.length_shares)}."
             )
+        if accuracy is not None and self.logging_strategy == "no":
+            raise ValueError(
+                "logging_strategy: must not be 'no' with length_accuracy, which is taken over the steps of a log line. "
+                "Use steps."
+            )
+        order = {"train_sampling_strategy": "random", "ignore_data_skip": False, "auto_find_batch_size": False}
+        for name, needed in order.items():
+            if (value := getattr(self, name)) != needed:
+                raise ValueError(
+                    f"{name}: must stay {needed!r} with length_shares, got {value!r}: the rows have an order of their "
+                    "own, which a resumed training goes on with. Remove it."
+                )
         if self.max_tokens_per_batch is not None:
             raise ValueError(
                 f"length_shares: must be null with max_tokens_per_batch, got {shown(self.length_shares)}: batches "

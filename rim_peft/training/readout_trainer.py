@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import EvalLoopOutput
 
-from rim_peft.data.batching import LengthCurriculum, load_by_tokens, order_by_length
+from rim_peft.data.batching import LengthCurriculum, Pace, load_by_tokens, order_by_length
 from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.data.table import check_table
@@ -107,6 +107,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         peft_model = attach(model, peft_config, args, quantization_config=quantization)
         self._rim_config = active_config(peft_model)
         self._objective: Objective | None = None
+        self._window = 0  # the first step that the next log line sums up
         check_adapter(peft_model, self._rim_config, min_blocks=self.least_blocks, block_range=args.block_range)
         trains_memory = self.objective_of(args, self._rim_config).trains_memory
         peft_model.base_model.memory.rows(peft_model.active_adapter).requires_grad_(trains_memory)
@@ -253,40 +254,38 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         """The order of the rows in a curriculum by length."""
         args: Any = self.args
         rows: Any = self.train_dataset
-        steps, epochs = args.max_steps, args.num_train_epochs
-        whole = steps * self._samples_in_step if steps > 0 else math.ceil(epochs * len(rows))
+        pace = Pace.of(args, len(rows), num_processes=self.accelerator.num_processes)
         seed = args.seed if args.data_seed is None else args.data_seed
-        return order_by_length(rows, args.length_shares, num_samples=whole, seed=seed)
+        return order_by_length(rows, args.length_shares, pace, seed=seed)
 
-    @property
-    def _samples_in_step(self) -> int:
-        args: Any = self.args
-        return int(args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes)
-
-    def _longest(self) -> int | None:
-        """Return the most steps that rows have at the moment, None for any number."""
-        if self.args.length_shares is None:
-            return None
-        return self.lengths.most_steps(self.state.global_step * self._samples_in_step)
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Where several processes resume, the order lies deeper in their loader than anybody tells it the epoch.
+        if self.args.length_shares is not None and "epoch" in kwargs:
+            self.lengths.set_epoch(int(kwargs["epoch"]))
+        super()._run_epoch(*args, **kwargs)
 
     def figures(self, mode: str) -> dict[str, float]:
         """Return what a log line says beside the loss; where short chains are learned, longer ones come."""
         figures = super().figures(mode)
         if mode != "train" or self.args.length_shares is None:
             return figures
-        args, step = self.args, self.state.global_step
-        last = max(0, step - 1) * self._samples_in_step
+        step = self.state.global_step
+        first, last = self._window, max(0, step - 1)
+        self._window = step
         longest = self.lengths.most_steps(last)
         if longest is None:
             return figures
-        blocks = [block for block in range(1, longest + 1) if f"block_{block}/token_accuracy" in figures]
-        accuracy = figures[f"block_{blocks[-1]}/token_accuracy"] if blocks else 0.0
-        if args.length_accuracy is not None and accuracy >= args.length_accuracy:
+        if self.lengths.phase_at(first) == self.lengths.phase_at(last) and self._has_learned(figures, longest):
             # Batches are drawn before they are trained: one by accelerate, more by worker processes.
-            drawn = 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
-            ahead = 1 + math.ceil(drawn / args.gradient_accumulation_steps)
-            self.lengths.advance(last, (step + ahead) * self._samples_in_step)
+            drawn = 1 + self.args.dataloader_num_workers * (self.args.dataloader_prefetch_factor or 2)
+            self.lengths.advance(last, step + 1 + math.ceil(drawn / self.args.gradient_accumulation_steps))
         return {**figures, "longest_chain": float(longest)}
+
+    def _has_learned(self, figures: Mapping[str, float], longest: int) -> bool:
+        """Tell whether the last block's readouts of the chains of the moment are right."""
+        names = (f"block_{block}/token_accuracy" for block in range(self.objective.last_block(longest), 0, -1))
+        accuracy = next((figures[name] for name in names if name in figures), 0.0)
+        return self.args.length_accuracy is not None and accuracy >= self.args.length_accuracy
 
     def _running(self) -> dict[str, Any]:
         running = super()._running()
@@ -294,8 +293,10 @@ class ReadoutTrainer(WatchedTrainer, ABC):
 
     def _go_on(self, running: dict[str, Any] | None) -> None:
         super()._go_on(running)
+        running = running or {}
+        self._window = running.get("last_logged", 0)
         if self.args.length_shares is not None:
-            self.lengths.begins = list((running or {}).get("lengths", self.lengths.planned))
+            self.lengths.begins = list(running.get("lengths", self.lengths.planned))
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         return _on_host(super()._get_dataloader(*args, **kwargs))
@@ -358,7 +359,8 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         """Return the stage's loss for a batch, in nats per sample; logs it by block."""
         is_training = self.model.training
         # Evaluation weighs all readouts, so that its loss can be compared over the run.
-        progress = self.state.global_step / max(1, self.state.max_steps) if is_training else None
+        step = self.state.global_step
+        progress = step / max(1, self.state.max_steps) if is_training else None
         base = self.accelerator.unwrap_model(model).get_base_model()
         with record_function("rim_peft.rows"):
             layout = Layout(**{name: value for name, value in inputs.items() if name != "num_steps"})
@@ -367,7 +369,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
                 inputs["num_steps"],
                 has_block.sum(dim=1),
                 progress=progress,
-                longest=self._longest() if is_training else None,
+                longest=self.lengths.most_steps(step) if is_training and self.args.length_shares is not None else None,
             )
             layout = arrange_rows(self.args, layout, weights)
             self._new_tokens += int(layout.attention_mask.sum()) if is_training else 0

@@ -81,6 +81,8 @@ def test_two_processes_equal_one(config: str, alone: tuple[Path, dict[str, Tenso
     by_rank = [load_file(tmp_path / "rows" / f"rank{rank}.safetensors") for rank in (0, 1)]
     assert_close(by_rank[0], by_rank[1], atol=0, rtol=0)
     assert_close(by_rank[0], expected_by_hand, **CLOSE)
+    by_length, resumed = (load_file(tmp_path / name / "rank0.safetensors") for name in ("lengths", "resumed"))
+    assert_close(resumed, by_length, atol=0, rtol=0)
     # Batches by tokens differ in size between the processes, which must leave off with the same weights.
     by_tokens = [load_file(tmp_path / "tokens" / f"rank{rank}.safetensors") for rank in (0, 1)]
     assert_close(by_tokens[0], by_tokens[1], atol=0, rtol=0)

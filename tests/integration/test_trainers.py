@@ -361,9 +361,14 @@ def test_a_curriculum_by_length_has_as_many_blocks_as_its_longest_chain(make_tra
 
 
 @pytest.mark.parametrize("epochs", [False, True])
-def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(epochs: bool, make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("more", [{}, {"dataloader_drop_last": True}], ids=["", "drop_last"])
+def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(
+    epochs: bool, more: dict[str, Any], make_trainer: MakeTrainer
+) -> None:
     rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
+    rows = rows[:11] if more else rows
     options = {
+        **more,
         "rows": rows,
         "length_shares": [0.25, 0.25, 0.5],
         "per_device_train_batch_size": 2,
@@ -380,9 +385,10 @@ def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(epochs: bool,
     )
     trainer.train()
     longest = [max(batch) for batch in lengths]
-    assert (longest[:3], max(longest[3:6]), max(longest[6:])) == ([1, 1, 1], 2, 3)
+    first, second = trainer.lengths.begins[1:]
+    assert (max(longest[:first]), max(longest[first:second]), max(longest[second:])) == (1, 2, 3)
     tokens = [line["num_tokens"] for line in trainer.state.log_history if "loss" in line]
-    assert tokens[2] < tokens[-1] - tokens[-4]
+    assert tokens[1] < tokens[-1] - tokens[-3]
     resumed = build_rim(num_blocks=3, lora_dropout=0.2)
     checkpoint = f"{trainer.args.output_dir}/checkpoint-5"
     make_trainer(GroundingTrainer, resumed, **options).train(resume_from_checkpoint=checkpoint)
@@ -412,15 +418,14 @@ def test_chains_that_are_learned_make_room_for_longer_ones_and_resume_exactly(
     loss = trainer.compute_loss
 
     def watch(model: Any, inputs: Any, **given: Any) -> Any:
-        longest = trainer.lengths.most_steps(trainer.state.global_step * 2)
+        longest = trainer.lengths.most_steps(trainer.state.global_step)
         seen.append((int(inputs["num_steps"].max()), 3 if longest is None else longest))
         return loss(model, inputs, **given)
 
     trainer.compute_loss = watch  # type: ignore[method-assign]
     trainer.train()
     assert all(found <= allowed for found, allowed in seen)  # no row comes before its blocks do
-    assert trainer.lengths.begins[1] < 24  # sooner than half of the training
-    assert trainer.lengths.planned[1] == 24
+    assert trainer.lengths.begins[1] < trainer.lengths.planned[1] == 12
     chains = [line["longest_chain"] for line in trainer.state.log_history if "longest_chain" in line]
     assert chains == sorted(chains)
     assert set(chains) == {1.0, 2.0}
@@ -432,6 +437,32 @@ def test_chains_that_are_learned_make_room_for_longer_ones_and_resume_exactly(
         assert again.lengths.begins == begins
         for name, tensor in _trained(unbroken).items():
             torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("readout_step", "accuracies", "is_learned"),
+    [
+        ("next", {1: 1.0}, True),
+        ("next", {1: 0.5}, False),
+        ("own", {1: 1.0, 2: 0.5}, False),  # what has one step is answered after two blocks
+        ("own", {1: 0.5, 2: 1.0}, True),
+    ],
+)
+def test_a_phase_ends_by_the_readouts_of_its_answers(
+    readout_step: str, accuracies: dict[int, float], is_learned: bool, make_trainer: MakeTrainer
+) -> None:
+    options = {"length_shares": [0.5, 0.5], "length_accuracy": 0.9, "max_steps": 40, "readout_step": readout_step}
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=4), **options)
+    found = {f"block_{block}/token_accuracy": value for block, value in accuracies.items()}
+    trainer._sums["train"].read = lambda accelerator: dict(found)  # type: ignore[method-assign]
+    trainer.state.max_steps = 40
+    trainer.state.global_step = 5
+    assert trainer.figures("train")["longest_chain"] == 1.0
+    assert trainer.lengths.begins == ([0, 7] if is_learned else [0, 20])
+    trainer.lengths.begins = [0, 20]
+    trainer.state.global_step, trainer._window = 22, 15  # the line's steps are of two phases: it says of neither
+    trainer.figures("train")
+    assert trainer.lengths.begins == [0, 20]
 
 
 def test_a_curriculum_by_length_needs_rows_of_each_length(
@@ -675,6 +706,12 @@ def test_rows_beyond_the_models_positions_are_named(make_trainer: MakeTrainer) -
         ({"length_shares": [-0.5, 1.5]}, "length_shares: must be a list of shares"),
         ({"length_shares": 0.5}, "length_shares: must be a list of shares"),
         ({"length_accuracy": 0.9}, "length_accuracy: must come with length_shares"),
+        (
+            {"length_shares": [1.0], "train_sampling_strategy": "sequential"},
+            "train_sampling_strategy: must stay",
+        ),
+        ({"length_shares": [1.0], "ignore_data_skip": True}, "ignore_data_skip: must stay False with length_shares"),
+        ({"length_shares": [1.0], "length_accuracy": 0.5, "logging_strategy": "no"}, "logging_strategy: must not be"),
         ({"length_shares": [1.0], "length_accuracy": 1.5}, r"length_accuracy: must be a number in \(0, 1\]"),
         ({"length_shares": [0.5, 0.5], "max_tokens_per_batch": 99}, "length_shares: must be null with max_tokens_per"),
         ({"dropout": "0.1"}, r"dropout: must be a number in \[0, 1\), got '0.1'"),

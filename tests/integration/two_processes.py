@@ -21,7 +21,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rim_peft import GroundingConfig, RefinementConfig
+from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig
 from rim_peft.cli.main import main
 from rim_peft.training.curriculum import run_curriculum
 from rim_peft.training.readout_trainer import ReadoutTrainer
@@ -92,6 +92,23 @@ def train_by_hand(folder: Path, **options: Any) -> PeftModel:
     return model
 
 
+def train_by_length(folder: Path, *, num_processes: int, resume: bool = False) -> PeftModel:
+    """Train on short chains first over three epochs, or go on from within the second one."""
+    model: PeftModel = build_rim(num_blocks=3)
+    size = SAMPLES // num_processes
+    args = GroundingConfig(
+        **{**_STAGE, "max_steps": 12, "save_steps": 7},
+        output_dir=str(folder),
+        length_shares=[0.4, 0.6],
+        per_device_train_batch_size=size,
+        gradient_checkpointing=False,
+    )
+    rows = [{**row, "steps": row["steps"][: 1 + index % 2]} for index, row in enumerate(ROWS)]
+    trainer = GroundingTrainer(model, args, Dataset.from_list(rows), processing_class=build_tokenizer())
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-7") if resume else None)
+    return model
+
+
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
     """Return an adapter's whole tensors."""
     gathered = gather_adapter(model)
@@ -140,7 +157,10 @@ def _run(folder: Path, rank: int, num_processes: int) -> None:
     (folder / f"codes{rank}.json").write_text(json.dumps(codes))
     by_rows = train_by_hand(folder / "rows", per_device_train_batch_size=SAMPLES // num_processes)
     by_tokens = train_by_hand(folder / "tokens", max_tokens_per_batch=200)
-    for name, trained in (("rows", by_rows), ("tokens", by_tokens)):
+    by_length = train_by_length(folder / "lengths", num_processes=num_processes)
+    resumed = train_by_length(folder / "lengths", num_processes=num_processes, resume=True)
+    (folder / "resumed").mkdir(exist_ok=True)
+    for name, trained in (("rows", by_rows), ("tokens", by_tokens), ("lengths", by_length), ("resumed", resumed)):
         save_file(adapter_tensors(trained), folder / name / f"rank{rank}.safetensors")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
-from rim_peft.data.batching import LengthCurriculum, TokenBatchSampler
+from rim_peft.data.batching import LengthCurriculum, Pace, TokenBatchSampler
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
@@ -49,9 +50,15 @@ def _drawn(sampler: LengthCurriculum, num_samples: int) -> list[int]:
     return drawn[:num_samples]
 
 
+def _curriculum(num_steps: list[int], shares: list[float], *, num_samples: int, seed: int = 3) -> LengthCurriculum:
+    """One sample a step, so that steps and samples are the same."""
+    pace = Pace(len(num_steps), 1, len(num_steps), num_samples)
+    return LengthCurriculum(num_steps, shares=shares, pace=pace, seed=seed)
+
+
 def test_a_curriculum_draws_short_chains_first_and_each_row_once_in_a_pass() -> None:
     num_steps = [1 + row % 4 for row in range(40)]
-    sampler = LengthCurriculum(num_steps, shares=[0.25, 0.25, 0.5], num_samples=200, seed=3)
+    sampler = _curriculum(num_steps, [0.25, 0.25, 0.5], num_samples=200)
     assert len(sampler) == len(num_steps)
     drawn = _drawn(sampler, 240)  # the last pass over the rows may go beyond the training's end
     lengths = [num_steps[row] for row in drawn]
@@ -62,21 +69,21 @@ def test_a_curriculum_draws_short_chains_first_and_each_row_once_in_a_pass() -> 
         for first in range(begin, begin + 2 * rows, rows):
             assert len(set(drawn[first : first + rows])) == rows
     assert drawn[:10] != drawn[10:20]  # each pass has an order of its own
-    assert drawn == _drawn(LengthCurriculum(num_steps, shares=[0.25, 0.25, 0.5], num_samples=200, seed=3), 240)
-    assert drawn != _drawn(LengthCurriculum(num_steps, shares=[0.25, 0.25, 0.5], num_samples=200, seed=4), 240)
+    assert drawn == _drawn(_curriculum(num_steps, [0.25, 0.25, 0.5], num_samples=200), 240)
+    assert drawn != _drawn(_curriculum(num_steps, [0.25, 0.25, 0.5], num_samples=200, seed=4), 240)
 
 
 def test_phases_without_rows_are_named_and_can_be_left_out() -> None:
     with pytest.raises(ValueError, match=r"length_shares: .* the shortest row has 3. Begin with 2 zeros"):
-        LengthCurriculum([3, 4], shares=[0.5, 0.5], num_samples=10, seed=0)
-    sampler = LengthCurriculum([3, 4], shares=[0.0, 0.0, 0.5, 0.5], num_samples=8, seed=0)
+        _curriculum([3, 4], [0.5, 0.5], num_samples=10)
+    sampler = _curriculum([3, 4], [0.0, 0.0, 0.5, 0.5], num_samples=8)
     assert _drawn(sampler, 4) == [0] * 4
     assert set(_drawn(sampler, 8)) == {0, 1}
 
 
 def test_a_phase_that_is_learned_ends_early_and_the_last_one_gains() -> None:
     num_steps = [1 + row % 3 for row in range(30)]
-    sampler = LengthCurriculum(num_steps, shares=[0.25, 0.25, 0.5], num_samples=200, seed=3)
+    sampler = _curriculum(num_steps, [0.25, 0.25, 0.5], num_samples=200)
     assert sampler.begins == [0, 50, 100]
     sampler.advance(19, 30)
     assert sampler.begins == [0, 30, 80]
@@ -85,11 +92,40 @@ def test_a_phase_that_is_learned_ends_early_and_the_last_one_gains() -> None:
     sampler.advance(79, 85)  # the next one begins sooner by itself
     sampler.advance(150, 160)  # there is none behind the last
     assert sampler.begins == [0, 30, 80]
-    assert [sampler.most_steps(sample) for sample in (0, 29, 30, 79, 80, 199)] == [1, 1, 2, 2, None, None]
+    assert [sampler.most_steps(step) for step in (0, 29, 30, 79, 80, 199)] == [1, 1, 2, 2, None, None]
     lengths = [num_steps[row] for row in _drawn(sampler, 200)]
     assert set(lengths[:30]) == {1}
     assert set(lengths[30:80]) == {1, 2}
     assert set(lengths[80:]) == {1, 2, 3}
-    again = LengthCurriculum(num_steps, shares=[0.25, 0.25, 0.5], num_samples=200, seed=3)
+    again = _curriculum(num_steps, [0.25, 0.25, 0.5], num_samples=200)
     again.begins = [0, 30, 80]
     assert _drawn(again, 200) == _drawn(sampler, 200)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(
+    ("num_rows", "batch", "accumulated", "processes"), [(5, 4, 1, 1), (18, 2, 8, 1), (11, 4, 1, 1), (30, 4, 3, 2)]
+)
+def test_every_phase_comes_in_its_steps_however_epochs_end(
+    num_rows: int, batch: int, accumulated: int, processes: int, drop_last: bool
+) -> None:
+    args = SimpleNamespace(
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulated,
+        dataloader_drop_last=drop_last,
+        max_steps=20,
+    )
+    pace = Pace.of(args, num_rows, num_processes=processes)
+    num_steps = [1 + row % 3 for row in range(num_rows)]
+    sampler = LengthCurriculum(num_steps, shares=[0.4, 0.3, 0.3], pace=pace, seed=0)
+    assert sampler.begins == [0, 8, 14]
+    seen: dict[int, set[int]] = {}
+    for epoch in range(-(-20 // pace.steps_in_epoch)):
+        sampler.set_epoch(epoch)
+        for place, row in enumerate(sampler):
+            step = epoch * pace.steps_in_epoch + min(place // pace.samples_in_step, pace.steps_in_epoch - 1)
+            seen.setdefault(step, set()).add(num_steps[row])
+    assert all(max(seen[step]) <= (1, 2, 3)[sampler.phase_at(step)] for step in range(20))
+    for phase, begin in enumerate(sampler.begins):
+        steps = range(begin, [*sampler.begins, 20][phase + 1])
+        assert max(max(seen[step]) for step in steps) == phase + 1

@@ -98,6 +98,16 @@ def test_everything_at_hand(base: str, tmp_path: Path) -> None:
     assert found.peak == max(stage.memory.total for stage in found.stages if stage.memory is not None)
 
 
+def test_a_curriculum_by_length(base: str, tmp_path: Path) -> None:
+    data = rows_task(tmp_path)
+    options = {"length_shares": [0.5, 0.5], "length_accuracy": 0.9, "readout_step": "own"}
+    assert look(write_recipe(tmp_path, data=data, grounding=options, refinement=None), base=base).errors == []
+    longer = [{**row, "steps": ["0", *row["steps"]]} for row in ROWS]
+    path = write_recipe(tmp_path, rows=longer, data=data, grounding=options, refinement=None)
+    (error,) = look(path, base=base).errors
+    assert error.startswith("grounding.length_shares: each phase must have rows to draw")
+
+
 def test_a_hub_id_is_not_asked_for(tmp_path: Path) -> None:
     found = look(write_recipe(tmp_path, rows=None, data={"path": "owner/rows"}))
     assert found.errors == []
