@@ -1,11 +1,12 @@
 """What makes a method: what is trained in which stages, which adapter it has, what answers, and what can be made of it.
 
-These objects are read with a recipe, before PyTorch is imported, so that what they need of it is imported where it is
-used.
+These objects are read with every recipe. Trainers and what times answers bring TRL in, so they are imported where they
+are used.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _BLOCK_OPTIONS = {"num_blocks": 0, "insertion_layer": 0, "bidirectional_blocks": False}
 
 
-class Method:
+class Method(ABC):
     """A method without blocks that answers at once; the others say what differs."""
 
     name: ClassVar[str]
@@ -42,9 +43,9 @@ class Method:
     branches: ClassVar[bool] = True
     """Whether its training rows branch, so that attention must take a mask for each query."""
 
+    @abstractmethod
     def trainer(self, stage: str) -> type[ReadoutTrainer]:
         """Return the trainer of one of its stages."""
-        raise NotImplementedError
 
     def adapter(self, options: Mapping[str, Any]) -> RiMConfig:
         """Return a new configuration of its adapter.
