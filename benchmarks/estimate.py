@@ -26,12 +26,12 @@ from benchmarks.models import CONFIGS, lora_rank
 from benchmarks.registry import Settings, benchmark
 from benchmarks.report import Measured, Row, within
 from rim_peft.data.examples import Templates
-from rim_peft.data.tasks import get_task
 from rim_peft.recipe import load_recipe
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run import train
 from rim_peft.run.base import build_base
 from rim_peft.run.preflight import Preflight
+from rim_peft.tasks import get_task
 
 _MIB = 2**20
 _MADV_PAGEOUT = 21

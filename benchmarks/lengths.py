@@ -36,10 +36,10 @@ def count_lengths(folder: str) -> str:
     """Return ``LENGTHS`` as counted from GSM8K's own file."""
     from rim_peft.data.examples import Templates
     from rim_peft.data.preparation import prepare_dataset
-    from rim_peft.data.tasks import get_task
     from rim_peft.run.base import train_tokenizer
     from rim_peft.sequence import BlockTokens
-    from rim_peft.training.grounding import Grounding
+    from rim_peft.tasks import get_task
+    from rim_peft.training.rim import Grounding
 
     rows: Any = get_task("gsm8k").load("train", path=folder).filter(lambda row: row["steps"])
     tokenizer = train_tokenizer(rows, Templates(), vocab_size=8192)

@@ -16,8 +16,7 @@ from benchmarks.report import Measured, Row, at_least
 from benchmarks.steps import RowSizes, TrainingStep, random_rows, readout_step
 from rim_peft.sequence import IGNORE_INDEX
 from rim_peft.training.head import head_at
-from rim_peft.training.losses import readout_loss
-from rim_peft.training.schedules import refinement_weights
+from rim_peft.training.losses import readout_loss, refinement_weights
 from rim_peft.tuner.config import active_config
 
 BOUND = "real tokens of all sequences / real tokens of the rows"

@@ -12,10 +12,10 @@ from benchmarks.models import CONFIGS
 from benchmarks.operations import COUNTED, Operations, causal_pairs
 from benchmarks.registry import Settings, benchmark
 from benchmarks.report import Measured, Row
-from rim_peft.data.collator import TokenizedRow
+from rim_peft.data.objective import TokenizedRow
 from rim_peft.recipe import Recipe, load_recipe
-from rim_peft.run.memory import estimate, precision
-from rim_peft.run.meta_base import MetaBase
+from rim_peft.run.at_hand import MetaBase
+from rim_peft.run.costs import estimate, precision
 from rim_peft.tuner.config import active_config
 
 FOLDER = Path(__file__).parents[1] / "recipes"

@@ -2,7 +2,7 @@
 
 The module is looked for on Python's path, and in the working directory last.
 
-Its rows are made here; rows from files need `read_row` in place of `rows` (see rim_peft/data/tasks/gsm8k.py). Its
+Its rows are made here; rows from files need `read_row` in place of `rows` (see rim_peft/tasks/math.py). Its
 answers are compared as texts; `answer_rules` would name another rule (docs/tasks.md).
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rim_peft.data.tasks.task import GeneratedTask
+from rim_peft.tasks.task import GeneratedTask
 
 SEEDS = {"train": 0, "validation": 1, "test": 2}
 

@@ -21,8 +21,8 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rim_peft.export.checking import LEAST_PROMPTS, Expected, expect
-from rim_peft.export.options import ExportOptions
-from rim_peft.inference.generation import generate_greedily
+from rim_peft.export.weights import ExportOptions
+from rim_peft.inference.decoding import generate_greedily
 from rim_peft.run import Run, export, load_run
 from rim_peft.tuner.config import active_config
 

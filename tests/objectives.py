@@ -7,8 +7,7 @@ from typing import Any
 from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import prepare_dataset
 from rim_peft.sequence import BlockTokens
-from rim_peft.training.grounding import Grounding
-from rim_peft.training.refinement import Refinement
+from rim_peft.training.rim import Grounding, Refinement
 
 _NO_LIMIT = 1 << 30
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from rim_peft.data.tasks import get_task
+from rim_peft.tasks import get_task
 
 
 def load(**metadata: Any) -> DatasetDict:

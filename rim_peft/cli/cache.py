@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def more_help() -> str:
     """Return what ``--help`` says besides the arguments: when tables are deleted."""
-    from rim_peft.data.stored import DAYS, GIGABYTES
+    from rim_peft.data.cache import DAYS, GIGABYTES
 
     return (
         "Training keeps each table's token ids, so that the next run with the same rows begins at once. Tables that\n"
@@ -26,7 +26,7 @@ def more_help() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Show or clear the tables."""
-    from rim_peft.data.stored import cache_folder, clear, limits, list_tables
+    from rim_peft.data.cache import cache_folder, clear, limits, list_tables
 
     days, gigabytes = limits()
     cleared = clear() if args.clear else None

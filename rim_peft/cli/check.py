@@ -12,8 +12,8 @@ from rim_peft.cli.console import complain, path, positive, say
 from rim_peft.escaping import json_text
 
 if TYPE_CHECKING:
-    from rim_peft.comparison.preflight import CheckedRecipe
-    from rim_peft.run.findings import RunFindings, StageFindings
+    from rim_peft.comparison.reading import CheckedRecipe
+    from rim_peft.run.preflight import RunFindings, StageFindings
 
 _OVERRIDE = re.compile(r"[\w.]+=")
 _PARTS = {
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check every recipe, and print what was found of which."""
     from rim_peft.cli.console import quiet_model_loading, results_only
-    from rim_peft.comparison.preflight import check_recipe
+    from rim_peft.comparison.reading import check_recipe
     from rim_peft.run.at_hand import AtHand
     from rim_peft.run.preflight import Preflight
 

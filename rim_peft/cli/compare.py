@@ -12,7 +12,7 @@ KIND = "compare"
 
 def more_help() -> str:
     """Return what ``--help`` says besides the arguments: the keys of a comparison's recipe."""
-    from rim_peft.comparison.options import list_options
+    from rim_peft.comparison.sections import list_options
     from rim_peft.recipe.options import as_text
 
     return f"keys of a comparison's recipe, with their defaults:\n{as_text(list_options())}"

@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.cli.console import quiet_model_loading, results_only, say
     from rim_peft.cli.generate import read_questions
     from rim_peft.escaping import json_text
-    from rim_peft.export.card import describe
-    from rim_peft.export.options import ExportOptions
+    from rim_peft.export.record import describe
+    from rim_peft.export.weights import ExportOptions
     from rim_peft.run import export
 
     options = ExportOptions(

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Upload and print where to."""
     from rim_peft.cli.console import say
-    from rim_peft.run.pushing import push
+    from rim_peft.run.sharing import push
 
     address = push(
         args.folder,

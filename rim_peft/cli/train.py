@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.recipe import load_recipe
     from rim_peft.run import train
     from rim_peft.training.curriculum import Interrupted
-    from rim_peft.training.processes import MainProcessFailed, is_main, num_processes
+    from rim_peft.training.distributed import MainProcessFailed, is_main, num_processes
 
     recipe = load_recipe(args.recipe, args.overrides)
     command = ["rim-peft", "train", args.recipe, *args.overrides]

@@ -1,20 +1,153 @@
-"""Measured runs → one results document, whose form ``docs/comparison.md`` describes."""
+"""Measured runs → one results document, and that document by method, pooled over seeds."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rim_peft.comparison.plan import PlannedRun, overrides, read_record
 from rim_peft.comparison.rows import JudgedRows
 from rim_peft.comparison.sections import Comparison, MethodOptions
-from rim_peft.evaluation.accuracy import Score
-from rim_peft.evaluation.significance import PairedDifference, paired_difference, pooled_difference
+from rim_peft.evaluation.accuracy import PairedDifference, Score, paired_difference, pooled_difference
 from rim_peft.recipe import load_recipe
 from rim_peft.run.record import describe_hardware, describe_versions
+
+
+@dataclass(frozen=True)
+class Method:
+    """One entry of ``methods``.
+
+    Attributes:
+        name: its key in the document.
+        label: what tables and plots call it; says so where the method had the reference's compute.
+        method: how it answers (``"rim"``, ``"cot"``, …).
+        view: what it has in common with the others, ``"samples"``, ``"compute"`` or neither (``"own"``).
+        changes: recipe keys in which it departs from the shared recipe, with their values.
+    """
+
+    name: str
+    label: str
+    method: str
+    view: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results document, read by method.
+
+    Attributes:
+        document: the JSON document that a comparison writes.
+    """
+
+    document: Mapping[str, Any]
+
+    @property
+    def methods(self) -> list[Method]:
+        """The methods in the table's order."""
+        return [_method(entry) for entry in self.document["methods"]]
+
+    @property
+    def reference(self) -> str:
+        """Name of the method that the others are paired with."""
+        return str(self.document["reference"])
+
+    @property
+    def is_ablation(self) -> bool:
+        """Whether one recipe was changed a key at a time."""
+        return bool(self.document["kind"] == "ablate")
+
+    @property
+    def lengths(self) -> list[str]:
+        """The numbers of steps that the test rows have, shortest first."""
+        found = {length for run in self.document["runs"] for length in run.get("by_length") or {}}
+        return sorted((length for length in found if length.isdigit()), key=int)
+
+    def label(self, name: str) -> str:
+        """Return what a method is called; its name if the document does not list it."""
+        return next((method.label for method in self.methods if method.name == name), name)
+
+    def runs(self, name: str) -> list[Mapping[str, Any]]:
+        """Return a method's runs, one a seed."""
+        return [run for run in self.document["runs"] if run["name"] == name]
+
+    def parts(self, name: str, part: str) -> list[Any]:
+        """Return what was measured of a method under a key, one entry for each seed that has it."""
+        return [run[part] for run in self.runs(name) if run.get(part)]
+
+    def having(self, part: str) -> list[Method]:
+        """Return the methods of which something was measured, in the table's order."""
+        return [method for method in self.methods if self.parts(method.name, part)]
+
+    def detailed(self, part: str) -> list[Method]:
+        """Return the methods that are shown by number of steps too: of an ablation the reference alone."""
+        return [method for method in self.having(part) if not self.is_ablation or method.name == self.reference]
+
+    def seeds(self, name: str, part: str) -> str:
+        """Return the seeds of which something was measured, as text."""
+        return ", ".join(str(run["seed"]) for run in self.runs(name) if run.get(part))
+
+    def mean(self, name: str, key: str) -> float | None:
+        """Return the mean over seeds of a figure of the training; None where nothing was trained."""
+        return mean(training.get(key) for training in self.parts(name, "training"))
+
+    def summary(self, name: str) -> Mapping[str, Any]:
+        """Return a method's entry of ``summary``."""
+        return next((entry for entry in self.document["summary"] if entry["name"] == name), {})
+
+    def pair(self, name: str) -> Mapping[str, Any] | None:
+        """Return the comparison of a method with the reference: over all seeds, or of the only one."""
+        found = [pair for pair in self.document.get("pairs") or [] if pair["name"] == name]
+        pooled = [pair for pair in found if pair["seed"] == "all"]
+        return next(iter(pooled or found), None)
+
+
+def _method(entry: Mapping[str, Any]) -> Method:
+    ending = " (same compute)" if entry.get("view") == "compute" else ""
+    return Method(
+        name=entry["name"],
+        label=f"{entry.get('label') or entry['name']}{ending}",
+        method=entry["method"],
+        view=entry.get("view") or "samples",
+        changes=dict(entry.get("changes") or {}),
+    )
+
+
+def pool(scores: Iterable[Mapping[str, Any] | None]) -> Score | None:
+    """Return the share of right answers over the rows of all seeds; None if there are no rows."""
+    there = [score for score in scores if score]
+    num_rows = sum(score["num_rows"] for score in there)
+    return Score(sum(score["num_correct"] for score in there), num_rows) if num_rows else None
+
+
+def pool_lengths(scores: Iterable[Mapping[str, Mapping[str, Any]] | None]) -> dict[str, Score]:
+    """Return the same by number of steps, shortest first."""
+    there = [score for score in scores if score]
+    lengths = sorted({length for score in there for length in score if length.isdigit()}, key=int)
+    pooled = {length: pool(score.get(length) for score in there) for length in lengths}
+    return {length: score for length, score in pooled.items() if score is not None}
+
+
+def group(
+    parts: Iterable[Iterable[Mapping[str, Any]]], key: Callable[[Mapping[str, Any]], Any]
+) -> dict[Any, list[Mapping[str, Any]]]:
+    """Return the entries of all seeds by what they are about, in the order of the first seed."""
+    found: dict[Any, list[Mapping[str, Any]]] = {}
+    for part in parts:
+        for entry in part:
+            found.setdefault(key(entry), []).append(entry)
+    return found
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of those that are there."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
 
 FORMAT = 1
 RESULTS = "results.json"

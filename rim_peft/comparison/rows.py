@@ -12,12 +12,12 @@ from typing import Any
 from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.sections import Comparison, RowsOptions
 from rim_peft.data.examples import Example
-from rim_peft.data.tasks import Task, get_task
 from rim_peft.methods import METHODS
 from rim_peft.recipe import DataOptions, Recipe
-from rim_peft.recipe.snapshot import resolve
+from rim_peft.recipe.reading import resolve
 from rim_peft.run.base import locate_base
 from rim_peft.run.rows import fingerprint, load_rows, read_examples
+from rim_peft.tasks import Task, get_task
 from rim_peft.version import __version__
 
 MEASURES = 2

@@ -1,13 +1,20 @@
-"""What a comparison's recipe holds, as frozen dataclasses; an option's help stands beside its default."""
+"""What a comparison's recipe holds, as frozen dataclasses; an option's help stands beside its default.
+
+``python -m rim_peft.comparison.sections docs/comparison.md`` brings the table of that file up to date.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
+
+from rim_peft.recipe.options import Option, as_table, describe_fields
 
 _LONGEST_NAME = 150
 """Characters of a folder's name that come from a recipe's values."""
@@ -251,3 +258,42 @@ def _check_values(name: str, values: Mapping[str, Any]) -> None:
     for key, listed in values.items():
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{name}: must give each key a list of values, got {listed!r} for {key}.")
+
+
+_PARTS: dict[str, type] = {
+    "": Comparison,
+    "methods.NAME.": MethodOptions,
+    "test. or selection.": RowsOptions,
+    "measures.": MeasureOptions,
+}
+_SECTIONS = ("methods", "test", "selection", "measures")
+_TABLE = re.compile(r"(?<=<!-- comparison -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def list_options() -> list[Option]:
+    """List all options."""
+    return [
+        option
+        for prefix, owner in _PARTS.items()
+        for option in describe_fields(
+            owner,
+            fields(owner) if prefix else [field for field in Comparison.options() if field.name not in _SECTIONS],
+            prefix=prefix,
+        )
+    ]
+
+
+def update_table(text: str) -> str:
+    """Return a Markdown text with the table between ``<!-- comparison -->`` and ``<!-- end -->`` written anew."""
+    return _TABLE.sub(lambda _: f"{as_table(list_options())}\n", text)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the tables of the given files anew."""
+    for name in arguments:
+        path = Path(name)
+        path.write_text(update_table(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -6,20 +6,76 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from trl import SFTConfig, SFTTrainer
 
 from rim_peft.data.examples import Example, read_example
-from rim_peft.data.tasks.potions import Potions
 from rim_peft.demo import BASE, FOLDER, RECIPE
-from rim_peft.demo.baseline import count_right, train_answer_only
 from rim_peft.demo.pretraining import ANSWER, THINK
 from rim_peft.evaluation import evaluate_accuracy
 from rim_peft.evaluation.accuracy import Score
-from rim_peft.evaluation.latency import measure_latency
-from rim_peft.evaluation.ways import Way, by_generate
+from rim_peft.evaluation.latency import Way, by_generate, measure_latency
 from rim_peft.inference import read_blocks
 from rim_peft.recipe import Recipe, load_recipe
 from rim_peft.run import Run, train_or_load
+from rim_peft.run.rows import load_rows
+from rim_peft.tasks.potions import Potions, is_correct
+
+
+def train_answer_only(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, base: str, folder: Path) -> PeftModel:
+    """Train LoRA on question → answer, on as many samples as both of the recipe's stages see.
+
+    Args:
+        recipe: the demo's recipe; rank, rows, batch, learning rate and number of samples are taken from it.
+        tokenizer: the base's tokenizer.
+        base: folder of the frozen base.
+        folder: where the trainer writes.
+    """
+    stages: list[Any] = [stage for _, stage in recipe.stage_trainers()]
+    first = stages[0]
+    samples = sum(stage.max_steps * stage.per_device_train_batch_size for stage in stages)
+    rank = recipe.rim_config()
+    set_seed(recipe.seed)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=rank.r, lora_alpha=rank.lora_alpha, target_modules=rank.target_modules, task_type="CAUSAL_LM"),
+    )
+    templates = recipe.data.templates
+    rows = load_rows(recipe.data, recipe.task()).train
+    pairs = [
+        {"prompt": templates.prompt.format(question=row["question"]), "completion": f" {row['answer']}"} for row in rows
+    ]
+    args = SFTConfig(
+        output_dir=str(folder),
+        max_steps=samples // first.per_device_train_batch_size,
+        per_device_train_batch_size=first.per_device_train_batch_size,
+        learning_rate=first.learning_rate,
+        # What recipes/compare/demo.yaml finds for answering at once: stage 1's rate, but falling to zero.
+        lr_scheduler_type="linear",
+        warmup_steps=first.warmup_steps,
+        seed=recipe.seed,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=200,
+    )
+    trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+    trainer.train()
+    return model.eval()
+
+
+def count_right(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], gold: list[str], *, max_new_tokens: int
+) -> int:
+    """Count the right answers that a model without blocks writes after prompts, greedily."""
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return sum(map(is_correct, texts, gold))
+
 
 LENGTHS = Potions().lengths
 STORED = FOLDER / "results.json"

@@ -20,8 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
-from rim_peft.data.special_tokens import is_guarded
-from rim_peft.data.tokenization import Encoder, check_vocabulary
+from rim_peft.data.tokenization import Encoder, check_vocabulary, is_guarded
 from rim_peft.inference.decoding import check_number
 from rim_peft.tuner.config import active_config
 

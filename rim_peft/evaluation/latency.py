@@ -1,4 +1,4 @@
-"""How long an answer takes: to its first token and as a whole, of several ways of answering side by side.
+"""Times of several ways of answering, in turn; accuracy and time by number of blocks.
 
 Ways take turns, question by question, so that other work on the machine slows all of them alike; ratios are formed
 within a round, before the median is taken.
@@ -14,9 +14,152 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
-from rim_peft.evaluation.ways import Way
-from rim_peft.inference.decoding import check_number
+from rim_peft.data.examples import Example, Templates
+from rim_peft.data.preparation import tokenize_prompts
+from rim_peft.data.tokenization import padding_id
+from rim_peft.evaluation.accuracy import answer_start, evaluate_accuracy
+from rim_peft.inference.coconut import decode_with_thoughts
+from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number, generate_greedily
+from rim_peft.tasks import Task
+from rim_peft.tuner.config import active_config
+
+Prompts = Sequence[Sequence[int]]
+"""Token ids of each prompt, without blocks or padding."""
+
+Answer = Callable[[Prompts, Callable[[], None]], list[list[int]]]
+"""``f(prompts, on_token)`` writes an answer for each prompt and returns its tokens, EOS included.
+
+It calls ``on_token()`` whenever every row that is still being written has one token more."""
+
+AnswerTokens = int | Callable[[Sequence[int]], int] | None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of answering questions.
+
+    Attributes:
+        name: what it is called in the figures.
+        prompts: token ids of the prompt of each question.
+        answer: answers a batch of prompts.
+        answer_tokens: how many tokens at the end of what is written are the answer, EOS included: a number, or a
+            function of the tokens written (:func:`count_behind`); None if all of them are.
+        device: where it computes.
+    """
+
+    name: str
+    prompts: Prompts
+    answer: Answer
+    answer_tokens: AnswerTokens = None
+    device: torch.device | str = "cpu"
+
+
+def by_generate(
+    name: str,
+    prompts: Prompts,
+    model: Any,
+    *,
+    eos_id: int | None,
+    pad_id: int,
+    max_new_tokens: int = 64,
+    answer_tokens: AnswerTokens = None,
+    **options: Any,
+) -> Way:
+    """Return the way of a model's own greedy ``generate``, prompts padded on the left.
+
+    Args:
+        name: the way's name.
+        prompts: token ids of each question's prompt.
+        model: a causal language model, with or without a RiM adapter.
+        eos_id: the token that ends what is written, None for none.
+        pad_id: id to pad with; padding is masked.
+        max_new_tokens: tokens written at most, EOS included.
+        answer_tokens: see :class:`Way`.
+        options: more arguments of ``generate``, as ``num_blocks``.
+    """
+
+    def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
+        return generate_greedily(
+            model,
+            batch,
+            eos_id=eos_id,
+            pad_id=pad_id,
+            max_new_tokens=max_new_tokens,
+            streamer=_Streamer(on_token),
+            **options,
+        )
+
+    return Way(name, prompts, answer, answer_tokens, model.device)
+
+
+def by_decoder(name: str, prompts: Prompts, decoder: BlockDecoder) -> Way:
+    """Return the way of a block decoder; the answer is the one after the last block.
+
+    A compiled decoder compiles when prompts of a new length come: let ``warm_up`` bring the longest and the shortest.
+    """
+
+    def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
+        return [answers[-1] for answers in decoder(batch, on_token=on_token).token_ids]
+
+    return Way(name, prompts, answer, device=decoder.model.device)
+
+
+def by_thoughts(
+    name: str, prompts: Prompts, model: PeftModel, *, num_thoughts: int, eos_id: int | None, max_new_tokens: int = 64
+) -> Way:
+    """Return the way of continuous thoughts (Coconut); the arguments are those of ``decode_with_thoughts``."""
+
+    def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
+        return decode_with_thoughts(
+            model,
+            batch,
+            num_thoughts=num_thoughts,
+            eos_id=eos_id,
+            max_new_tokens=max_new_tokens,
+            on_token=on_token,
+        )
+
+    return Way(name, prompts, answer, device=model.device)
+
+
+def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable[[Sequence[int]], int]:
+    """Return a function that counts the tokens from an answer's first one on, EOS included.
+
+    Args:
+        tokenizer: the base's tokenizer.
+        separator: what stands behind each step. The answer begins with the token that brings the first character, white
+            space aside, behind the last separator; without a separator, with the first token.
+    """
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+
+    def count(tokens: Sequence[int]) -> int:
+        behind = answer_start(decode(tokens), separator)
+        begins = (index for index in range(len(tokens)) if decode(tokens[: index + 1])[behind:].strip())
+        return len(tokens) - next(begins, len(tokens))
+
+    return count
+
+
+class _Streamer:
+    """Notes tokens; the first call of a streamer brings the prompts."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self.on_token = on_token
+        self.has_prompts = False
+
+    def put(self, value: Any) -> None:
+        """Note a token of every row."""
+        if self.has_prompts:
+            self.on_token()
+        self.has_prompts = True
+
+    def end(self) -> None:
+        """Nothing is left to note."""
 
 
 @dataclass(frozen=True)
@@ -208,3 +351,112 @@ def _check(ways: Sequence[Way], reference: str | None) -> None:
     counts = {way.name: len(way.prompts) for way in ways}
     if len(set(counts.values())) > 1 or 0 in counts.values():
         raise ValueError(f"ways: must have a prompt for each of the same questions, at least one, got {counts}.")
+
+
+def budget_curve(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    task: Task,
+    counts: Sequence[int],
+    *,
+    templates: Templates | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    num_timed: int = 16,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Judge and time the answers after each of several numbers of blocks.
+
+    Args:
+        model: a model with an active RIM adapter.
+        tokenizer: the base's tokenizer.
+        examples: held-out examples, at least one.
+        task: reads and compares answers.
+        counts: numbers of blocks, 0 for none; more than the adapter was trained with are allowed.
+        templates: how prompts are written; the ones that the adapter was trained with.
+        max_new_tokens: tokens of an answer at most, EOS included.
+        batch_size: questions judged at a time; it does not change the answers.
+        num_timed: questions that are timed, one at a time, all counts in turn; they are spread over the examples.
+        progress: show a progress bar for each count on stderr.
+
+    Returns:
+        For each count ``num_blocks``, ``accuracy`` and ``by_length`` as ``Score.to_dict`` has them, and medians
+        ``first_token_ms`` and ``answer_ms``.
+
+    Raises:
+        ValueError: there are no examples, counts are none, negative or there twice, a number is out of range, or a
+            question leaves no room for its answer in the base's positions.
+    """
+    _check_counts(counts)
+    check_number("num_timed", num_timed, least=1)
+    prompts = tokenize_prompts(
+        [example.question for example in examples],
+        tokenizer,
+        templates,
+        vocab_size=active_config(model).block_tokens.begin,
+    )
+    # The largest count needs the most room: said before the others are judged.
+    _decoder(model, tokenizer, max(counts), max_new_tokens=max_new_tokens).check_room(prompts, name="examples")
+    curve = []
+    for count in counts:
+        report = evaluate_accuracy(
+            model,
+            tokenizer,
+            examples,
+            task,
+            templates=templates,
+            num_blocks=count,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        by_length = {str(length): score.to_dict() for length, score in report.by_length.items()}
+        curve.append({"num_blocks": count, "accuracy": report.final.to_dict(), "by_length": by_length})
+    timed = prompts[:: max(1, len(prompts) // num_timed)][:num_timed]
+    latencies = _time_counts(model, tokenizer, timed, counts, max_new_tokens=max_new_tokens)
+    for point, latency in zip(curve, latencies, strict=True):
+        found = latency.to_dict()
+        point.update(first_token_ms=found["first_token_ms"], answer_ms=found["answer_ms"])
+    return curve
+
+
+def _time_counts(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    *,
+    max_new_tokens: int,
+) -> list[Latency]:
+    """Time answers as ``answer_questions`` makes them."""
+
+    def way(count: int) -> Way:
+        decoder = _decoder(model, tokenizer, count, max_new_tokens=max_new_tokens)
+        if can_decode(model):
+            return by_decoder(str(count), prompts, decoder)
+        return by_generate(
+            str(count),
+            prompts,
+            model,
+            num_blocks=count,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=decoder.pad_id,
+            max_new_tokens=max_new_tokens,
+        )
+
+    return measure_latency([way(count) for count in counts], num_questions=len(prompts))
+
+
+def _decoder(model: PeftModel, tokenizer: PreTrainedTokenizerBase, count: int, *, max_new_tokens: int) -> BlockDecoder:
+    pad_id = padding_id(tokenizer, active_config(model).block_tokens.begin)
+    return BlockDecoder(
+        model, eos_id=tokenizer.eos_token_id, pad_id=pad_id, num_blocks=count, max_new_tokens=max_new_tokens
+    )
+
+
+def _check_counts(counts: Sequence[int]) -> None:
+    if not counts or len(set(counts)) < len(counts):
+        raise ValueError(f"counts: must be at least one number of blocks, each once, got {list(counts)}.")
+    for count in counts:
+        check_number("counts", count, least=0)

@@ -17,11 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.tokenization import Encoder
-from rim_peft.inference.decoding import check_number
-from rim_peft.inference.mode import evaluation_mode
-from rim_peft.tuner.compatibility import num_positions
+from rim_peft.inference.decoding import check_number, evaluation_mode
+from rim_peft.tuner.bases import input_device, num_positions
 from rim_peft.tuner.config import active_config
-from rim_peft.tuner.layers import input_device
 from rim_peft.values import shown
 
 

@@ -18,7 +18,7 @@ from rim_peft.data.examples import Question, Templates
 from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.data.tokenization import Encoder, padding_id
 from rim_peft.export.tokens import MemoryTokens
-from rim_peft.inference.generation import cut_behind_eos, generate_greedily
+from rim_peft.inference.decoding import cut_behind_eos, generate_greedily
 from rim_peft.tuner.config import active_config
 
 LEAST_PROMPTS = 32

@@ -14,10 +14,9 @@ from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import Question, QuestionError, Templates
 from rim_peft.data.tokenization import padding_id, tokenize_prompts
 from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
-from rim_peft.inference.decoding import check_number
-from rim_peft.inference.generation import generate_greedily
+from rim_peft.inference.decoding import check_number, generate_greedily
 from rim_peft.inference.readout import read_texts
-from rim_peft.tuner.compatibility import num_positions
+from rim_peft.tuner.bases import num_positions
 from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import AGAIN
 

@@ -1,16 +1,28 @@
-"""An adapter folded into its base, and a base with rows for memory tokens, which its head never prefers."""
+"""Where an export starts from: what can be asked for, a plain base, LoRA folded in, rows for memory tokens."""
 
 from __future__ import annotations
 
+import gc
+import logging
+import shutil
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rim_peft.tuner.config import active_config
+from rim_peft.data.examples import Question, Templates
+from rim_peft.export.checking import Expected, expect
+from rim_peft.export.tokens import APPEND_TO
+from rim_peft.tuner.config import RiMConfig, active_config
+from rim_peft.tuner.files import check_folder_path
+from rim_peft.tuner.tensors import not_finite
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -138,3 +150,194 @@ def _note_untied(model: Any) -> None:
     for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
         config.tie_word_embeddings = False
     model.all_tied_weights_keys = {}
+
+
+STAGING = ".partial"
+"""Folder within an export's, to which it is written until it is complete; where it is left, the export is not."""
+_MOVED = ".names"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of an export.
+
+    Attributes:
+        num_blocks: blocks after a prompt; the adapter's own if None.
+        dtype: of the weights: ``"auto"`` for the base's own, or one of ``DTYPES``.
+        max_shard_size: size at which weights go on in another file, such as ``"5GB"``.
+        append_to: what the tokenizer appends blocks to, one of ``APPEND_TO``.
+        keep_tied: leave a tied head tied.
+        max_differing: how many of the checked prompts may be answered with other tokens.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    num_blocks: int | None = None
+    dtype: str = "auto"
+    max_shard_size: str = "5GB"
+    append_to: str = "auto"
+    keep_tied: bool = False
+    max_differing: int = 0
+
+    def blocks_of(self, config: RiMConfig) -> int:
+        """Return how many blocks an export of an adapter has behind a prompt."""
+        return config.num_blocks if self.num_blocks is None else self.num_blocks
+
+    def dtype_of(self, base: torch.dtype) -> torch.dtype:
+        """Return the type of an export's weights, whose base has the type ``base``."""
+        return base if self.dtype == "auto" else DTYPES[self.dtype]
+
+    def __post_init__(self) -> None:
+        if self.num_blocks is not None and self.num_blocks < 1:
+            raise ValueError(
+                f"num_blocks: must be at least 1, got {self.num_blocks!r}. Leave it out for the adapter's."
+            )
+        for name, value, known in (
+            ("dtype", self.dtype, ("auto", *DTYPES)),
+            ("append_to", self.append_to, APPEND_TO),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: must be one of {', '.join(known)}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Questions that an export is checked on, and how they are asked.
+
+    Attributes:
+        questions: texts or chats.
+        templates: how prompts are written.
+        max_new_tokens: tokens of an answer at most, EOS included.
+    """
+
+    questions: Sequence[Question]
+    templates: Templates
+    max_new_tokens: int
+
+
+def check_new(folder: Path) -> None:
+    """Check that a folder is new or empty, or holds no more than what an export left that was killed.
+
+    Raises:
+        ValueError: it does not.
+    """
+    check_folder_path("out", folder)
+    left = {STAGING, *moved_from(folder)}
+    if folder.exists() and any(path.name not in left for path in folder.iterdir()):
+        raise ValueError(f"out: must be a new or empty folder, {folder} is not. Give another one.")
+
+
+def moved_from(folder: Path) -> list[str]:
+    """Return what was being moved from the staging folder to the export's own when the export was killed."""
+    names = folder / STAGING / _MOVED
+    listed = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
+    return [Path(name).name for name in listed]
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what a merged export left that was killed."""
+    for name in moved_from(folder):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+
+
+@contextmanager
+def written_at_once(folder: Path, *, last: str) -> Iterator[Path]:
+    """Yield a folder to write an export to, whose files move into ``folder`` in the end.
+
+    A kill leaves the staging folder, by which an unfinished export is known: nothing answers from it, and the next
+    export takes its place.
+
+    Args:
+        folder: where the export goes, checked by :func:`check_new`.
+        last: the file that says what the export is, which moves last.
+    """
+    staging = folder / STAGING
+    clear_unfinished(folder)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    except BaseException:
+        clear_unfinished(folder)
+        raise
+    names = sorted((path.name for path in staging.iterdir()), key=lambda name: name == last)
+    (staging / _MOVED).write_text("\n".join(names), encoding="utf-8")
+    for name in names:
+        (staging / name).replace(folder / name)
+    shutil.rmtree(staging)
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlainAdapter:
+    """An adapter on a base that is not quantised, in float32, and what it answers.
+
+    Attributes:
+        model: the adapter on its base.
+        dtype: the base's own type.
+        quantization: how the base was quantised; None if it was not.
+        expected: what the plugin answers on this base.
+        agreement: how many of these answers the adapter gives on the quantised base too; None if it was not quantised.
+    """
+
+    model: PeftModel
+    dtype: torch.dtype
+    quantization: str | None
+    expected: list[Expected]
+    agreement: int | None
+
+
+def as_plain(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, *, num_blocks: int
+) -> PlainAdapter:
+    """Dequantise an adapter's base if need be, and let the plugin answer the prompts in float32.
+
+    An export is checked in float32 too: with both in a half type, the rounding of two ways to the same sum would decide
+    wherever two tokens lie near each other.
+
+    Raises:
+        ValueError: the adapter's weights are not finite, or weights are offloaded, or quantised in a way that cannot be
+            undone.
+    """
+    if num_offloaded := sum(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            f"model: must have its weights in memory to be exported, got {num_offloaded} that are offloaded by a "
+            "device_map. Load the base without it."
+        )
+    adapter = get_peft_model_state_dict(model, adapter_name=str(model.active_adapter), save_embedding_layers=False)
+    if (found := not_finite(adapter)) is not None:
+        raise ValueError(
+            f"adapter: its weights must be finite to be exported, {found}: its training had diverged. Train it again "
+            "with a lower learning_rate."
+        )
+    asking: dict[str, Any] = {
+        "templates": prompts.templates,
+        "num_blocks": num_blocks,
+        "max_new_tokens": prompts.max_new_tokens,
+    }
+    quantization = quantization_of(model)
+    quantized = None
+    if quantization is not None:
+        logger.info("The base is quantised (%s): the adapter is exported with its weights dequantised.", quantization)
+        quantized = expect(model, tokenizer, prompts.questions, **asking)
+        model = dequantized(model)
+    base: Any = model.get_base_model()
+    dtype: torch.dtype = base.dtype
+    model.float()
+    expected = expect(model, tokenizer, prompts.questions, **asking)
+    if quantized is None:
+        return PlainAdapter(model, dtype, quantization, expected, None)
+    agreement = sum(before.answer == after.answer for before, after in zip(quantized, expected, strict=True))
+    logger.info("Quantised and dequantised base give the same tokens on %d of %d prompts.", agreement, len(expected))
+    return PlainAdapter(model, dtype, quantization, expected, agreement)
+
+
+def free(model: Any) -> None:
+    """Give a model's memory back, whoever still refers to it: a fresh process is about to need it."""
+    model.to("meta")
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

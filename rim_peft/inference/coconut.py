@@ -12,12 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import QuestionError, Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
-from rim_peft.inference.decoding import check_number, check_prompts
-from rim_peft.inference.generation import cut_behind_eos
-from rim_peft.inference.mode import evaluation_mode
-from rim_peft.tuner.compatibility import num_positions
+from rim_peft.inference.decoding import check_number, check_prompts, cut_behind_eos, evaluation_mode
+from rim_peft.tuner.bases import input_device, num_positions
 from rim_peft.tuner.config import active_config
-from rim_peft.tuner.layers import input_device
 from rim_peft.tuner.thoughts import check_thinks, think
 
 

@@ -15,11 +15,10 @@ from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question, tokenize_prompts
 from rim_peft.data.tokenization import padding_id
 from rim_peft.inference.decoding import BlockDecoder, Decoded, can_decode, check_number
-from rim_peft.inference.passes import Passes, Prediction, predict
-from rim_peft.inference.rows import AnswerRows
+from rim_peft.inference.passes import AnswerRows, Passes, Prediction, predict
+from rim_peft.tuner.bases import input_device
 from rim_peft.tuner.config import active_config
-from rim_peft.tuner.layer import MemoryEmbedding, initial_rows
-from rim_peft.tuner.layers import input_device
+from rim_peft.tuner.memory_embedding import MemoryEmbedding, initial_rows
 
 
 class SwappingDecoder(BlockDecoder):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rim_peft.methods.method import Method
 
 if TYPE_CHECKING:
-    from rim_peft.evaluation.ways import Way
+    from rim_peft.evaluation.latency import Way
     from rim_peft.training.readout_trainer import ReadoutTrainer
 
 
@@ -44,7 +44,7 @@ class Coconut(Method):
 
     def way(self, name: str, prompts: Any, model: Any, tokenizer: Any, **options: Any) -> Way:
         """Return its way of answering, to be timed."""
-        from rim_peft.evaluation.ways import by_thoughts
+        from rim_peft.evaluation.latency import by_thoughts
 
         return by_thoughts(
             name,

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from rim_peft.evaluation.ways import Way
+    from rim_peft.evaluation.latency import Way
     from rim_peft.training.readout_trainer import ReadoutTrainer
+
 
 _BLOCK_OPTIONS = {"num_blocks": 0, "insertion_layer": 0, "bidirectional_blocks": False}
 
@@ -103,7 +104,7 @@ class Method(ABC):
             max_new_tokens: tokens written at most.
             answering: what :meth:`answering` returned.
         """
-        from rim_peft.evaluation.ways import by_generate, count_behind
+        from rim_peft.evaluation.latency import by_generate, count_behind
 
         separator = answering.get("separator")
         return by_generate(

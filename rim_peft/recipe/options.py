@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from rim_peft.methods import STAGES
-from rim_peft.recipe.conversion import describe
-from rim_peft.recipe.keys import OWN_SECTIONS, section_class
+from rim_peft.recipe.checks import OWN_SECTIONS, section_class
+from rim_peft.recipe.reading import own_fields
 from rim_peft.recipe.sections import Recipe
-from rim_peft.recipe.snapshot import own_fields
+from rim_peft.recipe.syntax import describe
 
 SECTIONS = ("", *OWN_SECTIONS, "adapter", *STAGES)
 """The top level and the sections."""

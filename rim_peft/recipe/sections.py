@@ -12,7 +12,7 @@ from rim_peft.tuner import RiMConfig
 from rim_peft.values import Range, check_ranges, shown
 
 if TYPE_CHECKING:
-    from rim_peft.data.tasks.task import Task
+    from rim_peft.tasks.task import Task
     from rim_peft.training.readout_config import ReadoutConfig
     from rim_peft.training.readout_trainer import ReadoutTrainer
 
@@ -233,7 +233,7 @@ class Recipe:
 
     def task(self) -> Task:
         """Return the task with its options, whose module is imported."""
-        from rim_peft.data.tasks import get_task
+        from rim_peft.tasks import get_task
 
         return get_task(self.data.task, **self.data.options)
 
@@ -293,7 +293,7 @@ class FoundRecipe(Recipe):
         Raises:
             ValueError: the recipe alone asks for a class to be imported.
         """
-        from rim_peft.data.tasks import TASKS
+        from rim_peft.tasks import TASKS
 
         name = self.data.task
         if name not in TASKS and ":" in name and named != name:

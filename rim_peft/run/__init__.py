@@ -1,9 +1,8 @@
 """Whole runs: train what a recipe says, load what was trained, evaluate it, export it."""
 
-from rim_peft.run.exporting import export
 from rim_peft.run.loading import Run, load_run
-from rim_peft.run.pushing import push
 from rim_peft.run.scoring import evaluate, evaluate_text
+from rim_peft.run.sharing import export, push
 from rim_peft.run.training import train, train_or_load
 
 __all__ = ["Run", "evaluate", "evaluate_text", "export", "load_run", "push", "train", "train_or_load"]

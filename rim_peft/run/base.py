@@ -32,11 +32,11 @@ from transformers.quantizers import AutoHfQuantizer
 
 from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import ROW_ERROR, Templates
-from rim_peft.data.hub import asking_hub
+from rim_peft.data.sources import asking_hub
 from rim_peft.recipe import ModelOptions, Recipe
 from rim_peft.run.named_bases import find_base, gguf_folder, parse_name, pin_name, public_name
+from rim_peft.training.distributed import on_main, shards_weights
 from rim_peft.training.files import save_base
-from rim_peft.training.processes import on_main, shards_weights
 from rim_peft.tuner.files import brief, is_ours, read_object
 from rim_peft.tuner.tensors import AGAIN
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rim_peft.data.examples import Templates
-from rim_peft.data.hub import asking_hub
+from rim_peft.data.sources import asking_hub
 from rim_peft.data.tokenization import Encoder
 from rim_peft.evaluation.harness import BlockLM  # first, since it says what to install where the harness is missing
 from rim_peft.methods import get_method

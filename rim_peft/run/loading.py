@@ -1,7 +1,12 @@
-"""Adapter folders → a model that answers, without naming the base again."""
+"""Output folders: can a run write to one; and a finished one → a model that answers, without naming the base again."""
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +16,102 @@ from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
-from rim_peft.data.hub import asking_hub
-from rim_peft.data.tasks import Task, get_task
+from rim_peft.data.sources import asking_hub
 from rim_peft.export.reading import AnswerExported, is_export, load_export
 from rim_peft.export.record import EXPORT_FILE
 from rim_peft.methods import STAGES, get_method
-from rim_peft.recipe import ModelOptions, Recipe
+from rim_peft.recipe import ModelOptions, Recipe, RecipeError
 from rim_peft.recipe.reading import load_found_recipe
 from rim_peft.recipe.sections import FoundRecipe
 from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_device
+from rim_peft.run.costs import PeakMemory
 from rim_peft.run.named_bases import parse_name
-from rim_peft.run.papers import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
+from rim_peft.run.record import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
+from rim_peft.tasks import Task, get_task
 from rim_peft.tuner import RIM, RiMConfig
-from rim_peft.tuner.files import brief, check_digests, is_ours, read_object
+from rim_peft.tuner.files import brief, check_digests, check_folder_path, is_ours, read_object
 from rim_peft.tuner.sharing import attach_papers
 from rim_peft.tuner.tensors import AGAIN
 from rim_peft.values import shown
+
+PROBE = ".rim-peft-"
+"""Prefix of a folder that is made to see whether one can be; a kill may leave it."""
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a folder is there, or could be made, and that files can be written to it.
+
+    Raises:
+        RecipeError: they cannot.
+    """
+    try:
+        os.lstat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, or holds what no file's name can
+        reason = error.strerror if isinstance(error, OSError) else "no name of a file has such characters"
+        raise RecipeError(f"output_dir: cannot be {str(folder)[:200]!r} ({reason}). Give another folder.") from None
+    try:
+        check_folder_path("output_dir", folder)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    place = _nearest(folder)
+    try:
+        # What permissions, mounts and quotas allow is known when it is tried.
+        with tempfile.TemporaryDirectory(dir=place, prefix=PROBE):
+            pass
+    except OSError as error:
+        raise RecipeError(
+            f"output_dir: must be a folder that can be written to, {place} cannot ({error.strerror}). "
+            "Give another folder."
+        ) from None
+
+
+def lacking_space(folder: Path, stages: Sequence[tuple[Any, PeakMemory | None, int | None]]) -> str | None:
+    """Return a sentence if the checkpoints of a run will not fit on the disk; None if they will, as far as is known.
+
+    Args:
+        folder: output folder of the run.
+        stages: options, memory and number of steps of each stage.
+    """
+    needed = sum(_checkpoints(args, num_steps) * _size(memory) for args, memory, num_steps in stages if memory)
+    free = shutil.disk_usage(_nearest(folder)).free
+    if needed <= free:
+        return None
+    return (
+        f"output_dir: the checkpoints take about {_gib(needed)}, {_gib(free)} are free in {_nearest(folder)}. "
+        "save_total_limit keeps the last ones alone, save_steps makes fewer."
+    )
+
+
+def _checkpoints(args: Any, num_steps: int | None) -> int:
+    """Count the checkpoints that a stage leaves; 1 where it is not known."""
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    if strategy == "no":
+        return 0
+    count = 1
+    if strategy == "steps" and num_steps is not None:
+        every = args.save_steps if args.save_steps >= 1 else args.save_steps * num_steps
+        count = math.ceil(num_steps / max(1, every))
+    elif strategy == "epoch" and args.max_steps <= 0:
+        count = math.ceil(args.num_train_epochs)
+    return min(count, args.save_total_limit or count)
+
+
+def _size(memory: PeakMemory) -> int:
+    """Return the bytes of a checkpoint: the adapter and what the optimiser keeps of it."""
+    return memory.adapter + (memory.optimizer or 0)
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder itself, or the nearest one above it that is there."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if os.path.isdir(place))  # False for no name of a file
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
+
 
 _PAPER = "Put back a copy, or delete it: the adapter answers without it."
 

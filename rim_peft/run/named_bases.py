@@ -1,8 +1,10 @@
-"""Bases that a recipe names without a path: found on this machine, on the Hub, or in a package of the index."""
+"""Bases that a recipe names without a path, and GGUF files as plain bases."""
 
 from __future__ import annotations
 
+import copy
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,16 +14,125 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import torch
 from filelock import FileLock
 from huggingface_hub import constants, snapshot_download
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
-from rim_peft.data.hub import asking_hub, hub_problem
-from rim_peft.run.gguf import convert
-from rim_peft.training.files import find_damage
-from rim_peft.tuner.files import file_digests
+from rim_peft.data.sources import asking_hub, hub_problem
+from rim_peft.training.files import find_damage, save_base
+from rim_peft.tuner.files import brief, file_digests
 from rim_peft.values import shown
+
+_KNOWN_PRE_TOKENIZERS = ("llama-bpe", "llama3", "qwen2", "gpt-2", "gpt2", "smollm", "default")
+"""How a file's texts are cut before they are tokenised, where transformers, or this module, does the same."""
+
+
+def convert(path: Path, folder: Path) -> None:
+    """Write the model and the tokenizer of a GGUF file to a folder, at once.
+
+    The weights become float32, in which what they were rounded to is kept as it is. transformers itself does not
+    save what it has read from such a file.
+
+    Args:
+        path: the file.
+        folder: where to write to; it appears when it is complete.
+
+    Raises:
+        ImportError: the package gguf is missing.
+        ValueError: it is damaged, lacks weights, is of an architecture that transformers cannot read, or has positions
+            that are scaled, or texts that are cut, in a way that is not known here.
+    """
+    if find_spec("gguf") is None:
+        raise ImportError(f"{path.name}: to read it, the package gguf is needed: pip install 'rim-peft[smollm2]'.")
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with _alone(path) as place:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+            )
+            read, found = loaded  # with what was found in the file
+            tokenizer: Any = AutoTokenizer.from_pretrained(place, gguf_file=path.name)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, IndexError) as error:
+        raise ValueError(
+            f"{path}: must be a GGUF file of an architecture that transformers reads, and is not ({brief(error)}). "
+            "Download it again, or name a base in transformers' own form."
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(before)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{path}: must hold all weights of its architecture, and lacks {len(missing)}, such as {missing[0]}, which "
+            "would be random. Download it again, and give one file if it was split into several (gguf-split --merge)."
+        )
+    _check_positions(path)
+    _set_pre_tokenizer(tokenizer.backend_tokenizer, path)
+    config = copy.deepcopy(read.config)
+    del config.quantization_config  # with which nothing could be saved
+    vars(config).pop("_model_name_or_path", None)
+    tokenizer.model_max_length = config.get_text_config().max_position_embeddings
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    save_base(model, tokenizer, folder)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """Yield a folder that holds the file alone: transformers also reads what lies beside it, of whatever model."""
+    with tempfile.TemporaryDirectory() as scratch:
+        alone = Path(scratch, path.name)
+        try:
+            alone.symlink_to(path.resolve())
+        except OSError:  # on Windows, where links are for administrators
+            shutil.copyfile(path, alone)
+        yield alone.parent
+
+
+def _check_positions(path: Path) -> None:
+    """Refuse a file whose rotary positions are scaled, which transformers does not read from it."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    types = {key: field for key, field in reader.fields.items() if key.endswith(".rope.scaling.type")}
+    scaled = [f"{key} {field.contents()}" for key, field in types.items() if field.contents() != "none"]
+    scaled += [str(tensor.name) for tensor in reader.tensors if str(tensor.name).startswith("rope_f")]
+    if scaled:
+        raise ValueError(
+            f"{path}: positions must not be scaled, got {scaled[0]}, which transformers does not read: the model would "
+            "be another one. Name a base in transformers' own form."
+        )
+
+
+def _set_pre_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Let a tokenizer cut texts as the file says; transformers looks at the kind of model alone."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    name = "default" if field is None else str(field.contents())
+    if name == "smollm":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True),
+            ]
+        )
+    elif name not in _KNOWN_PRE_TOKENIZERS:
+        raise ValueError(
+            f"{path}: tokenizer.ggml.pre: must be one of {', '.join(_KNOWN_PRE_TOKENIZERS)}, got {name!r}: texts would "
+            "be cut into other tokens than the model was trained on. Name a base in transformers' own form."
+        )
+
 
 logger = logging.getLogger(__name__)
 

@@ -2,49 +2,282 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from peft import get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from rim_peft.data.batching import Pace, order_by_length
-from rim_peft.data.collator import TokenizedRow
 from rim_peft.data.examples import BadRowsError, list_rows
-from rim_peft.data.objective import Objective
-from rim_peft.data.tasks.stories import DrawnTask
-from rim_peft.data.tasks.task import GeneratedTask
+from rim_peft.data.objective import Objective, TokenizedRow
 from rim_peft.methods import get_method
 from rim_peft.recipe import Recipe
+from rim_peft.recipe.checks import option_names
+from rim_peft.recipe.problems import find_culprit
 from rim_peft.recipe.sections import HARDWARE
-from rim_peft.run.at_hand import AtHand, NotAtHandError
-from rim_peft.run.base import stored_quantization
-from rim_peft.run.findings import RunFindings, StageFindings
-from rim_peft.run.lengths import (
+from rim_peft.run.at_hand import AtHand, MetaBase, NotAtHandError
+from rim_peft.run.base import stored_quantization, train_tokenizer
+from rim_peft.run.costs import (
+    BatchSize,
+    PeakMemory,
     StageRows,
     count_batches,
+    count_parameters,
     count_steps,
+    estimate,
     find_changed,
     find_largest_batch,
     find_unreadable,
     lay_out,
+    precision,
+    prepare,
     stated_row,
 )
-from rim_peft.run.memory import count_parameters, estimate, precision, prepare
-from rim_peft.run.meta_base import MetaBase
-from rim_peft.run.output_folder import lacking_space
-from rim_peft.run.rehearsal import rehearse
+from rim_peft.run.loading import lacking_space
 from rim_peft.run.rows import RunRows, check_validation
+from rim_peft.tasks.stories import DrawnTask
+from rim_peft.tasks.task import GeneratedTask
 from rim_peft.training.attachment import check_adapter
 from rim_peft.training.curriculum import check_stages
 from rim_peft.training.head import Head
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from rim_peft.tuner.compatibility import num_positions
-from rim_peft.tuner.layers import check_uncompiled
+from rim_peft.tuner import RiMConfig
+from rim_peft.tuner.bases import check_uncompiled, num_positions
+
+T = TypeVar("T")
+
+
+@dataclass
+class StageFindings:
+    """What is known of a stage; None where it could not be found out.
+
+    Attributes:
+        stage: its section.
+        num_rows: rows that it trains on.
+        num_bad_rows: rows that it cannot train on.
+        mean_tokens: of a row as it is laid out, readouts included.
+        longest_tokens: the same of the longest row.
+        tokens_per_epoch: of all rows.
+        num_steps: optimiser steps on one device.
+        batch: the largest batch.
+        stated_tokens: tokens of the rows in it, where they are not real ones.
+        precision: type of mixed precision, such as ``"bfloat16"``; None for none.
+        optimizer: its name.
+        memory: at the peak of a step on that batch.
+    """
+
+    stage: str
+    num_rows: int | None = None
+    num_bad_rows: int | None = None
+    mean_tokens: float | None = None
+    longest_tokens: int | None = None
+    tokens_per_epoch: int | None = None
+    num_steps: int | None = None
+    batch: BatchSize | None = None
+    stated_tokens: int | None = None
+    precision: str | None = None
+    optimizer: str = ""
+    memory: PeakMemory | None = None
+
+
+@dataclass
+class RunFindings:
+    """What is known of a run.
+
+    Attributes:
+        base: folder or Hub id of the base; None if it is built from scratch.
+        device: ``"cuda"`` or ``"cpu"``, for which memory is estimated.
+        is_of_another: whether another machine is to train it, so that what is missing on this one stops nothing.
+        architecture: the base's class.
+        attention: its attention implementation.
+        num_trainable: trained numbers.
+        num_frozen: the base's numbers, each counted as one in quantised weights too.
+        stages: of each stage.
+        errors: what would stop the run.
+        not_checked: what could not be looked at, why, and what to do.
+        notes: what does not stop it, but should be known.
+    """
+
+    base: str | None
+    device: str
+    is_of_another: bool = False
+    architecture: str | None = None
+    attention: str | None = None
+    num_trainable: int | None = None
+    num_frozen: int | None = None
+    stages: list[StageFindings] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, what: str, look: Callable[[], T], *, section: str = "") -> T | None:
+        """Return what a look gives. Its errors are findings, and what is not at hand was not checked; then None.
+
+        Args:
+            what: what is not checked where the look fails.
+            look: may raise anything.
+            section: of the recipe, whose keys errors are about.
+        """
+        try:
+            return look()
+        except NotAtHandError as error:
+            self.not_checked.append(f"{what}: {error}")
+        except ImportError as error:
+            if self.is_of_another:
+                self.not_checked.append(f"{what}: a package is missing here: {error}")
+            else:
+                self.errors.append(_with_section(section, str(error)))
+        except (ValueError, OSError) as error:
+            self.errors.append(_with_section(section, str(error)))
+        except Exception as error:  # a base's own code can raise anything
+            self.errors.append(f"{what}: {type(error).__name__}: {error}")
+        return None
+
+    @property
+    def peak(self) -> int | None:
+        """Bytes at the peak of the stage that takes most; None if no stage's are known."""
+        return max((stage.memory.total for stage in self.stages if stage.memory is not None), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON takes it; memory in bytes, with ``total``."""
+        values = {name: value for name, value in asdict(self).items() if name != "is_of_another"}
+        for stage, entry in zip(self.stages, values["stages"], strict=True):
+            if stage.memory is not None:
+                entry["memory"]["total"] = stage.memory.total
+        return {**values, "peak": self.peak}
+
+
+def _with_section(section: str, message: str) -> str:
+    """Return an error with the full name of the key that it begins with, if that is one of the section's."""
+    is_key = section != "" and message.partition(":")[0] in option_names(section)
+    return f"{section}.{message}" if is_key else message
+
+
+_SHORT: dict[str, Any] = {
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 1,
+    "max_length": None,
+    "logging_steps": 1,
+    "eval_steps": 1,
+    "save_steps": 1,
+    "eval_delay": 0,
+    "compile_layers": False,  # takes minutes
+    "full_determinism": False,  # for all of the process
+    "optim_target_modules": None,  # which have the names of the base's layers
+    "push_to_hub": False,
+}
+"""Options in whose place a rehearsal has its own: they change how long it takes, or what is left of it."""
+
+_TOKENIZER_OPTIONS = ("eos_token", "pad_token")
+
+
+def rehearse(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase | None, *, num_steps: int | None) -> None:
+    """Make a stage's trainer with the recipe's options, and let it train, evaluate and save one step on the CPU.
+
+    Trackers, optimisers, schedules, special tokens, strategies and launchers' settings are refused here as they would
+    be after the base has been loaded or, in a later stage, after the first one has been trained.
+
+    Args:
+        recipe: of the run.
+        stage: one of its stages.
+        tokenizer: the base's; another one stands in for it if it is not at hand.
+        num_steps: of the stage; None if they are not known.
+
+    Raises:
+        ValueError: the training would stop; begins with the key, if one alone is to blame.
+        NotAtHandError: the rehearsal itself cannot be had here.
+    """
+    given: Mapping[str, Any] = {key: value for key, value in getattr(recipe, stage).items() if key not in HARDWARE}
+    if tokenizer is None:
+        tokenizer = train_tokenizer([], recipe.data.templates, vocab_size=300)
+        given = {key: value for key, value in given.items() if key not in _TOKENIZER_OPTIONS}
+
+    def play(**values: Any) -> None:
+        options: dict[str, Any] = {stage: values}
+        _play(replace(recipe, **options), stage, tokenizer, num_steps=num_steps or 100)
+
+    try:
+        play(**given)
+    except Exception as error:
+        message = str(error)
+        if _fails(play):
+            raise NotAtHandError(f"it cannot be rehearsed on a tiny model ({message}). Try a step.") from error
+        named_first = dict(sorted(given.items(), key=lambda option: option[0] not in message))
+        key = find_culprit(play, named_first, message)
+        text = " ".join(message.split())
+        raise ValueError(f"{key}: {text.removeprefix(f'{key}: ')}" if key else text) from error
+
+
+def _fails(play: Callable[[], None]) -> bool:
+    """Tell whether a rehearsal fails without any of the recipe's options, which is not the recipe's fault."""
+    try:
+        play()
+    except Exception:
+        return True
+    return False
+
+
+def _play(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase, *, num_steps: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        # An epoch of a few rows is over at once, so that the steps are given; the schedule depends on them.
+        changes = {**_SHORT, "output_dir": folder, "max_steps": num_steps}
+        if not recipe.data.streaming:
+            changes["max_tokens_per_batch"] = None
+            changes |= {"length_shares": None, "length_accuracy": None}  # these rows have one length
+        trainer_class, args = recipe.stage_trainer(stage, anywhere=True, **changes)
+        rim = recipe.rim_config()
+        adapter = RiMConfig(r=2, num_blocks=rim.num_blocks, block_size=rim.block_size)
+        model = get_peft_model(_stand_in(tokenizer), adapter)
+        row = {"prompt_ids": [0, 0], "step_ids": [[0]] * max(1, rim.num_blocks), "answer_ids": [0]}
+        rows: Any = Dataset.from_list([row] * 2)
+        has_validation = recipe.data.validation_rows > 0
+        trainer = trainer_class(
+            model,
+            args,
+            train_dataset=rows.to_iterable_dataset().repeat(None) if recipe.data.streaming else rows,
+            eval_dataset=rows if has_validation and args.eval_strategy != "no" else None,
+            processing_class=tokenizer,
+            validate=(lambda _: {"accuracy": 0.0}) if has_validation else None,
+            callbacks=[_OneStep()],
+        )
+        for callback in list(trainer.callback_handler.callbacks):
+            # Trackers would begin a run of their own.
+            if isinstance(callback, PrinterCallback) or type(callback).__module__.startswith("transformers.integr"):
+                trainer.remove_callback(callback)
+        trainer.train()
+
+
+def _stand_in(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """Return a tiny model with room for the tokenizer's ids."""
+    config = LlamaConfig(
+        vocab_size=max(len(tokenizer), *(id for id in (tokenizer.eos_token_id, tokenizer.pad_token_id) if id), 8) + 1,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=1 << 16,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+class _OneStep(TrainerCallback):
+    """Ends the training after its first step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = True
+
 
 _LOOKED_AT = 10_000
 """Rows of which texts are read back."""

@@ -12,10 +12,10 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from rim_peft.data.examples import Example, RowError, read_example
-from rim_peft.data.holdout import hold_out
 from rim_peft.data.preparation import SHOWN_ROWS, BadRowsError
-from rim_peft.data.tasks.task import Task
+from rim_peft.data.sources import hold_out
 from rim_peft.recipe import DataOptions
+from rim_peft.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

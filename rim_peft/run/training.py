@@ -15,32 +15,30 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from rim_peft.data.tasks.task import Task
 from rim_peft.escaping import json_text
 from rim_peft.evaluation import AccuracyReport, evaluate_accuracy
 from rim_peft.recipe import Recipe, RecipeError
-from rim_peft.recipe.reading import read_mapping
-from rim_peft.recipe.snapshot import differing_keys, resolve
+from rim_peft.recipe.reading import differing_keys, read_mapping, resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.base import build_base, load_base, load_tokenizer, pin_base, to_device
-from rim_peft.run.card import render_run_card
-from rim_peft.run.loading import Run, answering, describe_asking, load_run
-from rim_peft.run.output_folder import PROBE, check_writable
-from rim_peft.run.papers import (
+from rim_peft.run.loading import PROBE, Run, answering, check_writable, describe_asking, load_run
+from rim_peft.run.record import (
     ADAPTER_FILE,
     BASE_FOLDER,
     RECIPE_FILE,
     RECORD_FILE,
+    describe_hardware,
+    describe_versions,
     listed_files,
+    render_run_card,
     shared_files,
+    write_files,
 )
-from rim_peft.run.record import describe_hardware, describe_versions, write_files
 from rim_peft.run.rows import RunRows, check_validation, fingerprint, load_rows, read_examples
+from rim_peft.tasks.task import Task
 from rim_peft.training.curriculum import CurriculumResult, run_stages
-from rim_peft.training.files import explain_write_errors, find_damage, write_text
-from rim_peft.training.lock import HOLDER, LOCK, check_free, hold
-from rim_peft.training.processes import is_main, main_first, num_processes, on_main
-from rim_peft.training.sharding import gather_adapter, run_whole
+from rim_peft.training.distributed import gather_adapter, is_main, main_first, num_processes, on_main, run_whole
+from rim_peft.training.files import HOLDER, LOCK, check_free, explain_write_errors, find_damage, hold, write_text
 from rim_peft.tuner.card import CARD_FILE
 from rim_peft.tuner.files import file_digests
 from rim_peft.tuner.sharing import attach_papers

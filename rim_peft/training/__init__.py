@@ -2,8 +2,7 @@
 
 from rim_peft.training.baseline import BaselineConfig, BaselineTrainer
 from rim_peft.training.coconut import CoconutConfig, CoconutTrainer
-from rim_peft.training.grounding import GroundingConfig, GroundingTrainer
-from rim_peft.training.refinement import RefinementConfig, RefinementTrainer
+from rim_peft.training.rim import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 
 __all__ = [
     "BaselineConfig",

@@ -1,17 +1,34 @@
-"""From what a trainer is given as its model to a base with an adapter that can be trained."""
+"""A model as a trainer is given it → a base with an adapter that can be trained; the card beside its checkpoints."""
 
 from __future__ import annotations
 
 import logging
 from copy import copy
+from pathlib import Path
 from typing import Any, TypeVar
 
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
-from rim_peft.data.hub import asking_hub
+from rim_peft.data.sources import asking_hub
 from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.tuner.card import CARD_FILE, TAGS, CardText, Usage, render_card
 from rim_peft.tuner.config import RiMConfig
+
+
+def write_card(folder: Path, *, name: str | None, stage: str, base: str) -> None:
+    """Write ``README.md``.
+
+    Args:
+        folder: the checkpoints' folder; made if need be.
+        name: what to call the adapter; the folder's name if None.
+        stage: the trainer's class.
+        base: name of the base, to load the adapter on; empty if it has none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    card = CardText(f"An adapter trained by `rim_peft.{stage}`.", Usage(base), metadata={"tags": [*TAGS, "trl"]})
+    (folder / CARD_FILE).write_text(render_card(name or folder.name, card), encoding="utf-8")
+
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.collator import TokenizedRow, chain_parts
 from rim_peft.data.examples import Templates
-from rim_peft.data.objective import Objective, list_lengths, step_lengths
+from rim_peft.data.objective import Objective, TokenizedRow, chain_parts, list_lengths, step_lengths
 from rim_peft.data.tokenization import tokenize_separator
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer

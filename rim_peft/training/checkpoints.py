@@ -1,30 +1,40 @@
-"""What a checkpoint holds: the same files whether one process trained, or several with a part of the weights each."""
+"""What a checkpoint holds, however many processes trained; the best and the last weights."""
 
 from __future__ import annotations
 
+import json
+import logging
+import math
+import re
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
-from rim_peft.training.files import write_manifest
-from rim_peft.training.interruption import SaveAfterEpoch
-from rim_peft.training.launch import check_launch
-from rim_peft.training.processes import on_main
-from rim_peft.training.sharding import (
+from rim_peft.training.distributed import (
+    check_launch,
     fill_adapter,
     fill_optimizer,
     gather_adapter,
     gather_optimizer,
     is_sharded,
     keep_memory,
+    on_main,
 )
-from rim_peft.training.weights import check_checkpoint, last_checkpoint
-from rim_peft.tuner.tensors import read_tensors
+from rim_peft.training.files import find_damage, replace_file, write_manifest, write_text
+from rim_peft.training.interruption import SaveAfterEpoch
+from rim_peft.tuner.files import brief
+from rim_peft.tuner.tensors import not_finite, read_tensors, seal_tensors
+from rim_peft.values import cut
 
 ADAPTER_WEIGHTS, OPTIMIZER, SCHEDULER = "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"
 
@@ -154,3 +164,191 @@ class Checkpoints(SFTTrainer):
         folder = Path(checkpoint)
         fill_optimizer(self.optimizer, torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER, weights_only=True))
+
+
+logger = logging.getLogger(__name__)
+
+SCORE = "accuracy"
+"""The name among ``validate``'s scores by which the best adapter is chosen; larger is better."""
+
+
+class BestWeights:
+    """The best adapter so far and its score, in one file that is replaced at once.
+
+    Among equals the later one is the best, in whichever order they come: a run that is resumed offers some again.
+
+    Args:
+        path: the file.
+        stages: names of the run's stages, in order.
+    """
+
+    def __init__(self, path: Path, stages: Sequence[str]) -> None:
+        self.path = path
+        self._stages = stages
+        self._lost = path.with_name(f".{path.stem}.lost.json")
+
+    def begin(self) -> None:
+        """Forget what a run that was in the folder before has noted beside the file."""
+        self._lost.unlink(missing_ok=True)
+
+    def read(self) -> dict[str, Any]:
+        """Return stage, step and score of the weights in the file.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        return self._open()[0]
+
+    def offer(self, model: PeftModel, score: float, *, stage: str, step: int) -> None:
+        """Keep the model's adapter if it is at least as good as the one in the file; every process must call it.
+
+        Raises:
+            ValueError: the score is no finite number, or the weights are not finite.
+        """
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(
+                f"validate: {SCORE} must be a finite number, since it chooses the best adapter, got {score!r} at step "
+                f"{step} of {stage}. Correct what validate returns."
+            )
+        new = {"stage": stage, "step": step, SCORE: score}
+        if on_main(lambda: not self.path.exists() or self._rank(new) >= self._rank(self.read())):
+            save_weights(model, self.path, best=new)
+
+    def load(self, model: PeftModel) -> dict[str, Any]:
+        """Read the weights into the model's active adapter, and return what :meth:`read` does."""
+        best, tensors = self._open()
+        fill_adapter(model, tensors)
+        return best
+
+    def check(self, offered: Iterable[dict[str, Any]], *, at: tuple[str, float]) -> None:
+        """Check that the file holds the best of a run that goes on.
+
+        Weights that a kill has taken from the log are noted beside the file: on a GPU the same steps may get another
+        score when they are taken again, and the file's would be in no log.
+
+        Args:
+            offered: stage, step and score of all that the run has offered up to where it goes on.
+            at: stage and step where it goes on; what was offered from there on, and lost by a kill, may be the best.
+
+        Raises:
+            ValueError: it is missing, damaged, or of another run.
+        """
+        lost = self._read_lost()
+        known = (entry for entry in (*offered, *lost) if math.isfinite(entry[SCORE]))
+        best = max(known, key=self._rank, default=None)
+        if best is None and not self.path.exists():
+            return
+        remedy = "Put it back, or train in another folder."
+        if not self.path.exists():
+            raise ValueError(f"{self.path}: is missing, and held the best adapter of the run so far. {remedy}")
+        found = self.read()
+        if found == best:
+            return
+        is_later = self._place(found) >= self._place({"stage": at[0], "step": at[1]})
+        if not (is_later and (best is None or self._rank(found) >= self._rank(best))):
+            expected = "none yet" if best is None else _describe(best)
+            raise ValueError(
+                f"{self.path}: must hold the best adapter of the run so far, {expected}, got {_describe(found)}. "
+                f"{remedy}"
+            )
+        write_text(self._lost, json.dumps([*lost, found]))
+
+    def _read_lost(self) -> list[dict[str, Any]]:
+        """Return stage, step and score of weights that were offered, and are in no log."""
+        try:
+            lost: list[dict[str, Any]] = json.loads(self._lost.read_text(encoding="utf-8"))
+            return sorted(lost, key=self._rank)
+        except (OSError, ValueError, KeyError, TypeError):  # none, or none that says anything: the log counts alone
+            return []
+
+    def _rank(self, best: dict[str, Any]) -> tuple[float, int, float]:
+        return best[SCORE], *self._place(best)
+
+    def _place(self, best: dict[str, Any]) -> tuple[int, float]:
+        return self._stages.index(best["stage"]) if best["stage"] in self._stages else -1, best["step"]
+
+    def _open(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        try:
+            tensors = read_tensors(self.path)
+            with safe_open(self.path, framework="pt") as file:
+                best = json.loads(file.metadata()["best"])
+            self._rank(best)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.path}: is damaged ({brief(error)}), and held the best adapter of the run so far. Put a "
+                "copy back, or train in another folder."
+            ) from error
+        return best, tensors
+
+
+def _describe(best: dict[str, Any]) -> str:
+    return f"{SCORE} {best[SCORE]} at step {best['step']} of {cut(best['stage'], most=60)}"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the latest checkpoint that is whole, None if there is none; says which ones are not, and why."""
+    numbered = [
+        (int(found[1]), path)
+        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (found := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)) and path.is_dir()
+    ]
+    for _, checkpoint in sorted(numbered, reverse=True):
+        if (damage := check_checkpoint(checkpoint)) is None:
+            return checkpoint
+        logger.warning("%s: %s. It is passed over.", checkpoint, damage)
+    return None
+
+
+def check_checkpoint(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, None if it is whole and its weights are finite."""
+    adapters = sorted(checkpoint.rglob("adapter_model.*"))
+    names = ["trainer_state.json"]  # which the Trainer writes last
+    if not (checkpoint / "latest").exists():  # where DeepSpeed's own files are
+        states = [path.name for path in checkpoint.glob("rng_state*.pth")]
+        names += [path.relative_to(checkpoint).as_posix() for path in adapters] or ["adapter_model.safetensors"]
+        names += ["optimizer.pt", "scheduler.pt", *(states or ["rng_state.pth"])]
+    if (damage := find_damage(checkpoint, names)) is not None:
+        return damage
+    ruined = (not_finite(load_file(path)) for path in adapters if path.suffix == ".safetensors")
+    return next((found for found in ruined if found is not None), None)
+
+
+def save_weights(model: PeftModel, path: Path, *, best: dict[str, Any] | None = None) -> None:
+    """Write the active adapter's tensors to one file, at once; every process must call it, and the main one writes.
+
+    Args:
+        model: the model.
+        path: the file.
+        best: what to note in it.
+
+    Raises:
+        ValueError: the weights are not finite.
+    """
+    gathered = gather_adapter(model)
+
+    def write() -> None:
+        state = get_peft_model_state_dict(model, state_dict=gathered, adapter_name=model.active_adapter)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        if (found := not_finite(tensors)) is not None:
+            raise ValueError(
+                f"{path}: is not written, since weights must be finite to be kept, {found}: the training has diverged. "
+                "Lower learning_rate, and start again in another output_dir."
+            )
+        note = {"format": "pt", **({} if best is None else {"best": json.dumps(best)})}
+
+        def save(partial: Path) -> None:
+            save_file(tensors, partial, metadata=note)
+            seal_tensors(partial)
+
+        replace_file(path, save)
+
+    on_main(write)
+
+
+def load_weights(model: PeftModel, path: Path) -> None:
+    """Read what :func:`save_weights` wrote into the active adapter.
+
+    Raises:
+        ValueError: the file is damaged, or is another adapter's; the model stays as it is.
+    """
+    fill_adapter(model, read_tensors(path))

@@ -17,23 +17,21 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from rim_peft.training.checkpoints import SCORE, BestWeights, last_checkpoint, load_weights, save_weights
+from rim_peft.training.distributed import check_resumed, fill_optimizer, gather_optimizer, on_main, run_whole
 from rim_peft.training.files import (
     MANIFEST,
     explain_write_errors,
     find_damage,
+    hold,
     replace_file,
     write_manifest,
     write_text,
 )
-from rim_peft.training.grounding import GroundingConfig, GroundingTrainer
 from rim_peft.training.interruption import Interrupted, SignalWatch, StopOnSignal
-from rim_peft.training.lock import hold
-from rim_peft.training.processes import check_resumed, on_main
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer, Validate
-from rim_peft.training.refinement import RefinementConfig, RefinementTrainer
-from rim_peft.training.sharding import fill_optimizer, gather_optimizer, run_whole
-from rim_peft.training.weights import SCORE, BestWeights, last_checkpoint, load_weights, save_weights
+from rim_peft.training.rim import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 from rim_peft.tuner.config import active_config
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""A pass over rows with the output head on supervised positions alone: most positions predict nothing.
+"""A pass over rows with the output head on supervised positions alone; layers compiled for it.
 
 TRL's fused head computes the loss from the backbone's states and the output matrix, without holding all logits. It
 knows the scales and caps that some models put on their logits, but not layers between the states and the matrix. So it
@@ -16,12 +16,47 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
+from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.trainer.utils import add_fused_lm_head
 
 from rim_peft.sequence import IGNORE_INDEX, Labels, Layout, attention_masks
-from rim_peft.tuner.compatibility import mask_dtype, not_causal
-from rim_peft.tuner.layers import input_device
-from rim_peft.tuner.probing import on_small_copy
+from rim_peft.tuner.bases import input_device, mask_dtype, not_causal, on_small_copy
+
+
+class CompiledLayers:
+    """While entered, a base's decoder layers run compiled: one compilation serves all layers and all row lengths.
+
+    Not the model as a whole, which takes longer, breaks at the output head, and is compiled anew for each part. And not
+    for good: answers, with their caches and their pass for each token, would be compiled too.
+    """
+
+    def __init__(self, base: Any, *, backend: str = "inductor") -> None:
+        """Get ready; the first step compiles.
+
+        Args:
+            base: the model under the adapter.
+            backend: what makes the code, as for ``torch.compile``.
+
+        Raises:
+            ValueError: the model has no layers of transformers' usual kind.
+        """
+        self._layers: list[Any] = [layer for layer in base.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        if not self._layers:
+            raise ValueError(
+                f"compile_layers: found no decoder layers in {type(base).__name__}, which is not built as "
+                "transformers' models are. Leave it out."
+            )
+        self._compiled = [torch.compile(layer._call_impl, dynamic=True, backend=backend) for layer in self._layers]
+
+    def __enter__(self) -> None:
+        # What `nn.Module.compile` sets.
+        for layer, compiled in zip(self._layers, self._compiled, strict=True):
+            layer._compiled_call_impl = compiled
+
+    def __exit__(self, *error: object) -> None:
+        for layer in self._layers:
+            layer._compiled_call_impl = None
+
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,96 @@
-"""The loss over all readouts of a batch, and its parts by block, as pure functions."""
+"""The loss over all readouts of a batch, how much each readout counts, and what is logged, as pure functions.
+
+Source: arXiv 2605.30343; ``hold``, trailing blocks and the curriculum by length are this package's own
+(``docs/concepts.md``). Coconut's stages, which take the place of weights there: arXiv 2412.06769.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from rim_peft.sequence import Labels
+
+SCHEDULES = ("relative", "linear", "uniform")
+
+
+def grounding_weights(
+    num_steps: Tensor, num_blocks: Tensor, *, progress: float, schedule: str = "relative", hold: float = 0.0
+) -> Tensor:
+    """Return the weight of every block's readout at one moment of stage 1.
+
+    With ``T`` steps, step ``t`` of the chain weighs, at training step ``s`` of ``S``:
+
+    * ``relative``: ``max(0, 1 - s / (S · t/T))``, so early blocks fade first and the answer last;
+    * ``linear``: ``t / T`` throughout;
+    * ``uniform``: 1 throughout.
+
+    A sample with more blocks than steps has *trailing* blocks: every block from ``T`` on reads out the answer and
+    carries ``1 / (K - T + 1)`` of the answer's weight.
+
+    >>> grounding_weights(torch.tensor([2, 4]), torch.tensor([4, 4]), progress=0.25)
+    tensor([[0.5000, 0.2500, 0.2500, 0.2500],
+            [0.0000, 0.5000, 0.6667, 0.7500]])
+
+    Args:
+        num_steps: (B,) int, each sample's ``T``, at least 1.
+        num_blocks: (B,) int, each sample's ``K``, at least its ``T``.
+        progress: ``s / S``, in [0, 1].
+        schedule: one of ``SCHEDULES``.
+        hold: share of the stage, in [0, 1), during which ``relative`` stays at 1 before it falls over the rest.
+
+    Returns:
+        (B, largest K) float32; 0 where a sample has no such block.
+    """
+    block = torch.arange(1, int(num_blocks.max()) + 1, device=num_steps.device)
+    steps, blocks = num_steps[:, None], num_blocks[:, None]
+    share_of_chain = torch.minimum(block, steps) / steps
+    if schedule == "relative":
+        fallen = max(0.0, progress - hold) / (1.0 - hold)
+        weight = (1.0 - fallen / share_of_chain).clamp(min=0.0)
+    elif schedule == "linear":
+        weight = share_of_chain
+    elif schedule == "uniform":
+        weight = torch.ones_like(share_of_chain)
+    else:
+        raise ValueError(f"schedule: must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
+    trailing_share = torch.where(block >= steps, 1.0 / (blocks - steps + 1), 1.0)
+    return torch.where(block <= blocks, weight * trailing_share, 0.0)
+
+
+def refinement_weights(num_blocks: int) -> Tensor:
+    """Return stage 2's weights, ``alpha_k = 2k / (K (K + 1))``: later blocks count more, and they sum to 1.
+
+    >>> refinement_weights(3)
+    tensor([0.1667, 0.3333, 0.5000])
+
+    Args:
+        num_blocks: ``K``.
+
+    Returns:
+        (K,) float32.
+    """
+    block = torch.arange(1, num_blocks + 1)
+    return 2.0 * block / (num_blocks * (num_blocks + 1))
+
+
+def phase_at(progress: float, shares: Sequence[float]) -> int:
+    """Return the phase of a curriculum at one moment: phase ``k`` lasts ``shares[k]`` of the training.
+
+    >>> [phase_at(step / 6, [1 / 3] * 3) for step in range(7)]
+    [0, 0, 1, 1, 2, 2, 2]
+    >>> [phase_at(step / 6, [0.5, 0.0, 0.5]) for step in range(7)]
+    [0, 0, 0, 2, 2, 2, 2]
+
+    Args:
+        progress: share of the training that is done, in [0, 1].
+        shares: one for each phase, from 0 on; they sum to 1.
+    """
+    ends = list(accumulate(shares))[:-1]
+    return sum(end <= progress + 1e-9 for end in ends)  # a sum of shares may lie a rounding above its step
 
 
 def label_weights(block_weights: Tensor, labels: Labels) -> Tensor:

@@ -22,24 +22,20 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import EvalLoopOutput
 
 from rim_peft.data.batching import LengthCurriculum, Pace, load_by_tokens, order_by_length
+from rim_peft.data.cache import check_table
 from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
-from rim_peft.data.table import check_table
 from rim_peft.data.tokenization import padding_id
 from rim_peft.sequence import Layout, check_architecture, keep_readouts, pack_rows
-from rim_peft.training.attachment import attach, check_adapter, checkpoint_for, fall_back_from_flex
-from rim_peft.training.card import write_card
-from rim_peft.training.compilation import CompiledLayers
-from rim_peft.training.head import choose_head, score_labels
+from rim_peft.training.attachment import attach, check_adapter, checkpoint_for, fall_back_from_flex, write_card
+from rim_peft.training.distributed import main_first, run_whole, shards_weights
+from rim_peft.training.head import CompiledLayers, choose_head, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
-from rim_peft.training.processes import main_first, shards_weights
-from rim_peft.training.progress import ReadoutProgress
+from rim_peft.training.metrics import ReadoutProgress
 from rim_peft.training.readout_config import ReadoutConfig
-from rim_peft.training.sharding import run_whole
 from rim_peft.training.watching import WatchedTrainer
-from rim_peft.tuner.compatibility import num_positions
+from rim_peft.tuner.bases import check_uncompiled, num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
-from rim_peft.tuner.layers import check_uncompiled
 
 Validate = Callable[[PeftModel], dict[str, float]]
 """Scores of a model in evaluation mode by name, for instance ``{"accuracy": 0.5}``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,15 +15,101 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from trl.kernels import chunked_logprob
 from trl.trainer.utils import add_fused_lm_head
 
 from rim_peft.sequence import Layout
 from rim_peft.training.attachment import is_8_bit
-from rim_peft.training.gpu_kernels import gpu_kernels
 from rim_peft.training.head import FUSED_OUTPUTS, Head, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
+
+_attention = functional.scaled_dot_product_attention
+
+
+@contextmanager
+def gpu_kernels() -> Iterator[None]:
+    """While entered, operations make what they would on a GPU; for tensors without data, since results are wrong.
+
+    * Dropout keeps a mask of one byte for each number, not the numbers that it multiplies with.
+    * Attention draws its dropout anew in backward, so that it keeps no probabilities.
+    * TRL's fused head works on a tile of logits in place.
+    """
+    replaced: list[tuple[Any, str, Any]] = [
+        (functional, "dropout", _dropout),
+        (functional, "scaled_dot_product_attention", _attend),
+        (chunked_logprob, "_forward_tile", _in_place),
+        (chunked_logprob, "_backward_tile", _in_place),
+        (chunked_logprob, "_addmm_fp32", _in_place),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in replaced]
+    for owner, name, kernel in replaced:
+        setattr(owner, name, kernel)
+    try:
+        yield
+    finally:
+        for (owner, name, _), kernel in zip(replaced, before, strict=True):
+            setattr(owner, name, kernel)
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
+
+
+def _attend(*args: Any, dropout_p: float = 0.0, **kwargs: Any) -> Tensor:
+    return _attention(*args, **kwargs)
+
+
+def _in_place(*args: Any, **kwargs: Any) -> None:
+    """Do nothing: what is held stays as it is."""
+
+
+_FLOAT = 4
+"""Bytes of a float32: the type of the adapter, and so of its optimiser's states."""
+_NUM_STATES = {"adamw": 2, "ademamix": 3, "lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0}
+"""Numbers that are kept for each trained one, in optimisers that keep the same for all."""
+_WITH_MOMENTUM = ("sgd", "rmsprop")
+_TORCH = re.compile(r"(adamw)_torch(?:_fused)?|(sgd|adagrad|rmsprop)")
+_BITSANDBYTES = re.compile(r"(?:paged_)?(adamw|ademamix|lion|rmsprop)(?:_bnb)?(_8bit|_32bit)?")
+_LEAST_8BIT, _BLOCK = 4096, 256
+"""bitsandbytes: numbers of a tensor from which on its states are 8-bit, and numbers that share one scale."""
+
+
+def optimizer_bytes(optim: str, shapes: Iterable[tuple[int, ...]], *, has_momentum: bool = False) -> int | None:
+    """Return the bytes of an optimiser's state; None for an optimiser that is not known here.
+
+    States that bitsandbytes pages are counted too: they lie on the GPU as long as there is room.
+
+    >>> optimizer_bytes("adamw_torch", [(100, 10)])
+    8000
+    >>> optimizer_bytes("adafactor", [(100, 10)])
+    440
+
+    Args:
+        optim: the option ``optim`` of ``TrainingArguments``.
+        shapes: of the trained tensors, float32 each.
+        has_momentum: whether ``sgd`` or ``rmsprop`` is given a momentum.
+    """
+    shapes = list(shapes)
+    if optim == "adafactor":  # one number for each row and each column
+        return _FLOAT * sum(sum(shape) if len(shape) == 2 else math.prod(shape) for shape in shapes)
+    if found := _TORCH.fullmatch(optim):
+        num_states = _NUM_STATES[found[1] or found[2]] + (found[2] in _WITH_MOMENTUM and has_momentum)
+        return _FLOAT * num_states * sum(map(math.prod, shapes))
+    if found := _BITSANDBYTES.fullmatch(optim):
+        sizes = [math.prod(shape) for shape in shapes]
+        if found[2] != "_8bit":
+            return _FLOAT * _NUM_STATES[found[1]] * sum(sizes)
+        return _NUM_STATES[found[1]] * sum(map(_bytes_8bit, sizes))
+    return None
+
+
+def _bytes_8bit(size: int) -> int:
+    """Return the bytes of one state of a tensor, which is left in float32 where it is small."""
+    return size + _FLOAT * math.ceil(size / _BLOCK) if size >= _LEAST_8BIT else _FLOAT * size
+
 
 LAYERS, HEAD, GRADIENTS = "activations", "logits", "gradients"
 
@@ -78,7 +166,7 @@ def simulate_step(
         reentrant: which kind of checkpointing; None for the one that :func:`checkpoint_for` would choose.
         autocast: type of mixed precision, None for none.
         accumulates: whether the gradients of a batch before are there already, as with ``gradient_accumulation_steps``.
-        on_gpu: whether kernels hold what a GPU's do (:mod:`rim_peft.training.gpu_kernels`).
+        on_gpu: whether kernels hold what a GPU's do (:mod:`rim_peft.training.simulation`).
         head: what scores labels.
 
     Returns:

@@ -1,22 +1,115 @@
-"""A training that is watched: its log lines, whether it stays finite, and what of both a checkpoint keeps."""
+"""A training that is watched: its log lines, whether it stays finite, and what a checkpoint keeps of both."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rim_peft.training.checkpoints import Checkpoints
-from rim_peft.training.finite import DivergedError, LossWatch, check_loaded, check_logged, check_weights, diverged_part
-from rim_peft.training.metrics import BlockMetrics, Metrics
-from rim_peft.training.progress import TrainingClock
+from rim_peft.training.metrics import BlockMetrics, Metrics, TrainingClock
 from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.tuner.tensors import not_finite
+
+_REMEDY = (
+    "Nothing of it was saved. Lower learning_rate, give it warmup_steps, keep max_grad_norm at 1 or less, or leave out "
+    "fp16, and start again in another output_dir."
+)
+
+
+class DivergedError(ValueError):
+    """The training's loss, gradients or weights are no longer finite."""
+
+    def __init__(self, stage: str, found: str) -> None:
+        super().__init__(f"{stage}: loss, gradients and weights must stay finite, {found}. {_REMEDY}")
+
+
+class LossWatch:
+    """Remembers the first loss that was not finite, where losses are made: no step waits for a number."""
+
+    def __init__(self) -> None:
+        self._first: Tensor | None = None  # its step and its value; step 0 while there is none
+
+    def add(self, loss: Tensor, *, step: int) -> None:
+        """Look at the loss of a step, counted from 1."""
+        loss = loss.detach().float()
+        found = torch.stack([torch.where(loss.isfinite(), 0.0, float(step)), loss])
+        self._first = found if self._first is None else torch.where(self._first[0] > 0, self._first, found)
+
+    def first(self, accelerator: Accelerator) -> tuple[int, float] | None:
+        """Return step and value of the first one in any process, which must all ask."""
+        if self._first is None:
+            return None
+        found = accelerator.gather(self._first[None]).tolist()
+        return min(((int(step), value) for step, value in found if step), default=None)
+
+
+def check_logged(logs: Mapping[str, float], *, stage: str, step: int, may_skip: bool) -> None:
+    """Check the losses and the gradient norm of a log line.
+
+    Args:
+        logs: the line.
+        stage: what to call the training.
+        step: where it is.
+        may_skip: whether steps with infinite gradients are left out, as loss scaling does in fp16.
+
+    Raises:
+        DivergedError: one is not finite.
+    """
+    for name, value in logs.items():
+        is_loss = name in ("loss", "train_loss", "eval_loss")  # and none that somebody's `validate` returns
+        if (is_loss or (name == "grad_norm" and not may_skip)) and not math.isfinite(value):
+            raise DivergedError(stage, f"{name} at step {step} is {value}")
+
+
+def check_weights(model: nn.Module, accelerator: Accelerator, *, stage: str, step: int) -> None:
+    """Check all trained weights; every process must call it.
+
+    Raises:
+        DivergedError: one is not finite.
+    """
+    parts = _trained(model)
+    # The largest absolute value is finite if all are, and takes a few kernels for all tensors.
+    is_finite = get_total_norm(parts.values(), norm_type=math.inf).isfinite() if parts else torch.tensor(True)
+    flag = is_finite.to(accelerator.device, torch.int32)
+    if not accelerator.gather(flag[None]).all():
+        found = diverged_part(model) or "one in another process is not"
+        raise DivergedError(stage, f"of the weights after step {step} {found}")
+
+
+def diverged_part(model: nn.Module) -> str | None:
+    """Return which trained weight of this process is not finite, and what it holds; None if all are."""
+    return not_finite(_trained(model))
+
+
+def check_loaded(model: nn.Module, source: str) -> None:
+    """Check the weights that a checkpoint has just filled a model with.
+
+    Raises:
+        ValueError: one is not finite.
+    """
+    if (found := diverged_part(model)) is not None:
+        raise ValueError(
+            f"{source}: must hold finite weights to go on with, {found}: the training had diverged. Delete it to go on "
+            "from the checkpoint before, or train again in another output_dir."
+        )
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """Return what this process has of the parameters that are trained."""
+    whole = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    parts = {name: p.to_local() if isinstance(p, DTensor) else p for name, p in whole.items()}
+    return {name: part for name, part in parts.items() if part.numel()}
 
 
 class WatchedTrainer(Checkpoints):

@@ -1,11 +1,11 @@
 """The tuner: configuration, memory rows, model and generation, registered with PEFT on import."""
 
-from rim_peft.tuner.compatibility import check_swap
+from rim_peft.tuner.bases import check_swap
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.tuner.files import check_config
-from rim_peft.tuner.layer import MemoryEmbedding
+from rim_peft.tuner.memory_embedding import MemoryEmbedding
 from rim_peft.tuner.model import RiMModel
-from rim_peft.tuner.registration import RIM, check_reading, check_swaps, guard_loading, override, register
+from rim_peft.tuner.peft_plugin import RIM, check_reading, check_swaps, guard_loading, override, register
 from rim_peft.tuner.sharing import (
     load_adapter,
     load_natively,

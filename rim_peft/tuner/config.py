@@ -9,7 +9,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, TaskType
 
 from rim_peft.sequence.layout import BlockTokens
-from rim_peft.tuner.registration import RIM
+from rim_peft.tuner.peft_plugin import RIM
 from rim_peft.values import Range, check_ranges, check_regex, shown
 from rim_peft.version import __version__
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from rim_peft.tuner.config import FORMAT_VERSION, RiMConfig
-from rim_peft.tuner.registration import BLOCK_OPTIONS, NAME
+from rim_peft.tuner.peft_plugin import BLOCK_OPTIONS, NAME
 from rim_peft.tuner.tensors import AGAIN, check_checksum, check_tensors_file, read_notes, tensor_shapes
 from rim_peft.values import shown
 

@@ -15,9 +15,8 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from rim_peft.sequence import BlockTokens
-from rim_peft.tuner.insertion import PER_TOKEN_INPUTS, BlockInsertion
-from rim_peft.tuner.layer import BASE, MemoryEmbedding
-from rim_peft.tuner.mixing import MixedInsertion, repeated_rows
+from rim_peft.tuner.insertion import PER_TOKEN_INPUTS, BlockInsertion, MixedInsertion, repeated_rows
+from rim_peft.tuner.memory_embedding import BASE, MemoryEmbedding
 
 _MODES = (
     GenerationMode.GREEDY_SEARCH,

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from rim_peft.cli.main import main
-from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.recipe import load_recipe
+from rim_peft.tasks.task import GeneratedTask
 from tests.integration.test_recipes import RECIPES, SHORTER, write_rows
 from tests.unit.run.test_preflight import write_base
 

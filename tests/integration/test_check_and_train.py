@@ -39,7 +39,7 @@ def write_recipe(folder: Path, base: Path, **sections: Any) -> str:
         "model": {"name_or_path": str(base)},
         "adapter": {"num_blocks": 2, "r": 4},
         "data": {
-            "task": "rim_peft.data.tasks.prosqa:ProsQA",
+            "task": "rim_peft.tasks.logic:ProsQA",
             "path": str(folder / "rows.jsonl"),
             "validation_rows": 2,
             "validation_split": None,
@@ -279,6 +279,6 @@ def test_little_room_is_noted(
     capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("rim_peft.run.output_folder.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("rim_peft.run.loading.shutil.disk_usage", lambda folder: usage)
     assert main(["check", write_recipe(tmp_path, base)]) == 0
     assert "note: output_dir: the checkpoints take about 0.0 GiB, 0.0 GiB are free" in capsys.readouterr().out

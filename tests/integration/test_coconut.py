@@ -13,10 +13,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast, TrainerCallback
 
-from rim_peft.data.coconut import CoconutCollator, chain_parts, cut_texts
 from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.inference.coconut import answer_with_thoughts, decode_with_thoughts
-from rim_peft.training.coconut import CoconutConfig, CoconutTrainer
+from rim_peft.training.coconut import CoconutCollator, CoconutConfig, CoconutTrainer, chain_parts, cut_texts
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks, think
 from tests.conftest import ARCHITECTURES, EOS_ID, PAD_ID, build_base, build_rim

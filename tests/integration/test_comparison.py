@@ -15,15 +15,14 @@ import yaml
 from filelock import FileLock
 
 from rim_peft.cli.main import main
-from rim_peft.comparison.checking import check_runs
 from rim_peft.comparison.plan import plan_runs, shared_recipe
-from rim_peft.comparison.reading import load_comparison
+from rim_peft.comparison.reading import check_runs, load_comparison
 from rim_peft.comparison.rows import load_judged_rows
 from rim_peft.comparison.runner import BusyError, list_runs, run_comparison
 from rim_peft.comparison.sections import name_of
-from rim_peft.data.tasks.potions import Potions
 from rim_peft.demo import BASE, RECIPE
 from rim_peft.recipe import RecipeError
+from rim_peft.tasks.potions import Potions
 
 STAGE = {"max_steps": 3, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1}
 STAGES = ("grounding", "refinement", "baseline", "coconut")

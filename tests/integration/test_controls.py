@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Example, Templates
-from rim_peft.data.tasks import Task
 from rim_peft.evaluation import controls
 from rim_peft.evaluation.controls import Control, run_controls, shuffle_ids
 from rim_peft.inference import answer_questions
@@ -23,6 +22,7 @@ from rim_peft.inference.swapping import (
     answer_with_swapped_blocks,
     random_rows,
 )
+from rim_peft.tasks import Task
 from rim_peft.tuner.config import active_config
 from tests.conftest import ARCHITECTURES, EOS_ID, PAD_ID, build_base, build_rim
 

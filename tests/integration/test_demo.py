@@ -15,12 +15,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rim_peft.cli.main import main
-from rim_peft.data.tasks.potions import is_correct
 from rim_peft.demo import BASE, RECIPE, showcase
 from rim_peft.demo.base import make_base, measure_accuracy
-from rim_peft.demo.pretraining import ANSWER, THINK, Pretraining, build_tokenizer
-from rim_peft.demo.worlds import OntologyBase, PotionsBase
+from rim_peft.demo.pretraining import ANSWER, THINK, OntologyBase, PotionsBase, Pretraining, build_tokenizer
 from rim_peft.recipe import load_recipe
+from rim_peft.tasks.potions import is_correct
 from tests.integration.test_curriculum import SignalAtStep
 
 SHORT = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rim_peft.data.tasks import get_task
 from rim_peft.demo import showcase
+from rim_peft.tasks import get_task
 from tests.conftest import build_tokenizer
 from tests.integration.test_demo import SHORT
 from tests.objectives import prepare_rows

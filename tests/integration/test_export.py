@@ -15,9 +15,9 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from rim_peft.cli.main import main
-from rim_peft.export import merged as merged_export
+from rim_peft.export import formats as merged_export
 from rim_peft.export.checking import ExportCheckError
-from rim_peft.export.options import ExportOptions
+from rim_peft.export.weights import ExportOptions
 from rim_peft.inference import answer_questions
 from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, evaluate, export, load_run
@@ -134,7 +134,7 @@ def test_an_adapter_without_blocks_is_merged(make_adapter: MakeAdapter, tmp_path
 
 def test_continuous_thoughts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(build_rim(num_blocks=0), build_tokenizer(), load_recipe(RECIPE, ["method=coconut"], check=False))
-    monkeypatch.setattr("rim_peft.run.exporting.load_run", lambda source, **options: run)
+    monkeypatch.setattr("rim_peft.run.sharing.load_run", lambda source, **options: run)
     with pytest.raises(ValueError, match="method: must be one that answers after tokens, got 'coconut'"):
         export("adapter", tmp_path / "out", questions=[*TEXTS, *CHATS])
 

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from rim_peft.cli.main import main
 from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, load_run, train
-from rim_peft.run.pushing import push
+from rim_peft.run.sharing import push
 from rim_peft.training.files import MANIFEST
 from tests.conftest import build_base, build_rim, build_tokenizer
 from tests.integration.hub_server import TOKEN, serve

@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 from rim_peft.cli.main import main
-from rim_peft.data.collator import ReadoutCollator
+from rim_peft.data.objective import ReadoutCollator
 from rim_peft.data.tokenization import tokenize_separator
 from rim_peft.demo import BASE
 from rim_peft.evaluation.accuracy import answer_of
@@ -29,7 +29,7 @@ from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutConfig, Co
 from rim_peft.training.baseline import FinalAnswer
 from rim_peft.training.curriculum import check_stages
 from rim_peft.training.files import write_manifest
-from rim_peft.training.refinement import Refinement
+from rim_peft.training.rim import Refinement
 from tests.conftest import EOS_ID, build_base, build_rim, build_tokenizer
 from tests.integration.test_curriculum import _assert_equal, _weights
 from tests.integration.test_curriculum import train as train_both

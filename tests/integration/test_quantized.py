@@ -10,7 +10,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from rim_peft.tuner.compatibility import keep_unpacked
+from rim_peft.tuner.bases import keep_unpacked
 from tests.conftest import VOCAB_SIZE, MakeBase, MakeRim
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}  # nf4 needs 64 or more

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from rim_peft.data.tasks.task import GeneratedTask
 from rim_peft.demo import RECIPE as DEMO
 from rim_peft.recipe import Recipe, load_recipe
 from rim_peft.run import train
+from rim_peft.tasks.task import GeneratedTask
 from tests.conftest import build_base, build_tokenizer
 
 # Those in compare/ and accelerate/ are no recipes of a run.

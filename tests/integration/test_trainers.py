@@ -25,9 +25,9 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
-from rim_peft.data.collator import TokenizedRow
+from rim_peft.data.objective import TokenizedRow
 from rim_peft.inference import read_blocks
-from rim_peft.training.compilation import CompiledLayers
+from rim_peft.training.head import CompiledLayers
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
 from tests.objectives import prepare_rows

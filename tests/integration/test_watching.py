@@ -18,11 +18,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RiMConfig
 from rim_peft.training.baseline import BaselineConfig, BaselineTrainer
+from rim_peft.training.checkpoints import BestWeights, last_checkpoint, save_weights
 from rim_peft.training.coconut import CoconutConfig, CoconutTrainer
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_stages
 from rim_peft.training.files import MANIFEST
-from rim_peft.training.finite import DivergedError
-from rim_peft.training.weights import BestWeights, last_checkpoint, save_weights
+from rim_peft.training.watching import DivergedError
 from tests.conftest import build_base, build_rim, build_tokenizer
 from tests.integration.test_curriculum import ROWS, SignalAtStep, train
 

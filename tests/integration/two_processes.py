@@ -24,8 +24,8 @@ from torch import Tensor
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig
 from rim_peft.cli.main import main
 from rim_peft.training.curriculum import run_curriculum
+from rim_peft.training.distributed import gather_adapter
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from rim_peft.training.sharding import gather_adapter
 from tests.conftest import build_rim, build_tokenizer
 
 ROWS = [

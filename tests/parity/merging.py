@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from rim_peft.tuner.compatibility import keep_unpacked
+from rim_peft.tuner.bases import keep_unpacked
 from tests.parity.subject import Subject
 
 

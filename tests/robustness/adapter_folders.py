@@ -23,11 +23,11 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from rim_peft.recipe import load_recipe
-from rim_peft.recipe.snapshot import resolve
+from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run import load_run
 from rim_peft.run.loading import describe_asking
-from rim_peft.run.papers import listed_files
+from rim_peft.run.record import listed_files
 from rim_peft.tuner.files import file_digests
 from tests.conftest import VOCAB_SIZE, build_base, build_rim, build_tokenizer
 from tests.robustness.judging import Case

@@ -13,13 +13,12 @@ from typing import Any
 
 import yaml
 
-from rim_peft.comparison.checking import check_runs
 from rim_peft.comparison.plan import plan_runs
-from rim_peft.comparison.reading import load_comparison
+from rim_peft.comparison.reading import check_runs, load_comparison
 from rim_peft.demo import RECIPE as DEMO
 from rim_peft.recipe import load_recipe
-from rim_peft.recipe.keys import all_keys
-from rim_peft.recipe.snapshot import differing_keys, resolve
+from rim_peft.recipe.checks import all_keys
+from rim_peft.recipe.reading import differing_keys, resolve
 from rim_peft.recipe.syntax import read_yaml, write_yaml
 from tests.robustness.judging import Case
 

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 
 from rim_peft.data.examples import BadRowsError
-from rim_peft.data.tasks import get_task
+from rim_peft.tasks import get_task
 from tests.conftest import VOCAB_SIZE, build_tokenizer
 from tests.objectives import prepare_rows
 from tests.robustness.judging import Case

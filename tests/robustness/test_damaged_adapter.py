@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 from rim_peft.export.checking import CheckResult
 from rim_peft.inference import answer_questions
 from rim_peft.recipe import load_recipe
-from rim_peft.recipe.snapshot import resolve
+from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run import Run, export, load_run
 from rim_peft.run.loading import describe_asking
-from rim_peft.run.papers import listed_files
+from rim_peft.run.record import listed_files
 from rim_peft.tuner.files import file_digests
 from tests.conftest import build_base, build_rim, build_tokenizer
 from tests.robustness.judging import Case, Verdict, judge
@@ -71,7 +71,7 @@ def adapters(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def exports(adapters: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Their exports, without the check in a fresh process, which takes its time."""
-    monkeypatch.setattr("rim_peft.export.merged.check", lambda *_, **__: CheckResult(32, 32, 0, 32, 0))
+    monkeypatch.setattr("rim_peft.export.formats.check", lambda *_, **__: CheckResult(32, 32, 0, 32, 0))
     folders = tmp_path / "first-export", tmp_path / "second-export"
     for adapter, folder in zip(adapters, folders, strict=True):
         export(str(adapter), folder, questions=[f"{number}?" for number in range(32)], max_new_tokens=2)

@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 
 from rim_peft.run import training
-from rim_peft.run.papers import RECIPE_FILE
-from rim_peft.training.lock import InUseError, hold
+from rim_peft.run.record import RECIPE_FILE
+from rim_peft.training.files import InUseError, hold
 from tests.robustness.crash_points import Subject, write_recipe
 from tests.robustness.judging import unclear_text
 

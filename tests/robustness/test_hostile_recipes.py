@@ -28,7 +28,7 @@ MARK = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
 TASK = """
 from dataclasses import dataclass
 from typing import ClassVar
-from rim_peft.data.tasks.task import GeneratedTask
+from rim_peft.tasks.task import GeneratedTask
 
 @dataclass(frozen=True)
 class Sums(GeneratedTask):

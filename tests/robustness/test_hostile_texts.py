@@ -25,14 +25,13 @@ from rim_peft.comparison.plots.style import new_figure, plain, plot_style, save
 from rim_peft.comparison.report import render_markdown, render_page
 from rim_peft.data.examples import Templates
 from rim_peft.escaping import code_span, fence, json_text, markdown, page, visible
-from rim_peft.export.card import render_adapter_card
-from rim_peft.export.card import render_card as render_export_card
 from rim_peft.export.checking import CheckResult
-from rim_peft.export.options import Prompts
-from rim_peft.export.record import ExportRecord
+from rim_peft.export.record import ExportRecord, render_adapter_card
+from rim_peft.export.record import render_card as render_export_card
 from rim_peft.export.tokens import MemoryTokens
-from rim_peft.run.card import render_run_card
-from rim_peft.training.card import write_card
+from rim_peft.export.weights import Prompts
+from rim_peft.run.record import render_run_card
+from rim_peft.training.attachment import write_card
 from rim_peft.training.files import write_text
 from rim_peft.tuner.card import CardText, Usage, name_adapter, name_base, render_card
 from tests.unit.comparison.results_document import ablate_document, compare_document

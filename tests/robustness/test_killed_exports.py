@@ -12,7 +12,7 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from rim_peft.export import merged, peft_lora
+from rim_peft.export import formats
 from rim_peft.export.checking import CheckResult
 from rim_peft.run import export, load_run
 from tests.integration.test_export import TEXTS, MakeAdapter, make_adapter
@@ -38,7 +38,7 @@ def export_watched(adapter: Path, out: Path, form: str, monkeypatch: pytest.Monk
         patch.setattr(owner, name, call)
 
     with monkeypatch.context() as patch:
-        module = merged if form == "merged" else peft_lora
+        module = formats
         patch.setattr(module, "check", lambda *args, **options: CHECKED)  # which has tests of its own
         for owner, names in (
             (Path, ("replace", "rename", "write_text")),

@@ -1,6 +1,11 @@
 """Imports point down: the layers of docs/architecture.md, checked on the source."""
 
 import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,7 @@ PACKAGE = Path(rim_peft.__file__).parent
 LAYERS = [
     {"version", "values", "escaping", "sequence"},
     {"tuner", "data"},
-    {"training", "inference"},
+    {"training", "inference", "tasks"},
     {"evaluation", "export"},
     {"methods"},
     {"recipe"},
@@ -40,6 +45,7 @@ def _imported_rooms(source: str) -> set[str]:
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+TEXT = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -64,6 +70,40 @@ def test_the_sequence_layer_knows_torch_alone() -> None:
 
 
 def test_the_picture_in_the_docs_names_every_room() -> None:
-    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     for room in LEVEL:
-        assert room in text, f"docs/architecture.md does not mention {room}"
+        assert room in TEXT, f"docs/architecture.md does not mention {room}"
+
+
+def _drawn() -> Iterator[str]:
+    """Names with a dot in the drawn flows."""
+    for drawing in re.findall(r"```\n(.*?)```", TEXT, re.DOTALL)[1:]:
+        yield from re.findall(r"(?<![\w.])[a-z_]+(?:\.\w+)+", drawing)
+
+
+@pytest.mark.parametrize("name", sorted(set(_drawn())))
+def test_what_the_flows_name_is_there(name: str) -> None:
+    try:
+        import_module(f"rim_peft.{name}")
+    except ImportError:
+        module, _, attribute = f"rim_peft.{name}".rpartition(".")
+        try:
+            assert hasattr(import_module(module), attribute)
+        except ImportError:
+            module, _, owner = module.rpartition(".")
+            assert hasattr(getattr(import_module(module), owner), attribute)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`([a-z_/]+(?:\.py|/))`", TEXT))))
+def test_the_files_that_the_docs_name_are_there(name: str) -> None:
+    assert (PACKAGE / name).exists() or (PACKAGE.parent / name).exists()
+
+
+def test_the_old_name_of_the_tasks_works_and_says_so() -> None:
+    code = (
+        "import warnings; warnings.simplefilter('error', DeprecationWarning)\n"
+        "from rim_peft.data.tasks import get_task; from rim_peft.data.tasks.task import Task\n"
+        "import rim_peft.tasks\n"
+        "assert isinstance(get_task('gsm8k'), Task) and Task is rim_peft.tasks.task.Task"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "FutureWarning: rim_peft.data.tasks is rim_peft.tasks now." in told.stderr

@@ -1,7 +1,6 @@
 """A results document as plots."""
 
 from rim_peft.comparison.plots.drawing import draw_plots
-from rim_peft.comparison.plots.plot import Plot
-from rim_peft.comparison.plots.style import require_matplotlib
+from rim_peft.comparison.plots.style import Plot, require_matplotlib
 
 __all__ = ["Plot", "draw_plots", "require_matplotlib"]

@@ -6,14 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rim_peft.comparison.plots.ablations import draw_ablations
-from rim_peft.comparison.plots.answers import draw_accuracy, draw_lengths
-from rim_peft.comparison.plots.blocks import draw_blocks, draw_budget, draw_controls, draw_probe
-from rim_peft.comparison.plots.latency import draw_latency
-from rim_peft.comparison.plots.plot import Drawing, Plot
-from rim_peft.comparison.plots.states import draw_states
-from rim_peft.comparison.plots.style import plain, plot_style, save
-from rim_peft.comparison.pooled import Results
+from rim_peft.comparison.plots.answers import draw_ablations, draw_accuracy, draw_latency, draw_lengths
+from rim_peft.comparison.plots.blocks import draw_blocks, draw_budget, draw_controls, draw_probe, draw_states
+from rim_peft.comparison.plots.style import Drawing, Plot, plain, plot_style, save
+from rim_peft.comparison.results import Results
 from rim_peft.run.record import write_files
 
 _DRAW: tuple[Callable[[Results], list[Drawing]], ...] = (

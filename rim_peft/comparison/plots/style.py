@@ -8,13 +8,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rim_peft.comparison.pooled import Results
+from rim_peft.comparison.results import Results
 from rim_peft.escaping import one_line
 from rim_peft.evaluation.accuracy import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot that was written.
+
+    Attributes:
+        name: file name without ending.
+        title: what it shows, in a few words.
+        caption: the same in one sentence, which is its text for those who do not see it.
+        topic: key of the report's section that it belongs to.
+        folder: where its files lie.
+    """
+
+    name: str
+    title: str
+    caption: str
+    topic: str
+    folder: Path
+
+    @property
+    def png(self) -> Path:
+        """The picture in dots."""
+        return self.folder / f"{self.name}.png"
+
+    @property
+    def svg(self) -> Path:
+        """The picture in lines."""
+        return self.folder / f"{self.name}.svg"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot that is not written yet; the attributes are those of :class:`Plot`."""
+
+    name: str
+    title: str
+    caption: str
+    topic: str
+    figure: Figure
+
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without yellow, which is too pale for lines on white."""

@@ -1,7 +1,8 @@
-"""Tables of right answers: by method, by number of steps, by changed key, and in pairs on the same rows."""
+"""Tables of what was compared, of right answers, and of what they cost."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,130 @@ from rim_peft.comparison.numbers import (
     count,
     difference,
     p_value,
+    percent,
+    ratio,
+    setting,
     share,
     share_with_error,
     share_with_interval,
+    significant,
     steps,
 )
-from rim_peft.comparison.plots.ablations import changed_key, changed_keys, changed_value, topic
-from rim_peft.comparison.pooled import Method, Results, pool
-from rim_peft.comparison.report.content import Part, PlotsOf, Section, Table
+from rim_peft.comparison.plots.answers import changed_key, changed_keys, changed_value, topic
+from rim_peft.comparison.report.content import Code, Part, PlotsOf, Section, Table
+from rim_peft.comparison.results import Method, Results, pool
+from rim_peft.evaluation.accuracy import Score
+
+_HASH_DIGITS = 16
+
+
+def describe_setting(results: Results) -> Section:
+    """Return the section that says what the figures stand on."""
+    document = results.document
+    task, base = document["task"], document["base"]
+    seeds = list(dict.fromkeys(run["seed"] for run in document["runs"]))
+    facts = [
+        ("task", task["name"]),
+        ("task options", _assignments(task.get("options") or {})),
+        ("answer rules", ", ".join(task["answer_rules"])),
+        ("rule that decides", task["answer_rule"]),
+        ("base", f"{base['name']}, {count(base['parameters'])} parameters"),
+        ("reference", results.label(results.reference)),
+        ("seeds", ", ".join(str(seed) for seed in seeds)),
+        ("hardware", _assignments(document["hardware"])),
+        ("versions", ", ".join(f"{package} {version}" for package, version in document["versions"].items())),
+        ("started, finished", f"{document['started']}, {document['finished']}"),
+    ]
+    return Section(
+        "What was compared",
+        (
+            Code(shlex.join(document["command"])),
+            Table("Setting", ("what", "value"), facts, num_text_columns=2),
+            _rows(document["data"]),
+            _methods(results),
+        ),
+    )
+
+
+def _rows(data: Mapping[str, Any]) -> Table:
+    uses = {"train": "training", "selection": "selection (searched values, probe)", "test": "test (all figures below)"}
+    rows = [
+        (uses.get(split, split), str(entry.get("sha256") or NONE)[:_HASH_DIGITS], count(entry.get("num_rows")))
+        for split, entry in data.items()
+        if entry
+    ]
+    note = f"The first {_HASH_DIGITS} digits of the hashes; results.json has them whole."
+    return Table("Rows", ("for", "SHA-256", "rows"), rows, num_text_columns=2, notes=(note, *_absent(data, uses)))
+
+
+def _absent(data: Mapping[str, Any], uses: Mapping[str, str]) -> list[str]:
+    return [f"No rows are recorded for {use}." for split, use in uses.items() if not data.get(split)]
+
+
+def _methods(results: Results) -> Table:
+    rows = [
+        (
+            method.label,
+            method.name,
+            method.method,
+            method.view,
+            _assignments(method.changes) or "nothing",
+        )
+        for method in results.methods
+    ]
+    note = "Changes are recipe keys that depart from the shared recipe; equal means equal to the reference's."
+    columns = ("method", "name", "answers by", "equal", "changes")
+    return Table("Methods", columns, rows, num_text_columns=5, notes=(note,))
+
+
+def tabulate_search(results: Results) -> Section:
+    """Return the section that says which values were tried, and which were chosen."""
+    rows = [
+        (
+            results.label(trial["name"]),
+            _assignments(trial["values"]),
+            share_with_error(Score(trial["score"]["num_correct"], trial["score"]["num_rows"])),
+            "yes" if trial["is_chosen"] else "",
+        )
+        for trial in results.document["search"]
+    ]
+    rule, seeds = results.document["task"]["answer_rule"], {trial["seed"] for trial in results.document["search"]}
+    note = (
+        f"Judged on the selection rows with seed {', '.join(map(str, sorted(seeds)))}; the chosen values are used "
+        "with every seed. The test rows were not read."
+    )
+    columns = ("method", "values", f"accuracy ({rule})", "chosen")
+    return Section(
+        "Values chosen", (Table("Trials on the selection rows", columns, rows, num_text_columns=2, notes=(note,)),)
+    )
+
+
+def list_runs(results: Results) -> Section:
+    """Return the section that lists every run with what it took."""
+    rule = results.document["task"]["answer_rule"]
+    rows = []
+    for run in results.document["runs"]:
+        training = run.get("training") or {}
+        rows.append(
+            (
+                results.label(run["name"]),
+                run["folder"],
+                str(run.get("recipe_sha256") or NONE)[:_HASH_DIGITS],
+                str(run["seed"]),
+                share(run["accuracy"][rule]["accuracy"]),
+                count(training.get("num_samples")),
+                count(training.get("num_tokens")),
+                count(training.get("seconds")),
+            )
+        )
+    columns = ("method", "folder", "recipe, SHA-256", "seed", f"accuracy ({rule})", "samples", "tokens", "training (s)")
+    note = "Seconds are those of the training where it ran; other work on the machine is in them."
+    return Section("Runs", (Table("Every run", columns, rows, num_text_columns=3, notes=(note,)),))
+
+
+def _assignments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={setting(value)}" for key, value in values.items())
+
 
 _ERRORS = (
     "± is the standard error and in brackets stands the 95 % interval (Wilson), both over the test rows of all seeds "
@@ -176,3 +293,49 @@ def _difference(pair: Mapping[str, Any]) -> str:
 
 def _marked(results: Results, method: Method) -> str:
     return f"{method.label} (reference)" if method.name == results.reference else method.label
+
+
+def tabulate_latency(results: Results, plots: PlotsOf) -> Section:
+    """Return times to an answer, with ratios to answering at once."""
+    rows = [
+        (
+            results.label(row["name"]),
+            count(row["batch_size"]),
+            count(row["prompt_tokens"]),
+            significant(row["first_token_ms"]),
+            ratio(row.get("first_token_ratio")),
+            significant(row["answer_ms"]),
+            ratio(row.get("answer_ratio")),
+            significant(row.get("num_tokens")),
+            count(row.get("peak_memory_mb")),
+        )
+        for row in results.document["latency"]
+    ]
+    columns = (
+        "method",
+        "batch",
+        "prompt (tokens)",
+        "first token (ms)",
+        "first token, ratio",
+        "answer (ms)",
+        "answer, ratio",
+        "generated (tokens)",
+        "peak memory (MB)",
+    )
+    note = "Medians; ratios are to answering at once with the same batch size and prompt length."
+    table = Table("Time to an answer", columns, rows, notes=(note,))
+    return Section("Latency", (table, *plots("latency")))
+
+
+def tabulate_states(results: Results, plots: PlotsOf) -> Section:
+    """Return how much of the states' variance the drawn components hold."""
+    names = {"blocks": "over blocks", "training": "over training"}
+    rows = []
+    for key, words in names.items():
+        part = results.document["representations"].get(key)
+        if part and part["points"]:
+            shares = [percent(value) for value in [*part["explained_variance"], None, None][:2]]
+            rows.append((words, count(len(part["points"])), *shares))
+    columns = ("states", "points", "component 1", "component 2")
+    table = Table("Principal components of the blocks' states, share of the variance", columns, rows)
+    return Section("Representations", (table, *plots("representations")))

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rim_peft.comparison.plots.plot import Plot
-from rim_peft.comparison.pooled import Results
-from rim_peft.comparison.report.answers import tabulate_ablations, tabulate_accuracy, tabulate_pairs
-from rim_peft.comparison.report.blocks import tabulate_blocks, tabulate_probe, tabulate_selection
+from rim_peft.comparison.plots.style import Plot
+from rim_peft.comparison.report.answers import (
+    describe_setting,
+    list_runs,
+    tabulate_ablations,
+    tabulate_accuracy,
+    tabulate_latency,
+    tabulate_pairs,
+    tabulate_search,
+    tabulate_states,
+)
+from rim_peft.comparison.report.blocks import (
+    tabulate_blocks,
+    tabulate_budget,
+    tabulate_controls,
+    tabulate_faithfulness,
+    tabulate_probe,
+    tabulate_selection,
+)
 from rim_peft.comparison.report.content import Bullets, Part, PlotsOf, Report, Section, Table
-from rim_peft.comparison.report.costs import tabulate_latency, tabulate_states
-from rim_peft.comparison.report.interventions import tabulate_budget, tabulate_controls, tabulate_faithfulness
-from rim_peft.comparison.report.setting import describe_setting, list_runs, tabulate_search
+from rim_peft.comparison.results import Results
 
 _PARTS = {
     "blocks": "readouts by block and any-block accuracy",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rim_peft.comparison.plots.plot import Plot
+from rim_peft.comparison.plots.style import Plot
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 
 from rim_peft.cli.main import main
 from rim_peft.recipe import load_recipe
-from rim_peft.recipe.snapshot import resolve
+from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from tests.unit.run.test_preflight import rows_task, write_base, write_recipe
 

@@ -11,14 +11,11 @@ import matplotlib
 import pytest
 
 from rim_peft.comparison.plots import draw_plots, require_matplotlib
-from rim_peft.comparison.plots.ablations import draw_ablations
-from rim_peft.comparison.plots.answers import draw_accuracy, draw_lengths
-from rim_peft.comparison.plots.blocks import draw_blocks, draw_budget, draw_controls, draw_probe
-from rim_peft.comparison.plots.latency import draw_latency
-from rim_peft.comparison.plots.states import draw_states
+from rim_peft.comparison.plots.answers import draw_ablations, draw_accuracy, draw_latency, draw_lengths
+from rim_peft.comparison.plots.blocks import draw_blocks, draw_budget, draw_controls, draw_probe, draw_states
 from rim_peft.comparison.plots.style import look, plain, plot_style, shades
-from rim_peft.comparison.pooled import Results
 from rim_peft.comparison.report import write_report
+from rim_peft.comparison.results import Results
 from tests.unit.comparison.results_document import ablate_document, bare_document, compare_document
 
 

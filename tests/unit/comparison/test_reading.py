@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from rim_peft.comparison.checking import check_runs
-from rim_peft.comparison.options import update_table
 from rim_peft.comparison.plan import plan_runs, run_recipe
-from rim_peft.comparison.preflight import check_recipe
-from rim_peft.comparison.reading import load_comparison
+from rim_peft.comparison.reading import check_recipe, check_runs, load_comparison
+from rim_peft.comparison.sections import update_table
 from rim_peft.demo import BASE, RECIPE
 from rim_peft.recipe import RecipeError
 from rim_peft.run.preflight import Preflight
@@ -201,7 +199,7 @@ def test_a_shared_recipe_that_is_missing_is_named(write: Write) -> None:
 
 def test_the_documentation_is_in_step() -> None:
     text = (Path(__file__).parents[3] / "docs" / "comparison.md").read_text(encoding="utf-8")
-    assert update_table(text) == text, "run: python -m rim_peft.comparison.options docs/comparison.md"
+    assert update_table(text) == text, "run: python -m rim_peft.comparison.sections docs/comparison.md"
     assert "methods.NAME.same_compute_as" in text
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, concatenate_datasets
 
-from rim_peft.data.caching import digest_of, rows_hash, source_hash
-from rim_peft.data.tasks import get_task
+from rim_peft.data.cache import digest_of, rows_hash, source_hash
+from rim_peft.tasks import get_task
 
 ROWS = [{"question": name, "steps": [name], "answer": None} for name in "abcd"]
 
 
 def test_the_hash_is_that_of_the_modules_sources() -> None:
     assert source_hash(__name__) == source_hash(__name__)
-    assert source_hash(__name__) != source_hash("rim_peft.data.caching")
-    assert source_hash(__name__, "rim_peft.data.caching") != source_hash(__name__)
+    assert source_hash(__name__) != source_hash("rim_peft.data.cache")
+    assert source_hash(__name__, "rim_peft.data.cache") != source_hash(__name__)
 
 
 def test_a_module_without_source_counts_by_name() -> None:

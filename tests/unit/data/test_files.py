@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from rim_peft.data import files, hub
-from rim_peft.data.files import Rows, find_splits
+from rim_peft.data import sources
+from rim_peft.data.sources import Rows, find_splits
 from tests.unit.data.conftest import WriteRows
 
 ROWS: list[dict[str, Any]] = [
@@ -115,7 +115,7 @@ def test_a_task_has_its_own_names_for_a_sources_splits(write_rows: WriteRows, mo
     assert list(open_splits(str(path), names={"dev": "test"})) == ["test"]
     assert list(open_splits(str(write_rows("mine.jsonl", ROWS)), names={"train": "test"})) == ["test"]
     splits = DatasetDict({"training": Dataset.from_list(ROWS), "dev": Dataset.from_list(ROWS)})
-    monkeypatch.setattr(files, "load_dataset", lambda *_, **__: splits)
+    monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: splits)
     assert sorted(open_splits("some/rows", names={"dev": "extra", "train": "test"})) == ["extra", "test"]
 
 
@@ -186,7 +186,7 @@ def test_reads_hub_ids_with_and_without_config(monkeypatch: pytest.MonkeyPatch) 
         calls.append((path, config))
         return DatasetDict({"train": Dataset.from_list(ROWS), "valid": Dataset.from_list(ROWS[:1])})
 
-    monkeypatch.setattr(files, "load_dataset", load)
+    monkeypatch.setattr(sources, "load_dataset", load)
     splits = open_splits("openai/gsm8k:main")
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 2, "validation": 1}
     open_splits("whynlp/gsm8k-aug")
@@ -204,14 +204,14 @@ def test_a_failing_hub_is_one_error(monkeypatch: pytest.MonkeyPatch, error: Exce
     def load(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(files, "load_dataset", load)
-    monkeypatch.setattr(hub, "hub_problem", lambda: None)
+    monkeypatch.setattr(sources, "load_dataset", load)
+    monkeypatch.setattr(sources, "hub_problem", lambda: None)
     with pytest.raises(kind, match=rf"path: some/rows is no local file .* from the Hub: {error}\. Give a local folder"):
         open_splits("some/rows")
 
 
 @pytest.mark.parametrize("path", ["../some/rows", "some/rows.jsonl", "a/b/c", "rows", "./rows"])
 def test_a_local_path_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setattr(files, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
     with pytest.raises(FileNotFoundError, match="path: no file or folder"):
         open_splits(path)

@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset
 
-from rim_peft.data.holdout import hold_out, is_held_out, question_hash, shared_questions
+from rim_peft.data.sources import hold_out, is_held_out, question_hash, shared_questions
 
 QUESTIONS = [f"What is {number} + 1?" for number in range(300)]
 DATASET = Dataset.from_dict({"question": QUESTIONS, "answer": [str(n) for n in range(300)]})

@@ -13,12 +13,12 @@ import huggingface_hub.constants as hub_constants
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rim_peft.data import hub
-from rim_peft.data.files import find_splits
+from rim_peft.data import sources as hub
+from rim_peft.data.sources import find_splits
 from rim_peft.recipe import ModelOptions
 from rim_peft.run import load_run
 from rim_peft.run.base import load_base, load_config, load_tokenizer
-from rim_peft.run.pushing import push
+from rim_peft.run.sharing import push
 from tests.conftest import build_rim
 
 

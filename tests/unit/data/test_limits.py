@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from rim_peft.data.examples import RowError
-from rim_peft.data.limits import Limits
 from rim_peft.data.objective import Objective
+from rim_peft.data.preparation import Limits
 from tests.objectives import make_objective
 
 ROW = {"question": "q", "steps": ["s"], "answer": "a"}

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from rim_peft.data.examples import BadRowsError
-from rim_peft.data.holdout import hold_out, shared_questions
-from rim_peft.data.tasks import get_task
+from rim_peft.data.sources import hold_out, shared_questions
+from rim_peft.tasks import get_task
 from tests.conftest import build_tokenizer
 from tests.objectives import prepare_rows
 from tests.unit.data.conftest import DATA_DIR

@@ -10,7 +10,7 @@ from datasets import Dataset
 from tokenizers import PreTokenizedString, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rim_peft.data import table
+from rim_peft.data import cache as table
 from rim_peft.data.examples import Templates
 from tests.conftest import build_tokenizer
 from tests.unit.data.test_table import ROWS, prepare, prepare_anew
@@ -77,7 +77,7 @@ def test_changed_code_is_not_served_stale(texts: list[str], monkeypatch: pytest.
     texts.clear()
     prepare(ROWS)
     assert texts
-    assert hashed == [f"rim_peft.data.{name}" for name in ("table", "tokenization", "special_tokens", "examples")]
+    assert hashed == [f"rim_peft.data.{name}" for name in ("cache", "tokenization", "examples")]
 
 
 def read_file(path: Path) -> Iterator[Any]:

@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset
 
 from rim_peft.cli.main import main
-from rim_peft.data import stored
+from rim_peft.data import cache as stored
 from tests.conftest import build_tokenizer
 from tests.objectives import prepare_rows
 

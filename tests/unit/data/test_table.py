@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import BadRowsError, Templates
-from rim_peft.data.tasks import get_task
+from rim_peft.tasks import get_task
 from tests.conftest import build_tokenizer
 from tests.objectives import prepare_rows
 from tests.unit.data.conftest import WriteRows, build_wrapping_tokenizer

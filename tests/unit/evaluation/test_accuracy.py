@@ -12,11 +12,11 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Example, Templates
-from rim_peft.data.tasks import get_task
 from rim_peft.evaluation import accuracy as module
 from rim_peft.evaluation import evaluate_accuracy
 from rim_peft.evaluation.accuracy import Score, with_writable_answers
 from rim_peft.inference import Readout, answer_with_thoughts, decode_with_thoughts, read_blocks
+from rim_peft.tasks import get_task
 from tests.conftest import EOS_ID, build_rim, build_tokenizer
 
 EXAMPLES = [

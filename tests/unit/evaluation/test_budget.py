@@ -8,13 +8,11 @@ from typing import Any, ClassVar
 import pytest
 
 from rim_peft.data.examples import Example
-from rim_peft.data.tasks import Task
-from rim_peft.evaluation import budget as module
 from rim_peft.evaluation import evaluate_accuracy
-from rim_peft.evaluation.budget import budget_curve
-from rim_peft.evaluation.latency import Latency
-from rim_peft.evaluation.ways import Way
+from rim_peft.evaluation import latency as module
+from rim_peft.evaluation.latency import Latency, Way, budget_curve
 from rim_peft.inference import answer_questions
+from rim_peft.tasks import Task
 from tests.conftest import MakeRim
 
 COUNTS = (0, 1, 3)

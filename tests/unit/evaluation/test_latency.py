@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from rim_peft.evaluation import latency as latency_module
-from rim_peft.evaluation.latency import measure_latency
-from rim_peft.evaluation.ways import Way, by_decoder, by_generate, by_thoughts, count_behind
+from rim_peft.evaluation.latency import Way, by_decoder, by_generate, by_thoughts, count_behind, measure_latency
 from rim_peft.inference import BlockDecoder, decode_with_thoughts
 from tests.conftest import EOS_ID, PAD_ID, MakeBase, MakeRim
 

@@ -7,10 +7,9 @@ from typing import Literal
 import pytest
 
 from rim_peft.data.examples import Example, read_example
-from rim_peft.data.tasks import Task
-from rim_peft.data.tasks.potions import Potions
-from rim_peft.evaluation.controls import shuffle_ids
-from rim_peft.evaluation.pairing import ChainCounterfactual, ChainTask, pair_examples, plan_swaps
+from rim_peft.evaluation.controls import ChainCounterfactual, ChainTask, pair_examples, plan_swaps, shuffle_ids
+from rim_peft.tasks import Task
+from rim_peft.tasks.potions import Potions
 
 
 class Plain(Task):

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from rim_peft.evaluation.probe import INVERSE_STRENGTHS, Probe, auroc_by_block, fit_probe
 from rim_peft.evaluation.readouts import BlockReadouts
-from rim_peft.inference.selection import select_by_score
+from rim_peft.inference.readout import select_by_score
 from tests.unit.evaluation.test_readouts import readouts_of as build_readouts
 
 HIDDEN = 6

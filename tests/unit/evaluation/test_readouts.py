@@ -10,11 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Example
-from rim_peft.data.tasks import get_task
 from rim_peft.evaluation.accuracy import Score
-from rim_peft.evaluation.faithfulness import judge_steps
-from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts, gap_closed
+from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts, gap_closed, judge_steps
 from rim_peft.inference import read_blocks
+from rim_peft.tasks import get_task
 from tests.conftest import build_rim
 
 EXAMPLES = [Example(f"{n}+{n}", answer=str(2 * n), steps=tuple("ab"[: n % 3])) for n in range(5)]

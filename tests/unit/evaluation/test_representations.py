@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rim_peft.evaluation.representations import block_components, training_components
+from rim_peft.evaluation.readouts import block_components, training_components
 
 CENTRE = torch.tensor([5.0, -3.0, 2.0])
 

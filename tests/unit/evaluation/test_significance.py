@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import binomtest
 
-from rim_peft.evaluation.accuracy import Score
-from rim_peft.evaluation.significance import paired_difference, pooled_difference
+from rim_peft.evaluation.accuracy import Score, paired_difference, pooled_difference
 
 
 @pytest.mark.parametrize(("correct", "rows"), [(0, 10), (10, 10), (3, 7), (450, 1000), (1, 250)])

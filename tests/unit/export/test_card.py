@@ -8,11 +8,10 @@ import pytest
 import yaml
 
 from rim_peft.data.examples import Templates
-from rim_peft.export.card import render_card
 from rim_peft.export.checking import CheckResult
-from rim_peft.export.options import Prompts
-from rim_peft.export.record import ExportRecord
+from rim_peft.export.record import ExportRecord, render_card
 from rim_peft.export.tokens import MemoryTokens
+from rim_peft.export.weights import Prompts
 
 RESULT = CheckResult(32, 32, 0, 32, 0)
 

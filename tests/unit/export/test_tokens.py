@@ -9,8 +9,7 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from rim_peft.export.saving import save_tokenizer
-from rim_peft.export.tokens import MemoryTokens, add_memory_tokens, append_blocks
+from rim_peft.export.tokens import MemoryTokens, add_memory_tokens, append_blocks, save_tokenizer
 from tests.conftest import BOS_ID, CHAT_TEMPLATE, EOS_ID, VOCAB_SIZE, build_tokenizer
 
 BLOCKS = [VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 1, VOCAB_SIZE + 2] * 2

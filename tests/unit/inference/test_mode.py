@@ -10,8 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.inference import answer_questions, answer_with_thoughts, read_blocks
-from rim_peft.inference.generation import generate_greedily
-from rim_peft.inference.mode import evaluation_mode
+from rim_peft.inference.decoding import evaluation_mode, generate_greedily
 from tests.conftest import PAD_ID, build_rim
 
 WAYS: dict[str, Callable[[Any, Any], Any]] = {

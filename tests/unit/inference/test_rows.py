@@ -2,7 +2,7 @@
 
 import torch
 
-from rim_peft.inference.rows import lay_out_answers
+from rim_peft.inference.passes import lay_out_answers
 from rim_peft.sequence import BlockTokens
 
 BLOCKS = BlockTokens(begin=90, memory=91, end=92, block_size=1)

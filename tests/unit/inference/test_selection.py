@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rim_peft.inference.selection import select_by_confidence, select_by_score, select_by_vote, select_final
+from rim_peft.inference.readout import select_by_confidence, select_by_score, select_by_vote, select_final
 
 
 def test_the_last_block_is_rims_own() -> None:

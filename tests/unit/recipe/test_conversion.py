@@ -5,7 +5,7 @@ from typing import Any, Literal, Optional
 import pytest
 from transformers.trainer_utils import IntervalStrategy
 
-from rim_peft.recipe.conversion import WrongTypeError, allows_none, convert, describe
+from rim_peft.recipe.syntax import WrongTypeError, allows_none, convert, describe
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from rim_peft.demo import RECIPE as DEMO
-from rim_peft.recipe import Recipe, RecipeError, foreign, load_recipe
-from rim_peft.recipe.keys import all_keys
+from rim_peft.recipe import Recipe, RecipeError, load_recipe
+from rim_peft.recipe import problems as recipe_problems
+from rim_peft.recipe.checks import all_keys
 from rim_peft.recipe.syntax import read_yaml, write_yaml
 
 # Those in compare/ and accelerate/ are no recipes of a run.
@@ -329,8 +330,8 @@ def test_other_tools_names_lead_to_ours(write: Write, changes: dict[str, Any], m
 
 def test_every_other_name_leads_to_a_key_of_ours() -> None:
     known = {*all_keys(), *(field.name for field in fields(Recipe))}
-    for name in foreign._KEYS:
-        meant = str(foreign.foreign_key("", name)).partition(":")[0]
+    for name in recipe_problems._KEYS:
+        meant = str(recipe_problems.foreign_key("", name)).partition(":")[0]
         assert meant in known, name
 
 

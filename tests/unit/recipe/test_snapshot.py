@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rim_peft.recipe import load_recipe
-from rim_peft.recipe.snapshot import differing_keys, resolve
+from rim_peft.recipe.reading import differing_keys, resolve
 from rim_peft.recipe.syntax import write_yaml
 
 TEXT = """

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from rim_peft.data.tasks import TASKS
-from rim_peft.run.card import render_run_card
+from rim_peft.run.record import render_run_card
+from rim_peft.tasks import TASKS
 
 VALIDATION = {"answer_rule": "last-number-float", "accuracy": 0.25, "standard_error": 0.0625, "num_rows": 48}
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from rim_peft import GroundingConfig, RefinementConfig, RiMConfig
 from rim_peft.data.objective import Objective
-from rim_peft.run.lengths import count_batches, count_steps, find_largest_batch, find_unreadable, lay_out, stated_row
+from rim_peft.run.costs import count_batches, count_steps, find_largest_batch, find_unreadable, lay_out, stated_row
 from rim_peft.training import BaselineConfig, BaselineTrainer, GroundingTrainer, RefinementTrainer
 from tests.conftest import build_rim, build_tokenizer
 

@@ -12,8 +12,7 @@ from transformers import LlamaConfig
 from rim_peft import GroundingConfig, RiMConfig
 from rim_peft.recipe import ModelOptions
 from rim_peft.run.base import build_meta_base
-from rim_peft.run.lengths import stated_row
-from rim_peft.run.memory import BatchSize, PeakMemory, count_parameters, estimate, precision
+from rim_peft.run.costs import BatchSize, PeakMemory, count_parameters, estimate, precision, stated_row
 from rim_peft.training import BaselineConfig, BaselineTrainer, GroundingTrainer
 
 V, H, MLP, LAYERS, R, K = 256, 64, 128, 2, 4, 3

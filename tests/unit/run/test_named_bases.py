@@ -16,12 +16,11 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rim_peft.recipe import DataOptions, ModelOptions, Recipe
-from rim_peft.recipe.snapshot import resolve
+from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run import base, load_run, loading, named_bases
 from rim_peft.run.base import load_base, load_config, load_tokenizer, locate_base, pin_base
-from rim_peft.run.gguf import convert
-from rim_peft.run.named_bases import BASES, fetch_base, find_base, parse_name, pin_name, public_name
+from rim_peft.run.named_bases import BASES, convert, fetch_base, find_base, parse_name, pin_name, public_name
 from rim_peft.run.training import _kept_base
 from tests.conftest import build_rim
 

@@ -11,8 +11,7 @@ import pytest
 
 from rim_peft.recipe import load_recipe
 from rim_peft.run.at_hand import AtHand
-from rim_peft.run.findings import RunFindings
-from rim_peft.run.preflight import Preflight
+from rim_peft.run.preflight import Preflight, RunFindings
 from tests.conftest import build_base, build_tokenizer
 
 LLAMA_3_2_1B: dict[str, Any] = {
@@ -77,7 +76,7 @@ def write_recipe(folder: Path, *, rows: list[Any] | None = ROWS, **sections: Any
 
 def rows_task(folder: Path) -> dict[str, Any]:
     """Rows that are read as they are."""
-    return {"task": "rim_peft.data.tasks.prosqa:ProsQA", "path": str(folder / "train.jsonl")}
+    return {"task": "rim_peft.tasks.logic:ProsQA", "path": str(folder / "train.jsonl")}
 
 
 def look(path: str, *, base: str | None = None, row_tokens: int | None = None, device: str = "cpu") -> RunFindings:

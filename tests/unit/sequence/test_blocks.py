@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rim_peft.sequence.blocks import causal_mask, hide_memory, join_blocks, number_blocks
+from rim_peft.sequence.masks import causal_mask, hide_memory, join_blocks, number_blocks
 
 #        x  b   m   e  y   b   m   e
 IDS = [[5, 90, 91, 92, 6, 90, 91, 92]]

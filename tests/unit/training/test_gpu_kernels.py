@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from benchmarks.models import attach_rim
 from rim_peft.sequence import BlockTokens, Layout, Sample, build_layout
-from rim_peft.training.gpu_kernels import gpu_kernels
-from rim_peft.training.simulation import StepMemory, simulate_step
+from rim_peft.training.simulation import StepMemory, gpu_kernels, simulate_step
 
 LLAMA: dict[str, Any] = {
     "vocab_size": 8192,

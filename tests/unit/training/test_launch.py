@@ -11,11 +11,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from rim_peft import GroundingConfig, RefinementConfig
-from rim_peft.training import launch
+from rim_peft.training import distributed as launch
 from rim_peft.training.coconut import CoconutTrainer
-from rim_peft.training.launch import check_launch
+from rim_peft.training.distributed import check_launch
 from rim_peft.training.readout_config import ReadoutConfig
-from rim_peft.training.refinement import RefinementTrainer
+from rim_peft.training.rim import RefinementTrainer
 
 CONFIGS = sorted((Path(__file__).parents[3] / "recipes" / "accelerate").glob("*.yaml"))
 

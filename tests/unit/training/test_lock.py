@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rim_peft.training import lock
-from rim_peft.training.lock import HOLDER, InUseError, find_holder, hold
+from rim_peft.training import files as lock
+from rim_peft.training.files import HOLDER, InUseError, find_holder, hold
 
 
 @pytest.fixture(autouse=True)

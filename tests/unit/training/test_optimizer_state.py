@@ -8,7 +8,7 @@ from bitsandbytes.optim import GlobalOptimManager
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from rim_peft.training.optimizer_state import optimizer_bytes
+from rim_peft.training.simulation import optimizer_bytes
 
 SHAPES = [(64, 128), (8, 16), (40,)]  # the first is large enough for 8-bit states
 

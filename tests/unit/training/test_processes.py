@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rim_peft.training.processes import check_resumed, is_main, main_first, num_processes, on_main, shards_weights
+from rim_peft.training.distributed import check_resumed, is_main, main_first, num_processes, on_main, shards_weights
 
 
 def _fail() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rim_peft.training.schedules import grounding_weights, refinement_weights
+from rim_peft.training.losses import grounding_weights, refinement_weights
 
 
 def _weights(num_steps: int, num_blocks: int, **options: object) -> list[float]:

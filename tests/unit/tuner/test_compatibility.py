@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import BloomConfig, Gemma3TextConfig, LlamaConfig, Phi3Config
 
-from rim_peft.tuner.compatibility import num_positions
+from rim_peft.tuner.bases import num_positions
 
 _LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rim_peft import RiMConfig
-from rim_peft.tuner.layer import MemoryEmbedding, _mean_and_spread
+from rim_peft.tuner.memory_embedding import MemoryEmbedding, _mean_and_spread
 from tests.conftest import MakeBase, MakeRim
 
 

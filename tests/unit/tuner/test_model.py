@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rim_peft import RiMConfig, RiMModel
-from rim_peft.tuner.layer import MemoryEmbedding
+from rim_peft.tuner.memory_embedding import MemoryEmbedding
 from tests.conftest import ARCHITECTURES, VOCAB_SIZE, MakeBase, MakeRim, randomize_lora
 
 PROMPT = torch.tensor([[20, 30, 40, 50]])

@@ -12,7 +12,7 @@ from peft.tuners.lora import eva
 
 from rim_peft import RiMConfig, RiMModel
 from rim_peft.tuner import MemoryEmbedding
-from rim_peft.tuner.registration import RIM, _add_member, override, register
+from rim_peft.tuner.peft_plugin import RIM, _add_member, override, register
 from tests.conftest import build_base, build_rim
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rim_peft.training.weights import load_weights, save_weights
+from rim_peft.training.checkpoints import load_weights, save_weights
 from rim_peft.tuner.tensors import check_checksum, read_tensors, seal_tensors
 from tests.conftest import build_base, build_rim
 

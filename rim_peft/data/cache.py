@@ -1,0 +1,346 @@
+"""Tokenised tables, kept on disk under a hash of what they depend on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import logging
+import os
+import pickle
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Value
+from datasets.fingerprint import Hasher
+from tokenizers import __version__ as tokenizers_version
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import __version__ as transformers_version
+
+from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
+from rim_peft.data.tokenization import Encoder, TokenizedExample, Written, all_ids, check_vocabulary
+
+
+def source_hash(*modules: str) -> str:
+    """Return a hash of imported modules' source texts.
+
+    ``datasets`` knows a mapped function by its name. With this among the function's arguments a result from the cache
+    is never older than the code that would make it.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name in modules:
+        try:
+            digest.update(inspect.getsource(sys.modules[name]).encode())
+        except (OSError, TypeError):  # typed into a session or a notebook: such functions are known by their code
+            digest.update(name.encode())
+    return digest.hexdigest()
+
+
+def rows_hash(dataset: Dataset) -> str:
+    """Return a hash of a table's columns, values and order.
+
+    The fingerprint that ``datasets`` keeps is one of how a table was made: a generator that reads a file, or a file
+    with the same time stamp, gives other rows under the same one.
+    """
+    digest = hashlib.blake2b(repr(dataset.features).encode(), digest_size=16)
+    # Rows that were selected or filtered are a table and indices into it.
+    for table in (dataset.data, dataset._indices):
+        for batch in table.to_batches() if table is not None else ():
+            digest.update(batch.serialize())
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return a hash of what token ids and rendered chats depend on; None if that cannot be known.
+
+    Where a tokenizer lies, how it pads and what it was used for do not count, unless its class encodes in a way of its
+    own: then all that can be pickled counts.
+    """
+    kind = type(tokenizer)
+    if "strftime_now" in str(tokenizer.chat_template):  # chats would keep the day on which they were first rendered
+        return None
+    try:
+        content = _fast_content(tokenizer) if _is_plain(kind) else [Hasher.hash(tokenizer).encode()]
+        code = [transformers_version, tokenizers_version, kind.__qualname__, source_hash(kind.__module__)]
+    except Exception:  # a part is written in Python, or holds what cannot be pickled
+        return None
+    return digest_of(" ".join(code).encode(), *content)
+
+
+def digest_of(*parts: bytes) -> str:
+    """Return a hash of several parts, which differs if bytes move from one to the next."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(hashlib.blake2b(part).digest())
+    return digest.hexdigest()
+
+
+def _is_plain(kind: type) -> bool:
+    """Tell whether a tokenizer's class leaves texts to a fast backend, and chats to their template."""
+    names = ("__call__", "_encode_plus", "apply_chat_template")
+    return all(getattr(kind, name, None) is getattr(PreTrainedTokenizerFast, name) for name in names)
+
+
+def _fast_content(tokenizer: Any) -> list[bytes]:
+    # The backend as a whole would hold how it last padded and truncated too.
+    backend = tokenizer.backend_tokenizer
+    parts = [backend.model, backend.normalizer, backend.pre_tokenizer, backend.post_processor]
+    added = [backend.get_added_tokens_decoder(), tokenizer.split_special_tokens]
+    special = [tokenizer.special_tokens_map, tokenizer.eos_token_id, tokenizer.chat_template]
+    return [*(pickle.dumps(part) for part in parts), repr([added, special]).encode()]
+
+
+try:
+    import fcntl
+except ImportError:  # no file can be seen to be in use then, and none is deleted
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+DAYS, GIGABYTES = "RIM_PEFT_CACHE_DAYS", "RIM_PEFT_CACHE_GB"
+"""Environment variables: for how many days a table is kept unused, and how large the folder may get."""
+_DEFAULTS = {DAYS: 30.0, GIGABYTES: 5.0}
+_SECONDS_A_DAY = 24 * 60 * 60
+_held: dict[Path, IO[bytes]] = {}
+"""Files that this process uses, each open with a shared lock as long as it lives; the last ones where they are many."""
+_MOST_HELD = 100
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """A tokenised table: one file, or one for each process that wrote it.
+
+    Attributes:
+        files: its files.
+        num_bytes: their size.
+        used: when it was used last, in seconds since 1970.
+    """
+
+    files: tuple[Path, ...]
+    num_bytes: int
+    used: float
+
+
+def cache_folder() -> Path:
+    """Return where tables are kept: beside what ``datasets`` keeps."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "rim_peft"
+
+
+def limits() -> tuple[float, float]:
+    """Return for how many days a table is kept unused, and how many gigabytes are kept.
+
+    Raises:
+        ValueError: a variable of the environment is no number of at least 0.
+    """
+    found = []
+    for name, usual in _DEFAULTS.items():
+        text = os.environ.get(name, str(usual))
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not number >= 0:
+            raise ValueError(f"{name}: must be a number of at least 0, got {text[:40]!r}. Leave it out for {usual:g}.")
+        found.append(number)
+    return found[0], found[1]
+
+
+def list_tables() -> list[StoredTable]:
+    """Return all tables, the one unused for the longest time first; files cut off by a kill are among them."""
+    groups: dict[str, list[tuple[Path, os.stat_result]]] = {}
+    for path in cache_folder().glob("*"):
+        with contextlib.suppress(OSError):  # another process has deleted it
+            groups.setdefault(path.stem.partition("_")[0], []).append((path, path.stat()))
+    tables = [
+        StoredTable(
+            tuple(path for path, _ in group),
+            sum(stat.st_size for _, stat in group),
+            max(stat.st_mtime for _, stat in group),
+        )
+        for group in groups.values()
+    ]
+    return sorted(tables, key=lambda table: table.used)
+
+
+def hold(files: Collection[Path]) -> None:
+    """Note that a table is used now, and keep every process from deleting it until this one has ended."""
+    for path in files:
+        with contextlib.suppress(OSError):  # a folder that others own is read all the same
+            os.utime(path)
+            if fcntl is not None and path not in _held:
+                file = path.open("rb")
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                _held[path] = file
+        while len(_held) > _MOST_HELD:
+            _held.pop(next(iter(_held))).close()
+
+
+def prune() -> int:
+    """Delete tables that were unused for too long, then the oldest ones while there is too much; return how many.
+
+    A table in use stays, whichever process uses it.
+    """
+    days, gigabytes = limits()
+    tables = list_tables()
+    left = sum(table.num_bytes for table in tables)
+    too_old = time.time() - days * _SECONDS_A_DAY
+    deleted = 0
+    for table in tables:
+        if (table.used < too_old or left > gigabytes * 1e9) and _delete(table):
+            left -= table.num_bytes
+            deleted += 1
+    if deleted:
+        logger.info("%d tokenised tables were deleted from %s, unused for long or too many.", deleted, cache_folder())
+    return deleted
+
+
+def clear() -> tuple[int, int]:
+    """Delete all tables that are not in use; return how many were deleted, and how many are left."""
+    tables = list_tables()
+    deleted = sum(_delete(table) for table in tables)
+    return deleted, len(tables) - deleted
+
+
+def _delete(table: StoredTable) -> bool:
+    """Delete a table unless a process uses it."""
+    with contextlib.ExitStack() as stack:
+        if not all(stack.enter_context(_alone(path)) for path in table.files):
+            return False
+        for path in table.files:
+            path.unlink(missing_ok=True)
+    return True
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Yield whether no process uses a file, and keep others from beginning to."""
+    if fcntl is None or path in _held:
+        yield False
+        return
+    try:
+        file = path.open("rb")
+    except OSError:  # gone, or another user's
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_alone = True
+        except OSError:
+            is_alone = False
+        yield is_alone
+
+
+COLUMNS = ("prompt_ids", "step_ids", "answer_ids")
+
+_ID = Value("int32")
+TYPES = {"prompt_ids": [_ID], "step_ids": [[_ID]], "answer_ids": [_ID]}
+
+_NO_TOKENS: TokenizedExample = {"prompt_ids": [], "step_ids": [], "answer_ids": []}
+
+
+def tokenize_rows(rows: Sequence[Mapping[str, Any]], encoder: Encoder) -> list[TokenizedExample | RowError]:
+    """Return each row's token ids, or what is wrong with it in any stage."""
+    results: list[TokenizedExample | RowError] = []
+    written: dict[int, Written] = {}
+    for place, row in enumerate(rows):
+        try:
+            written[place] = encoder.write(read_example(row))
+            results.append(_NO_TOKENS)
+        except RowError as error:
+            results.append(error)
+    for place, tokenized in zip(written, encoder.encode(list(written.values())), strict=True):
+        try:
+            encoder.check(tokenized)
+            results[place] = tokenized
+        except RowError as error:
+            results[place] = error
+    return results
+
+
+def tokenize_table(dataset: Dataset, encoder: Encoder, *, num_proc: int | None) -> Dataset:
+    """Tokenise a table's rows, or take what is stored of the same rows, tokenizer, templates and code.
+
+    It is stored in a file of that content's hash in the cache folder of ``datasets``, unless caching is disabled there;
+    tables that were not used for long are deleted (:mod:`rim_peft.data.cache`).
+
+    Returns:
+        As many rows, with token ids, and ``row_error`` where a row has none: what is wrong with it.
+    """
+    options: dict[str, Any] = {
+        "batched": True,
+        "remove_columns": dataset.column_names,
+        "features": Features({**TYPES, ROW_ERROR: Value("string")}),
+        "fn_kwargs": {"encoder": encoder},
+        "num_proc": num_proc,
+        "desc": "Tokenizing",
+    }
+    key = _content_hash(dataset, encoder) if datasets.is_caching_enabled() else None
+    if key is None:
+        return dataset.map(_tokenize_batch, load_from_cache_file=False, **options)
+    file = cache_folder() / f"{key}.arrow"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        hold(list(file.parent.glob(f"{key}*.arrow")))  # so that no process deletes it while it is opened
+        table = dataset.map(_tokenize_batch, new_fingerprint=key, cache_file_name=str(file), **options)
+        hold([Path(used["filename"]) for used in table.cache_files])
+        prune()
+        return table
+    except (OSError, pa.ArrowInvalid) as error:
+        logger.warning("%s cannot be used (%s): the rows are tokenised in memory, and anew each time.", file, error)
+        return dataset.map(_tokenize_batch, new_fingerprint=key, keep_in_memory=True, **options)
+
+
+def check_table(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> None:
+    """Refuse tokenised rows with ids that the base has no rows for.
+
+    Raises:
+        ValueError: as :func:`~rim_peft.data.tokenization.check_vocabulary`; names the first such row.
+    """
+    if vocab_size is None:
+        return
+    first = 0
+    for batch in dataset.select_columns(list(COLUMNS)).with_format("arrow").iter(batch_size=10_000):
+        if any((_largest(batch[name]) or 0) >= vocab_size for name in COLUMNS):
+            for index, row in enumerate(batch.to_pylist(), start=first):
+                check_vocabulary(all_ids(row), tokenizer, vocab_size, where=f"row {index}")
+        first += batch.num_rows
+
+
+def _largest(lists: Any) -> int | None:
+    values = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+    while pa.types.is_list(values.type):
+        values = values.flatten()
+    largest: int | None = pc.max(values).as_py()
+    return largest
+
+
+def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return a batch of columns as rows."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def _content_hash(dataset: Dataset, encoder: Encoder) -> str | None:
+    tokenizer = tokenizer_hash(encoder.tokenizer)
+    if tokenizer is None:
+        return None
+    source = source_hash(__name__, Encoder.__module__, Example.__module__)
+    # Other columns are not read, and shall not make it another table.
+    read = [name for name in dataset.column_names if name in ("question", "steps", "answer", ROW_ERROR)]
+    dataset = dataset.select_columns(read) if read else dataset
+    return digest_of(*(part.encode() for part in (source, rows_hash(dataset), tokenizer, repr(encoder.templates))))
+
+
+def _tokenize_batch(batch: Mapping[str, Sequence[Any]], encoder: Encoder) -> dict[str, list[Any]]:
+    results = tokenize_rows(rows_of(batch), encoder)
+    rows = [_NO_TOKENS if isinstance(result, RowError) else result for result in results]
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in COLUMNS}  # type: ignore[literal-required]
+    columns[ROW_ERROR] = [str(result) if isinstance(result, RowError) else None for result in results]
+    return columns

@@ -1,0 +1,343 @@
+"""Where rows come from: local files and folders, the Hub, and rows held out by a hash of their question.
+
+The libraries that read from it try several times for each file, which takes a minute and more until they give up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from datasets.io.parquet import ParquetDatasetReader
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.utils import get_session
+
+from rim_peft.data.cache import source_hash
+from rim_peft.data.examples import Question
+from rim_peft.data.lines import Rows as Lines
+
+_PATIENCE_SECONDS = 4.0
+_ASK_AGAIN_SECONDS = 60.0
+
+_failures: dict[str, tuple[float, str]] = {}
+"""When an address did not answer, and why."""
+_answered: set[str] = set()
+
+
+def hub_problem() -> str | None:
+    """Return why the Hub is not to be asked: it is turned off, or does not answer; None if it does.
+
+    It has four seconds, or what ``HF_HUB_ETAG_TIMEOUT`` says. An answer is remembered, a failure for a minute.
+    """
+    if is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    address = str(constants.ENDPOINT)
+    if address in _answered:
+        return None
+    failed, why = _failures.get(address, (-_ASK_AGAIN_SECONDS, ""))
+    if time.monotonic() - failed < _ASK_AGAIN_SECONDS:
+        return why
+    if (found := _ask(address)) is None:
+        _answered.add(address)
+        return None
+    _failures[address] = time.monotonic(), found
+    return found
+
+
+@contextmanager
+def asking_hub(source: str) -> Iterator[str | None]:
+    """While entered, let the libraries read ``source``: what they have kept of it alone where the Hub does not answer.
+
+    Their own argument for that, ``local_files_only``, does not reach all that they ask.
+
+    Args:
+        source: id on the Hub; nothing is asked for a file or folder.
+
+    Yields:
+        Why the Hub is not asked; None where it is.
+
+    Raises:
+        ConnectionError: the Hub is not asked, and what was looked for is not here.
+    """
+    problem = None if Path(source).exists() else hub_problem()
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if problem is not None:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield problem
+    except OSError as error:
+        if problem is None or not source:
+            raise
+        raise ConnectionError(f"{source} is not on this machine, and {problem}") from error
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _ask(address: str) -> str | None:
+    """Return why an address does not answer, None if it does, with whatever answer."""
+    own = "HF_HUB_ETAG_TIMEOUT" in os.environ
+    patience = float(constants.HF_HUB_ETAG_TIMEOUT) if own else _PATIENCE_SECONDS
+    outcome: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(address, timeout=patience)
+            outcome.append(None)
+        except Exception as error:  # of the HTTP client, which differs with the version of huggingface_hub
+            outcome.append(str(error).partition("\n")[0] or type(error).__name__)
+
+    # In a thread, since looking up a name has no timeout.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(patience + 0.5)
+    why = outcome[0] if outcome else f"no answer within {patience:g} s"
+    return None if why is None else f"the Hub ({address}) cannot be reached: {why}"
+
+
+def question_hash(question: Question, *, salt: str) -> float:
+    """Return a number in [0, 1) that depends on the question's text and on ``salt`` alone.
+
+    >>> round(question_hash("1 + 1?", salt="validation"), 6)
+    0.609109
+    """
+    text = question if isinstance(question, str) else json.dumps(list(question), ensure_ascii=False, sort_keys=True)
+    digest = hashlib.blake2b(f"{salt}\n{text.strip()}".encode(), digest_size=8).digest()
+    # The upper 53 bits: a float holds no more, and 2**64 - 1 would round up to 1.
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def is_held_out(question: Question, share: float, *, salt: str) -> bool:
+    """Tell whether a question is among the ``share`` that ``salt`` holds out."""
+    return question_hash(question, salt=salt) < share
+
+
+def shared_questions(first: Dataset, second: Dataset) -> list[Question]:
+    """Return the questions of ``first`` that ``second`` has too: none where nothing that one selects sees the other.
+
+    Questions count as the same if their texts do but for white space around them. Rows without one are left out.
+
+    >>> shared_questions(Dataset.from_dict({"question": ["a", "b"]}), Dataset.from_dict({"question": ["b ", None]}))
+    ['b']
+
+    Args:
+        first: rows with ``question``.
+        second: others.
+    """
+    there = {question_hash(question, salt="same") for question in second["question"] if question is not None}
+    asked = [question for question in first["question"] if question is not None]
+    return [question for question in asked if question_hash(question, salt="same") in there]
+
+
+def hold_out(dataset: Dataset, size: int | float) -> tuple[Dataset, Dataset]:
+    """Split rows into those to train on and those held out, which never share a question.
+
+    Which questions are held out depends on their texts, not on their order, so the same rows give the same parts in
+    every run. Rows that could not be read stay in training, where they are reported.
+
+    >>> train, held_out = hold_out(Dataset.from_dict({"question": ["a", "b", "c", "b"]}), 2)
+    >>> train["question"][:], held_out["question"][:]
+    (['c'], ['a', 'b', 'b'])
+
+    Args:
+        dataset: rows with ``question``.
+        size: how many questions to hold out: a number of them (int) or a share in (0, 1) (float).
+
+    Returns:
+        The rows to train on and those held out, each in their old order.
+
+    Raises:
+        ValueError: ``size`` would leave one of the parts empty, or the dataset is streamed.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"dataset: must be a Dataset to hold rows out of, got {type(dataset).__name__}. Load it without streaming."
+        )
+    questions = dataset["question"]
+    hashes = [None if question is None else question_hash(question, salt="hold-out") for question in questions]
+    ranked = sorted({value for value in hashes if value is not None})
+    count = size if isinstance(size, int) else round(size * len(ranked))
+    if not 0 < count < len(ranked):
+        raise ValueError(
+            f"size: must hold out at least one of {len(ranked)} questions and leave at least one, got {size!r}. "
+            "Give a number of questions, or a share between 0 and 1."
+        )
+    held: set[Any] = set(ranked[:count])
+    return (
+        dataset.select([index for index, value in enumerate(hashes) if value not in held]),
+        dataset.select([index for index, value in enumerate(hashes) if value in held]),
+    )
+
+
+Rows: TypeAlias = Dataset | IterableDataset
+
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+"""Each split's names in files and on the Hub."""
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
+
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+_NO_NAMES: Mapping[str, str] = {}
+
+
+def find_splits(
+    path: str,
+    *,
+    prefix: str = "",
+    streaming: bool = False,
+    names: Mapping[str, str] = _NO_NAMES,
+    lines_per_row: int = 1,
+) -> dict[str, Callable[[], Rows]]:
+    """Find the splits of a source; each is opened by a call.
+
+    Rows of JSON files come as a column ``json`` with a row's text, so that a row that breaks the others' form is still
+    only one bad row; rows of text files as a column ``text`` with a line, or with several, which a newline joins; each
+    with its place, and with what is wrong where it could not be read (:mod:`rim_peft.data.lines`). The others have
+    their own columns.
+
+    Args:
+        path: a file, a folder with files named after splits, or a Hub id as ``owner/name`` or ``owner/name:config``.
+        prefix: word that may stand before the split in file names, as in ``prosqa_train.json``.
+        streaming: read rows when they are asked for.
+        names: what a file's or the Hub's split is called here, where it is not :func:`split_name`'s name for it; by
+            its own name or by that one.
+        lines_per_row: how many lines of a text file make a row, empty ones included.
+
+    Returns:
+        What opens a split, by its name: ``train``, ``validation``, ``test``, or the name that the source uses. A file
+        that is not named after a split counts as ``train``. Capitals in file names do not matter.
+
+    Raises:
+        FileNotFoundError: nothing is there; says what was looked for and what there is.
+        ValueError: a file cannot be read as what its suffix says.
+        ConnectionError: the Hub cannot be reached.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        found = _folder_files(local, prefix, names)
+        return {split: partial(_open, files, streaming, lines_per_row) for split, files in found.items()}
+    if local.is_file():
+        _check_suffix(local)
+        split = _split_of(local, prefix, names) or names.get("train", "train")
+        return {split: partial(_open, [local], streaming, lines_per_row)}
+    hub = _HUB_ID.fullmatch(path)
+    if hub is None or path.startswith(".") or local.suffix in SUFFIXES:
+        raise FileNotFoundError(_absent(local))
+    found_there = _open_hub(path, hub["id"], hub["config"], streaming)
+    return {_own_name(name, names): partial(_same, rows) for name, rows in found_there.items()}
+
+
+def split_name(name: str) -> str:
+    """Return a split's own name for any of its names.
+
+    >>> split_name("dev"), split_name("train_socratic")
+    ('validation', 'train_socratic')
+    """
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), name)
+
+
+def _own_name(name: str, names: Mapping[str, str]) -> str:
+    usual = split_name(name)
+    return names.get(name, names.get(usual, usual))
+
+
+def _split_of(file: Path, prefix: str, names: Mapping[str, str]) -> str | None:
+    """Return the split that a file is named after, as ``prosqa_valid.json`` or ``test-00000-of-00001.parquet``."""
+    stem = _SHARD.sub("", file.stem).lower().removeprefix(f"{prefix.lower()}_")
+    return _own_name(stem, names) if split_name(stem) in SPLIT_NAMES else None
+
+
+def _folder_files(folder: Path, prefix: str, names: Mapping[str, str]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        split = _split_of(file, prefix, names)
+        if split and file.is_file() and file.suffix in SUFFIXES:
+            found.setdefault(split, []).append(file)
+    if not found:
+        raise FileNotFoundError(
+            f"path: the folder {folder} must hold files named after splits, such as train.jsonl, valid.json or "
+            f"test.parquet. It holds {_listing(folder)}. Rename a file, or give its path."
+        )
+    for split, files in found.items():
+        if len(files) > 1 and not all(_SHARD.search(file.stem) for file in files):
+            listed = ", ".join(file.name for file in files)
+            raise ValueError(f"path: {folder} holds several files for the split {split!r}: {listed}. Keep one of them.")
+    return found
+
+
+def _check_suffix(file: Path) -> None:
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"path: must end in one of {', '.join(SUFFIXES)}, got {file}. Rename or convert the file.")
+
+
+def _absent(path: Path) -> str:
+    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
+    return (
+        f"path: no file or folder {path}. The folder {folder} holds {_listing(folder)}. Give a file, a folder with "
+        "files named after splits (train.jsonl, valid.json, test.parquet), or a Hub id as owner/name."
+    )
+
+
+def _listing(folder: Path, most: int = 12) -> str:
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
+
+
+def _open(files: Sequence[Path], streaming: bool, lines_per_row: int) -> Rows:
+    """Open files of one kind as one split, by the readers behind ``load_dataset``, which itself would call the Hub."""
+    paths = [str(file.absolute()) for file in files]
+    names = ", ".join(str(file) for file in files)
+    suffix = files[0].suffix
+    if not any(file.stat().st_size for file in files):
+        raise ValueError(f"path: {names} must hold rows, got an empty file.")
+    try:
+        if suffix == ".parquet":
+            return ParquetDatasetReader(paths, streaming=streaming).read()
+        read = Lines(
+            data_files={"train": paths},
+            hash=source_hash(Lines.__module__),
+            suffix=suffix,
+            lines_per_row=lines_per_row,
+        )
+        if streaming:
+            return read.as_streaming_dataset(split="train")
+        read.download_and_prepare()
+        return read.as_dataset(split="train")
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(f"path: {names} cannot be read as {suffix[1:]}: {error.__cause__ or error}.") from error
+
+
+def _open_hub(path: str, hub_id: str, config: str | None, streaming: bool) -> Mapping[str, Rows]:
+    try:
+        with asking_hub(hub_id):
+            splits = load_dataset(hub_id, config, streaming=streaming)
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
+        raise kind(
+            f"path: {path} is no local file or folder, and cannot be read from the Hub: {error}. Give a local folder "
+            "with files named after splits (train.jsonl, valid.json, test.parquet), or a Hub id as owner/name or "
+            "owner/name:config."
+        ) from error
+    return {str(name): rows for name, rows in splits.items()}
+
+
+def _same(rows: Rows) -> Rows:
+    return rows

@@ -1,0 +1,81 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from rim_peft.tasks.task import Task
+from rim_peft.values import shown
+
+__all__ = ["TASKS", "Task", "get_task"]
+
+TASKS = {
+    "gsm-hard": "rim_peft.tasks.math:GSMHard",
+    "gsm-symbolic": "rim_peft.tasks.gsm_symbolic:GSMSymbolic",
+    "gsm8k": "rim_peft.tasks.math:GSM8K",
+    "gsm8k-aug": "rim_peft.tasks.math:GSM8KAug",
+    "handfuls": "rim_peft.tasks.handfuls:Handfuls",
+    "logiqa": "rim_peft.tasks.logic:LogiQA",
+    "math": "rim_peft.tasks.math:MATH",
+    "multiarith": "rim_peft.tasks.math:MultiArith",
+    "multiplication": "rim_peft.tasks.multiplication:Multiplication",
+    "ontology": "rim_peft.tasks.ontology:Ontology",
+    "potions": "rim_peft.tasks.potions:Potions",
+    "prosqa": "rim_peft.tasks.logic:ProsQA",
+    "strategyqa": "rim_peft.tasks.logic:StrategyQA",
+    "svamp": "rim_peft.tasks.math:SVAMP",
+}
+"""The tasks that come along. Each is imported when it is asked for."""
+
+
+def get_task(name: str, /, **options: Any) -> Task:
+    """Return a task by its name, or one of your own as ``"package.module:ClassName"``, whose module is imported.
+
+    The module is looked for on Python's path, and in the working directory last.
+
+    >>> get_task("gsm8k", steps="sentences").steps
+    'sentences'
+
+    Raises:
+        ValueError: there is no such task or option, or a value is not allowed.
+    """
+    task = _task_class(name)
+    known = [field.name for field in fields(task)]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            there = ", ".join(known) or "none"
+            raise ValueError(f"{option}: no option of task {name!r}{_suggest(option, known)} Its options: {there}.")
+    return task(**{option: tuple(value) if isinstance(value, list) else value for option, value in options.items()})
+
+
+def _task_class(name: str) -> type[Task]:
+    module_name, colon, class_name = TASKS.get(name, name).partition(":")
+    if not colon or not re.fullmatch(r"[\w.]+:\w+", f"{module_name}:{class_name}"):
+        raise ValueError(
+            f"task: no task {shown(name)}{_suggest(name, list(TASKS))} Choose one of {', '.join(TASKS)}, or name a "
+            "class of your own as package.module:ClassName."
+        )
+    if name not in TASKS and os.getcwd() not in sys.path:
+        # Only for a class of the user's own: what lies in a working directory must not pass for a package otherwise.
+        sys.path.append(os.getcwd())
+    try:
+        task: Any = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        remedy = "Install its package, or put its folder on PYTHONPATH."
+        raise ValueError(f"task: {name!r} cannot be imported: {error}. {remedy}") from error
+    is_task = isinstance(task, type) and issubclass(task, Task) and is_dataclass(task)
+    if not is_task:
+        rule = "must be a dataclass that extends rim_peft.tasks.task.Task"
+        raise ValueError(f"task: {name!r} {rule}, got {task!r}. Make it one.")
+    return task
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else "."

@@ -1,0 +1,339 @@
+"""What a task is: its rows → examples, and how its answers are read and compared."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from itertools import islice
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from datasets import Dataset, Features, IterableDataset, Value
+
+from rim_peft.data import lines
+from rim_peft.data.cache import source_hash
+from rim_peft.data.examples import ROW_ERROR, Example, RowError, has_content, read_example, require_field
+from rim_peft.data.lines import JSON_COLUMN, ROW_PLACE, parse_object
+from rim_peft.data.sources import Rows, find_splits, is_held_out, split_name
+from rim_peft.tasks import answers
+from rim_peft.tasks.answers import split_sentences
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_SHARE = 1 / 15
+"""Share of the training questions that serves as validation where a source has no such split."""
+
+
+class Task:
+    """Base of all tasks. A task is a frozen dataclass, whose fields are its options, with a name and answer rules.
+
+    A task of your own overrides what differs: :meth:`read_row` for rows of another form than ``question``, ``steps``,
+    ``answer``, and :meth:`read_answer` and :meth:`is_correct` for answers that no rule of
+    :data:`~rim_peft.tasks.answers.RULES` reads. With several rules ``answer_rule`` is an option, and an override
+    looks there which of them is asked for.
+
+    Attributes:
+        name: the task's name.
+        source: the path that is read where none is given.
+        answer_rules: names of all rules under which answers are judged side by side; the first is the default.
+        answer_rule: name of the rule that decides where there is one verdict: in validation and selection.
+        selection_split: the split for every choice among weights, blocks and settings; never the test split.
+        split_names: what a source's own split, or the file of that name, is here, where that is not the usual.
+        lines_per_row: lines of a text file that make a row.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str | None] = None
+    answer_rules: ClassVar[tuple[str, ...]] = ("exact-text",)
+    answer_rule: str = "exact-text"
+    selection_split: ClassVar[str] = "validation"
+    split_names: ClassVar[Mapping[str, str]] = {}
+    lines_per_row: ClassVar[int] = 1
+
+    def __init_subclass__(cls) -> None:
+        """Let a class write its rule, or its rules, alone."""
+        super().__init_subclass__()
+        own = vars(cls)
+        if "answer_rule" in own and "answer_rules" not in own and own["answer_rule"] not in cls.answer_rules:
+            cls.answer_rules = (own["answer_rule"],)
+        elif "answer_rules" in own and "answer_rule" not in own:
+            cls.answer_rule = cls.answer_rules[0]
+
+    def __post_init__(self) -> None:
+        for field, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                self._check_choice(field, get_args(hint))
+        self._check_choice("answer_rule", self.answer_rules)
+
+    def _check_choice(self, field: str, choices: Sequence[object]) -> None:
+        if getattr(self, field) not in choices:
+            listed = ", ".join(repr(choice) for choice in choices)
+            raise ValueError(f"{field}: must be one of {listed} in task {self.name!r}, got {getattr(self, field)!r}.")
+
+    def load(self, split: str, *, path: str | None = None, streaming: bool = False) -> Rows:
+        """Return a split's rows, each with ``question``, ``steps`` (None if there are none) and ``answer``.
+
+        A row that cannot be read keeps its place and says why in the column ``row_error``; whoever trains or evaluates
+        on it meets the reason there. A source without ``validation`` gives a fifteenth of its training questions to it,
+        chosen by a hash of the question, so that the two never share one. Test rows never serve as anything else.
+
+        Args:
+            split: ``train``, ``validation``, ``test``, or a split of the source's own.
+            path: a file, folder or Hub id as in :func:`~rim_peft.data.sources.find_splits`; the task's source if None.
+            streaming: read rows when they are asked for.
+
+        Raises:
+            FileNotFoundError: there is no such path or split; says what there is.
+            ValueError: a file is damaged or empty, the split has another name here (``split_names``), or no path is
+                given and the task has no source of its own.
+            ConnectionError: the Hub cannot be reached.
+        """
+        path = path if path is not None else self.source
+        if path is None:
+            raise ValueError(f"path: task {self.name!r} has no source of its own. Give a file, a folder or a Hub id.")
+        if split in self.split_names:
+            here = self.split_names[split]
+            raise ValueError(f"split: {split!r} of its source is {here!r} in task {self.name!r}. Ask for {here!r}.")
+        splits = find_splits(
+            str(path), prefix=self.name, streaming=streaming, names=self.split_names, lines_per_row=self.lines_per_row
+        )
+        split = split_name(split)
+        is_carved = split in ("train", "validation") and "train" in splits and "validation" not in splits
+        if split not in splits and not is_carved:
+            raise FileNotFoundError(
+                f"split: {path} has no split {split!r} for task {self.name!r}, only {', '.join(sorted(splits))}. "
+                "Choose one of them, or add the file; a file not named after a split counts as train."
+            )
+        if not is_carved:
+            return self._read(splits[split]())
+        logger.info("%s has no validation split: 1 in 15 training questions, by hash, serves as one.", path)
+        return self._read(splits["train"]()).filter(
+            _is_in_split, fn_kwargs={"split": split, "source": source_hash(__name__, is_held_out.__module__)}
+        )
+
+    def read_row(self, row: Mapping[str, Any]) -> Example:
+        """Read a row of the task's source.
+
+        Raises:
+            RowError: a field is missing or cannot be read.
+        """
+        return read_example(row)
+
+    def read_answer(self, text: str) -> str | None:
+        """Return the answer that a generated text gives under ``answer_rule``, or None if it gives none.
+
+        Equal answers are equal strings where the rule can tell. Without a rule of
+        :data:`~rim_peft.tasks.answers.RULES` it is the text without white space around it and a final full stop.
+        """
+        rule = answers.RULES.get(self.answer_rule)
+        return rule.read(text) if rule else answers.exact_text(text)
+
+    def is_correct(self, text: str, gold: str) -> bool:
+        """Tell whether a generated text gives the answer ``gold`` under ``answer_rule``.
+
+        Raises:
+            ValueError: the rule cannot read ``gold``.
+        """
+        answer = self.read_answer(text)
+        if rule := answers.RULES.get(self.answer_rule):
+            return rule.is_right(answer, gold)
+        if (wanted := self.read_answer(gold)) is None:
+            raise ValueError(f"gold: must give an answer under {self.answer_rule}, got {gold!r}. Correct the row.")
+        return answer == wanted
+
+    def judge(self, text: str, gold: str) -> dict[str, bool]:
+        """Return every rule's verdict on a generated text, in the order of ``answer_rules``.
+
+        >>> from rim_peft.tasks import get_task
+        >>> get_task("gsm8k").judge("18.", "18")
+        {'last-number-float': True, 'strict-string': False}
+
+        Raises:
+            ValueError: a rule cannot read ``gold``.
+        """
+        return {rule: self._under(rule).is_correct(text, gold) for rule in self.answer_rules}
+
+    def _under(self, rule: str) -> Task:
+        """Return the task with another deciding rule."""
+        if rule == self.answer_rule:
+            return self
+        other = copy.copy(self)
+        object.__setattr__(other, "answer_rule", rule)
+        return other
+
+    def _read(self, rows: Rows) -> Rows:
+        text = Value("string")
+        is_chat = has_chats(rows, self)
+        question = [{"role": text, "content": text}] if is_chat else text
+        readers = [kind.__module__ for kind in type(self).__mro__ if kind is not object]
+        source = source_hash(Example.__module__, *readers, __name__, answers.__name__, lines.__name__)
+        kwargs: dict[str, Any] = {} if isinstance(rows, IterableDataset) else {"desc": "Reading rows"}
+        read = rows.map(
+            read_batch,
+            batched=True,
+            remove_columns=rows.column_names or list(next(iter(rows), {})),
+            features=Features({"question": question, "steps": [text], "answer": text, ROW_ERROR: text}),
+            fn_kwargs={"task": self, "is_chat": is_chat, "source": source},
+            **kwargs,
+        )
+        if isinstance(read, Dataset) and len(read) == 0:
+            raise ValueError(f"path: must hold rows for task {self.name!r}, got none. Look at the file.")
+        return read
+
+
+class GeneratedTask(Task, ABC):
+    """Base of tasks whose rows are made, not read."""
+
+    @abstractmethod
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield a split's rows, each with ``question``, ``steps`` and ``answer``."""
+
+    def load(self, split: str, *, path: str | None = None, streaming: bool = False) -> Rows:
+        """Return a split's rows.
+
+        Raises:
+            ValueError: a path is given, or there is no such split.
+        """
+        if path is not None:
+            raise ValueError(f"path: task {self.name!r} makes its rows, got {path!r}. Leave it out.")
+        rows = Dataset.from_list(list(self.rows(split_name(split))))
+        return rows.to_iterable_dataset() if streaming else rows
+
+
+def _is_in_split(row: Mapping[str, Any], split: str, source: str) -> bool:
+    question = row["question"]
+    is_validation = question is not None and is_held_out(question, VALIDATION_SHARE, salt="validation")
+    return is_validation == (split == "validation")
+
+
+def require_one_of(row: Mapping[str, Any], *names: str) -> Any:
+    """Return the first of several fields that a row has.
+
+    Raises:
+        RowError: it has none of them; names the fields that there are.
+    """
+    name = next((name for name in names if name in row), None)
+    return require_field(row, " or ".join(names)) if name is None else row[name]
+
+
+def require_text(row: Mapping[str, Any], *names: str) -> str:
+    """Return the first of several fields that a row has, a text.
+
+    Raises:
+        RowError: it has none of them, or it is empty or no text.
+    """
+    value = require_one_of(row, *names)
+    if not isinstance(value, str) or not has_content(value):
+        raise RowError(f"{' or '.join(names)}: must be a text that is not empty, got {value!r}")
+    return value.strip()
+
+
+def require_number(row: Mapping[str, Any], *names: str) -> str:
+    """Return the first of several fields that a row has, a number, as a plain decimal text without an exponent.
+
+    A float is written with the digits that tell it from its neighbours, so its value does not change.
+
+    >>> [require_number({"target": value}, "target") for value in (51.0, -2.0107e-06, "1,050.0")]
+    ['51', '-0.0000020107', '1050']
+
+    Raises:
+        RowError: it has none of them, or it is no finite number.
+    """
+    value = require_one_of(row, *names)
+    rule = f"{' or '.join(names)}: must be a number, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise RowError(rule)
+    try:
+        number = Decimal(repr(value) if not isinstance(value, str) else value.replace(",", "").strip())
+    except InvalidOperation:
+        raise RowError(rule) from None
+    if not number.is_finite() or not math.isfinite(float(number)) or (number and not float(number)):
+        raise RowError(rule)  # none, or written without an exponent longer than any answer
+    text = f"{number:f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) if number else "0"
+
+
+def read_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
+    """Return a field that holds a list of texts, or one text, whose sentences count; None if it is absent or empty.
+
+    Raises:
+        RowError: it holds something else.
+    """
+    value = row.get(name)
+    if isinstance(value, str):
+        value = split_sentences(value)
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise RowError(f"{name}: must be a text or a list of texts, got {value!r}")
+    return tuple(item.strip() for item in value if item.strip()) or None
+
+
+def read_batch(batch: Mapping[str, Sequence[Any]], task: Task, is_chat: bool, source: str) -> dict[str, list[Any]]:
+    """Read a batch of a source's rows; blank lines are no rows. For ``source`` see :func:`source_hash`."""
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    read = [_read_or_explain(row, task, is_chat=is_chat) for row in rows if not _is_blank(row)]
+    return {name: [row[name] for row in read] for name in ("question", "steps", "answer", ROW_ERROR)}
+
+
+def _read_or_explain(row: Mapping[str, Any], task: Task, *, is_chat: bool) -> dict[str, Any]:
+    try:
+        example = read_example_of(row, task)
+        if isinstance(example.question, str) == is_chat:
+            # A column has one type.
+            raise RowError(f"question: must be {'chat messages' if is_chat else 'a text'} as in the first row")
+    except RowError as error:
+        place = f"{row[ROW_PLACE]}: " if row.get(ROW_PLACE) else ""
+        return {"question": None, "steps": None, "answer": None, ROW_ERROR: place + _one_line(str(error))}
+    steps = list(example.steps) if example.steps else None
+    return {"question": example.question, "steps": steps, "answer": example.answer, ROW_ERROR: None}
+
+
+def read_example_of(row: Mapping[str, Any], task: Task) -> Example:
+    """Read a source's row through a task.
+
+    Raises:
+        RowError: it cannot be read, whatever the task's reader stumbles over.
+    """
+    try:
+        return task.read_row(_parse(row))
+    except RowError:
+        raise
+    except Exception as error:  # one row's fault must not end the load of the others
+        raise RowError(f"task {task.name!r} cannot read the row: {type(error).__name__}: {error}") from error
+
+
+def _parse(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parse the row of a JSON file; others are returned as they are, without what their file's reader says of them."""
+    if row.get(ROW_ERROR) is not None:
+        raise RowError(str(row[ROW_ERROR]))
+    if ROW_PLACE not in row:
+        return row
+    fields = {name: value for name, value in row.items() if name not in (ROW_PLACE, ROW_ERROR)}
+    return parse_object(fields[JSON_COLUMN]) if set(fields) == {JSON_COLUMN} else fields
+
+
+def _is_blank(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row is a line without anything in it."""
+    values = [value for name, value in row.items() if name not in (ROW_PLACE, ROW_ERROR)]
+    is_line = len(values) == 1 and isinstance(values[0], str) and row.get(ROW_ERROR) is None
+    return is_line and not values[0].strip()
+
+
+def _one_line(text: str, most: int = 400) -> str:
+    """Return a reason as a text that a table and a terminal can hold."""
+    text = " ".join(text.encode(errors="backslashreplace").decode().split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def has_chats(rows: Rows, task: Task, *, look_at: int = 100) -> bool:
+    """Tell whether the questions are chat messages: whether that of the first row is that can be read."""
+    for row in islice(rows, look_at):
+        try:
+            return not isinstance(read_example_of(row, task).question, str)
+        except RowError:
+            continue
+    return False
