@@ -46,23 +46,14 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("give a question, or questions on stdin")
     from rim_peft.cli.console import quiet_model_loading
     from rim_peft.data.lines import read_asked
-    from rim_peft.inference import answer_questions
-    from rim_peft.recipe import EvaluationOptions
     from rim_peft.run import load_run
 
     quiet_model_loading()
     loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
-    ask = loaded.answering.get("answer", answer_questions)
-    options = loaded.recipe.evaluation if loaded.recipe is not None else EvaluationOptions()
-    settings = {
-        "templates": loaded.templates,
-        "num_blocks": args.blocks,
-        "max_new_tokens": args.max_new_tokens or options.max_new_tokens,
-        "batch_size": args.batch_size,
-    }
+    answerer = loaded.answerer(num_blocks=args.blocks, max_new_tokens=args.max_new_tokens)
 
     def answer(questions: Sequence[Any]) -> list[str]:
-        return list(ask(loaded.model, loaded.tokenizer, questions, **settings))
+        return list(answerer.answer(questions, batch_size=args.batch_size))
 
     if args.question is not None:
         question = _as_utf8(args.question)

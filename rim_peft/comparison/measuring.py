@@ -16,13 +16,11 @@ from rim_peft.comparison.plan import PlannedRun, run_recipe
 from rim_peft.comparison.rows import JudgedRows, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
-from rim_peft.data.preparation import tokenize_prompts
-from rim_peft.data.tokenization import padding_id
 from rim_peft.evaluation.accuracy import (
     AccuracyReport,
     Score,
     answer_of,
-    evaluate_accuracy,
+    judge_answers,
     score_overall_and_by_length,
     with_writable_answers,
 )
@@ -109,19 +107,9 @@ def _way(planned: PlannedRun, recipe: Recipe, examples: Sequence[Example]) -> Wa
     run = replace(load_run(planned.folder, trust_remote_code=recipe.model.trust_remote_code), recipe=recipe)
     if recipe.model.quantization is None:
         run.model.merge_adapter()
-    first_memory_id = active_config(run.model).block_tokens.begin
-    prompts = tokenize_prompts(
-        [example.question for example in examples], run.tokenizer, run.templates, vocab_size=first_memory_id
-    )
-    return get_method(recipe.method).way(
-        planned.name,
-        prompts,
-        run.model,
-        run.tokenizer,
-        pad_id=padding_id(run.tokenizer, first_memory_id),
-        max_new_tokens=recipe.evaluation.max_new_tokens,
-        answering=run.answering,
-    )
+    answerer = run.answerer()
+    prompts = answerer.encode([example.question for example in examples])
+    return get_method(recipe.method).way(planned.name, prompts, answerer, separator=run.separator)
 
 
 def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: JudgedRows) -> dict[str, Any]:
@@ -208,8 +196,13 @@ class _Judge:
 
     def answer(self, examples: Sequence[Example]) -> AccuracyReport:
         """Answer, and judge under the deciding rule."""
-        return evaluate_accuracy(
-            self.model, self.tokenizer, examples, self.rows.task, **self.options, **self.run.answering
+        return judge_answers(
+            self.run.answerer(),
+            examples,
+            self.rows.task,
+            batch_size=self.recipe.evaluation.batch_size,
+            progress=True,
+            separator=self.run.separator,
         )
 
     def read(self, examples: Sequence[Example], **options: Any) -> BlockReadouts:
@@ -225,7 +218,7 @@ class _Judge:
 
     def verdicts(self, texts: Sequence[str], examples: Sequence[Example]) -> list[dict[str, bool]]:
         """Judge the examples' texts under every rule."""
-        separator = self.run.answering.get("separator")
+        separator = self.run.separator
         examples = with_writable_answers(examples, self.tokenizer, self.rows.task, self.run.templates)
         return [
             self.rows.task.judge(answer_of(text, separator), example.answer)

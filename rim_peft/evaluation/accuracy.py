@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,11 +13,10 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.examples import Example, Question, Templates
+from rim_peft.data.examples import Example, Templates
 from rim_peft.data.tokenization import Encoder
-from rim_peft.inference import answer_questions, read_blocks
+from rim_peft.inference import Answerer, BlockAnswerer
 from rim_peft.tasks import Task
-from rim_peft.tuner.config import active_config
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,6 @@ def pooled_difference(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) ->
         difference, error, sum(one.only_a for one in each), sum(one.only_b for one in each), p_value
     )
 
-
-AnswerFunction = Callable[..., Iterable[str]]
-"""``f(model, tokenizer, questions, templates=, num_blocks=, max_new_tokens=, batch_size=, on_cut=)``.
-
-It gives one text per question, and calls ``on_cut(text)`` with each that had not ended within ``max_new_tokens``."""
 
 logger = logging.getLogger(__name__)
 
@@ -203,8 +197,6 @@ def evaluate_accuracy(
     max_new_tokens: int = 64,
     batch_size: int = 8,
     progress: bool = False,
-    answer: AnswerFunction | None = None,
-    separator: str | None = None,
 ) -> AccuracyReport:
     """Judge a model's greedy answers after the last block, or with ``by_block`` after every block.
 
@@ -219,7 +211,35 @@ def evaluate_accuracy(
         max_new_tokens: tokens of an answer at most.
         batch_size: questions at a time.
         progress: show a progress bar on stderr.
-        answer: how answers are made, with the arguments of ``answer_questions``; by that if not given.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    answerer = BlockAnswerer(
+        model, tokenizer, templates=templates, num_blocks=num_blocks, max_new_tokens=max_new_tokens
+    )
+    return judge_answers(answerer, examples, task, by_block=by_block, batch_size=batch_size, progress=progress)
+
+
+def judge_answers(
+    answerer: Answerer,
+    examples: Sequence[Example],
+    task: Task,
+    *,
+    by_block: bool = False,
+    batch_size: int = 8,
+    progress: bool = False,
+    separator: str | None = None,
+) -> AccuracyReport:
+    """Judge the answers of whatever answers; see :func:`evaluate_accuracy`.
+
+    Args:
+        answerer: what answers; for ``by_block`` a :class:`~rim_peft.inference.BlockAnswerer`.
+        examples: held-out examples, at least one.
+        task: reads and compares answers.
+        by_block: judge the readout of every block too.
+        batch_size: questions at a time.
+        progress: show a progress bar on stderr.
         separator: what stands behind each step where a method writes its steps out: what follows the last one in a
             text is its answer. None where a text is the answer.
 
@@ -228,26 +248,30 @@ def evaluate_accuracy(
     """
     if not examples:
         raise ValueError("examples: there are none to evaluate on. Check the split and the limit.")
-    examples = with_writable_answers(examples, tokenizer, task, templates)
-    count = active_config(model).num_blocks if num_blocks is None else num_blocks
-    options: dict[str, Any] = {"templates": templates, "num_blocks": count, "max_new_tokens": max_new_tokens}
-    ask = None if by_block else answer or answer_questions
+    tokenizer = answerer.tokenizer
+    examples = with_writable_answers(examples, tokenizer, task, answerer.templates)
+    count = answerer.num_blocks
     readouts: list[list[str]] = []  # for each example its readouts as text, the final one last
-    num_cut = 0  # of the final ones
+    cut: list[str] = []  # of the final ones
     with tqdm(total=len(examples), desc="Evaluating", unit="row", disable=not progress) as bar:
         for start in range(0, len(examples), batch_size):
             questions = [example.question for example in examples[start : start + batch_size]]
-            texts, cut = _read(model, tokenizer, questions, ask=ask, **options)
-            readouts += texts
-            num_cut += cut
+            if by_block and isinstance(answerer, BlockAnswerer):
+                rows = answerer.read_blocks(questions)
+                cut += [row[-1].text for row in rows if tokenizer.eos_token_id not in row[-1].token_ids]
+                readouts += [[readout.text for readout in row] for row in rows]
+            else:
+                texts = answerer.answer(questions, batch_size=len(questions), on_cut=cut.append)
+                readouts += [[text] for text in texts]
             bar.update(len(questions))
+    num_cut = len(cut)
     if num_cut:
         logger.warning(
             "max_new_tokens: %d of %d answers were cut at %d tokens, before they ended, and are judged as they are. "
             "Raise evaluation.max_new_tokens.",
             num_cut,
             len(examples),
-            max_new_tokens,
+            answerer.max_new_tokens,
         )
     right = [
         [task.is_correct(answer_of(text, separator), example.answer) for text in row]
@@ -292,24 +316,6 @@ def with_writable_answers(
         else replace(example, answer=text)
         for example, text in zip(examples, written, strict=True)
     ]
-
-
-def _read(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    *,
-    ask: AnswerFunction | None,
-    **options: Any,
-) -> tuple[list[list[str]], int]:
-    """Return the texts of a batch, every block's where ``ask`` is None, and how many of the last had not ended."""
-    if ask is None:
-        rows = read_blocks(model, tokenizer, questions, **options)
-        num_cut = sum(tokenizer.eos_token_id not in row[-1].token_ids for row in rows)
-        return [[readout.text for readout in row] for row in rows], num_cut
-    cut: list[str] = []
-    answers = ask(model, tokenizer, questions, batch_size=len(questions), on_cut=cut.append, **options)
-    return [[text] for text in answers], len(cut)
 
 
 def answer_of(text: str, separator: str | None) -> str:

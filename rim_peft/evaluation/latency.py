@@ -18,13 +18,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
-from rim_peft.data.preparation import tokenize_prompts
-from rim_peft.data.tokenization import padding_id
-from rim_peft.evaluation.accuracy import answer_start, evaluate_accuracy
-from rim_peft.inference.coconut import decode_with_thoughts
-from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number, generate_greedily
+from rim_peft.evaluation.accuracy import answer_start, judge_answers
+from rim_peft.inference import Answerer, BlockAnswerer
+from rim_peft.inference.decoding import check_number, generate_greedily
 from rim_peft.tasks import Task
-from rim_peft.tuner.config import active_config
 
 Prompts = Sequence[Sequence[int]]
 """Token ids of each prompt, without blocks or padding."""
@@ -88,41 +85,20 @@ def by_generate(
             eos_id=eos_id,
             pad_id=pad_id,
             max_new_tokens=max_new_tokens,
-            streamer=_Streamer(on_token),
+            on_token=on_token,
             **options,
         )
 
     return Way(name, prompts, answer, answer_tokens, model.device)
 
 
-def by_decoder(name: str, prompts: Prompts, decoder: BlockDecoder) -> Way:
-    """Return the way of a block decoder; the answer is the one after the last block.
-
-    A compiled decoder compiles when prompts of a new length come: let ``warm_up`` bring the longest and the shortest.
-    """
+def by_answerer(name: str, prompts: Prompts, answerer: Answerer) -> Way:
+    """Return the way of an answerer, as it is asked for answers."""
 
     def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
-        return [answers[-1] for answers in decoder(batch, on_token=on_token).token_ids]
+        return answerer.decode(batch, on_token=on_token)
 
-    return Way(name, prompts, answer, device=decoder.model.device)
-
-
-def by_thoughts(
-    name: str, prompts: Prompts, model: PeftModel, *, num_thoughts: int, eos_id: int | None, max_new_tokens: int = 64
-) -> Way:
-    """Return the way of continuous thoughts (Coconut); the arguments are those of ``decode_with_thoughts``."""
-
-    def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
-        return decode_with_thoughts(
-            model,
-            batch,
-            num_thoughts=num_thoughts,
-            eos_id=eos_id,
-            max_new_tokens=max_new_tokens,
-            on_token=on_token,
-        )
-
-    return Way(name, prompts, answer, device=model.device)
+    return Way(name, prompts, answer, device=answerer.model.device)
 
 
 def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable[[Sequence[int]], int]:
@@ -143,23 +119,6 @@ def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable
         return len(tokens) - next(begins, len(tokens))
 
     return count
-
-
-class _Streamer:
-    """Notes tokens; the first call of a streamer brings the prompts."""
-
-    def __init__(self, on_token: Callable[[], None]) -> None:
-        self.on_token = on_token
-        self.has_prompts = False
-
-    def put(self, value: Any) -> None:
-        """Note a token of every row."""
-        if self.has_prompts:
-            self.on_token()
-        self.has_prompts = True
-
-    def end(self) -> None:
-        """Nothing is left to note."""
 
 
 @dataclass(frozen=True)
@@ -390,69 +349,25 @@ def budget_curve(
     """
     _check_counts(counts)
     check_number("num_timed", num_timed, least=1)
-    prompts = tokenize_prompts(
-        [example.question for example in examples],
-        tokenizer,
-        templates,
-        vocab_size=active_config(model).block_tokens.begin,
-    )
+    answerers = [
+        BlockAnswerer(model, tokenizer, templates=templates, num_blocks=count, max_new_tokens=max_new_tokens)
+        for count in counts
+    ]
     # The largest count needs the most room: said before the others are judged.
-    _decoder(model, tokenizer, max(counts), max_new_tokens=max_new_tokens).check_room(prompts, name="examples")
+    largest = max(answerers, key=lambda answerer: answerer.num_between)
+    prompts = largest.encode([example.question for example in examples], name="examples")
     curve = []
-    for count in counts:
-        report = evaluate_accuracy(
-            model,
-            tokenizer,
-            examples,
-            task,
-            templates=templates,
-            num_blocks=count,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            progress=progress,
-        )
+    for count, answerer in zip(counts, answerers, strict=True):
+        report = judge_answers(answerer, examples, task, batch_size=batch_size, progress=progress)
         by_length = {str(length): score.to_dict() for length, score in report.by_length.items()}
         curve.append({"num_blocks": count, "accuracy": report.final.to_dict(), "by_length": by_length})
     timed = prompts[:: max(1, len(prompts) // num_timed)][:num_timed]
-    latencies = _time_counts(model, tokenizer, timed, counts, max_new_tokens=max_new_tokens)
+    ways = [by_answerer(str(count), timed, answerer) for count, answerer in zip(counts, answerers, strict=True)]
+    latencies = measure_latency(ways, num_questions=len(timed))
     for point, latency in zip(curve, latencies, strict=True):
         found = latency.to_dict()
         point.update(first_token_ms=found["first_token_ms"], answer_ms=found["answer_ms"])
     return curve
-
-
-def _time_counts(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    counts: Sequence[int],
-    *,
-    max_new_tokens: int,
-) -> list[Latency]:
-    """Time answers as ``answer_questions`` makes them."""
-
-    def way(count: int) -> Way:
-        decoder = _decoder(model, tokenizer, count, max_new_tokens=max_new_tokens)
-        if can_decode(model):
-            return by_decoder(str(count), prompts, decoder)
-        return by_generate(
-            str(count),
-            prompts,
-            model,
-            num_blocks=count,
-            eos_id=tokenizer.eos_token_id,
-            pad_id=decoder.pad_id,
-            max_new_tokens=max_new_tokens,
-        )
-
-    return measure_latency([way(count) for count in counts], num_questions=len(prompts))
-
-
-def _decoder(model: PeftModel, tokenizer: PreTrainedTokenizerBase, count: int, *, max_new_tokens: int) -> BlockDecoder:
-    pad_id = padding_id(tokenizer, active_config(model).block_tokens.begin)
-    return BlockDecoder(
-        model, eos_id=tokenizer.eos_token_id, pad_id=pad_id, num_blocks=count, max_new_tokens=max_new_tokens
-    )
 
 
 def _check_counts(counts: Sequence[int]) -> None:

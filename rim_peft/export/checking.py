@@ -15,11 +15,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Question, Templates
-from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.data.tokenization import Encoder, padding_id
 from rim_peft.export.tokens import MemoryTokens
-from rim_peft.inference.decoding import cut_behind_eos, generate_greedily
-from rim_peft.tuner.config import active_config
+from rim_peft.inference import BlockAnswerer
+from rim_peft.inference.decoding import cut_behind_eos
 
 LEAST_PROMPTS = 32
 _SHOWN_ERROR_CHARACTERS = 2000
@@ -106,19 +105,13 @@ def expect(
             f"prompts: must be at least {LEAST_PROMPTS} to check an export, got {len(questions)}. Give a file with "
             "more questions (--prompts)."
         )
-    first_memory_id = active_config(model).block_tokens.begin
-    prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=first_memory_id)
+    answerer = BlockAnswerer(
+        model, tokenizer, templates=templates, num_blocks=num_blocks, max_new_tokens=max_new_tokens
+    )
     encoder = Encoder(tokenizer, templates)
     expected = []
-    for question, ids in zip(questions, prompts, strict=True):
-        (answer,) = generate_greedily(
-            model,
-            [ids],
-            eos_id=tokenizer.eos_token_id,
-            pad_id=padding_id(tokenizer, first_memory_id),
-            max_new_tokens=max_new_tokens,
-            num_blocks=num_blocks,
-        )
+    for question, ids in zip(questions, answerer.encode(questions), strict=True):
+        (answer,) = answerer.generate([ids])
         text = templates.prompt.format(question=question) if isinstance(question, str) else list(question)
         expected.append(Expected(text, ids, answer, encoder.spells_tokens(question)))
     return expected

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import Question, QuestionError, Templates
-from rim_peft.data.tokenization import padding_id, tokenize_prompts
+from rim_peft.data.tokenization import tokenize_prompts
 from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
-from rim_peft.inference.decoding import check_number, generate_greedily
-from rim_peft.inference.readout import read_texts
-from rim_peft.tuner.bases import num_positions
+from rim_peft.inference import Answerer
+from rim_peft.inference.decoding import generate_greedily
 from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import AGAIN
 
@@ -26,10 +24,8 @@ def is_export(folder: Path) -> bool:
     return (folder / EXPORT_FILE).is_file()
 
 
-def load_export(
-    folder: Path, *, trust_remote_code: bool = False
-) -> tuple[Any, PreTrainedTokenizerBase, AnswerExported]:
-    """Load a merged export with plain transformers: model, tokenizer, and how to ask them.
+def load_export(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, PreTrainedTokenizerBase, ExportRecord]:
+    """Load a merged export with plain transformers: model, tokenizer, and what it says of itself.
 
     Args:
         folder: of the export.
@@ -53,87 +49,87 @@ def load_export(
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(f"{folder}: its weights must be whole, and lack {lacking[0]} (of {len(lacking)}). {AGAIN}")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return model, tokenizer, AnswerExported(record)
+    return model, tokenizer, record
 
 
-@dataclass(frozen=True)
-class AnswerExported:
-    """Answers as ``answer_questions`` gives them, from a plain model and the blocks that its tokenizer appends."""
+class ExportAnswerer(Answerer):
+    """Answers as the adapter does, from a plain model and the blocks that its tokenizer appends."""
 
-    record: ExportRecord
-
-    def __call__(
+    def __init__(
         self,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
-        questions: Sequence[Question],
         *,
+        record: ExportRecord,
         templates: Templates | None = None,
         num_blocks: int | None = None,
         max_new_tokens: int = 64,
-        batch_size: int = 8,
-        on_cut: Callable[[str], None] | None = None,
-    ) -> Iterator[str]:
-        """Answer questions greedily, one text per question, in their order.
+    ) -> None:
+        """Set up.
+
+        Args:
+            model: the export's plain model.
+            tokenizer: its tokenizer.
+            record: what the export says about itself.
+            templates: how a prompt is written.
+            num_blocks: the export's own; no other number can be asked for.
+            max_new_tokens: tokens of an answer at most, EOS included.
 
         Raises:
             ValueError: ``num_blocks`` is not what the export was made with, or a number is out of range.
         """
-        memory = self.record.memory
-        if num_blocks not in (None, memory.num_blocks):
+        super().__init__(model, tokenizer, templates=templates, max_new_tokens=max_new_tokens)
+        self.record = record
+        own = record.memory.num_blocks
+        if num_blocks not in (None, own):
             raise ValueError(
-                f"num_blocks: must be {memory.num_blocks}, which the export was made with, got {num_blocks!r}. Export "
-                "the adapter again with another number (--blocks)."
+                f"num_blocks: must be {own}, which the export was made with, got {num_blocks!r}. Export the adapter "
+                "again with another number (--blocks)."
             )
-        check_number("batch_size", batch_size, least=1)
-        eos_id: int = tokenizer.eos_token_id
-        prompts = self.prompt_ids(
-            tokenizer, questions, templates or Templates(), model=model, max_new_tokens=max_new_tokens
-        )
-        for start in range(0, len(prompts), batch_size):
-            answers = generate_greedily(
-                model,
-                prompts[start : start + batch_size],
-                eos_id=eos_id,
-                pad_id=padding_id(tokenizer, self._num_rows(model)),
-                max_new_tokens=max_new_tokens,
-                suppress_tokens=memory.ids,
-            )
-            yield from read_texts(tokenizer, answers, on_cut=on_cut)
 
-    def prompt_ids(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        questions: Sequence[Question],
-        templates: Templates,
-        *,
-        model: Any,
-        max_new_tokens: int,
-    ) -> list[list[int]]:
+    @property
+    def num_rows(self) -> int:
+        """Rows of the model's embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the tokenizer appends."""
+        return self.record.memory.num_blocks
+
+    @property
+    def num_between(self) -> int:
+        """None: the blocks are the prompt's own."""
+        return 0
+
+    def encode(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
         """Return the prompts' ids with their blocks, which a chat's template appends where the export says so.
 
         Raises:
-            ValueError: as :func:`~rim_peft.data.tokenization.tokenize_prompts`, or a question holds memory tokens or
-                leaves no room for its answer.
+            ValueError: as :meth:`Answerer.encode`.
+            QuestionError: a question holds memory tokens, or leaves no room for its answer.
         """
         memory = self.record.memory
-        room = num_positions(model.config)
-        prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=self._num_rows(model))
+        prompts = tokenize_prompts(questions, self.tokenizer, self.templates, vocab_size=self.num_rows)
         for index, (question, ids) in enumerate(zip(questions, prompts, strict=True)):
             if isinstance(question, str) or not self.record.places["chat"]:
                 ids.extend(memory.block_ids)
-            if ids[len(ids) - len(memory.block_ids) :] != memory.block_ids or any(
-                token in memory.ids for token in ids[: len(ids) - len(memory.block_ids)]
-            ):
+            start = len(ids) - len(memory.block_ids)
+            if ids[start:] != memory.block_ids or any(token in memory.ids for token in ids[:start]):
                 raise QuestionError(index, "must not spell the export's memory tokens. Leave allow_special_tokens off")
-            if room is not None and len(ids) + max_new_tokens > room:
-                raise QuestionError(
-                    index,
-                    f"prompt and blocks ({len(ids)} tokens) and answer ({max_new_tokens}) must fit into the model's "
-                    f"{room} positions (max_position_embeddings). Leave the question out, or lower max_new_tokens.",
-                )
+        self.check_room(prompts, name=name)
         return prompts
 
-    @staticmethod
-    def _num_rows(model: Any) -> int:
-        return int(model.get_input_embeddings().weight.shape[0])
+    def decode(
+        self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
+    ) -> list[list[int]]:
+        """Decode a batch by the model's own ``generate``, without memory tokens in the answers."""
+        return generate_greedily(
+            self.model,
+            prompts,
+            eos_id=self.eos_id,
+            pad_id=self.pad_id,
+            max_new_tokens=self.max_new_tokens,
+            on_token=on_token,
+            suppress_tokens=self.record.memory.ids,
+        )

@@ -1,69 +1,18 @@
-"""Answers after continuous thoughts (Coconut), which RiM is compared with."""
+"""Decoding after continuous thoughts (Coconut), which RiM is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.examples import QuestionError, Templates
-from rim_peft.data.preparation import Question, tokenize_prompts
-from rim_peft.inference.decoding import check_number, check_prompts, cut_behind_eos, evaluation_mode
-from rim_peft.tuner.bases import input_device, num_positions
+from rim_peft.inference.decoding import check_prompts, cut_behind_eos, evaluation_mode
+from rim_peft.tuner.bases import input_device
 from rim_peft.tuner.config import active_config
-from rim_peft.tuner.thoughts import check_thinks, think
-
-
-def answer_with_thoughts(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    *,
-    num_thoughts: int,
-    templates: Templates | None = None,
-    max_new_tokens: int = 64,
-    batch_size: int = 8,
-    on_cut: Callable[[str], None] | None = None,
-) -> Iterator[str]:
-    """Answer questions greedily after continuous thoughts, one text per question, in their order.
-
-    Args:
-        model: a model with an active RIM adapter, trained by ``CoconutTrainer``.
-        tokenizer: the base's tokenizer.
-        questions: texts or chats.
-        num_thoughts: thoughts after each prompt; ``CoconutConfig.num_thoughts`` of the training.
-        templates: how a prompt is written; the ones that the adapter was trained with.
-        max_new_tokens: tokens of an answer at most, EOS included.
-        batch_size: questions answered at a time; it does not change the answers.
-        on_cut: called with each answer that had not ended within ``max_new_tokens``.
-
-    Raises:
-        ValueError: the model cannot think (:func:`~rim_peft.tuner.thoughts.check_thinks`), a number is out of range, or
-            a question leaves no room for its answer in the base's positions.
-    """
-    check_number("num_thoughts", num_thoughts, least=0)
-    check_number("max_new_tokens", max_new_tokens, least=1)
-    check_number("batch_size", batch_size, least=1)
-    check_thinks(model)
-    prompts = tokenize_prompts(questions, tokenizer, templates, vocab_size=active_config(model).block_tokens.begin)
-    _check_room(model, prompts, num_thoughts=num_thoughts, max_new_tokens=max_new_tokens)
-    for start in range(0, len(prompts), batch_size):
-        answers = decode_with_thoughts(
-            model,
-            prompts[start : start + batch_size],
-            num_thoughts=num_thoughts,
-            eos_id=tokenizer.eos_token_id,
-            max_new_tokens=max_new_tokens,
-        )
-        for answer in answers:
-            text = str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
-            if on_cut is not None and tokenizer.eos_token_id not in answer:
-                on_cut(text)
-            yield text
+from rim_peft.tuner.thoughts import think
 
 
 def decode_with_thoughts(
@@ -123,15 +72,3 @@ def decode_with_thoughts(
                 "use_cache": True,
             }
     return [cut_behind_eos(answer, eos_id) for answer in torch.cat(answers, dim=1).tolist()]
-
-
-def _check_room(model: PeftModel, prompts: Sequence[Sequence[int]], *, num_thoughts: int, max_new_tokens: int) -> None:
-    room = num_positions(model.config)
-    for index, prompt in enumerate(prompts):
-        if room is not None and len(prompt) + num_thoughts + 2 + max_new_tokens > room:
-            raise QuestionError(
-                index,
-                f"prompt ({len(prompt)} tokens), thoughts ({num_thoughts} and 2) and answer ({max_new_tokens}) must "
-                f"fit into the base's {room} positions (max_position_embeddings; with longrope "
-                "original_max_position_embeddings). Leave the question out, or lower max_new_tokens.",
-            )

@@ -45,6 +45,7 @@ def generate_greedily(
     eos_id: int | None,
     pad_id: int,
     max_new_tokens: int,
+    on_token: Callable[[], None] | None = None,
     **options: Any,
 ) -> list[list[int]]:
     """Return what follows each prompt, EOS included if it was reached, whatever settings the base came with.
@@ -55,7 +56,8 @@ def generate_greedily(
         eos_id: the token that ends an answer, None for none.
         pad_id: id to pad with; padding is masked.
         max_new_tokens: tokens of an answer at most, EOS included.
-        options: more arguments of ``generate``, as ``num_blocks`` and ``streamer``.
+        on_token: called whenever every answer has one token more, to measure with.
+        options: more arguments of ``generate``, as ``num_blocks``.
     """
     if not prompts:
         return []
@@ -63,6 +65,8 @@ def generate_greedily(
     longest = max(len(prompt) for prompt in prompts)
     ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    if on_token is not None:
+        options["streamer"] = _Streamer(on_token)
     with evaluation_mode(base), _plain_settings(base):
         output = base.generate(
             input_ids=torch.tensor(ids, device=input_device(base)),
@@ -73,6 +77,23 @@ def generate_greedily(
             **options,
         )
     return [cut_behind_eos(answer, eos_id) for answer in output[:, longest:].tolist()]
+
+
+class _Streamer:
+    """Notes tokens; the first call of a streamer brings the prompts."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self.on_token = on_token
+        self.has_prompts = False
+
+    def put(self, value: Any) -> None:
+        """Note a token of every row."""
+        if self.has_prompts:
+            self.on_token()
+        self.has_prompts = True
+
+    def end(self) -> None:
+        """Nothing is left to note."""
 
 
 def cut_behind_eos(answer: list[int], eos_id: int | None) -> list[int]:
@@ -214,7 +235,7 @@ class BlockDecoder:
                 positions, or more than a compiled batch holds.
         """
         check_prompts(prompts)
-        self.check_room(prompts)
+        check_room(self.model.config, prompts, self.num_memory, self.max_new_tokens)
         if self.model.active_adapter != self.adapter or not can_decode(self.model):
             raise ValueError(
                 f"model: must have the adapter active that the decoder was made for, {self.adapter!r}, got "
@@ -224,19 +245,10 @@ class BlockDecoder:
         with evaluation_mode(self.model):
             return self._decode(rows, len(prompts), on_token)
 
-    def check_room(self, prompts: Sequence[Sequence[int]], *, name: str = "prompts") -> None:
-        """Refuse prompts whose blocks and answers do not fit into the base's positions; ``name`` is the error's."""
-        room = num_positions(self.model.config)
-        memory = self.num_blocks * self.blocks.length
-        for index, prompt in enumerate(prompts):
-            if room is not None and len(prompt) + memory + self.max_new_tokens > room:
-                raise QuestionError(
-                    index,
-                    f"prompt ({len(prompt)} tokens), blocks ({memory}) and answer ({self.max_new_tokens}) must fit "
-                    f"into the base's {room} positions (max_position_embeddings; with longrope "
-                    "original_max_position_embeddings). Leave the question out, or lower max_new_tokens or num_blocks.",
-                    name,
-                )
+    @property
+    def num_memory(self) -> int:
+        """Tokens of the blocks behind a prompt."""
+        return self.num_blocks * self.blocks.length
 
     def _lay_out(self, prompts: Sequence[Sequence[int]]) -> AnswerRows:
         size = self.compiled_size
@@ -286,6 +298,40 @@ def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
             f"prompts: must be at least one, each of at least one token, got {[len(prompt) for prompt in prompts]} "
             "tokens. Leave empty ones out."
         )
+
+
+def check_room(
+    config: Any,
+    prompts: Sequence[Sequence[int]],
+    num_between: int,
+    max_new_tokens: int,
+    *,
+    between: str = "blocks",
+    name: str = "prompts",
+) -> None:
+    """Refuse prompts that leave no room for their answers in a model's positions.
+
+    Args:
+        config: of the model.
+        prompts: token ids of each prompt.
+        num_between: tokens or states between a prompt and its answer.
+        max_new_tokens: tokens of an answer at most.
+        between: what stands there, for the error.
+        name: what the prompts are called in it.
+
+    Raises:
+        QuestionError: one does; says which.
+    """
+    room = num_positions(config)
+    for index, prompt in enumerate(prompts):
+        if room is not None and len(prompt) + num_between + max_new_tokens > room:
+            raise QuestionError(
+                index,
+                f"prompt ({len(prompt)} tokens), {between} ({num_between}) and answer ({max_new_tokens}) must fit into "
+                f"the base's {room} positions (max_position_embeddings; with longrope "
+                "original_max_position_embeddings). Leave the question out, or lower max_new_tokens or num_blocks.",
+                name,
+            )
 
 
 def check_number(name: str, value: object, *, least: int) -> None:

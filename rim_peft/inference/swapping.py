@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from rim_peft.data.examples import Templates
-from rim_peft.data.preparation import Question, tokenize_prompts
-from rim_peft.data.tokenization import padding_id
+from rim_peft.data.preparation import Question
+from rim_peft.inference.answerer import BlockAnswerer
 from rim_peft.inference.decoding import BlockDecoder, Decoded, can_decode, check_number
 from rim_peft.inference.passes import AnswerRows, Passes, Prediction, predict
 from rim_peft.tuner.bases import input_device
@@ -96,6 +96,75 @@ class _SwappingPasses(Passes):
         return Prediction(found.tokens[:, -1:], found.log_probs[:, -1:], found.states)
 
 
+class SwappingAnswerer(BlockAnswerer):
+    """Answers questions with the blocks of others in their cache; see :class:`SwappingDecoder`.
+
+    Raises:
+        ValueError: as :class:`BlockAnswerer`, or what :func:`check_swaps` refuses.
+    """
+
+    decoder: SwappingDecoder
+    decoder_class: ClassVar[type[BlockDecoder]] = SwappingDecoder
+
+    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
+        check_swaps(model)
+        super().__init__(model, tokenizer, **options)
+
+    def answer_swapped(
+        self,
+        questions: Sequence[Question],
+        donors: Sequence[Question],
+        *,
+        num_swapped: int | None = None,
+        batch_size: int = 8,
+    ) -> Iterator[str]:
+        """Yield the questions' answers.
+
+        Args:
+            questions: texts or chats.
+            donors: whose blocks are put in; as many, with prompts of as many tokens.
+            num_swapped: the first so many blocks are the donor's; all if not given.
+            batch_size: questions answered at a time; it does not change the answers.
+
+        Raises:
+            ValueError: as :meth:`answer`, or a donor's prompt has another length.
+        """
+        check_number("batch_size", batch_size, least=1)
+        prompts, others = self.encode(questions), self.encode(donors, name="donors")
+        for start in range(0, max(len(prompts), len(others)), batch_size):
+            batch = slice(start, start + batch_size)
+            decoded = self.decoder.swap(prompts[batch], others[batch], num_swapped=num_swapped)
+            yield from (self.read(answer) for (answer,) in decoded.token_ids)
+
+
+class MemoryAnswerer(BlockAnswerer):
+    """Answers questions after any sequence of memory ids in place of the blocks.
+
+    The ids count as the prompts' own: positions and masks of a trunk are those of a plain sequence.
+
+    Raises:
+        ValueError: as :class:`BlockAnswerer`, or what :func:`check_swaps` refuses.
+    """
+
+    def __init__(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, memory_ids: Sequence[int], **options: Any
+    ) -> None:
+        check_swaps(model)
+        super().__init__(model, tokenizer, num_blocks=0, **options)
+        self.memory_ids = list(memory_ids)
+
+    @property
+    def num_between(self) -> int:
+        """The ids."""
+        return len(self.memory_ids)
+
+    def decode(
+        self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
+    ) -> list[list[int]]:
+        """Decode a batch after the ids."""
+        return super().decode([[*prompt, *self.memory_ids] for prompt in prompts], on_token=on_token)
+
+
 def answer_with_swapped_blocks(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -107,34 +176,9 @@ def answer_with_swapped_blocks(
     max_new_tokens: int = 64,
     batch_size: int = 8,
 ) -> Iterator[str]:
-    """Answer questions with the blocks of others in their cache, one text per question; see :class:`SwappingDecoder`.
-
-    Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        questions: texts or chats.
-        donors: whose blocks are put in; as many, with prompts of as many tokens.
-        num_swapped: the first so many blocks are the donor's; all if not given.
-        templates: how a prompt is written.
-        max_new_tokens: tokens of an answer at most, EOS included.
-        batch_size: questions answered at a time; it does not change the answers.
-
-    Raises:
-        ValueError: as :func:`~rim_peft.inference.answer_questions`, or what :func:`check_swaps` refuses, or a donor's
-            prompt has another length.
-    """
-    check_swaps(model)
-    check_number("batch_size", batch_size, least=1)
-    decoder: SwappingDecoder = _decoder(SwappingDecoder, model, tokenizer, max_new_tokens=max_new_tokens)
-    prompts, others = (
-        tokenize_prompts(texts, tokenizer, templates, vocab_size=decoder.blocks.begin) for texts in (questions, donors)
-    )
-    decoder.check_room(prompts, name="questions")
-    decoder.check_room(others, name="donors")
-    for start in range(0, max(len(prompts), len(others)), batch_size):
-        batch = slice(start, start + batch_size)
-        decoded = decoder.swap(prompts[batch], others[batch], num_swapped=num_swapped)
-        yield from _texts(tokenizer, decoded)
+    """Answer questions with the blocks of others in their cache; see :class:`SwappingAnswerer`."""
+    answerer = SwappingAnswerer(model, tokenizer, templates=templates, max_new_tokens=max_new_tokens)
+    return answerer.answer_swapped(questions, donors, num_swapped=num_swapped, batch_size=batch_size)
 
 
 def answer_with_memory_ids(
@@ -147,29 +191,9 @@ def answer_with_memory_ids(
     max_new_tokens: int = 64,
     batch_size: int = 8,
 ) -> Iterator[str]:
-    """Answer questions after any sequence of memory ids in place of the blocks, one text per question.
-
-    Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        questions: texts or chats.
-        memory_ids: what follows each prompt.
-        templates: how a prompt is written.
-        max_new_tokens: tokens of an answer at most, EOS included.
-        batch_size: questions answered at a time; it does not change the answers.
-
-    Raises:
-        ValueError: as :func:`~rim_peft.inference.answer_questions`, or what :func:`check_swaps` refuses.
-    """
-    check_swaps(model)
-    check_number("batch_size", batch_size, least=1)
-    # The ids count as the prompts' own: positions and masks of a trunk are those of a plain sequence.
-    decoder = _decoder(BlockDecoder, model, tokenizer, num_blocks=0, max_new_tokens=max_new_tokens)
-    asked = tokenize_prompts(questions, tokenizer, templates, vocab_size=decoder.blocks.begin)
-    prompts = [[*prompt, *memory_ids] for prompt in asked]
-    decoder.check_room(prompts, name="questions")
-    for start in range(0, len(prompts), batch_size):
-        yield from _texts(tokenizer, decoder(prompts[start : start + batch_size]))
+    """Answer questions after any memory ids in place of the blocks; see :class:`MemoryAnswerer`."""
+    answerer = MemoryAnswerer(model, tokenizer, memory_ids, templates=templates, max_new_tokens=max_new_tokens)
+    return answerer.answer(questions, batch_size=batch_size)
 
 
 @contextmanager
@@ -214,13 +238,3 @@ def check_swaps(model: PeftModel) -> None:
             f"enabled, got {type(base).__name__}. Use a base with full or sliding attention in every layer, and enable "
             "the adapter."
         )
-
-
-def _decoder(kind: Any, model: PeftModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
-    pad_id = padding_id(tokenizer, active_config(model).block_tokens.begin)
-    return kind(model, eos_id=tokenizer.eos_token_id, pad_id=pad_id, **options)
-
-
-def _texts(tokenizer: PreTrainedTokenizerBase, decoded: Decoded) -> Iterator[str]:
-    for (answer,) in decoded.token_ids:
-        yield str(tokenizer.decode(answer, skip_special_tokens=True)).strip()

@@ -50,9 +50,9 @@ class WrittenSteps(_Baseline):
         """Return what the stage needs to know of written steps."""
         return {"written_steps": True, "step_separator": separator}
 
-    def answering(self, separator: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what stands between the steps and before the answer."""
-        return {"separator": separator}
+    def separator(self, separator: str) -> str | None:
+        """Return the text behind each step."""
+        return separator
 
 
 class Pause(_Baseline):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rim_peft.inference import Answerer, ThoughtAnswerer
 from rim_peft.methods.method import Method
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
     from rim_peft.evaluation.latency import Way
     from rim_peft.training.readout_trainer import ReadoutTrainer
 
@@ -35,34 +38,18 @@ class Coconut(Method):
         """Return what stands between the steps that are still written."""
         return {"step_separator": separator}
 
-    def answering(self, separator: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what answers after as many thoughts as the last stage has."""
+    def answerer(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any], **settings: Any
+    ) -> ThoughtAnswerer:
+        """Return what answers, after as many thoughts as the last stage has and no blocks."""
         from rim_peft.training import CoconutConfig
 
         known = {name: value for name, value in options.items() if name in ("num_stages", "thoughts_per_step")}
-        return {"answer": _AnswerWithThoughts(CoconutConfig("unused", **known).num_thoughts)}
+        settings.pop("num_blocks", None)
+        return ThoughtAnswerer(model, tokenizer, num_thoughts=CoconutConfig("unused", **known).num_thoughts, **settings)
 
-    def way(self, name: str, prompts: Any, model: Any, tokenizer: Any, **options: Any) -> Way:
+    def way(self, name: str, prompts: Sequence[Sequence[int]], answerer: Answerer, *, separator: str | None) -> Way:
         """Return its way of answering, to be timed."""
-        from rim_peft.evaluation.latency import by_thoughts
+        from rim_peft.evaluation.latency import by_answerer
 
-        return by_thoughts(
-            name,
-            prompts,
-            model,
-            num_thoughts=options["answering"]["answer"].num_thoughts,
-            eos_id=tokenizer.eos_token_id,
-            max_new_tokens=options["max_new_tokens"],
-        )
-
-
-@dataclass(frozen=True)
-class _AnswerWithThoughts:
-    """Answers as ``answer_questions`` gives them, after thoughts in place of blocks."""
-
-    num_thoughts: int
-
-    def __call__(self, *args: Any, num_blocks: int | None = None, **options: Any) -> Iterator[str]:
-        from rim_peft.inference import answer_with_thoughts
-
-        return answer_with_thoughts(*args, num_thoughts=self.num_thoughts, **options)
+        return by_answerer(name, prompts, answerer)

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rim_peft.inference import Answerer, BlockAnswerer
 from rim_peft.tuner.config import RiMConfig
 
 if TYPE_CHECKING:
@@ -73,46 +74,44 @@ class Method(ABC):
         """
         return {}
 
-    def answering(self, separator: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return how its answers are made and read, as arguments of ``evaluate_accuracy``.
+    def answerer(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any], **settings: Any
+    ) -> Answerer:
+        """Return what answers.
+
+        Args:
+            model: base and adapter.
+            tokenizer: the base's.
+            options: of its last stage. Of a recipe that somebody else wrote only what must be known is looked at.
+            settings: as :class:`~rim_peft.inference.BlockAnswerer` takes them.
+        """
+        return BlockAnswerer(model, tokenizer, **settings)
+
+    def separator(self, separator: str) -> str | None:
+        """Return what stands behind each step of its answers; None where it writes no steps.
 
         Args:
             separator: text behind each written step.
-            options: of its last stage. Of a recipe that somebody else wrote only what must be known is looked at.
         """
-        return {}
+        return None
 
-    def way(
-        self,
-        name: str,
-        prompts: Sequence[Sequence[int]],
-        model: PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        pad_id: int,
-        max_new_tokens: int,
-        answering: Mapping[str, Any],
-    ) -> Way:
+    def way(self, name: str, prompts: Sequence[Sequence[int]], answerer: Answerer, *, separator: str | None) -> Way:
         """Return its way of answering, to be timed.
 
         Args:
             name: what the way is called.
             prompts: token ids of each question's prompt.
-            model: base and adapter.
-            tokenizer: the base's.
-            pad_id: id to pad with.
-            max_new_tokens: tokens written at most.
-            answering: what :meth:`answering` returned.
+            answerer: what :meth:`answerer` returned.
+            separator: what :meth:`separator` returned.
         """
         from rim_peft.evaluation.latency import by_generate, count_behind
 
-        separator = answering.get("separator")
         return by_generate(
             name,
             prompts,
-            model,
-            eos_id=tokenizer.eos_token_id,
-            pad_id=pad_id,
-            max_new_tokens=max_new_tokens,
-            answer_tokens=None if separator is None else count_behind(tokenizer, separator),
+            answerer.model,
+            eos_id=answerer.eos_id,
+            pad_id=answerer.pad_id,
+            max_new_tokens=answerer.max_new_tokens,
+            answer_tokens=None if separator is None else count_behind(answerer.tokenizer, separator),
         )

@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.sources import asking_hub
-from rim_peft.export.reading import AnswerExported, is_export, load_export
-from rim_peft.export.record import EXPORT_FILE
+from rim_peft.export.reading import ExportAnswerer, is_export, load_export
+from rim_peft.export.record import EXPORT_FILE, ExportRecord
+from rim_peft.inference import Answerer, BlockAnswerer
 from rim_peft.methods import STAGES, get_method
-from rim_peft.recipe import ModelOptions, Recipe, RecipeError
+from rim_peft.recipe import EvaluationOptions, ModelOptions, Recipe, RecipeError
 from rim_peft.recipe.reading import load_found_recipe
 from rim_peft.recipe.sections import FoundRecipe
 from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_device
@@ -125,14 +126,14 @@ class Run:
         tokenizer: the base's tokenizer.
         recipe: how it was trained; None for an adapter that was saved by hand.
         record: what ``run.json`` says about the training; empty for an adapter that was saved by hand.
-        exported: how an export is asked, whose ``model`` is a plain one; None for an adapter.
+        exported: what an export, whose ``model`` is a plain one, says of itself; None for an adapter.
     """
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     recipe: Recipe | None = None
     record: dict[str, Any] = field(default_factory=dict)
-    exported: AnswerExported | None = None
+    exported: ExportRecord | None = None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -146,10 +147,33 @@ class Run:
         return self.recipe.data.templates if self.recipe is not None else Templates()
 
     @property
-    def answering(self) -> dict[str, Any]:
-        """How the method's answers are made and read, as arguments of ``evaluate_accuracy``."""
-        own = answering(self.recipe) if self.recipe is not None else {}
-        return own if self.exported is None else {**own, "answer": self.exported}
+    def separator(self) -> str | None:
+        """What stands behind each step of the method's answers; None where it writes no steps."""
+        return separator_of(self.recipe) if self.recipe is not None else None
+
+    def answerer(
+        self, *, num_blocks: int | None = None, max_new_tokens: int | None = None, model: Any = None
+    ) -> Answerer:
+        """Return what answers questions as they were asked in training.
+
+        Args:
+            num_blocks: blocks after each prompt; the adapter's own if not given.
+            max_new_tokens: tokens of an answer at most, EOS included; the recipe's if not given.
+            model: another model to ask in the same way.
+        """
+        evaluation = self.recipe.evaluation if self.recipe is not None else EvaluationOptions()
+        settings: dict[str, Any] = {
+            "templates": self.templates,
+            "num_blocks": num_blocks,
+            "max_new_tokens": max_new_tokens or evaluation.max_new_tokens,
+        }
+        model = self.model if model is None else model
+        if self.exported is not None:
+            return ExportAnswerer(model, self.tokenizer, record=self.exported, **settings)
+        if self.recipe is None:
+            return BlockAnswerer(model, self.tokenizer, **settings)
+        method = get_method(self.recipe.method)
+        return method.answerer(model, self.tokenizer, getattr(self.recipe, method.stages[-1]) or {}, **settings)
 
     def task(self, name: str | None = None) -> Task:
         """Return a task, with the options of the training if it is the task of the training.
@@ -167,16 +191,10 @@ class Run:
             return get_task(name)
         return recipe.task(named=name) if isinstance(recipe, FoundRecipe) else recipe.task()
 
-    @property
-    def num_blocks(self) -> int | None:
-        """Blocks after a prompt where the model does not know them, as that of an export; None where it does."""
-        return None if self.exported is None else self.exported.record.memory.num_blocks
 
-
-def answering(recipe: Recipe) -> dict[str, Any]:
-    """Return how a recipe's method makes answers and reads them, as arguments of ``evaluate_accuracy``."""
-    method = get_method(recipe.method)
-    return method.answering(recipe.data.step_separator, getattr(recipe, method.stages[-1]) or {})
+def separator_of(recipe: Recipe) -> str | None:
+    """Return what stands behind each step of the answers of a recipe's method; None where it writes no steps."""
+    return get_method(recipe.method).separator(recipe.data.step_separator)
 
 
 def load_untrained(recipe: Recipe) -> Run:
@@ -235,9 +253,9 @@ def load_run(
                 f"base: must be left out for an export, which holds all its weights, got {base!r} (--base)."
             )
         recipe = _recipe_of(folder, trust_remote_code)
-        plain, tokenizer, asked = load_export(folder, trust_remote_code=trust_remote_code)
+        plain, tokenizer, exported = load_export(folder, trust_remote_code=trust_remote_code)
         _check_recipe(folder / EXPORT_FILE, read_object(folder / EXPORT_FILE), recipe)
-        return Run(plain, tokenizer, recipe, exported=asked)
+        return Run(plain, tokenizer, recipe, exported=exported)
     config = _read_config(folder)
     papers = shared_files(folder, papers_only=True)
     recipe = _recipe_of(folder, trust_remote_code)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rim_peft.evaluation import evaluate_accuracy
+from rim_peft.evaluation.accuracy import judge_answers
 from rim_peft.evaluation.plain_text import measure_text_loss
 from rim_peft.inference.decoding import check_number
 from rim_peft.recipe import EvaluationOptions
@@ -59,18 +59,14 @@ def evaluate(
     rows = task.load(split, path=path if path is not None or data is None else data.path)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
-    report = evaluate_accuracy(
-        run.model,
-        run.tokenizer,
+    report = judge_answers(
+        run.answerer(num_blocks=num_blocks, max_new_tokens=max_new_tokens),
         read_examples(rows, on_bad_rows=on_bad_rows),
         task,
-        templates=run.templates,
-        num_blocks=run.num_blocks if num_blocks is None else num_blocks,
         by_block=by_block,
-        max_new_tokens=max_new_tokens or options.max_new_tokens,
         batch_size=batch_size or options.batch_size,
         progress=progress,
-        **run.answering,
+        separator=run.separator,
     )
     return {"task": task.name, "split": split, "data_sha256": fingerprint(rows)["sha256"], **report.to_dict()}
 

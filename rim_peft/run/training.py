@@ -16,12 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rim_peft.escaping import json_text
-from rim_peft.evaluation import AccuracyReport, evaluate_accuracy
+from rim_peft.evaluation import AccuracyReport
+from rim_peft.evaluation.accuracy import judge_answers
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.recipe.reading import differing_keys, read_mapping, resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.base import build_base, load_base, load_tokenizer, pin_base, to_device
-from rim_peft.run.loading import PROBE, Run, answering, check_writable, describe_asking, load_run
+from rim_peft.run.loading import PROBE, Run, check_writable, describe_asking, load_run
 from rim_peft.run.record import (
     ADAPTER_FILE,
     BASE_FOLDER,
@@ -168,16 +169,14 @@ class _Validation:
     def report(self, model: PeftModel, *, progress: bool = False) -> AccuracyReport:
         """Return the whole report."""
         options = self.recipe.evaluation
-        return evaluate_accuracy(
-            model,
-            self.tokenizer,
+        run = Run(model, self.tokenizer, self.recipe)
+        return judge_answers(
+            run.answerer(),
             self.examples,
             self.task,
-            templates=self.recipe.data.templates,
-            max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
             progress=progress,
-            **answering(self.recipe),
+            separator=run.separator,
         )
 
 

@@ -58,8 +58,7 @@ def test_an_export_answers_as_its_adapter(
     assert (result.num_prompts, result.num_equal, result.num_equal_unguarded) == (36, 36, 36)
     run, ours = load_run(out), load_run(adapter)
     questions = [*TEXTS[:3], *CHATS[:2], *SPELT]
-    ask = run.answering["answer"]
-    answers = list(ask(run.model, run.tokenizer, questions, max_new_tokens=8, batch_size=3))
+    answers = list(run.answerer(max_new_tokens=8).answer(questions, batch_size=3))
     assert answers == list(answer_questions(ours.model, ours.tokenizer, questions, max_new_tokens=8))
     assert len(set(answers)) > 1
     pipe = pipeline("text-generation", model=run.model, tokenizer=run.tokenizer)
@@ -77,7 +76,7 @@ def test_an_export_answers_as_its_adapter(
     assert evaluate(run, "potions", **scored) == evaluate(ours, "potions", **scored)
 
     with pytest.raises(ValueError, match="num_blocks: must be 2, which the export was made with, got 5"):
-        list(ask(run.model, run.tokenizer, TEXTS[:1], num_blocks=5))
+        run.answerer(num_blocks=5)
     with pytest.raises(ValueError, match="by_block: must not be given for an export"):
         evaluate(run, "potions", by_block=True, **scored)
     with pytest.raises(ValueError, match="out: must be a new or empty folder"):
@@ -122,7 +121,7 @@ def test_an_adapter_without_blocks_is_merged(make_adapter: MakeAdapter, tmp_path
     assert (result.num_equal, result.num_equal_unguarded) == (34, 34)
     run, ours = load_run(out), load_run(adapter)
     assert run.model.get_input_embeddings().weight.shape[0] == len(run.tokenizer) == VOCAB_SIZE
-    answers = list(run.answering["answer"](run.model, run.tokenizer, questions[-6:], max_new_tokens=8))
+    answers = list(run.answerer(max_new_tokens=8).answer(questions[-6:]))
     assert answers == list(answer_questions(ours.model, ours.tokenizer, questions[-6:], max_new_tokens=8))
     assert run.model.generation_config.suppress_tokens is None
     card = (out / "README.md").read_text()

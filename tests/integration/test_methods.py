@@ -21,6 +21,7 @@ from rim_peft.data.objective import ReadoutCollator
 from rim_peft.data.tokenization import tokenize_separator
 from rim_peft.demo import BASE
 from rim_peft.evaluation.accuracy import answer_of
+from rim_peft.inference import ThoughtAnswerer
 from rim_peft.methods import METHODS, Method
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.run import evaluate, load_run, train
@@ -261,8 +262,8 @@ def test_a_recipe_trains_answers_and_counts(method: str, tiny_base: Path, tmp_pa
     assert not (folder / "grounding").exists()
     loaded = load_run(folder)
     assert loaded.model.peft_config["default"].num_blocks == {"pause": 2}.get(method, 0)
-    assert (loaded.answering.get("separator") == "; ") == (method == "cot")
-    assert ("answer" in loaded.answering) == (method == "coconut")
+    assert (loaded.separator == "; ") == (method == "cot")
+    assert isinstance(loaded.answerer(), ThoughtAnswerer) == (method == "coconut")
     assert ("memory blocks" in (folder / "README.md").read_text()) == (method == "pause")
     first, second = evaluate(trained, split="test"), evaluate(loaded, split="test")
     assert first == second

@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rim_peft.export.checking import CheckResult
-from rim_peft.inference import answer_questions
 from rim_peft.recipe import load_recipe
 from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
@@ -31,8 +30,7 @@ IRRELEVANT = ("README.md",)
 
 
 def answers(run: Run) -> list[str]:
-    ask = run.answering.get("answer", answer_questions)
-    return list(ask(run.model, run.tokenizer, QUESTIONS, templates=run.templates, max_new_tokens=6))
+    return list(run.answerer(max_new_tokens=6).answer(QUESTIONS))
 
 
 def build_run(folder: Path, *, seed: int, template: str, **options: Any) -> Path:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from rim_peft.evaluation import latency as latency_module
-from rim_peft.evaluation.latency import Way, by_decoder, by_generate, by_thoughts, count_behind, measure_latency
-from rim_peft.inference import BlockDecoder, decode_with_thoughts
+from rim_peft.evaluation.latency import Way, by_answerer, by_generate, count_behind, measure_latency
+from rim_peft.inference import BlockAnswerer, ThoughtAnswerer, decode_with_thoughts
 from tests.conftest import EOS_ID, PAD_ID, MakeBase, MakeRim
 
 PROMPTS = [[10, 11, 12], [20, 21, 22, 23, 24], [30], [40, 41]]
@@ -158,18 +159,22 @@ def listen(way: Way, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]],
     return rows, len(calls)
 
 
-def test_every_way_writes_a_batch_as_one_at_a_time(make_rim: MakeRim, make_base: MakeBase) -> None:
+def test_every_way_writes_a_batch_as_one_at_a_time(
+    make_rim: MakeRim, make_base: MakeBase, tokenizer: PreTrainedTokenizerFast
+) -> None:
     model, base = make_rim(), make_base(seed=3)
     # An answer's third token or so ends it for some prompt, so that rows differ in length.
     plain = base.generate(input_ids=torch.tensor([PROMPTS[1]]), max_new_tokens=6, do_sample=False, eos_token_id=None)
     eos_id = int(plain[0, len(PROMPTS[1]) + 2])
     ends: dict[str, Any] = {"eos_id": eos_id, "max_new_tokens": 6}
-    decoder = BlockDecoder(model, pad_id=PAD_ID, num_blocks=3, **ends)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos_id)
+    blocks = BlockAnswerer(model, tokenizer, num_blocks=3, max_new_tokens=6)
+    thoughts = ThoughtAnswerer(model, tokenizer, num_thoughts=2, max_new_tokens=6)
     ways = [
         by_generate("plain", PROMPTS, base, pad_id=PAD_ID, **ends),
         by_generate("rim", PROMPTS, model, pad_id=PAD_ID, num_blocks=3, **ends),
-        by_decoder("decoder", PROMPTS, decoder),
-        by_thoughts("thoughts", PROMPTS, model, num_thoughts=2, **ends),
+        by_answerer("decoder", PROMPTS, blocks),
+        by_answerer("thoughts", PROMPTS, thoughts),
     ]
     for way in ways:
         rows, num_calls = listen(way, PROMPTS)
@@ -177,7 +182,7 @@ def test_every_way_writes_a_batch_as_one_at_a_time(make_rim: MakeRim, make_base:
         assert num_calls == max(len(row) for row in rows), way.name
     assert len(listen(ways[0], PROMPTS)[0][1]) <= 3
     assert listen(ways[1], PROMPTS) == listen(ways[2], PROMPTS)
-    assert listen(ways[2], PROMPTS)[0] == [answers[0] for answers in decoder(PROMPTS).token_ids]
+    assert listen(ways[2], PROMPTS)[0] == [answers[0] for answers in blocks.decoder(PROMPTS).token_ids]
     assert listen(ways[3], PROMPTS)[0] == decode_with_thoughts(model, PROMPTS, num_thoughts=2, **ends)
     found = measure_latency(ways, batch_sizes=[1, 3], warm_up=1, reference="plain", min_rounds=1)
     assert [row.batch_size for row in found] == [1] * 4 + [3] * 4

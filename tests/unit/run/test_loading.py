@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Templates
+from rim_peft.export.reading import ExportAnswerer
 from rim_peft.inference import answer_questions
 from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, evaluate, load_run
@@ -108,10 +110,13 @@ def test_adapters_of_another_kind(tmp_path: Path) -> None:
 
 
 def test_a_written_chain_is_read_the_same_from_an_export(tokenizer: PreTrainedTokenizerFast) -> None:
-    exported: Any = object()
+    exported: Any = SimpleNamespace(memory=SimpleNamespace(num_blocks=0))
     recipe = load_recipe(RECIPE, ["method=cot", "data.step_separator=', '"], check=False)
     run = Run(build_rim(num_blocks=0), tokenizer, recipe, exported=exported)
-    assert run.answering == {"separator": ", ", "answer": exported}
+    assert run.separator == ", "
+    answerer = run.answerer()
+    assert isinstance(answerer, ExportAnswerer)
+    assert answerer.record is exported
 
 
 def test_evaluation_without_a_recipe(saved: tuple[Path, PeftModel]) -> None:

@@ -1,0 +1,378 @@
+"""What answers questions: a model, its tokenizer, how prompts are written, and how long an answer may get."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from rim_peft.data.examples import Question, Templates
+from rim_peft.data.tokenization import padding_id, tokenize_prompts
+from rim_peft.inference.coconut import decode_with_thoughts
+from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number, check_room, generate_greedily
+from rim_peft.inference.readout import Readout
+from rim_peft.tuner.config import active_config
+from rim_peft.tuner.thoughts import check_thinks
+
+
+class Answerer(ABC):
+    """Answers questions greedily: questions → prompts → tokens → texts.
+
+    A subclass says what stands between a prompt and its answer, and decodes; everything else is the same for all.
+
+    Attributes:
+        model: what answers.
+        tokenizer: its tokenizer, whose EOS ends an answer.
+        templates: how a prompt is written; the ones of the training.
+        max_new_tokens: tokens of an answer at most, EOS included.
+    """
+
+    between: ClassVar[str] = "blocks"
+    """What stands between prompt and answer, for errors."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        templates: Templates | None = None,
+        max_new_tokens: int = 64,
+    ) -> None:
+        check_number("max_new_tokens", max_new_tokens, least=1)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.templates = templates or Templates()
+        self.max_new_tokens = max_new_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the base's embedding: every id that a prompt may hold lies below."""
+        return active_config(self.model).block_tokens.begin
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends an answer."""
+        eos: int | None = self.tokenizer.eos_token_id
+        return eos
+
+    @property
+    def pad_id(self) -> int:
+        """An id to pad with."""
+        return padding_id(self.tokenizer, self.num_rows)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks after each prompt."""
+        return 0
+
+    @property
+    @abstractmethod
+    def num_between(self) -> int:
+        """Tokens or states between a prompt and its answer."""
+
+    @abstractmethod
+    def decode(
+        self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
+    ) -> list[list[int]]:
+        """Decode a batch.
+
+        Args:
+            prompts: token ids, as :meth:`encode` returns them.
+            on_token: called whenever every answer that is not done has one token more, to measure with.
+
+        Returns:
+            Each answer's tokens, EOS included if it was reached.
+        """
+
+    def encode(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
+        """Return the prompts' token ids.
+
+        Args:
+            questions: texts or chats.
+            name: what they are called in errors.
+
+        Raises:
+            ValueError: as :func:`~rim_peft.data.tokenization.tokenize_prompts`.
+            QuestionError: a question leaves no room for its answer in the model's positions.
+        """
+        prompts = tokenize_prompts(questions, self.tokenizer, self.templates, vocab_size=self.num_rows)
+        self.check_room(prompts, name=name)
+        return prompts
+
+    def check_room(self, prompts: Sequence[Sequence[int]], *, name: str = "prompts") -> None:
+        """Refuse prompts that leave no room for their answers in the model's positions."""
+        check_room(self.model.config, prompts, self.num_between, self.max_new_tokens, between=self.between, name=name)
+
+    def answer(
+        self, questions: Sequence[Question], *, batch_size: int = 8, on_cut: Callable[[str], None] | None = None
+    ) -> Iterator[str]:
+        """Yield the questions' answers as texts, in their order.
+
+        Args:
+            questions: texts or chats.
+            batch_size: questions answered at a time; it does not change the answers.
+            on_cut: called with each answer that had not ended within ``max_new_tokens``.
+
+        Raises:
+            ValueError: as :meth:`encode`, or ``batch_size`` is out of range.
+        """
+        check_number("batch_size", batch_size, least=1)
+        yield from self.answer_prompts(self.encode(questions), batch_size=batch_size, on_cut=on_cut)
+
+    def answer_prompts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+        on_cut: Callable[[str], None] | None = None,
+    ) -> Iterator[str]:
+        """Do the same with prompts' token ids."""
+        for start in range(0, len(prompts), batch_size):
+            for token_ids in self.decode(prompts[start : start + batch_size]):
+                text = self.read(token_ids)
+                if on_cut is not None and self.eos_id not in token_ids:
+                    on_cut(text)
+                yield text
+
+    def read(self, token_ids: Sequence[int]) -> str:
+        """Return an answer as text, without EOS and the white space around it."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+
+class BlockAnswerer(Answerer):
+    """Answers after the last block, and reads every block out.
+
+    Attributes:
+        decoder: decodes where the model can branch or all of its layers keep keys and values alone; else the model's
+            own ``generate`` does.
+    """
+
+    decoder_class: ClassVar[type[BlockDecoder]] = BlockDecoder
+
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        templates: Templates | None = None,
+        num_blocks: int | None = None,
+        max_new_tokens: int = 64,
+    ) -> None:
+        """Set up.
+
+        Args:
+            model: a model with an active RIM adapter.
+            tokenizer: the base's tokenizer.
+            templates: how a prompt is written.
+            num_blocks: blocks after each prompt; the adapter's own if not given.
+            max_new_tokens: tokens of an answer at most, EOS included.
+
+        Raises:
+            ValueError: the model has no active RIM adapter, or a number is out of range.
+        """
+        super().__init__(model, tokenizer, templates=templates, max_new_tokens=max_new_tokens)
+        self.decoder = self._make_decoder(num_blocks=num_blocks)
+
+    def _make_decoder(self, **options: Any) -> BlockDecoder:
+        return self.decoder_class(
+            self.model, eos_id=self.eos_id, pad_id=self.pad_id, max_new_tokens=self.max_new_tokens, **options
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks after each prompt."""
+        return self.decoder.num_blocks
+
+    @property
+    def num_between(self) -> int:
+        """Tokens of the blocks."""
+        return self.decoder.num_memory
+
+    def decode(
+        self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
+    ) -> list[list[int]]:
+        """Decode a batch after the last block."""
+        if can_decode(self.model):
+            return [answer for (answer,) in self.decoder(prompts, on_token=on_token).token_ids]
+        return self.generate(prompts, on_token=on_token)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
+    ) -> list[list[int]]:
+        """Decode a batch by the model's own ``generate``, which gives the same answers."""
+        return generate_greedily(
+            self.model,
+            prompts,
+            eos_id=self.eos_id,
+            pad_id=self.pad_id,
+            max_new_tokens=self.max_new_tokens,
+            on_token=on_token,
+            num_blocks=self.num_blocks,
+        )
+
+    def read_blocks(self, questions: Sequence[Question]) -> list[list[Readout]]:
+        """Read every block of every question out, side by side in one batch; see :class:`BlockDecoder`.
+
+        Returns:
+            For each question its readouts, block 1 first.
+
+        Raises:
+            ValueError: as :meth:`encode`, or there are no blocks, or the base cannot run branching rows.
+        """
+        decoder = self._make_decoder(num_blocks=self.num_blocks, every_block=True)
+        prompts = self.encode(questions)
+        if not prompts:
+            return []
+        decoded = decoder(prompts)
+        return [
+            [
+                Readout(k, self.read(ids), ids, token_log_probs=scores, hidden_state=state)
+                for k, (ids, scores, state) in enumerate(zip(*parts, strict=True), start=1)
+            ]
+            for parts in zip(decoded.token_ids, decoded.log_probs, decoded.states, strict=True)
+        ]
+
+
+class ThoughtAnswerer(Answerer):
+    """Answers after continuous thoughts (Coconut), which RiM is compared with."""
+
+    between: ClassVar[str] = "thoughts and the tokens around them"
+
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        num_thoughts: int,
+        templates: Templates | None = None,
+        max_new_tokens: int = 64,
+    ) -> None:
+        """Set up.
+
+        Args:
+            model: a model with an active RIM adapter, trained by ``CoconutTrainer``.
+            tokenizer: the base's tokenizer.
+            num_thoughts: thoughts after each prompt; ``CoconutConfig.num_thoughts`` of the training.
+            templates: how a prompt is written.
+            max_new_tokens: tokens of an answer at most, EOS included.
+
+        Raises:
+            ValueError: the model cannot think (:func:`~rim_peft.tuner.thoughts.check_thinks`), or a number is out of
+                range.
+        """
+        super().__init__(model, tokenizer, templates=templates, max_new_tokens=max_new_tokens)
+        check_number("num_thoughts", num_thoughts, least=0)
+        check_thinks(model)
+        self.num_thoughts = num_thoughts
+
+    @property
+    def num_between(self) -> int:
+        """The thoughts, ``<b>`` and ``</b>``."""
+        return self.num_thoughts + 2
+
+    def decode(
+        self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
+    ) -> list[list[int]]:
+        """Decode a batch after its thoughts."""
+        return decode_with_thoughts(
+            self.model,
+            prompts,
+            num_thoughts=self.num_thoughts,
+            eos_id=self.eos_id,
+            max_new_tokens=self.max_new_tokens,
+            on_token=on_token,
+        )
+
+
+def answer_questions(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    templates: Templates | None = None,
+    num_blocks: int | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    on_cut: Callable[[str], None] | None = None,
+) -> Iterator[str]:
+    """Answer questions greedily after the last block, one text per question, in their order.
+
+    Args:
+        model: a model with an active RIM adapter.
+        tokenizer: the base's tokenizer.
+        questions: texts or chats.
+        templates: how a prompt is written; the ones that the adapter was trained with.
+        num_blocks: blocks after each prompt; the adapter's own if not given.
+        max_new_tokens: tokens of an answer at most, EOS included.
+        batch_size: questions answered at a time; it does not change the answers.
+        on_cut: called with each answer that had not ended within ``max_new_tokens``.
+
+    Raises:
+        ValueError: the model has no active RIM adapter, a number is out of range, or a question leaves no room for its
+            answer in the base's positions.
+    """
+    answerer = BlockAnswerer(
+        model, tokenizer, templates=templates, num_blocks=num_blocks, max_new_tokens=max_new_tokens
+    )
+    return answerer.answer(questions, batch_size=batch_size, on_cut=on_cut)
+
+
+def read_blocks(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    templates: Templates | None = None,
+    num_blocks: int | None = None,
+    max_new_tokens: int = 64,
+) -> list[list[Readout]]:
+    """Decode the readout of every block of every question, greedily and side by side.
+
+    All readouts grow by one token per forward pass from one cache of the trunk, and each sees exactly what it sees in
+    training and in ``generate(num_blocks=k)``; see :class:`BlockDecoder`.
+
+    Args:
+        model: a model with an active RIM adapter.
+        tokenizer: the base's tokenizer.
+        questions: texts or chats; they are one batch.
+        templates: how a prompt is written.
+        num_blocks: blocks after each prompt, at least 1; the adapter's own if not given.
+        max_new_tokens: tokens of a readout at most, EOS included.
+
+    Returns:
+        For each question its readouts, block 1 first.
+
+    Raises:
+        ValueError: the model has no active RIM adapter, the base cannot run branching rows, a number is out of range,
+            or a question leaves no room for its answer in the base's positions.
+    """
+    answerer = BlockAnswerer(
+        model, tokenizer, templates=templates, num_blocks=num_blocks, max_new_tokens=max_new_tokens
+    )
+    return answerer.read_blocks(questions)
+
+
+def answer_with_thoughts(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    num_thoughts: int,
+    templates: Templates | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    on_cut: Callable[[str], None] | None = None,
+) -> Iterator[str]:
+    """Answer questions greedily after continuous thoughts; see :class:`ThoughtAnswerer` and :func:`answer_questions`.
+
+    Raises:
+        ValueError: the model cannot think (:func:`~rim_peft.tuner.thoughts.check_thinks`), a number is out of range, or
+            a question leaves no room for its answer in the base's positions.
+    """
+    answerer = ThoughtAnswerer(
+        model, tokenizer, num_thoughts=num_thoughts, templates=templates, max_new_tokens=max_new_tokens
+    )
+    return answerer.answer(questions, batch_size=batch_size, on_cut=on_cut)
