@@ -28,7 +28,7 @@ Counterfactual = Callable[[Example, Example, int], str | None]
 
 @runtime_checkable
 class ChainTask(Protocol):
-    """A task whose questions are chains of operations on one value, as :class:`~rim_peft.tasks.Potions`."""
+    """A task whose questions are chains of operations on one value, as :class:`~rim_peft.tasks.potions.Potions`."""
 
     def read_answer(self, text: str) -> str | None:
         """Return the value that a step or an answer names."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast, TrainerCallback
 
 from rim_peft.data.preparation import tokenize_prompts
-from rim_peft.inference.coconut import answer_with_thoughts, decode_with_thoughts
+from rim_peft.inference import answer_with_thoughts, decode_with_thoughts
 from rim_peft.training.coconut import CoconutCollator, CoconutConfig, CoconutTrainer, chain_parts, cut_texts
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks, think
@@ -360,7 +360,7 @@ def test_what_does_not_fit_is_refused(make_trainer: MakeTrainer, tokenizer: PreT
     with pytest.raises(ValueError, match="row 1: steps: there are none"):
         make_trainer(build_rim(), rows=[ROWS[0], {"question": "8+1", "steps": [], "answer": "9"}])
     model = build_rim()
-    with pytest.raises(ValueError, match=r"questions\[1\]: prompt \(\d+ tokens\), thoughts \(3 and 2\)"):
+    with pytest.raises(ValueError, match=r"questions\[1\]: prompt \(\d+ tokens\), thoughts and the tokens around them \(5\)"):
         list(answer_with_thoughts(model, tokenizer, ["1", "1" * 500], num_thoughts=3))
     with pytest.raises(ValueError, match="active adapter is RIM"):
         check_thinks(model.get_base_model())

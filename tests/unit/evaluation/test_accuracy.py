@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +11,9 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Example, Templates
-from rim_peft.evaluation import accuracy as module
 from rim_peft.evaluation import evaluate_accuracy
-from rim_peft.evaluation.accuracy import Score, with_writable_answers
-from rim_peft.inference import Readout, answer_with_thoughts, decode_with_thoughts, read_blocks
+from rim_peft.evaluation.accuracy import Score, judge_answers, with_writable_answers
+from rim_peft.inference import BlockAnswerer, Readout, answer_with_thoughts, decode_with_thoughts, read_blocks
 from rim_peft.tasks import get_task
 from tests.conftest import EOS_ID, build_rim, build_tokenizer
 
@@ -27,44 +25,34 @@ EXAMPLES = [
 ]
 
 
-@dataclass
-class _Said:
+class _Said(BlockAnswerer):
     """What a model would say: for each question the readouts of its blocks."""
 
     texts = {"a": ["0", "1"], "b": ["2", "#### 2"], "c": ["3", "so 33"], "d": ["none", "4.0"]}  # noqa: RUF012
 
-    def answers(
-        self, model: Any, tokenizer: Any, questions: Sequence[str], *, on_cut: Callable[[str], None], **options: Any
-    ) -> Iterator[str]:
+    def answer(self, questions: Sequence[Any], **_: Any) -> Iterator[str]:
         return (self.texts[question][-1] for question in questions)
 
-    def blocks(self, model: Any, tokenizer: Any, questions: Sequence[str], **options: Any) -> list[list[Readout]]:
+    def read_blocks(self, questions: Sequence[Any]) -> list[list[Readout]]:
         return [
             [Readout(k, text, [EOS_ID], [0.0], torch.empty(0)) for k, text in enumerate(self.texts[question], start=1)]
             for question in questions
         ]
 
 
-@pytest.fixture
-def _said(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = _Said()
-    monkeypatch.setattr(module, "answer_questions", said.answers)
-    monkeypatch.setattr(module, "read_blocks", said.blocks)
-
-
-@pytest.mark.usefixtures("_said")
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_final_answers_are_counted_by_length(batch_size: int, tokenizer: PreTrainedTokenizerFast) -> None:
-    report = evaluate_accuracy(build_rim(), tokenizer, EXAMPLES, get_task("gsm8k"), num_blocks=2, batch_size=batch_size)
+    report = judge_answers(
+        _Said(build_rim(num_blocks=2), tokenizer), EXAMPLES, get_task("gsm8k"), batch_size=batch_size
+    )
     assert report.final == Score(num_correct=3, num_rows=4)
     assert report.by_length == {1: Score(1, 1), 2: Score(1, 2)}
     assert report.by_block == []
     assert report.predictions == ["1", "#### 2", "so 33", "4.0"]
 
 
-@pytest.mark.usefixtures("_said")
 def test_every_block_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
-    report = evaluate_accuracy(build_rim(), tokenizer, EXAMPLES, get_task("gsm8k"), num_blocks=2, by_block=True)
+    report = judge_answers(_Said(build_rim(num_blocks=2), tokenizer), EXAMPLES, get_task("gsm8k"), by_block=True)
     assert report.by_block == [
         {"all": Score(2, 4), 1: Score(0, 1), 2: Score(2, 2)},
         {"all": Score(3, 4), 1: Score(1, 1), 2: Score(1, 2)},

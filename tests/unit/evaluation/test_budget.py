@@ -46,7 +46,7 @@ def test_the_curve_is_one_count_at_a_time(
 ) -> None:
     model, task = make_rim(), SameText()
     examples = make_examples(model, tokenizer)
-    monkeypatch.setattr(module, "can_decode", lambda model: can_decode)
+    monkeypatch.setattr("rim_peft.inference.answerer.can_decode", lambda model: can_decode)
     options: dict[str, Any] = {"max_new_tokens": 4, "batch_size": 4}
     curve = budget_curve(model, tokenizer, examples, task, COUNTS, num_timed=2, **options)
     assert [point["num_blocks"] for point in curve] == [0, 1, 3]
@@ -99,8 +99,8 @@ def test_counts_that_cannot_be_are_named(counts: list[int], message: str, make_r
 def test_room_for_the_largest_count_is_asked_for_first(
     make_rim: MakeRim, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged: list[int] = []
-    monkeypatch.setattr(module, "evaluate_accuracy", lambda *args, num_blocks, **options: judged.append(num_blocks))
+    judged: list[Any] = []
+    monkeypatch.setattr(module, "judge_answers", lambda answerer, *args, **options: judged.append(answerer))
     with pytest.raises(ValueError, match=r"examples\[0\]: prompt \(2 tokens\), blocks \(800\) and answer"):
         budget_curve(make_rim(), tokenizer, [Example("a", answer="b")], SameText(), [1, 200])
     assert judged == []
