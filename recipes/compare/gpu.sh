@@ -57,7 +57,7 @@ esac
 # Make a base, unless it is there.
 make_base() { # NAME OPTION...
   local folder=$outputs/bases/$1
-  [ -e "$folder/made.json" ] || slice "$python" -m rim_peft.demo.base --output "$folder" "${@:2}" "${base[@]}"
+  [ -e "$folder/made.json" ] || slice "$python" -m rim_peft.demo.base --output-dir "$folder" "${@:2}" "${base[@]}"
 }
 
 # Compare all methods on it, unless the report's last file is there.

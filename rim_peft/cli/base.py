@@ -13,7 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="which one (default: list all)")
     parser.add_argument(
-        "--out", metavar="DIR", type=path, help="also copy its files to a new or empty folder (default: the cache)"
+        "--output-dir",
+        metavar="DIR",
+        type=path,
+        help="also copy its files to a new or empty folder (default: the cache)",
     )
 
 
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             pinned = str(pin_name(name, only_here=True))
             print(f"{pinned}: on this machine" if "@" in pinned else f"{name}: not on this machine")
         return 0
-    out = None if args.out is None else Path(args.out)
+    out = None if args.output_dir is None else Path(args.output_dir)
     if out is not None:
         check_new(out)
     folder = fetch_base(args.name)

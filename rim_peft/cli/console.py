@@ -12,7 +12,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rim_peft.escaping import visible
 from rim_peft.values import cut, expand_user, shown
@@ -74,8 +74,33 @@ def results_only() -> Iterator[None]:
         yield
 
 
+OLD_OPTIONS = {
+    "--blocks": "--num-blocks",
+    "--data": "--data-path",
+    "--out": "--output-dir",
+    "--output": "--output-dir",
+    "--rows": "--num-rows",
+    "--window": "--window-tokens",
+}
+"""Old names of options, which still work."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """Parses a command's arguments; its errors are lines that can be read, whatever was typed."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with the new names of options in place of their old ones."""
+        given = list(sys.argv[1:] if args is None else args)
+        end = given.index("--") if "--" in given else len(given)
+        return super().parse_known_args([*map(self._renamed, given[:end]), *given[end:]], namespace)
+
+    def _renamed(self, argument: str) -> str:
+        option, equals, value = argument.partition("=")
+        new = OLD_OPTIONS.get(option)
+        if new is None or option in self._option_string_actions or new not in self._option_string_actions:
+            return argument
+        print(f"rim-peft: {option} is {new} now.", file=sys.stderr)
+        return f"{new}{equals}{value}"
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and what is wrong, and exit."""

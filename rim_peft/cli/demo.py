@@ -13,7 +13,7 @@ from rim_peft.cli.console import not_negative, path, positive
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "--output",
+        "--output-dir",
         metavar="FOLDER",
         type=path,
         default="outputs/demo",
@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=not_negative, default=0, help="seed of the training (default: %(default)s)")
     parser.add_argument(
-        "--rows", type=positive, metavar="N", default=250, help="test questions for each number of steps (%(default)s)"
+        "--num-rows",
+        type=positive,
+        metavar="N",
+        default=250,
+        help="test questions for each number of steps (%(default)s)",
     )
     parser.add_argument(
         "--baseline", action="store_true", help="train and judge the answer-only LoRA instead; prints JSON"
@@ -42,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.training.curriculum import Interrupted
 
     quiet_model_loading()
-    folder = Path(args.output)
+    folder = Path(args.output_dir)
     if args.baseline:
         with results_only():
             accuracy = showcase.judge_answer_only(
                 seed=args.seed,
-                num_rows=args.rows,
+                num_rows=args.num_rows,
                 folder=folder.with_name(f"{folder.name}-answer-only"),
                 overrides=args.overrides,
             )
@@ -65,14 +69,14 @@ def _show(args: argparse.Namespace, folder: Path) -> int:
     from rim_peft.demo import showcase
 
     with results_only():
-        command = ["rim-peft", "demo", f"--output={folder}", f"--seed={args.seed}", *args.overrides]
+        command = ["rim-peft", "demo", f"--output-dir={folder}", f"--seed={args.seed}", *args.overrides]
         trained = showcase.train_demo(folder, seed=args.seed, overrides=args.overrides, command=command)
-        judged = showcase.judge(trained, num_rows=args.rows)
+        judged = showcase.judge(trained, num_rows=args.num_rows)
         times = showcase.time_answers(trained)
     if args.json:
         print(json.dumps({**judged, "latency": times}, indent=2))
         return 0
-    print(showcase.render(judged, times, showcase.stored_figures(), num_rows=args.rows))
+    print(showcase.render(judged, times, showcase.stored_figures(), num_rows=args.num_rows))
     print(showcase.render_questions(trained))
     print(f'\nThe adapter lies in {folder}. Ask it something: rim-peft generate {folder} "{_sample_question()}"')
     return 0

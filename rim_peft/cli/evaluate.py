@@ -26,10 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", help="split to judge (default: test)")
     parser.add_argument(
-        "--data", metavar="PATH", type=path, help="file, folder or Hub id of the rows (default: as in the training)"
+        "--data-path",
+        metavar="PATH",
+        type=path,
+        help="file, folder or Hub id of the rows (default: as in the training)",
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="judge the first N rows")
-    parser.add_argument("--blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)")
+    parser.add_argument(
+        "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
+    )
     parser.add_argument("--by-block", action="store_true", help="judge the readout of every block too")
     parser.add_argument(
         "--max-new-tokens", type=positive, metavar="N", help="tokens of an answer at most (default: the recipe's)"
@@ -48,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure the loss of plain text instead, under the base and under the adapter with and without blocks",
     )
     parser.add_argument(
-        "--window",
+        "--window-tokens",
         type=positive,
         metavar="N",
         help="tokens of a window of text, of which the second half is predicted (default: 192)",
@@ -80,9 +85,9 @@ def _judge(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         run,
         args.task,
         split=args.split or "test",
-        path=args.data,
+        path=args.data_path,
         limit=args.limit,
-        num_blocks=args.blocks,
+        num_blocks=args.num_blocks,
         by_block=args.by_block,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
@@ -94,7 +99,7 @@ def _judge(run: Run, args: argparse.Namespace) -> dict[str, Any]:
 def _measure_text(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     from rim_peft.run import evaluate_text
 
-    given = {"window_tokens": args.window, "batch_size": args.batch_size, "num_blocks": args.blocks}
+    given = {"window_tokens": args.window_tokens, "batch_size": args.batch_size, "num_blocks": args.num_blocks}
     options = {name: value for name, value in given.items() if value is not None}
     return evaluate_text(run, args.text, progress=True, **options)
 
@@ -102,8 +107,8 @@ def _measure_text(run: Run, args: argparse.Namespace) -> dict[str, Any]:
 def _check_together(args: argparse.Namespace) -> None:
     """Refuse options of rows beside a text and the reverse, and texts that cannot be read, before a model is loaded."""
     if args.text is None:
-        if args.window is not None:
-            raise ValueError("window: must be given with --text, whose windows it is about (--window).")
+        if args.window_tokens is not None:
+            raise ValueError("window_tokens: must be given with --text, whose windows it is about (--window-tokens).")
         return
     from rim_peft.run.scoring import read_text
 

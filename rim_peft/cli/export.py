@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's folder or Hub id"
     )
-    parser.add_argument("--out", metavar="DIR", type=path, required=True, help="folder to write to, new or empty")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", type=path, required=True, help="folder to write to, new or empty"
+    )
     parser.add_argument(
         "--format",
         choices=["merged", "peft-lora"],
@@ -21,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one plain model, or a base with memory rows and a plain LoRA adapter, for engines with many adapters; "
         "adapters of the same base are added to the same DIR (default: %(default)s)",
     )
-    parser.add_argument("--blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)")
+    parser.add_argument(
+        "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
+    )
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
@@ -83,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.run import export
 
     options = ExportOptions(
-        num_blocks=args.blocks,
+        num_blocks=args.num_blocks,
         dtype=args.dtype,
         max_shard_size=args.max_shard_size,
         append_to=args.append_to,
@@ -98,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     with results_only():
         result = export(
             args.adapter,
-            Path(args.out),
+            Path(args.output_dir),
             form=args.format,
             options=options,
             questions=questions,
@@ -109,8 +113,8 @@ def run(args: argparse.Namespace) -> int:
             trust_remote_code=args.trust_remote_code,
         )
     if args.json:
-        print(json_text({"out": args.out, "format": args.format, **result.to_dict()}, indent=2))
+        print(json_text({"out": args.output_dir, "format": args.format, **result.to_dict()}, indent=2))
         return 0
-    say(f"export: {args.out}")
+    say(f"export: {args.output_dir}")
     print(f"checked in plain transformers: {describe(result)}")
     return 0

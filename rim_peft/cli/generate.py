@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the question; without it, questions are read from stdin, one a line or as JSON lines with a field "
         "question, and the answers are JSON lines",
     )
-    parser.add_argument("--blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)")
+    parser.add_argument(
+        "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
+    )
     parser.add_argument(
         "--max-new-tokens", type=positive, metavar="N", help="tokens of an answer (default: the recipe's)"
     )
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_model_loading()
     loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
-    answerer = loaded.answerer(num_blocks=args.blocks, max_new_tokens=args.max_new_tokens)
+    answerer = loaded.answerer(num_blocks=args.num_blocks, max_new_tokens=args.max_new_tokens)
 
     def answer(questions: Sequence[Any]) -> list[str]:
         return list(answerer.answer(questions, batch_size=args.batch_size))

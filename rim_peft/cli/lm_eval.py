@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks", required=True, nargs="+", metavar="TASK", help="tasks, groups or tags by name, or files of tasks"
     )
     parser.add_argument(
-        "--blocks",
+        "--num-blocks",
         type=not_negative,
         metavar="K",
         help="blocks between context and continuation (default: the adapter's); 0 for the model without blocks",
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         results = run_harness(
             args.adapter,
             [name for names in args.tasks for name in names.split(",")],
-            num_blocks=args.blocks,
+            num_blocks=args.num_blocks,
             base=args.base,
             revision=args.revision,
             trust_remote_code=args.trust_remote_code,

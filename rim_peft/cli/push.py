@@ -16,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", default=None, help="if it is made, only you can see it")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to; made if need be (default: main)")
     parser.add_argument("--message", help="title of the commit")
-    parser.add_argument(
-        "--license", dest="licence", metavar="ID", help="the adapter's licence, by its id on the Hub, such as mit"
-    )
+    parser.add_argument("--license", metavar="ID", help="the adapter's licence, by its id on the Hub, such as mit")
     parser.add_argument("--base", metavar="ID", help="the base's id on the Hub, if the base was a copy in a folder")
 
 
@@ -33,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         private=args.private,
         revision=args.revision,
         message=args.message,
-        licence=args.licence,
+        license=args.license,
         base=args.base,
     )
     say(f"uploaded: {address}")

@@ -1,7 +1,7 @@
 """Bases trained from scratch on the generated tasks: the demo's, and larger ones for harder worlds.
 
-    python -m rim_peft.demo.base --output DIR
-    python -m rim_peft.demo.base --task ontology --output DIR
+    python -m rim_peft.demo.base --output-dir DIR
+    python -m rim_peft.demo.base --task ontology --output-dir DIR
 
 A base learns from the train split alone: chains of thought of one to `max_length` steps (`... Steps: Pam red, Kim
 blue, Tom gold`), and direct answers to questions of one step (`... Answer: gold`). After a while every result but the
@@ -75,7 +75,7 @@ def make_base(options: Pretraining[Any], output: Path) -> None:
     model.eval()
     task = "" if options.task == DEFAULT else f" --task {options.task}"
     made = {
-        "command": f"python -m rim_peft.demo.base{task} --output DIR",
+        "command": f"python -m rim_peft.demo.base{task} --output-dir DIR",
         "options": asdict(options),
         "parameters": model.num_parameters(),
         "seconds": {clock: round(taken) for clock, taken in seconds.items()},
@@ -117,14 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Pre-train the demo's base, or one for another generated task.",
         parents=[chooser],
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--output-dir", "--output", type=Path, required=True, help="folder to write into")
     for option in fields(kind):
         flag = "--" + option.name.replace("_", "-")
         parser.add_argument(
             flag, type=type(option.default), default=option.default, help=option.metadata["help"] + " (%(default)s)"
         )
     values = vars(parser.parse_args(arguments))
-    output = values.pop("output")
+    output = values.pop("output_dir")
     del values["task"]
     make_base(kind(**values), output)
 

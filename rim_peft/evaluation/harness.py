@@ -91,7 +91,7 @@ class BlockLM(HFLM):
         if self.block_ids:
             raise ValueError(
                 "num_blocks: must be 0 for tasks that score whole texts (loglikelihood_rolling, as perplexity), since "
-                f"these have no prompt for blocks to follow, got {self.num_blocks}. Set it to 0 (--blocks 0), or "
+                f"these have no prompt for blocks to follow, got {self.num_blocks}. Set it to 0 (--num-blocks 0), or "
                 "leave such tasks out."
             )
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
@@ -199,7 +199,7 @@ class BlockLM(HFLM):
         if room < 1:
             raise ValueError(
                 f"num_blocks: blocks ({len(self.block_ids)} tokens) and continuation ({len(continuation)}) must leave "
-                f"room for a context in max_length={self.max_length}, got {self.num_blocks}. Lower it (--blocks)."
+                f"room for a context in max_length={self.max_length}, got {self.num_blocks}. Lower it (--num-blocks)."
             )
         self._check_ids([*context, *continuation])
         return context[-room:] + self.block_ids

@@ -92,7 +92,7 @@ def export_merged(
     rows = memory_rows(model) if config.num_blocks else None
     if rows is None and options.num_blocks is not None:
         raise ValueError(
-            f"num_blocks: must be left out for an adapter without blocks, got {options.num_blocks} (--blocks)."
+            f"num_blocks: must be left out for an adapter without blocks, got {options.num_blocks} (--num-blocks)."
         )
     num_blocks = options.blocks_of(config)
     extended, memory = add_memory_tokens(tokenizer, num_blocks=num_blocks, block_size=config.block_size)

@@ -84,7 +84,7 @@ class ExportAnswerer(Answerer):
         if num_blocks not in (None, own):
             raise ValueError(
                 f"num_blocks: must be {own}, which the export was made with, got {num_blocks!r}. Export the adapter "
-                "again with another number (--blocks)."
+                "again with another number (--num-blocks)."
             )
 
     @property

@@ -130,5 +130,5 @@ def _check_blocks(run: Run, num_blocks: int | None, by_block: bool = False) -> N
     if (num_blocks or by_block) and run.recipe is not None and not run.recipe.rim_config().num_blocks:
         raise ValueError(
             f"num_blocks, by_block: must not be given for method {run.recipe.method!r}, which has no blocks. Leave "
-            "them out (--blocks, --by-block)."
+            "them out (--num-blocks, --by-block)."
         )

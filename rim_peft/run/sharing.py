@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,9 @@ def push(
     private: bool | None = None,
     revision: str | None = None,
     message: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     base: str | None = None,
+    licence: str | None = None,
 ) -> str:
     """Upload an adapter with all that it needs elsewhere, without checkpoints, and return the commit's address.
 
@@ -134,8 +136,9 @@ def push(
         private: whether a new repository is private.
         revision: branch; made if need be.
         message: title of the commit.
-        licence: id of the adapter's licence on the Hub, such as ``apache-2.0``.
+        license: id of the adapter's licence on the Hub, such as ``apache-2.0``.
         base: Hub id of the base, if the adapter was trained on a copy in a folder.
+        licence: the old name of ``license``.
 
     Raises:
         FileNotFoundError: the folder holds no adapter.
@@ -144,6 +147,9 @@ def push(
         PermissionError: the Hub lets you not write there.
         ConnectionError: the Hub cannot be reached.
     """
+    if licence is not None:
+        warnings.warn("push: licence is license now.", FutureWarning, stacklevel=2)
+        license = licence
     folder = Path(folder)
     check_adapter(folder)
     if (found := not_finite(load_file(folder / SAFETENSORS_WEIGHTS_NAME))) is not None:
@@ -164,7 +170,7 @@ def push(
     files[CARD_FILE] = (name_base(card, base) if base is not None and not own_base else card).encode()
     if (problem := hub_problem()) is not None:
         raise ConnectionError(f"{repo_id}: cannot be uploaded: {problem}. Run it again when it can.")
-    if licence is None and read_card(card).data.get("license") is None:
+    if license is None and read_card(card).data.get("license") is None:
         logger.warning("the card names no licence, so others do not know whether they may use it: --license adds one.")
     try:
         commit = upload(
@@ -174,7 +180,7 @@ def push(
             commit_message=message or "Upload adapter",
             private=private,
             revision=revision,
-            licence=licence,
+            license=license,
         )
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):

@@ -203,14 +203,14 @@ def name_base(text: str, base: str) -> str:
     return str(card)
 
 
-def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (), licence: str | None = None) -> str:
+def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (), license: str | None = None) -> str:
     """Return a card with the metadata that every RIM adapter needs, and more if given; its words stay.
 
     Args:
         text: of the card.
         base: folder or Hub id of the base, for a card that does not name it.
         tags: more tags.
-        licence: id of the adapter's licence, instead of the card's.
+        license: id of the adapter's licence, instead of the card's.
     """
     card = read_card(text)
     data: Any = card.data
@@ -218,7 +218,7 @@ def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS, *tags]))
     data.base_model = data.base_model or hub_id(base)
     data.pipeline_tag = data.pipeline_tag or "text-generation"
-    data.license = licence or data.license
+    data.license = license or data.license
     return str(card)
 
 

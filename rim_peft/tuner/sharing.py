@@ -268,7 +268,7 @@ def upload(
     revision: str | None = None,
     create_pr: bool = False,
     tags: Iterable[str] = (),
-    licence: str | None = None,
+    license: str | None = None,
 ) -> Any:
     """Upload files in one commit; the card calls the adapter by its id.
 
@@ -282,7 +282,7 @@ def upload(
         revision: branch; made if need be.
         create_pr: upload as a pull request.
         tags: more tags for the card.
-        licence: the adapter's licence for the card, by its id on the Hub.
+        license: the adapter's licence for the card, by its id on the Hub.
 
     Returns:
         ``huggingface_hub``'s ``CommitInfo``.
@@ -298,7 +298,7 @@ def upload(
     card = contents.get(CARD_FILE)
     if card is not None:
         text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
-        text = complete_card(name_adapter(text, repo_id), tags=tags, licence=licence)
+        text = complete_card(name_adapter(text, repo_id), tags=tags, license=license)
         contents[CARD_FILE] = text.encode()
     return api.create_commit(
         repo_id,

@@ -68,7 +68,7 @@ def test_training_prints_results_alone(rows: Path, tmp_path: Path, capsys: Captu
 
 @pytest.mark.slow
 def test_two_fresh_processes_evaluate_alike(rows: Path, trained: Path) -> None:
-    command = ["evaluate", str(trained), "--task", "prosqa", "--data", str(rows), "--limit", "6", "--json"]
+    command = ["evaluate", str(trained), "--task", "prosqa", "--data-path", str(rows), "--limit", "6", "--json"]
     first, second = run_fresh(*command), run_fresh(*command)
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout
@@ -78,7 +78,7 @@ def test_two_fresh_processes_evaluate_alike(rows: Path, trained: Path) -> None:
 
 
 def test_evaluation_as_a_table(trained: Path, capsys: Capture) -> None:
-    command = ["evaluate", str(trained), "--split", "validation", "--by-block", "--blocks", "2", "--limit", "4"]
+    command = ["evaluate", str(trained), "--split", "validation", "--by-block", "--num-blocks", "2", "--limit", "4"]
     assert main(command) == 0  # task and data are those of the training
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "prosqa validation, 2 blocks, answer rule exact-text"
@@ -87,15 +87,20 @@ def test_evaluation_as_a_table(trained: Path, capsys: Capture) -> None:
 
 
 def test_a_question(trained: Path, capsys: Capture) -> None:
-    assert main(["generate", str(trained), "--blocks", "8", "Is Bob a p or q?"]) == 0
-    plain = capsys.readouterr().out
+    assert main(["generate", str(trained), "--num-blocks", "8", "Is Bob a p or q?"]) == 0
+    eight = capsys.readouterr()
+    assert main(["generate", str(trained), "--blocks=8", "Is Bob a p or q?"]) == 0
+    old = capsys.readouterr()
+    assert "--blocks is --num-blocks now." in old.err
+    plain = old.out
+    assert plain == eight.out
     assert main(["generate", str(trained), "--json", "Is Bob a p or q?"]) == 0
     assert json.loads(capsys.readouterr().out) == {"question": "Is Bob a p or q?", "answer": plain.rstrip("\n")}
 
 
 def test_questions_from_stdin(trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO('a?\n\n{"question": "b?"}\nc?\n'))
-    assert main(["generate", str(trained), "--blocks", "3", "--batch-size", "2", "--max-new-tokens", "3"]) == 0
+    assert main(["generate", str(trained), "--num-blocks", "3", "--batch-size", "2", "--max-new-tokens", "3"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["question"] for answer in answers] == ["a?", "b?", "c?"]
     assert all(answer.keys() == {"question", "answer"} for answer in answers)
@@ -110,7 +115,7 @@ def test_a_terminal_needs_a_question(trained: Path, capsys: Capture, monkeypatch
 
 
 def test_the_folder_may_be_moved(trained: Path, rows: Path, tmp_path: Path, capsys: Capture) -> None:
-    command = ["--data", str(rows), "--limit", "6", "--json"]
+    command = ["--data-path", str(rows), "--limit", "6", "--json"]
     assert main(["evaluate", str(trained), *command]) == 0
     before = capsys.readouterr().out
     copy = shutil.copytree(trained, tmp_path / "copy")
@@ -171,7 +176,7 @@ def test_a_folder_of_other_things_cannot_be_resumed(rows: Path, tmp_path: Path, 
         (["evaluate", "{none}"], "none: is no folder, and cannot be read from the Hub"),
         (["evaluate", "{run}", "--task", "gsm9k"], "task: no task 'gsm9k', did you mean 'gsm8k'?"),
         (["evaluate", "{run}", "--split", "tset"], "has no split 'tset'"),
-        (["evaluate", "{run}", "--data", "{none}"], "path: no file or folder"),
+        (["evaluate", "{run}", "--data-path", "{none}"], "path: no file or folder"),
         (["generate", "{run}/grounding", "a?"], "must hold an adapter"),
     ],
 )

@@ -360,7 +360,9 @@ def test_what_does_not_fit_is_refused(make_trainer: MakeTrainer, tokenizer: PreT
     with pytest.raises(ValueError, match="row 1: steps: there are none"):
         make_trainer(build_rim(), rows=[ROWS[0], {"question": "8+1", "steps": [], "answer": "9"}])
     model = build_rim()
-    with pytest.raises(ValueError, match=r"questions\[1\]: prompt \(\d+ tokens\), thoughts and the tokens around them \(5\)"):
+    with pytest.raises(
+        ValueError, match=r"questions\[1\]: prompt \(\d+ tokens\), thoughts and the tokens around them \(5\)"
+    ):
         list(answer_with_thoughts(model, tokenizer, ["1", "1" * 500], num_thoughts=3))
     with pytest.raises(ValueError, match="active adapter is RIM"):
         check_thinks(model.get_base_model())

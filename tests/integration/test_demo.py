@@ -109,7 +109,7 @@ def test_a_base_that_was_stopped_goes_on_to_the_same_weights(
 
 def test_from_training_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "demo")
-    assert main(["demo", "--output", output, "--rows", "4", *SHORT]) == 0
+    assert main(["demo", "--output-dir", output, "--num-rows", "4", *SHORT]) == 0
     table = capsys.readouterr().out
     for row in (
         "base, answering at once",
@@ -121,7 +121,7 @@ def test_from_training_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert re.search(r"^  block 4( +\d\.\d\d){4}$", table, re.MULTILINE)
     assert "true colours on the way" in table
     # A second call shows the adapter again, without training; the figures are the same.
-    assert main(["demo", "--output", output, "--rows", "4", "--json", *SHORT]) == 0
+    assert main(["demo", "--output-dir", output, "--num-rows", "4", "--json", *SHORT]) == 0
     judged = json.loads(capsys.readouterr().out)
     assert set(judged["rim"]) == {"1", "2", "3", "4"}
     assert len(judged["rim_by_block"]) == 4
@@ -129,7 +129,7 @@ def test_from_training_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert shown is not None
     assert f"{judged['rim']['1']['accuracy']:.2f}" == shown[1]
     # With other values it does not pass off the old adapter as theirs.
-    assert main(["demo", "--output", output, "--seed", "7", *SHORT]) == 1
+    assert main(["demo", "--output-dir", output, "--seed", "7", *SHORT]) == 1
     assert "holds a finished run with other values of seed" in capsys.readouterr().err
 
 
@@ -148,7 +148,7 @@ def test_the_last_block_is_the_answer_of_generate(tmp_path: Path) -> None:
 
 
 def test_the_baseline_trains_on_as_many_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--baseline", "--output", str(tmp_path), "--rows", "4", *SHORT]) == 0
+    assert main(["demo", "--baseline", "--output-dir", str(tmp_path), "--num-rows", "4", *SHORT]) == 0
     accuracy = json.loads(capsys.readouterr().out)
     assert {score["num_rows"] for score in accuracy.values()} == {4}
 
@@ -168,7 +168,7 @@ def test_questions_of_the_test_split_were_never_trained_on() -> None:
 def test_a_damaged_output_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "demo"
     shutil.copytree(BASE, folder)
-    assert main(["demo", "--output", str(folder), "--rows", "4", *SHORT]) == 1
+    assert main(["demo", "--output-dir", str(folder), "--num-rows", "4", *SHORT]) == 1
     assert "output_dir: must be new or empty" in capsys.readouterr().err
 
 
@@ -177,7 +177,7 @@ def test_a_stopped_demo_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     SignalAtStep(monkeypatch, "refinement", 1, signal.SIGTERM)
-    command = ["demo", "--output", str(tmp_path / "demo"), "--rows", "4", *SHORT]
+    command = ["demo", "--output-dir", str(tmp_path / "demo"), "--num-rows", "4", *SHORT]
     assert main(command) == 128 + signal.SIGTERM
     assert "the same command goes on" in capsys.readouterr().err
     assert main(command) == 0
@@ -187,5 +187,5 @@ def test_a_stopped_demo_goes_on(
 @pytest.mark.slow
 def test_the_baseline_does_not_stand_in_the_demos_way(tmp_path: Path) -> None:
     output = str(tmp_path / "demo")
-    assert main(["demo", "--baseline", "--output", output, "--rows", "4", *SHORT]) == 0
-    assert main(["demo", "--output", output, "--rows", "4", *SHORT]) == 0
+    assert main(["demo", "--baseline", "--output-dir", output, "--num-rows", "4", *SHORT]) == 0
+    assert main(["demo", "--output-dir", output, "--num-rows", "4", *SHORT]) == 0

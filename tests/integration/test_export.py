@@ -151,19 +151,19 @@ def test_what_is_refused(make_adapter: MakeAdapter, tmp_path: Path, capsys: Capt
     out = str(tmp_path / "out")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text('2 + 2?\n{"text": "1 + 1?"}\n', encoding="utf-8")
-    assert main(["export", "adapter", "--out", out, "--prompts", str(prompts)]) == 1
+    assert main(["export", "adapter", "--output-dir", out, "--prompts", str(prompts)]) == 1
     assert f"{prompts} line 2: must have a field question" in capsys.readouterr().err
     prompts.write_text("\n".join(TEXTS), encoding="utf-8")
     adapter = str(make_adapter("adapter"))
-    assert main(["export", adapter, "--out", out, "--prompts", str(prompts)]) == 1
+    assert main(["export", adapter, "--output-dir", out, "--prompts", str(prompts)]) == 1
     assert "prompts: must be at least 32 to check an export, got 30" in capsys.readouterr().err
-    assert main(["export", adapter, "--out", out]) == 1
+    assert main(["export", adapter, "--output-dir", out]) == 1
     assert "prompts: must be given, since the adapter does not say what it was trained on" in capsys.readouterr().err
     middle = str(make_adapter("middle", insertion_layer=1))
-    assert main(["export", middle, "--out", out, "--prompts", str(prompts)]) == 1
+    assert main(["export", middle, "--output-dir", out, "--prompts", str(prompts)]) == 1
     assert "insertion_layer=1: a plain checkpoint has no place" in capsys.readouterr().err
     rows_alone = str(make_adapter("rows", r=0))
-    assert main(["export", rows_alone, "--out", out, "--format", "peft-lora", "--prompts", str(prompts)]) == 1
+    assert main(["export", rows_alone, "--output-dir", out, "--format", "peft-lora", "--prompts", str(prompts)]) == 1
     assert "r: must be at least 1 for the format peft-lora, got 0" in capsys.readouterr().err
     assert not Path(out).exists()
 
@@ -226,7 +226,7 @@ def test_qlora_from_training_to_an_export_that_scores_the_same(tmp_path: Path, c
     small = ["grounding.max_steps=3", "refinement.max_steps=2", "data.options.num_rows=640", "data.validation_rows=64"]
     assert main(["train", RECIPE, f"output_dir={adapter}", *small]) == 0
     capsys.readouterr()
-    assert main(["export", str(adapter), "--out", str(out), "--json"]) == 0
+    assert main(["export", str(adapter), "--output-dir", str(out), "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert (result["num_prompts"], result["num_equal"], result["num_equal_unguarded"]) == (64, 64, 64)
@@ -248,8 +248,8 @@ def test_an_export_in_another_type(make_adapter: MakeAdapter, tmp_path: Path, ca
     adapter, out, prompts = make_adapter("adapter"), tmp_path / "out", tmp_path / "prompts.jsonl"
     lines = [json.dumps({"question": question}) for question in [*TEXTS, *CHATS]]
     prompts.write_text("\n".join(lines), encoding="utf-8")
-    command = ["export", str(adapter), "--out", str(out), "--prompts", str(prompts), "--dtype", "bfloat16"]
-    more = ["--blocks", "3", "--max-shard-size", "20KB", "--max-new-tokens", "8"]
+    command = ["export", str(adapter), "--output-dir", str(out), "--prompts", str(prompts), "--dtype", "bfloat16"]
+    more = ["--num-blocks", "3", "--max-shard-size", "20KB", "--max-new-tokens", "8"]
     assert main([*command, *more]) == 0
     assert "of 34 prompts give the adapter's greedy tokens" in capsys.readouterr().out
     run = load_run(out)

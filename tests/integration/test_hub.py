@@ -98,7 +98,7 @@ def test_what_is_uploaded(hub: Hub, trained: tuple[Path, Run]) -> None:
     folder, _ = trained
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert list(folder.glob("grounding/checkpoint-*"))
-    push(folder, "owner/run", private=True, licence="mit")
+    push(folder, "owner/run", private=True, license="mit")
     assert ("POST", "/api/validate-yaml", None) in hub.requests
     assert hub.repos["owner/run"].private
     files = hub.files("owner/run")
@@ -149,7 +149,7 @@ def test_the_card_of_a_run_passes_the_validator(hub: Hub, trained: tuple[Path, R
 
 def test_a_card_that_the_hub_refuses_is_not_uploaded(hub: Hub, trained: tuple[Path, Run]) -> None:
     with pytest.raises(ValueError, match=r'(?s)Invalid metadata in README.md.*"license" must be one of'):
-        push(trained[0], "owner/run", licence="none-such")
+        push(trained[0], "owner/run", license="none-such")
     assert set(hub.files("owner/run")) == {".gitattributes"}
 
 
@@ -283,6 +283,6 @@ def test_from_the_command_line(
         assert main(["generate", *adapter, "Is Bob a p or q?"]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]
-    for command, *options in (["evaluate", "--task", "prosqa"], ["export", "--out", "none"]):
+    for command, *options in (["evaluate", "--task", "prosqa"], ["export", "--output-dir", "none"]):
         assert main([command, "owner/run", "--revision", "gone", *options]) == 1
         assert "cannot be read from the Hub at revision 'gone'" in capsys.readouterr().err

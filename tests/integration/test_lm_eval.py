@@ -373,7 +373,18 @@ def test_chats_begin_as_in_training_where_the_harness_adds_no_bos(tokenizer: Pre
 
 def test_the_command(adapter: Path, task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["lm-eval", str(adapter), "--tasks", "letters,letters_choice", "--include_path", str(task_folder)]
-    options = ["--blocks", "1", "--batch_size", "4", "--limit", "5", "--gen_kwargs", "max_gen_toks=2", "--seed", "3"]
+    options = [
+        "--num-blocks",
+        "1",
+        "--batch_size",
+        "4",
+        "--limit",
+        "5",
+        "--gen_kwargs",
+        "max_gen_toks=2",
+        "--seed",
+        "3",
+    ]
     assert main([*command, *options, "--output_path", str(tmp_path), "--log_samples"]) == 0
     header, *table = capsys.readouterr().out.splitlines()
     assert header == f"{adapter}, 1 blocks"

@@ -366,7 +366,7 @@ def test_questions_beyond_a_batch_are_answered(
     capsys.readouterr()
     assert main(["generate", str(tmp_path / "out"), "--batch-size", "1"]) == 0
     assert [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()] == ["1+1?", "2+1?", "3+1?"]
-    assert main(["evaluate", str(tmp_path / "out"), "--blocks", "3"]) == 1
+    assert main(["evaluate", str(tmp_path / "out"), "--num-blocks", "3"]) == 1
     assert "must not be given for method 'coconut', which has no blocks" in capsys.readouterr().err
 
 

@@ -25,21 +25,30 @@ _OPTIONS = {
     "evaluate": (
         "--task",
         "--split",
-        "--data",
+        "--data-path",
         "--limit",
-        "--blocks",
+        "--num-blocks",
         "--by-block",
         "--max-new-tokens",
         "--text",
-        "--window",
+        "--window-tokens",
     ),
-    "generate": ("--blocks", "--max-new-tokens", "--batch-size", "--revision", "--base", "--trust-remote-code"),
+    "generate": ("--num-blocks", "--max-new-tokens", "--batch-size", "--revision", "--base", "--trust-remote-code"),
     "check": ("--base", "--row-tokens", "--device", "--json"),
     "push": ("--private", "--revision", "--message", "--license", "--base"),
-    "export": ("--out", "--format", "--blocks", "--dtype", "--max-shard-size", "--append-to", "--prompts", "--task"),
+    "export": (
+        "--output-dir",
+        "--format",
+        "--num-blocks",
+        "--dtype",
+        "--max-shard-size",
+        "--append-to",
+        "--prompts",
+        "--task",
+    ),
     "compare": ("--parallel", "--plan"),
     "ablate": ("--parallel", "--plan"),
-    "demo": ("--rows", "--seed", "--json"),
+    "demo": ("--num-rows", "--seed", "--json"),
 }
 _OVERRIDES = (
     *("seed=-1", "sed=1", "adapter.r=-1", "adapter.num_blocks=1000000000", "grounding.learning_rate=.nan"),
@@ -93,10 +102,10 @@ def _arguments(rng: random.Random, command: str, places: dict[str, str]) -> list
         if rng.random() < 0.5:
             found[1:] = [_odd(rng, places)]
     elif command == "demo":
-        found += ["--output", places["unfinished"], rng.choice(_OVERRIDES)]
+        found += ["--output-dir", places["unfinished"], rng.choice(_OVERRIDES)]
     else:
         found += [_odd(rng, places)]
-        found += {"push": ["owner/name"], "export": ["--out", places["empty"]], "lm-eval": ["--tasks", "x"]}.get(
+        found += {"push": ["owner/name"], "export": ["--output-dir", places["empty"]], "lm-eval": ["--tasks", "x"]}.get(
             command, []
         )
         found += ["a question"] if command == "generate" else []

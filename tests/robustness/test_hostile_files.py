@@ -95,12 +95,14 @@ def test_pickles_in_an_adapters_folder(adapter: Path, marker: Path, capsys: pyte
     commands(
         capsys,
         ["generate", str(adapter), "1 + 1?", "--max-new-tokens", "2"],
-        ["export", str(adapter), "--out", str(adapter.parent / "out"), "--prompts", str(prompts)],
+        ["export", str(adapter), "--output-dir", str(adapter.parent / "out"), "--prompts", str(prompts)],
     )
     assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl", ".npy")) for name in shared_files(adapter))
     (adapter / "adapter_model.safetensors").unlink()
     said = commands(
-        capsys, ["generate", str(adapter), "1 + 1?"], ["export", str(adapter), "--out", str(adapter.parent / "other")]
+        capsys,
+        ["generate", str(adapter), "1 + 1?"],
+        ["export", str(adapter), "--output-dir", str(adapter.parent / "other")],
     )
     assert "adapter_model.bin is a pickle, which can run code, and is not read" in said
     assert not marker.exists()

@@ -76,7 +76,7 @@ def test_a_folders_recipe_cannot_trust_code(stranger: Path) -> None:
     assert recipe.model.trust_remote_code
 
 
-@pytest.mark.parametrize("command", [["generate", "1 + 1?"], ["evaluate"], ["export", "--out", "out"]])
+@pytest.mark.parametrize("command", [["generate", "1 + 1?"], ["evaluate"], ["export", "--output-dir", "out"]])
 def test_commands_say_which_flag_allows_it(
     stranger: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

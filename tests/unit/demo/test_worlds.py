@@ -104,8 +104,8 @@ def test_the_bases_words_are_enough_for_the_published_rows(split: str) -> None:
 def test_the_command_knows_each_tasks_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     monkeypatch.setattr(base, "make_base", lambda options, output: made.append(options))
-    base.main(["--output", str(tmp_path)])
-    base.main(["--output", str(tmp_path), "--task", "ontology", "--num-kinds", "12"])
+    base.main(["--output-dir", str(tmp_path)])
+    base.main(["--output-dir", str(tmp_path), "--task", "ontology", "--num-kinds", "12"])
     assert made == [PotionsBase(), OntologyBase(num_kinds=12)]
     with pytest.raises(SystemExit):
-        base.main(["--output", str(tmp_path), "--num-kinds", "12"])
+        base.main(["--output-dir", str(tmp_path), "--num-kinds", "12"])

@@ -147,8 +147,8 @@ def test_the_command_prints_a_table(
     for arguments, said in (
         (["--text", str(text), "--limit", "3"], "text: must be given without --limit"),
         (["--text", str(text), "--split", "test"], "text: must be given without --split"),
-        (["--window", "8"], "window: must be given with --text"),
-        (["--text", str(text), "--window", "1"], "window_tokens: must be an integer of at least 2, got 1"),
+        (["--window-tokens", "8"], "window_tokens: must be given with --text"),
+        (["--text", str(text), "--window-tokens", "1"], "window_tokens: must be an integer of at least 2, got 1"),
         (["--text", str(tmp_path / "adapter" / "adapter_model.safetensors")], "must be a file of UTF-8 text"),
         (["--text", str(tmp_path / "none")], "none"),
     ):

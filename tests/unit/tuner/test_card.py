@@ -81,6 +81,6 @@ def test_a_card_that_was_there_keeps_its_words() -> None:
     assert card.text.strip() == "# Mine\n\nWords."
     assert card.data.tags == ["mine", "peft", "rim", "latent-reasoning", "more"]
     assert (card.data.license, card.data.base_model) == ("mit", "owner/base")
-    assert ModelCard(complete_card(before, licence="apache-2.0")).data.license == "apache-2.0"
+    assert ModelCard(complete_card(before, license="apache-2.0")).data.license == "apache-2.0"
     bare = ModelCard(complete_card("# No front matter\n"))
     assert (bare.data.library_name, bare.text.strip()) == ("peft", "# No front matter")
