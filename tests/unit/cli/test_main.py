@@ -59,7 +59,7 @@ def test_the_help_of_train_lists_the_keys(capsys: pytest.CaptureFixture[str]) ->
         (["check", "x", "--row-tokens", "0"], "must be at least 1, got 0"),
         (["evaluate", "x", "--limit", "0"], "must be at least 1, got 0"),
         (["evaluate", "x", "--limit", "many"], "argument --limit"),
-        (["generate", "x", "--block", "-1"], "argument --block"),
+        (["generate", "x", "--num-block", "-1"], "argument --num-block"),
     ],
 )
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
