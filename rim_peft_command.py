@@ -1,7 +1,6 @@
-"""The command ``rim-peft``: help, version and a mistyped command at once.
+"""The command ``rim-peft``: answers help, version and mistyped commands without delay.
 
-Everything else imports the package and with it PEFT and torch, which takes seconds. So this module lies beside the
-package, not in it.
+This module is outside the package because importing the package imports PEFT and torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ from pathlib import Path
 from typing import NoReturn
 
 COMMANDS = {
-    "train": "train an adapter as a recipe says",
+    "train": "train an adapter from a recipe",
     "evaluate": "measure an adapter's accuracy on a task",
     "generate": "answer questions with an adapter",
-    "check": "look at recipes before they run: errors, tokens, steps, memory",
+    "check": "check recipes before a run: errors, tokens, steps, memory",
     "push": "upload an adapter, with its recipe and its card, to the Hub",
     "lm-eval": "run tasks of EleutherAI's lm-evaluation-harness on an adapter",
     "export": "write an adapter as a model that runs without this package",
     "compare": "train methods side by side, measure them and write one report",
-    "ablate": "the same for one recipe with one value changed at a time",
+    "ablate": "compare variants of one recipe, each with one value changed",
     "demo": "train, evaluate and show the built-in example",
     "base": "fetch a base that recipes name, such as smollm2-135m",
     "cache": "show or clear the tokenised tables on this machine",
-    "bench": "run the benchmarks of a clone",
+    "bench": "run the benchmarks from a clone of the repository",
 }
-"""Name and summary of each; its module is ``rim_peft.cli.NAME``, with an underscore for a hyphen."""
+"""Name and summary of each command; its module is ``rim_peft.cli.NAME``, with an underscore for a hyphen."""
 
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong usage, 130 or 143 interrupted by SIGINT or SIGTERM"
 
@@ -52,13 +51,13 @@ def is_command(arguments: Sequence[str]) -> bool:
 
 
 def answer_without_command(arguments: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn:
-    """Print help or version, or say what is wrong with arguments that do not begin with a command, and exit."""
+    """Print help or version, or report what is wrong with arguments that do not begin with a command, and exit."""
     parser.parse_args(arguments)
     parser.error("the command must come first")
 
 
 def command_list(parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Return a parser that knows the commands by name, and nothing of their arguments."""
+    """Return a parser that knows the names of the commands, not their arguments."""
     parser = parser_class(
         prog="rim-peft", description="Train and use language models that reason in memory blocks.", epilog=EXIT_CODES
     )
@@ -70,7 +69,7 @@ def command_list(parser_class: type[argparse.ArgumentParser] = argparse.Argument
 
 
 def _version() -> str:
-    """Read the version from its file: importing it would import the package."""
+    """Read the version from its file, since importing it would import the package."""
     package = find_spec("rim_peft")
     if package is None or package.origin is None:
         raise ImportError("the package rim_peft is missing beside the command rim-peft: install rim-peft again.")
@@ -79,7 +78,7 @@ def _version() -> str:
 
 
 def _is_plain(argument: str) -> bool:
-    """Tell whether an argument can be shown as it is; what a terminal would act on, or is long, takes more care."""
+    """Tell whether a terminal can show an argument as it is; others need the full command to escape and cut them."""
     return argument.isascii() and argument.isprintable() and len(argument) <= _LONGEST
 
 

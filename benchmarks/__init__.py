@@ -1,5 +1,5 @@
-"""Benchmarks: two ways of doing the same thing side by side, each with the bound it is to reach.
+"""Benchmarks: two ways of doing the same thing side by side, each with the bound that it should reach.
 
-``python -m benchmarks --help`` says how they are run; ``rim-peft bench`` is the same in a clone. How one is added
-stands in :mod:`benchmarks.registry`.
+``python -m benchmarks --help`` shows how to run them; ``rim-peft bench`` does the same in a clone.
+:mod:`benchmarks.registry` shows how to add one.
 """

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments, run, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Compare two ways of doing the same thing, and how far each is from its bound. Nothing is a test.",
+        description="Compare two ways of doing the same thing, and each with its bound. These are not tests.",
     )
     add_arguments(parser)
     args = parser.parse_args(arguments)
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, *, command: Sequence[str]) -> int:
-    """Run what the arguments ask for: results go to stdout, progress to stderr.
+    """Run what the arguments ask for; results go to stdout, progress to stderr.
 
     Returns:
-        0; 1 if a benchmark failed; 130 if it was interrupted, in which case what is finished was printed.
+        0; 1 if a benchmark failed; 130 if interrupted, after printing the finished rows.
 
     Raises:
-        ValueError: an unknown name, or no GPU.
+        ValueError: a name is unknown, or there is no GPU.
     """
     _quiet()
     from benchmarks.registry import Settings, all_benchmarks
@@ -76,7 +76,7 @@ def _run_and_print(
     started = time.perf_counter()
     code = 0
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where libraries print
+        with contextlib.redirect_stdout(sys.stderr):  # for output of libraries
             for benchmark in chosen:
                 code = max(code, _collect(benchmark, settings, rows))
     except KeyboardInterrupt:
@@ -91,7 +91,7 @@ def _run_and_print(
     )
     text = json.dumps(document, indent=2, ensure_ascii=False)
     if settings.quick:
-        print("a quick run: its sizes say that everything runs, and nothing about speed", file=sys.stderr)
+        print("a quick run: its sizes show that everything runs, and nothing about speed", file=sys.stderr)
     print(text if args.json else to_table(rows))
     if args.save:
         Path(args.save).write_text(f"{text}\n", encoding="utf-8")
@@ -99,7 +99,7 @@ def _run_and_print(
 
 
 def _collect(benchmark: Benchmark, settings: Settings, rows: list[Row]) -> int:
-    """Add a benchmark's rows; a failure costs its own remaining rows and the exit code, no other benchmark."""
+    """Add a benchmark's rows; a failure ends this benchmark and sets the exit code, but does not stop the others."""
     started = time.perf_counter()
     print(f"{benchmark.name}: {benchmark.summary}", file=sys.stderr, flush=True)
     try:
@@ -116,11 +116,11 @@ def _check_device(device: str) -> None:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: cuda needs a GPU that torch can use, and finds none. Take cpu.")
+        raise ValueError("--device: cuda needs a GPU that torch can use, and finds none. Use cpu.")
 
 
 def _quiet() -> None:
-    """Leave out the libraries' notices, which are about models that are to be kept."""
+    """Silence the libraries' notices, which are about models to keep."""
     warnings.simplefilter("ignore")
     from transformers.utils import logging
 

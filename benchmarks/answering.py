@@ -25,7 +25,7 @@ ANSWER_TOKENS = 2
 
 @benchmark("first_token", "time to the answer's first token: RiM against answering directly and against CoT")
 def run_first_token(settings: Settings) -> Iterator[Row]:
-    """Time ``generate`` to one token; the same LoRA is active in every way."""
+    """Time ``generate`` to the first token; the same LoRA is active in every way."""
     for name in settings.choose(quick=["tiny"], cpu=["small"], cuda=["gpt2-124m", "llama-3.2-1b", "llama-3.2-3b"]):
         model = _answering(name, settings)
         for batch in settings.choose(quick=[1], cpu=[1, 8, 32], cuda=[1, 8, 32]):
@@ -46,7 +46,7 @@ def run_first_token(settings: Settings) -> Iterator[Row]:
 
 @benchmark("full_answer", "time of a whole answer: RiM against CoT and against as many pause tokens")
 def run_full_answer(settings: Settings) -> Iterator[Row]:
-    """Time ``generate`` to the answer's end; pause tokens are ordinary ids behind the prompt, no insertion needed."""
+    """Time ``generate`` to the end of the answer; pause tokens are ordinary ids after the prompt, without insertion."""
     for name in settings.choose(quick=["tiny"], cpu=["small"], cuda=["gpt2-124m", "llama-3.2-1b", "llama-3.2-3b"]):
         model = _answering(name, settings)
         cases = settings.choose(quick=[(1, 16)], cpu=[(1, 32), (1, 64), (8, 64)], cuda=[(1, 64), (8, 64), (32, 64)])
@@ -66,7 +66,7 @@ def run_full_answer(settings: Settings) -> Iterator[Row]:
             )
             case = {"base": name, "batch": batch, "n": prompt, "answer": ANSWER_TOKENS}
             prompt_pass, trunk_pass, token_pass = (median(samples[name]) for name in ("prompt", "trunk", "token"))
-            later = ANSWER_TOKENS - 1  # the pass over the prompt or the trunk gives the first token
+            later = ANSWER_TOKENS - 1  # the pass over the prompt or trunk gives the first token
             yield _row(
                 "full_answer",
                 case,
@@ -77,7 +77,7 @@ def run_full_answer(settings: Settings) -> Iterator[Row]:
                 bound=(prompt_pass + (STEP_TOKENS + later) * token_pass) / (trunk_pass + later * token_pass),
                 bound_text="bare forward passes in the same rounds: the prompt's and 28 of one token, against the "
                 "trunk's and one of one token",
-                # The promise is about one question at a time: a larger batch fills a pass of one token each.
+                # The target is for a single question: a larger batch makes better use of a one-token pass.
                 target=above(8.0, "at least 8 times faster") if batch == 1 else None,
                 note=f"a pass over the trunk takes as long as {trunk_pass / token_pass:.1f} of one token",
             )
@@ -100,7 +100,7 @@ def _answering(name: str, settings: Settings) -> Any:
 
 
 def _forward(model: Any, ids: torch.Tensor, cache: DynamicCache | None = None) -> Way:
-    """Return a bare forward pass; with a cache, behind what the first call leaves in it."""
+    """Return a bare forward pass; with a cache, after the tokens that the first call leaves in it."""
 
     @torch.no_grad()
     def run() -> None:
@@ -110,7 +110,7 @@ def _forward(model: Any, ids: torch.Tensor, cache: DynamicCache | None = None) -
 
 
 def generate(model: Any, prompts: torch.Tensor, num_blocks: int, *, tokens: int) -> Way:
-    """Return a call of ``generate`` for so many tokens; with ``num_blocks=0`` it answers directly."""
+    """Return a call of ``generate`` for this many tokens; with ``num_blocks=0`` it answers directly."""
     mask = torch.ones_like(prompts)
     return partial(
         model.generate,

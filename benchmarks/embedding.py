@@ -1,4 +1,4 @@
-"""What looking the memory rows up adds to the input embedding."""
+"""The cost that looking up memory rows adds to the input embedding."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from benchmarks.report import Measured, Row, below
 from rim_peft.tuner.config import active_config
 
 _CALLS = 50
-"""Calls of an embedding for one sample: one alone is shorter than the clock's noise."""
+"""Embedding calls per sample: a single one is shorter than the clock's noise."""
 
 
 @benchmark("embedding", "the memory rows' look-up against the plain input embedding, as a share of a forward pass")
 def run(settings: Settings) -> Iterator[Row]:
     """Time the tuner's input embedding and the base's own on the same prompt and blocks.
 
-    The base's own gets an id of its vocabulary in place of each memory id, which it doesn't know.
+    The base's own gets ids of its vocabulary instead of memory ids, which it does not know.
     """
     base = settings.choose(quick="tiny", cpu="small", cuda="llama-3.2-1b")
     model = attach_rim(build_base(base, settings), rank=lora_rank(settings)).eval()

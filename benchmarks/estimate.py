@@ -1,6 +1,6 @@
-"""What ``rim-peft check`` says a training takes at its peak, against what a process that trains takes.
+"""Compare the peak memory that ``rim-peft check`` estimates with that of a training process.
 
-``python -m benchmarks.estimate RECIPE WARM_UP RESULT`` is how the benchmark starts the process that is measured.
+The benchmark starts the measured process as ``python -m benchmarks.estimate RECIPE WARM_UP RESULT``.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _MIB = 2**20
 _MADV_PAGEOUT = 21
 _CLONE = Path(__file__).parents[1]
 _TASK: dict[str, Any] = {"lengths": [4], "num_rows": 256, "distractors": 4}
-"""Stories of one length, so that a batch is about as long as the longest that the estimate is made for."""
+"""Stories of one length, so that each batch is about as long as the longest one, which the estimate is for."""
 _GIVE_BACK = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**17))
-"""glibc keeps what is freed in small and middle-sized pieces, unless it is told what to give back: the resident set of
-a process is then what it holds. Without this the same training takes up to twice as much on a CPU."""
+"""glibc keeps small and middle-sized freed pieces unless told to return them. With these settings, the resident set of
+a process is the memory in use; without them the same training takes up to twice as much on a CPU."""
 
 
 @benchmark("memory_estimate", "peak memory of a training: what rim-peft check says against what a process takes")
 def estimate(settings: Settings) -> Iterator[Row]:
-    """Train both stages of a recipe in a process of its own, and compare its peak with the estimate."""
+    """Train both stages of a recipe in a separate process, and compare its peak with the estimate."""
     cases: list[tuple[str, str | None, bool, int]] = settings.choose(
         quick=[("tiny", "nf4", True, 8)],
         cpu=[
@@ -88,10 +88,10 @@ def estimate(settings: Settings) -> Iterator[Row]:
 
 
 def worker(recipe: str, warm_up: str, result: Path) -> None:
-    """Train a recipe, and write by how many bytes this process grew at its peak, without loading and saving.
+    """Train a recipe, and write the peak memory growth of this process in bytes, without loading and saving.
 
-    On CUDA it is what the allocator held. On the CPU it is the resident set: what a small training left behind, which
-    loaded every library and started every thread, is what it grew from.
+    On CUDA, this is the peak of the allocator. On the CPU, it is the growth of the resident set after a small training,
+    which loaded every library and started every thread.
     """
     train(load_recipe(warm_up))
     gc.collect()
@@ -102,7 +102,7 @@ def worker(recipe: str, warm_up: str, result: Path) -> None:
 
 
 class _CudaPeak(TrainerCallback):
-    """Notes what the allocator held at most in a stage."""
+    """Records the allocator's peak in a stage."""
 
     most = 0
 
@@ -114,7 +114,7 @@ class _CudaPeak(TrainerCallback):
 
 
 class _ResidentPeak(TrainerCallback):
-    """Notes by how much the resident set grew at most in a stage, from what it was when this was made."""
+    """Records the peak growth of the resident set in a stage, from its size at construction."""
 
     most = 0
 
@@ -124,13 +124,13 @@ class _ResidentPeak(TrainerCallback):
         self._before = _status("VmRSS")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Weights lie in the base's file, mapped into memory. What was read there only to be quantised is of no use any
-        # more and goes when memory is short; here it goes now, and what is used comes back.
+        # Weights are in the base's file, mapped into memory. Pages read only for quantisation are no longer needed and
+        # would be freed under memory pressure; free them now, and pages in use come back.
         for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
             if line.endswith(".safetensors"):
                 start, end = (int(address, 16) for address in line.split()[0].split("-"))
                 self._libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is counted anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.most = max(self.most, _status("VmHWM") - self._before)
@@ -148,7 +148,7 @@ def _measure(recipe: Path, warm_up: Path, result: Path) -> int:
 def _write_recipe(
     folder: Path, base: str, *, rank: int, quantization: str | None, checkpointing: bool, batch: int
 ) -> Path:
-    """Write a base with random weights and a recipe that trains both stages on it for two steps each."""
+    """Write a base with random weights, and a recipe that trains both stages on it for two steps each."""
     folder.mkdir()
     config = CONFIGS[base]().to_dict()
     rows = get_task("potions", **_TASK).load("train")
@@ -180,7 +180,7 @@ def _mebibytes(name: str, size: int) -> Measured:
 
 
 def _status(field: str) -> int:
-    """Return a figure of this process in bytes, from what Linux says of it."""
+    """Return a figure of this process in bytes, from its status in Linux."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name == field:

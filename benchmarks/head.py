@@ -1,4 +1,4 @@
-"""The output head on supervised positions alone against logits of every position."""
+"""The output head on supervised positions only, against logits of every position."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MIB = 2**20
 
 @benchmark("head", "stage 2's step with logits for supervised positions alone, against full logits")
 def run(settings: Settings) -> Iterator[Row]:
-    """Time steps of both ways; and measure the peak memory of the head alone, forward and backward."""
+    """Time steps both ways, and measure the peak memory of the head by itself, forward and backward."""
     base = settings.choose(quick="tiny", cpu="small", cuda="llama-3.2-1b")
     sizes = settings.choose(
         quick=RowSizes(batch=1, prompt=16), cpu=RowSizes(batch=2, prompt=128), cuda=RowSizes(batch=8, prompt=128)
@@ -91,7 +91,7 @@ def _bytes(name: str, count: int) -> Measured:
 
 
 def _full_step(step: TrainingStep) -> None:
-    """The same loss from logits of every position."""
+    """The same loss, from logits of every position."""
     trainer = step.trainer
     layout = Layout(**{name: value for name, value in step.batch.items() if name != "num_steps"})
     layout = layout.to(trainer.args.device)
@@ -125,7 +125,7 @@ def _places(base: Any, tokens: int, count: int) -> Tensor:
 
 
 def _head_alone(base: Any, tokens: int, count: int) -> None:
-    """The fused head on ``count`` of the hidden states that a backbone would have made."""
+    """Run the fused head by itself on ``count`` of the hidden states that a backbone would produce."""
     hidden, places = _hidden(base, tokens), _places(base, tokens, count)
     with _backbone_that_says(base, hidden), head_at(base, places):
         labels = torch.zeros(1, count, dtype=torch.long, device=base.device)
@@ -142,7 +142,7 @@ def _full_head_alone(base: Any, tokens: int) -> None:
 
 @contextmanager
 def _backbone_that_says(base: Any, hidden: Tensor) -> Iterator[None]:
-    """While entered, the layers under the head are replaced by what they would have said."""
+    """Replace the layers under the head by their output while entered."""
     backbone = base.base_model
     backbone.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=hidden)
     try:

@@ -1,4 +1,4 @@
-"""Ways to run the same rows on a GPU: attention that skips what the mask hides, and compiled layers."""
+"""Ways to run the same rows on a GPU: attention that skips masked pairs, and compiled layers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @benchmark("kernels", "on a GPU: stage 2 on packed rows with flex attention and compiled layers, against sdpa")
 def run(settings: Settings) -> Iterator[Row]:
-    """Time a step each way; flex attention has no backward pass on a CPU, where compiling is not worth its minutes."""
+    """Time a step each way. Flex attention has no backward pass on a CPU, and compiling there is too slow."""
     if settings.device == "cpu":
-        settings.tell("left out: needs a GPU")
+        settings.tell("skipped: needs a GPU")
         return
     name, pack_length = "llama-3.2-1b", 1024
     steps = {}

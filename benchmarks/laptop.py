@@ -1,4 +1,4 @@
-"""What makes training faster on a machine without a GPU: one choice at a time against the small base's recipe."""
+"""What makes training faster without a GPU: one change at a time to the small base's recipe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LENGTHS = [(24 + 9 * steps, [2] * steps, 2) for steps in (1, 2, 3, 4)]
 
 @dataclass(frozen=True)
 class Choice:
-    """One departure from the recipe: of the adapter, the stage or the process."""
+    """One change to the recipe's adapter, stage or process."""
 
     text: str
     adapter: Callable[[int], dict[str, Any]] = lambda num_layers: {}
@@ -36,7 +36,7 @@ class Choice:
 
 
 def _upper(num_layers: int) -> dict[str, Any]:
-    """LoRA on every linear layer of the upper half."""
+    """Put LoRA on every linear layer of the upper half."""
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     return {"target_modules": names, "layers_to_transform": list(range(num_layers // 2, num_layers))}
 
@@ -57,13 +57,13 @@ CHOICES = (
 
 @benchmark("laptop", "stage 1 on SmolLM2-135M's shape with one choice changed, against its recipe: samples per second")
 def run(settings: Settings) -> Iterator[Row]:
-    """Time whole steps with and without each choice, side by side; weights are random, of the real shape."""
+    """Time whole steps with and without each change, side by side, with random weights of the real shape."""
     name = settings.choose(quick="tiny", cpu="smollm2-135m", cuda="smollm2-135m")
     batch = settings.choose(quick=3, cpu=8, cuda=24)
     recipe = _step(settings, name, Choice("the recipe"), batch)
     for choice in CHOICES:
         if choice.stage.get("compile_layers") and not (shutil.which("g++") or shutil.which("clang++")):
-            settings.tell(f"{choice.text} left out: compiling takes a C++ compiler")
+            settings.tell(f"{choice.text} skipped: compiling takes a C++ compiler")
             continue
         settings.tell(f"{name}: {choice.text}")
         changed = _step(settings, name, choice, batch)
@@ -105,7 +105,7 @@ def _step(settings: Settings, name: str, choice: Choice, batch: int) -> _Step:
 
 
 def _in_threads(step: _Step, num_threads: int | None) -> Way:
-    """A step with so many threads; what others have is put back."""
+    """Run a step with this many threads, and restore the number afterwards."""
     if num_threads is None:
         return step.way
 

@@ -1,7 +1,7 @@
-"""How long GSM8K's rows are in tokens, so that packing is measured on real lengths without the data set at hand.
+"""Token lengths of GSM8K's rows, so that packing is measured on real lengths without the data set.
 
-``python -m benchmarks.lengths FOLDER`` counts them anew from a folder with GSM8K's ``train.jsonl`` and prints this
-file's ``LENGTHS``: equations as steps, and a byte-level BPE of 8,192 tokens trained on the rows themselves.
+``python -m benchmarks.lengths FOLDER`` counts them again from a folder with GSM8K's ``train.jsonl`` and prints this
+file's ``LENGTHS``: equations are steps, and a byte-level BPE of 8,192 tokens is trained on the rows themselves.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ LENGTHS = """
 73:8,6,6,6,6:2 82:10,6:2 57:6,6,6,6,6:2 105:8,6,8,6,6:2 34:6,6,6,6:2 78:6,6,8:2 53:6,6,6,6,6,6:2 39:6,6,7:3
 77:8,8,6,6,6,6,4,6:2
 """
-"""For each row its tokens as prompt:step,step,...:answer, EOS included where a readout ends. Source: the first 64 rows
-with equations of openai/grade-school-math's training file (MIT)."""
+"""The tokens of each row as prompt:step,step,...:answer, with EOS where a readout ends. Source: the first 64 rows with
+equations of openai/grade-school-math's training file (MIT)."""
 
 
 def real_lengths() -> list[tuple[int, list[int], int]]:
-    """Return prompt, steps and answer of each row in tokens."""
+    """Return the tokens of each row's prompt, steps and answer."""
     rows = (row.split(":") for row in LENGTHS.split())
     return [(int(prompt), [int(step) for step in steps.split(",")], int(answer)) for prompt, steps, answer in rows]
 
 
 def count_lengths(folder: str) -> str:
-    """Return ``LENGTHS`` as counted from GSM8K's own file."""
+    """Return ``LENGTHS`` counted from GSM8K's own file."""
     from rim_peft.data.examples import Templates
     from rim_peft.data.preparation import prepare_dataset
     from rim_peft.run.base import train_tokenizer

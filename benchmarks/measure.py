@@ -1,7 +1,7 @@
-"""How time and memory are measured: ways in turn, medians with quartiles, ratios round by round, exact peaks.
+"""Measure time and memory: ways in turn, medians with quartiles, ratios by round, exact peaks.
 
-Nothing here judges. A machine that others share gets slower and faster while a benchmark runs; ways that take turns
-meet the same weather, so that their ratio within a round is worth more than the ratio of their medians.
+Nothing here judges. A shared machine gets slower and faster while a benchmark runs; ways that take turns run under the
+same conditions, so their ratio within a round is more reliable than the ratio of their medians.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 Way = Callable[[], Any]
-"""One of the ways to be compared; what it returns is dropped."""
+"""One of the ways to compare; its return value is dropped."""
 
 MIN_ROUNDS = 3
-"""Rounds that are measured even if they take longer than a case may."""
+"""Rounds measured even if they take longer than the time of a case."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Spread:
 def interleave(
     ways: dict[str, Way], *, rounds: int, warm_up: int = 1, device: str = "cpu", most_seconds: float | None = None
 ) -> dict[str, list[float]]:
-    """Time ways in turn, each once a round; every round begins with another way.
+    """Time ways in turn, each once per round; every round starts with another way.
 
     Args:
         ways: what to time, by name.
         rounds: rounds to measure.
-        warm_up: rounds before them, which don't count.
-        device: with a CUDA device, the clock is read when the device has nothing left to do.
-        most_seconds: begin no further round after this time, once ``MIN_ROUNDS`` are measured.
+        warm_up: untimed rounds before them.
+        device: with a CUDA device, the clock is read after the device has finished its work.
+        most_seconds: start no further round after this time, once ``MIN_ROUNDS`` are measured.
 
     Returns:
-        Seconds of each round by way, all of the same length: sample ``i`` of every way is of round ``i``.
+        Seconds of each round by way; sample ``i`` of every way belongs to round ``i``.
     """
     names = list(ways)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -64,7 +64,7 @@ def interleave(
 
 
 def repeated(way: Way, times: int) -> Way:
-    """Return a way that goes ``times`` times, for ways that are too short for the clock."""
+    """Return a way that runs ``times`` times, for ways too short for the clock."""
 
     def repeat() -> None:
         for _ in range(times):
@@ -95,11 +95,11 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
 
 
 def peak_memory(run: Way, *, device: str = "cpu") -> int:
-    """Return the most bytes that ``run`` held at once, on top of what was held before it.
+    """Return the most bytes that ``run`` held at once, in addition to those held before.
 
-    On the CPU every allocation and release of tensor memory is added up, so that the figure is exact and the same in
-    every run; on CUDA it is the allocator's own maximum. What is allocated once and kept (an optimiser's state) must
-    be there before: run it once first.
+    On the CPU, all allocations and releases of tensor memory are added up, so the figure is exact and reproducible; on
+    CUDA it is the allocator's own maximum. Run ``run`` once first to exclude memory allocated once and kept, such as
+    the optimiser's state.
     """
     gc.collect()
     if not device.startswith("cuda"):
@@ -113,7 +113,7 @@ def peak_memory(run: Way, *, device: str = "cpu") -> int:
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of tensors' memory, counting what several of them share once."""
+    """Return the bytes of tensors' memory, counting shared memory once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 

@@ -1,4 +1,4 @@
-"""Peak memory of a training step against plain fine-tuning on as many tokens."""
+"""Peak memory of a training step, against plain fine-tuning on as many tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MIB = 2**20
 
 @benchmark("memory", "peak memory of a training step: stage 2 against TRL's SFTTrainer on as many tokens and labels")
 def run(settings: Settings) -> Iterator[Row]:
-    """Compare the peaks of whole steps: the same base and LoRA, rows of the same length, as many tokens learned."""
+    """Compare the peaks of whole steps with the same base and LoRA, rows of equal length and as many labels."""
     base = settings.choose(quick="tiny", cpu="small", cuda="llama-3.2-1b")
     batch = settings.choose(quick=1, cpu=4, cuda=8)
     for checkpointing in (False, True):
@@ -27,7 +27,7 @@ def run(settings: Settings) -> Iterator[Row]:
             length, labels = sizes.tokens(NUM_BLOCKS) // batch, NUM_BLOCKS * sizes.readout
             case = {"base": base, "n": prompt, "tokens": batch * length, "checkpointing": checkpointing}
             settings.tell(", ".join(f"{name}={value}" for name, value in case.items()))
-            # One after the other, so that both find the same machine: on CUDA, what the first leaves is cached.
+            # One after the other, so that both find the same machine: on CUDA, memory of the first stays cached.
             rim = attach_rim(build_base(base, settings), rank=lora_rank(settings), num_blocks=NUM_BLOCKS)
             ours = _Peak.of(readout_step(rim, "stage 2", sizes, checkpointing=checkpointing), settings)
             del rim
@@ -39,7 +39,7 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 class _HeadOnLabels:
-    """A plain step whose head is given the labelled positions alone, as TRL's own is on a GPU, but not on a CPU."""
+    """A plain step with the head on the labelled positions only, as TRL's own on a GPU, but not on a CPU."""
 
     def __init__(self, step: TrainingStep) -> None:
         self.step, self.held_tensors = step, step.held_tensors
@@ -49,7 +49,7 @@ class _HeadOnLabels:
         self.labels = shifted.flatten()[self.places][None]
 
     def __call__(self) -> None:
-        """A whole step: forward, backward, the optimiser's step."""
+        """Run a whole step: forward, backward and optimiser."""
         trainer, model = self.step.trainer, self.step.model
         base = trainer.model.get_base_model()
         with trainer.compute_loss_context_manager(), head_at(base, self.places):
@@ -60,14 +60,14 @@ class _HeadOnLabels:
 
 
 class _Peak:
-    """Bytes that a step holds at its peak, and those of them that it holds between steps too."""
+    """The bytes of a step at its peak, and those that it also holds between steps."""
 
     def __init__(self, held: int, step: int) -> None:
         self.held, self.step = held, step
 
     @classmethod
     def of(cls, step: TrainingStep | _HeadOnLabels, settings: Settings) -> _Peak:
-        step()  # allocates what stays
+        step()  # allocates what persists
         return cls(tensor_bytes(step.held_tensors()), peak_memory(step, device=settings.device))
 
     def measured(self, name: str) -> Measured:

@@ -1,4 +1,4 @@
-"""Bases with random weights, built from a config, and adapters on them: speed doesn't depend on what weights say."""
+"""Bases with random weights built from configs, and adapters on them: speed does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.registry import Settings
 from rim_peft import RiMConfig
 
 _NO_DROPOUT: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-# Without an end token, answers have the length that they are asked for.
+# Without an end token, answers have the requested length.
 _ENDLESS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 _LLAMA_3 = {"vocab_size": 128256, "intermediate_size": 8192, "num_key_value_heads": 8, "tie_word_embeddings": True}
 _QWEN_3: dict[str, Any] = {
@@ -41,11 +41,11 @@ CONFIGS: dict[str, Any] = {
     "tiny": lambda: _llama(
         vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
     ),
-    # Matrices that keep two cores busy: below a width of about 256 the time goes into starting operations.
+    # Matrices that keep two cores busy: below a width of about 256, starting operations dominates.
     "small": lambda: _llama(
         vocab_size=4096, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6
     ),
-    # GPT-2's width and two of its twelve layers: attention has the share of a layer that it has in real models.
+    # GPT-2's width and two of its twelve layers: attention's share of a layer is as in real models.
     "wide": lambda: _llama(
         vocab_size=4096, hidden_size=768, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=12
     ),
@@ -79,10 +79,10 @@ CONFIGS: dict[str, Any] = {
         sliding_window=512,
     ),
 }
-"""Configs by the name of the base: three sizes for the CPU, and the shapes of real models, the paper's three first."""
+"""Configs by name of the base: three sizes for the CPU, and shapes of real models, the paper's three first."""
 
 WEIGHTS = ("fp32", "bf16", "nf4")
-"""The types that a frozen base can have."""
+"""Weight types of the frozen base."""
 
 
 def build_base(name: str, settings: Settings, *, weights: str | None = None, vocab_size: int | None = None) -> Any:
@@ -91,8 +91,8 @@ def build_base(name: str, settings: Settings, *, weights: str | None = None, voc
     Args:
         name: one of ``CONFIGS``.
         settings: the run.
-        weights: one of ``WEIGHTS``, or ``"int8"``; float32 on the CPU and bfloat16 on CUDA if not given.
-        vocab_size: another vocabulary than the config's.
+        weights: one of ``WEIGHTS``, or ``"int8"``; by default float32 on the CPU and bfloat16 on CUDA.
+        vocab_size: vocabulary size, if it differs from the config's.
 
     Raises:
         ImportError: ``weights`` is ``"nf4"`` or ``"int8"`` and bitsandbytes is not installed.
@@ -100,7 +100,7 @@ def build_base(name: str, settings: Settings, *, weights: str | None = None, voc
     is_cuda = settings.device == "cuda"
     config = CONFIGS[name]()
     config.vocab_size = vocab_size or config.vocab_size
-    # Beside quantised weights: the type of what is not quantised, and of what is computed, as `rim-peft train` has it.
+    # The type of computation, and of unquantised weights beside quantised ones, as in `rim-peft train`.
     dtype = torch.bfloat16 if weights == "bf16" or (is_cuda and weights != "fp32") else torch.float32
     torch.manual_seed(0)
     with torch.device(settings.device):
@@ -125,12 +125,12 @@ def _quantized(base: Any, dtype: torch.dtype, weights: str) -> Any:
 
 
 def lora_rank(settings: Settings) -> int:
-    """The paper's rank at real sizes, and one of the same share of the width for the CPU's."""
+    """Return the paper's rank at real sizes, and for the CPU's sizes the same share of the width."""
     return settings.choose(quick=4, cpu=16, cuda=128)
 
 
 def attach_rim(base: Any, *, rank: int, num_blocks: int = 8) -> Any:
-    """Attach a RiM adapter of that rank to all linear layers; the paper's blocks of two memory tokens (B = 4)."""
+    """Attach a RiM adapter of this rank to all linear layers, with the paper's two memory tokens per block (B = 4)."""
     return get_peft_model(base, RiMConfig(num_blocks=num_blocks, r=rank))
 
 
@@ -142,6 +142,6 @@ def attach_lora(base: Any, *, rank: int) -> Any:
 
 
 def random_prompts(model: Any, *, batch: int, length: int) -> torch.Tensor:
-    """(B, S) random token ids of the base's own vocabulary, on the model's device."""
+    """Return (B, S) random token ids of the base's own vocabulary, on the model's device."""
     size = model.config.get_text_config().vocab_size
     return torch.randint(3, size, (batch, length), generator=torch.Generator().manual_seed(0)).to(model.device)

@@ -1,4 +1,4 @@
-"""All K readouts in one pass against K sequences of their own."""
+"""All K readouts in one pass, against K separate sequences."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ BOUND = "real tokens of all sequences / real tokens of the rows"
 
 @benchmark("one_pass", "all readouts in one pass against one sequence for each, forward and backward")
 def run(settings: Settings) -> Iterator[Row]:
-    """Compare stage 2's loss of interleaved rows with that of sequences ``x, m_<=k, readout_k``.
+    """Compare stage 2's loss on interleaved rows with the loss on sequences ``x, m_<=k, readout_k``.
 
-    The separate way is the fast one: all sequences of the batch at once, padded on the right, so that a plain causal
-    mask does (no mask is passed at all) and the head is the trainer's own, at supervised positions alone.
+    The separate way is a fast one: all sequences of the batch at once, padded on the right, so that a plain causal mask
+    is enough (no mask is passed), and the trainer's own head on supervised positions only.
     """
     cases = settings.choose(
         quick=[(16, 4)],
@@ -61,7 +61,7 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 class _Separate:
-    """The same readouts as a batch of B·K sequences of their own, with stage 2's loss over them."""
+    """The same readouts as a batch of B·K separate sequences, with stage 2's loss over them."""
 
     def __init__(self, step: TrainingStep, sizes: RowSizes) -> None:
         self.trainer, self.model, self.batch = step.trainer, step.model, sizes.batch
@@ -85,7 +85,7 @@ class _Separate:
         self.weights = torch.tensor(weights).repeat_interleave(is_label.sum(1)).to(device)
 
     def loss(self) -> Tensor:
-        """Forward: ``L2``, in nats per sample."""
+        """Return the loss ``L2`` of a forward pass, in nats per sample."""
         base = self.trainer.model.get_base_model()
         with self.trainer.compute_loss_context_manager(), head_at(base, self.places):
             outputs = self.model(input_ids=self.input_ids, shift_labels=self.labels[None], fused_lm_head=True)
@@ -93,17 +93,17 @@ class _Separate:
 
 
 def _backward(way: TrainingStep | _Separate) -> None:
-    """Forward and backward of a way's loss, whose gradients are dropped."""
+    """Run forward and backward of a way's loss, and drop the gradients."""
     way.loss().backward()
     way.model.zero_grad(set_to_none=True)
 
 
 def _check_equal(ours: Tensor, theirs: Tensor, *, is_exact: bool) -> None:
-    """Two ways of doing different things would not be worth comparing."""
-    # float32 sums in another order; on CUDA in bfloat16, with other attention kernels.
+    """Check that both ways compute the same; otherwise they would not be worth comparing."""
+    # float32 sums in another order; CUDA uses bfloat16 and other attention kernels.
     tolerance = 1e-4 if is_exact else 3e-2
     if not torch.allclose(ours, theirs, rtol=tolerance, atol=0.0):
         raise RuntimeError(
             f"one_pass: both ways must have the same loss, got {float(ours)} in one pass and {float(theirs)} in "
-            "sequences of their own."
+            "separate sequences."
         )

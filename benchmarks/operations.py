@@ -1,8 +1,8 @@
-"""Counted operations of a training step: what the matrices and the attention must compute, and nothing else.
+"""Count the operations of a training step: what matrices and attention must compute, and nothing else.
 
-Two operations (multiply, add) for each weight and token. With frozen weights the backward pass computes the gradients
-of their inputs, not of the weights; with checkpointing the layers' forward pass runs twice. The head counts at the
-labels alone. Norms, activations, softmax, the embedding, the optimiser and unpacking nf4 count nothing.
+Two operations (multiply, add) for each weight and token. With frozen weights, the backward pass computes gradients of
+their inputs, not of the weights; with checkpointing, the layers' forward pass runs twice. The head counts only at the
+labels. Norms, activations, softmax, embedding, optimiser and unpacking of nf4 are not counted.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ COUNTED = (
 
 @dataclass(frozen=True)
 class Operations:
-    """The sizes of a model that its operations are counted from.
+    """The sizes of a model that determine its operations.
 
     Attributes:
-        frozen: weights of the linear layers that LoRA is on.
+        frozen: weights of the linear layers with LoRA.
         lora: weights of LoRA.
         head: weights of the output head.
-        attention_width: heads times their width, summed over layers.
+        attention_width: number of heads times their width, summed over layers.
     """
 
     frozen: int
@@ -48,15 +48,15 @@ class Operations:
         )
 
     def training_step(self, *, tokens: int, labels: int, pairs: int, checkpointing: bool = False) -> float:
-        """Count forward and backward.
+        """Count the operations of forward and backward.
 
         Args:
             tokens: tokens of the batch.
-            labels: tokens of it that are predicted.
+            labels: predicted tokens of the batch.
             pairs: pairs of a query and a key that it attends to, over the batch.
             checkpointing: whether the layers' forward pass runs twice.
         """
-        # Forward: scores and their sum over values. Backward: the gradients of queries, keys, weights and values.
+        # Forward: scores, and the weighted sum of values. Backward: gradients of queries, keys, weights and values.
         forward = 2 * (self.frozen + self.lora) * tokens + 4 * self.attention_width * pairs
         backward = (2 * self.frozen + 4 * self.lora) * tokens + 8 * self.attention_width * pairs
         recomputed = forward if checkpointing else 0
@@ -64,7 +64,7 @@ class Operations:
 
 
 def causal_pairs(length: int) -> int:
-    """Pairs of query and key of a causal sequence.
+    """Count the pairs of query and key in a causal sequence.
 
     >>> causal_pairs(3)
     6
@@ -73,9 +73,9 @@ def causal_pairs(length: int) -> int:
 
 
 def readout_pairs(prompt: int, *, num_blocks: int, readout: int, block_length: int = 4) -> int:
-    """Pairs of query and key of one row of interleaved readouts of the same length.
+    """Count the pairs of query and key in one row of interleaved readouts of equal length.
 
-    A prompt of one token and two blocks of three, with readouts of two tokens; the trunk's 28, then 5 + 6 and 8 + 9:
+    A prompt of one token and two blocks of three, with readouts of two tokens: 28 for the trunk, then 5 + 6 and 8 + 9.
 
     >>> readout_pairs(1, num_blocks=2, readout=2, block_length=3)
     56

@@ -1,4 +1,4 @@
-"""What a training step spends beside the model: rows, masks, and reading the data."""
+"""The time of a training step outside the model: rows, masks, and reading data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rim_peft.training.readout_trainer import arrange_rows
 
 NUM_BLOCKS = 8
 _TIMES = 10
-"""How often a short way is repeated for one reading of the clock."""
+"""Repetitions of a short way for one reading of the clock."""
 
 
 @benchmark("mask", "arranging the rows of a batch and building their mask on the device, as share of a training step")
 def run_mask(settings: Settings) -> Iterator[Row]:
-    """Time what each step does to its batch before the model runs: weights, rows, labels, copies, mask."""
+    """Time what each step does with its batch before the model runs: weights, rows, labels, copies, mask."""
     for pack_length in (None, 512):
         step, case = _step(settings, pack_length)
         yield _share_of_step(
@@ -32,7 +32,7 @@ def run_mask(settings: Settings) -> Iterator[Row]:
 
 @benchmark("data", "reading and collating a batch, as share of a training step")
 def run_data(settings: Settings) -> Iterator[Row]:
-    """Time what the data loader does for each batch: rows from the table, laid out as tensors."""
+    """Time the data loader's work for each batch: rows from the table, laid out as tensors."""
     step, case = _step(settings, None)
     dataset, collator = step.trainer.train_dataset, step.trainer.data_collator
     indices = list(range(case["batch"]))
@@ -54,7 +54,7 @@ def _step(settings: Settings, pack_length: int | None) -> tuple[TrainingStep, di
 
 
 def _arrange(step: TrainingStep) -> None:
-    """The first half of ``compute_loss``."""
+    """Run the first half of ``compute_loss``."""
     trainer, batch = step.trainer, step.batch
     layout = Layout(**{name: value for name, value in batch.items() if name != "num_steps"})
     weights = trainer.objective.weights(batch["num_steps"], (layout.block_ends >= 0).sum(1), progress=0.0)

@@ -1,4 +1,4 @@
-"""Several samples to a row against one, on real lengths; and what leaving out readouts of weight 0 saves."""
+"""Several samples per row against one, at real lengths; and the gain of dropping readouts of weight 0."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ NUM_BLOCKS = 8
 
 @benchmark("packing", "both stages on GSM8K's lengths: rows of several samples against padded and grouped batches")
 def run_packing(settings: Settings) -> Iterator[Row]:
-    """Train on the same samples in the same batches, packed and padded; and in batches of samples of like length.
+    """Train on the same samples in the same batches, packed and padded, and in batches of samples of similar length.
 
-    Stage 1 is the paper's, with one block per step, which makes rows differ most; stage 2 has all blocks in every row.
+    Stage 1 is the paper's, with one block per step, so its rows differ most in length; stage 2 has all blocks in every
+    row.
     """
     base = settings.choose(quick="tiny", cpu="wide", cuda="llama-3.2-1b")
     lengths = real_lengths()[: settings.choose(quick=16, cpu=64, cuda=64)]
     model = attach_rim(build_base(base, settings), rank=lora_rank(settings), num_blocks=NUM_BLOCKS)
     rows = rows_of_lengths(model, lengths)
-    # As long as the recipes have it for such a width: longer rows have less padding and more attention.
+    # As long as in the recipes for this width: longer rows have less padding and more attention.
     options = {
         "batch": settings.choose(quick=8, cpu=32, cuda=32),
         "pack_length": settings.choose(quick=256, cpu=384, cuda=512),
@@ -76,7 +77,7 @@ def _packing_rows(settings: Settings, case: dict[str, Any], ways: dict[str, list
 
 @benchmark("annealed", "stage 1 with readouts of weight 0 left out of the rows, against computing them")
 def run_annealed(settings: Settings) -> Iterator[Row]:
-    """Move stage 1 on: with eight steps and blocks, block ``t`` weighs nothing once ``t/8`` of the stage is over."""
+    """Advance through stage 1: with eight steps and blocks, block ``t`` has weight 0 after ``t/8`` of the stage."""
     base = settings.choose(quick="tiny", cpu="small", cuda="llama-3.2-1b")
     batch = settings.choose(quick=2, cpu=4, cuda=8)
     model = attach_rim(build_base(base, settings), rank=lora_rank(settings), num_blocks=NUM_BLOCKS)
@@ -111,7 +112,7 @@ def run_annealed(settings: Settings) -> Iterator[Row]:
 
 
 def _tokens_of(steps: list[TrainingStep], row: int) -> int:
-    """Tokens of the ``row``-th sample over all batches."""
+    """Return the tokens of the ``row``-th sample over all batches."""
     counts = [count for step in steps for count in step.batch["attention_mask"].sum(1).tolist()]
     return int(counts[row])
 
@@ -125,7 +126,7 @@ def _each(steps: list[TrainingStep]) -> Any:
 
 
 def _shape(step: TrainingStep) -> tuple[int, int]:
-    """Rows and tokens a row as the model is given them."""
+    """Return the number of rows and the tokens per row that the model gets."""
     shapes: list[tuple[int, int]] = []
     memory = step.trainer.model.base_model.memory
     hook = memory.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
@@ -153,7 +154,7 @@ def _exact(value: float) -> Spread:
 
 
 def _check_same_gradients(ours: TrainingStep, theirs: TrainingStep) -> None:
-    """Two ways of doing different things would not be worth comparing."""
+    """Check that both ways compute the same; otherwise they would not be worth comparing."""
     gradients = []
     for step in (ours, theirs):
         step.model.zero_grad(set_to_none=True)

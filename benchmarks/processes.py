@@ -1,6 +1,6 @@
-"""What a second process costs each step: gradients are averaged, and nothing else is to be waited for.
+"""The cost of a second process per step: gradients are averaged, and there should be no other waiting.
 
-``python -m torch.distributed.run --nproc-per-node 2 -m benchmarks.processes`` is how the benchmark starts itself.
+The benchmark starts itself as ``python -m torch.distributed.run --nproc-per-node 2 -m benchmarks.processes``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CLONE = Path(__file__).parents[1]
 
 @benchmark("processes", "stage 2's step in two processes (DDP) against one process, each on a thread of its own")
 def run(settings: Settings) -> Iterator[Row]:
-    """Start two processes, which take the same steps together and, in turn, the first alone."""
+    """Start two processes, which take the same steps together and, in turn, the first by itself."""
     settings.tell(f"{NUM_PROCESSES} processes, gloo")
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "samples.json"

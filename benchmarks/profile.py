@@ -1,4 +1,4 @@
-"""``--profile``: the five largest costs of a training step and of an answer, to know where to look."""
+"""``--profile``: the five largest costs of a training step and of an answer, to show where to look."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def find_costs(settings: Settings) -> str:
 
 
 def costs(way: Way, *, title: str, device: str) -> str:
-    """Return the operators that take the most time by themselves, with their share of the whole."""
+    """Return the operators with the most time of their own, with their share of the whole."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     way()
     with profile(activities=activities, record_shapes=True) as profiler:

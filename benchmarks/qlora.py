@@ -17,9 +17,9 @@ _MIB = 2**20
 
 @benchmark("qlora", "a training step on nf4 and int8 bases against one in full precision: memory and time")
 def run(settings: Settings) -> Iterator[Row]:
-    """Compare whole steps of stage 2, checkpointed as the recipes have it, on the same base."""
+    """Compare whole steps of stage 2 on the same base, with checkpointing as in the recipes."""
     if find_spec("bitsandbytes") is None:
-        settings.tell("left out: bitsandbytes is not installed")
+        settings.tell("skipped: bitsandbytes is not installed")
         return
     base = settings.choose(quick="tiny", cpu="small", cuda="llama-3.2-1b")
     full = settings.choose(quick="fp32", cpu="fp32", cuda="bf16")
@@ -32,7 +32,7 @@ def run(settings: Settings) -> Iterator[Row]:
         settings.tell(f"{base}, {weights}")
         model = attach_rim(build_base(base, settings, weights=weights), rank=lora_rank(settings), num_blocks=NUM_BLOCKS)
         step = readout_step(model, "stage 2", sizes, checkpointing=True)
-        step()  # allocates what stays
+        step()  # allocates what persists
         steps[weights] = step
         peaks[weights] = tensor_bytes(step.held_tensors()) + peak_memory(step, device=settings.device)
     samples = settings.time(dict(steps))

@@ -21,7 +21,7 @@ NUM_BLOCKS, BLOCK_LENGTH, ANSWER_TOKENS = 8, 4, 4
 
 @benchmark("all_readouts", "the answers of all K blocks against the last block's alone, and against K generations")
 def run_all_readouts(settings: Settings) -> Iterator[Row]:
-    """Decode four tokens of every answer; ``generate(num_blocks=k)`` is what each of them equals."""
+    """Decode four tokens of every answer; each equals the output of ``generate(num_blocks=k)``."""
     base = settings.choose(quick="tiny", cpu="small", cuda="llama-3.2-1b")
     prompt = settings.choose(quick=16, cpu=64, cuda=128)
     model = attach_rim(build_base(base, settings), rank=lora_rank(settings), num_blocks=NUM_BLOCKS).eval()
@@ -36,7 +36,7 @@ def run_all_readouts(settings: Settings) -> Iterator[Row]:
         }
         samples = settings.time(ways)
         case = {"base": base, "batch": batch, "n": prompt, "K": NUM_BLOCKS, "answer": ANSWER_TOKENS}
-        later = ANSWER_TOKENS - 1  # the first token comes out of the trunk's pass
+        later = ANSWER_TOKENS - 1  # the trunk's pass gives the first token
         trunk = prompt + NUM_BLOCKS * BLOCK_LENGTH
         side_by_side, alone = trunk + NUM_BLOCKS * later, trunk + later
         each = sum(prompt + block * BLOCK_LENGTH + later for block in range(1, NUM_BLOCKS + 1))
@@ -64,14 +64,14 @@ def run_all_readouts(settings: Settings) -> Iterator[Row]:
 
 @benchmark("compiled", "time to the first token with compiled passes, which on a GPU are CUDA graphs")
 def run_compiled(settings: Settings) -> Iterator[Row]:
-    """Time a decoder that is compiled against one that is not, and against answering directly, also compiled."""
+    """Time a compiled decoder against an uncompiled one, and against answering directly, also compiled."""
     if settings.device == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++")):
-        settings.tell("left out: torch compiles for a CPU with a C++ compiler, and finds none")
+        settings.tell("skipped: torch compiles for a CPU with a C++ compiler, and finds none")
         return
     for base in settings.choose(quick=["tiny"], cpu=["small"], cuda=["gpt2-124m", "llama-3.2-1b", "llama-3.2-3b"]):
         settings.tell(f"{base}, n=100, compiling")
         model = attach_rim(build_base(base, settings), rank=lora_rank(settings), num_blocks=NUM_BLOCKS).eval()
-        model.merge_adapter()  # as one would to answer fast
+        model.merge_adapter()  # as for the lowest latency
         prompts = random_prompts(model, batch=1, length=100)
         ways = {
             "compiled": _decoder(model, prompts, tokens=1, compiled=True),

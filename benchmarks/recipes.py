@@ -1,4 +1,4 @@
-"""What the one-GPU recipes need at their bases' real shapes: simulated memory and counted operations, no weights."""
+"""The needs of the one-GPU recipes at real shapes: simulated memory and counted operations, without weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rim_peft.tuner.config import active_config
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 ASSUMED_RATE = 60e12
-"""Operations a second that the hours suppose of a GPU: assumed, not measured."""
+"""Assumed, not measured, operations per second of a GPU, for the hours."""
 _GIB = 2**30
 
 SHAPES = {
@@ -39,7 +39,7 @@ Lengths = tuple[int, list[int], int]
 
 @dataclass(frozen=True)
 class TaskRows:
-    """A task's training rows: how many, an average one for the time, and a long one for the memory."""
+    """A task's training rows: their number, an average row for the time, and a long one for the memory."""
 
     count: int
     average: Lengths
@@ -54,12 +54,13 @@ ROWS = {
     "logiqa": TaskRows(7_376, (186, [], 2), (284, [], 2)),
 }
 """By ``data.path`` or ``data.task``. Lengths were counted with a byte-level BPE of 8,192 tokens on the authors' files
-(validation rows of GSM8K-Aug and LogiQA), long ones at 95 %; other tokenizers differ a little. MATH is a guess."""
+(validation rows of GSM8K-Aug and LogiQA); long rows are at the 95 % quantile. Other tokenizers differ a little. MATH is
+a guess."""
 
 
 @benchmark("recipes", "the one-GPU recipes: memory simulated at the bases' real shapes, operations counted")
 def run(settings: Settings) -> Iterator[Row]:
-    """Estimate a GPU's memory in each recipe's larger stage, at its beginning; count all steps of both stages."""
+    """Estimate a GPU's memory at the beginning of each recipe's larger stage, and count all steps of both stages."""
     paths = sorted(FOLDER.glob("*/*lora.yaml"))
     for path in [path for path in paths if "gpt2" in path.name] if settings.quick else paths:
         recipe = load_recipe(path)
@@ -86,7 +87,7 @@ def _gibibytes(name: str, size: float) -> Measured:
 
 
 def _peak(recipe: Recipe, weights: str) -> int:
-    """Return the bytes at the peak that ``rim-peft check --device cuda`` would say with a batch of long rows."""
+    """Return the peak bytes that ``rim-peft check --device cuda`` would report with a batch of long rows."""
     recipe, row = _with_weights(recipe, weights), _row(_rows(recipe).long)
     peaks = []
     for stage, (trainer_class, args) in zip(recipe.stages, recipe.stage_trainers(anywhere=True), strict=True):
@@ -99,13 +100,13 @@ def _peak(recipe: Recipe, weights: str) -> int:
 
 
 def _with_weights(recipe: Recipe, weights: str) -> Recipe:
-    """Return the recipe with other weights of its base: ``"nf4"``, ``"int8"``, or ``"bf16"`` for full ones."""
+    """Return the recipe with other weights of its base: ``"nf4"``, ``"int8"``, or ``"bf16"`` for full weights."""
     changes: dict[str, Any] = {"dtype": "bfloat16", "quantization": None if weights == "bf16" else weights}
     return replace(recipe, model=replace(recipe.model, **changes))
 
 
 def _base(recipe: Recipe) -> MetaBase:
-    """Return the recipe's base without weights, as a GPU with bf16 would have it."""
+    """Return the recipe's base without weights, as on a GPU with bf16."""
     return MetaBase(CONFIGS[SHAPES[str(recipe.model.name_or_path)]](), recipe, has_bf16=True)
 
 
@@ -115,7 +116,7 @@ def _row(lengths: Lengths) -> TokenizedRow:
 
 
 def _operations(recipe: Recipe) -> float:
-    """Return the operations of all steps of both stages on average rows, at stage 1's beginning weights."""
+    """Return the operations of all steps of both stages on average rows, with stage 1's initial weights."""
     model = _base(_with_weights(recipe, "bf16")).attach()
     config = active_config(model)
     rows, sizes = _rows(recipe), Operations.of(model)

@@ -1,4 +1,4 @@
-"""Which benchmarks there are, and what they are told.
+"""The registry of benchmarks, and the settings that they get.
 
 A benchmark is a generator of rows in one of the modules of ``MODULES``::
 
@@ -40,18 +40,18 @@ MODULES = (
     "kernels",
     "laptop",
 )
-"""Modules of this package that hold benchmarks, in the order in which they run."""
+"""Modules of this package with benchmarks, in running order."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is to be.
+    """The settings of a run.
 
     Attributes:
-        device: ``"cpu"``, with sizes for two cores, or ``"cuda"``, with real ones.
-        quick: the smallest sizes and two rounds: whether everything runs, not how fast.
+        device: ``"cpu"``, with sizes for two cores, or ``"cuda"``, with real sizes.
+        quick: use the smallest sizes and two rounds: shows whether everything runs, not how fast.
     """
 
     device: str = "cpu"
@@ -59,11 +59,11 @@ class Settings:
 
     @property
     def rounds(self) -> int:
-        """Rounds of a case, at the most."""
+        """Maximum rounds of a case."""
         return self.choose(quick=2, cpu=7, cuda=20)
 
     def choose(self, *, quick: T, cpu: T, cuda: T) -> T:
-        """Return what belongs to this run's size."""
+        """Return the value for this run's size."""
         if self.quick:
             return quick
         return cuda if self.device == "cuda" else cpu
@@ -79,7 +79,7 @@ class Settings:
         )
 
     def tell(self, text: str) -> None:
-        """Say on stderr what comes next."""
+        """Print to stderr what comes next."""
         print(f"    {text}", file=sys.stderr, flush=True)
 
 
@@ -88,7 +88,7 @@ Run = Callable[[Settings], Iterator[Row]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark: its name on the command line, one line about it, and the function that yields its rows."""
+    """A benchmark: its name on the command line, a one-line summary, and the function that yields its rows."""
 
     name: str
     summary: str
@@ -109,7 +109,7 @@ def benchmark(name: str, summary: str) -> Callable[[Run], Run]:
 
 
 def all_benchmarks() -> dict[str, Benchmark]:
-    """Return every benchmark by its name, in the order of ``MODULES`` whichever was imported first."""
+    """Return all benchmarks by name, in the order of ``MODULES`` regardless of the import order."""
     for module in MODULES:
         import_module(f"benchmarks.{module}")
     places = {f"benchmarks.{module}": place for place, module in enumerate(MODULES)}

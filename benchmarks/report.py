@@ -1,4 +1,4 @@
-"""One row of results, and rows as a table and as a JSON document."""
+"""Rows of results, as a table and as a JSON document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WIDTH = 118
 
 @dataclass(frozen=True)
 class Measured:
-    """What one way took: a name, median and quartiles, and their unit (``ms``, ``tokens/s``, ``MiB``)."""
+    """The measurement of one way: name, median and quartiles, and unit (``ms``, ``tokens/s``, ``MiB``)."""
 
     name: str
     spread: Spread
@@ -24,13 +24,13 @@ class Measured:
 
     @classmethod
     def milliseconds(cls, name: str, seconds: Sequence[float]) -> Measured:
-        """A way by the seconds that its rounds took."""
+        """Make a measurement from the seconds of a way's rounds."""
         return cls(name, spread([1000 * sample for sample in seconds]), "ms")
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure is to reach: the rule in words, and as a predicate of figure and bound."""
+    """The target of a figure: the rule in words, and as a predicate of figure and bound."""
 
     text: str
     holds: Callable[[float, float], bool]
@@ -44,13 +44,13 @@ class Row:
         benchmark: the benchmark's name.
         case: the sizes, by name.
         ways: the two ways, ours first.
-        figure: what is judged, with the quartiles over rounds.
-        figure_name: what it is, for instance ``"separate / one pass"``.
-        bound: what the figure would be at best, from counted operations or tokens.
+        figure: the judged figure, with quartiles over rounds.
+        figure_name: its name, such as ``"separate / one pass"``.
+        bound: the best possible figure, from counted operations or tokens.
         bound_text: how the bound was counted.
-        target: what the figure is to reach; None if it is only reported.
+        target: the figure's target; None if it is only reported.
         num_rounds: rounds behind the medians.
-        note: what a reader must know besides.
+        note: other information for the reader.
     """
 
     benchmark: str
@@ -66,7 +66,7 @@ class Row:
 
     @property
     def share_of_bound(self) -> float | None:
-        """How far the median is from the bound: 1.0 is the bound itself; None for a bound of 0."""
+        """The median relative to the bound: 1.0 is the bound itself; None for a bound of 0."""
         return self.figure.median / self.bound if self.bound else None
 
     @property
@@ -75,7 +75,7 @@ class Row:
         return None if self.target is None else self.target.holds(self.figure.median, self.bound)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as the JSON document has it."""
+        """Return the row for the JSON document."""
         return {
             "benchmark": self.benchmark,
             "case": self.case,
@@ -91,34 +91,34 @@ class Row:
 
 
 def at_least(share: float) -> Target:
-    """The target of a figure that is to be large: at least this share of its bound."""
+    """Target of a figure that should be large: at least this share of its bound."""
     return Target(f"at least {share:g} of the bound", lambda figure, bound: figure >= share * bound)
 
 
 def at_most(times: float) -> Target:
-    """The target of a figure that is to be small: at most this many times its bound."""
+    """Target of a figure that should be small: at most this many times its bound."""
     return Target(f"at most {times:g} times the bound", lambda figure, bound: figure <= times * bound)
 
 
 def above(limit: float, text: str) -> Target:
-    """The target of a figure that is to be at least ``limit``, whatever its bound."""
+    """Target of a figure that should be at least ``limit``, whatever its bound."""
     return Target(text, lambda figure, bound: figure >= limit)
 
 
 def below(limit: float, text: str) -> Target:
-    """The target of a figure that is to stay below ``limit``, whatever its bound."""
+    """Target of a figure that should stay below ``limit``, whatever its bound."""
     return Target(text, lambda figure, bound: figure < limit)
 
 
 def within(share: float) -> Target:
-    """The target of an estimate: off its bound by this share at most, to either side."""
+    """Target of an estimate: at most this share off its bound, in either direction."""
     return Target(f"within {share:.0%} of the bound", lambda figure, bound: abs(figure / bound - 1) <= share)
 
 
 def to_document(
     rows: Iterable[Row], *, command: Sequence[str], device: str, is_complete: bool, seconds: float
 ) -> dict[str, Any]:
-    """Return rows with what is needed to read them elsewhere: when, where, with what and how they were made."""
+    """Return rows with their context: when, where, with what and how they were measured."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(command),
@@ -188,7 +188,7 @@ def _text(spread: Spread) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, without exponents.
+    """Return three significant digits, without exponents.
 
     >>> [_number(value) for value in (0.00123, 1.0, 12.34, 12345.6)]
     ['0.0012', '1.00', '12.3', '12346']

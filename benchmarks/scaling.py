@@ -33,7 +33,7 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 def _rows(settings: Settings, base: str, axis: str, cases: list[dict[str, int]]) -> Iterator[Row]:
-    models: dict[int, Any] = {}  # by the number of blocks, which is the adapter's
+    models: dict[int, Any] = {}  # by the number of blocks, which belongs to the adapter
     for case in cases:
         if case["K"] not in models:
             model = build_base(base, settings)

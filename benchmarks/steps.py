@@ -1,6 +1,6 @@
-"""Training steps on a prepared batch, through the real trainers: what one step of a training is, and nothing around it.
+"""Training steps on a prepared batch, by the real trainers: exactly one step of a training.
 
-Rows are random token ids that count as tokenised already, so that no text and no real tokenizer is needed.
+Rows are random token ids and count as already tokenised, so no text or real tokenizer is needed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STAGES: dict[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class RowSizes:
-    """Rows of one shape: all samples alike, so that no row is padded.
+    """Rows of one shape, so that no row is padded.
 
     Attributes:
         batch: samples.
@@ -46,18 +46,18 @@ class RowSizes:
     num_steps: int = 4
 
     def tokens(self, num_blocks: int, block_length: int = 4) -> int:
-        """Tokens of the batch: each row is a prompt and K blocks with a readout each."""
+        """Return the tokens of the batch: each row is a prompt and K blocks with a readout each."""
         return self.batch * (self.prompt + num_blocks * (block_length + self.readout))
 
 
 @dataclass
 class TrainingStep:
-    """A trainer that has begun its training, and one batch of its data loader.
+    """A trainer that has started its training, and one batch of its data loader.
 
     Attributes:
-        trainer: the trainer, its optimiser made and its model prepared.
+        trainer: the trainer, with its optimiser created and its model prepared.
         model: the model as the trainer's loop calls it.
-        batch: the batch, where the trainer takes it: on the host, or for TRL's own on the device.
+        batch: the batch where the trainer expects it: on the host, or for TRL's own on the device.
     """
 
     trainer: Any
@@ -71,41 +71,41 @@ class TrainingStep:
 
     @property
     def labels(self) -> int:
-        """Tokens of the batch that are predicted."""
+        """Predicted tokens of the batch."""
         name = "shift_labels" if "shift_labels" in self.batch else "labels"
         return int((self.batch[name] != IGNORE_INDEX).sum())
 
     def rows(self) -> tuple[Layout, Tensor]:
-        """Return the rows of a readout step's batch and its readouts' weights, as the loss arranges them."""
+        """Return the rows of a readout step's batch and the weights of its readouts, as arranged by the loss."""
         layout = Layout(**{name: value for name, value in self.batch.items() if name != "num_steps"})
         num_blocks = (layout.block_ends >= 0).sum(dim=1)
         weights = self.trainer.objective.weights(self.batch["num_steps"], num_blocks, progress=0.0)
         return arrange_rows(self.trainer.args, layout, weights), weights
 
     def loss(self) -> Tensor:
-        """Forward: the trainer's loss."""
+        """Return the trainer's loss of a forward pass."""
         with self.trainer.compute_loss_context_manager():
             return self.trainer.compute_loss(self.model, dict(self.batch))
 
     def alone(self) -> None:
-        """Forward and backward in this process, without the others'."""
+        """Run forward and backward in this process without the others."""
         with self.trainer.compute_loss_context_manager():
             self.trainer.compute_loss(self.trainer.model, dict(self.batch)).backward()
         self.model.zero_grad(set_to_none=True)
 
     def forward_and_backward(self) -> None:
-        """Forward and backward of the loss, whose gradients are dropped."""
+        """Run forward and backward of the loss, and drop the gradients."""
         self.trainer.training_step(self.model, dict(self.batch))
         self.model.zero_grad(set_to_none=True)
 
     def __call__(self) -> None:
-        """A whole step: forward, backward, the optimiser's step."""
+        """Run a whole step: forward, backward and optimiser."""
         self.trainer.training_step(self.model, dict(self.batch))
         self.trainer.optimizer.step()
         self.model.zero_grad(set_to_none=True)
 
     def held_tensors(self) -> Iterator[Tensor]:
-        """Yield what stays in memory between steps: weights, buffers, the optimiser's state and the batch."""
+        """Yield what stays in memory between steps: weights, buffers, optimiser state and batch."""
         yield from self.model.parameters()
         yield from self.model.buffers()
         for state in self.trainer.optimizer.state.values():
@@ -114,13 +114,13 @@ class TrainingStep:
 
 
 def readout_step(model: PeftModel, stage: str, sizes: RowSizes, *, checkpointing: bool = False) -> TrainingStep:
-    """Return a step of a stage on a model with a RiM adapter; stage 1 is at full weight of every readout."""
+    """Return a step of a stage on a model with a RiM adapter; stage 1 has every readout at full weight."""
     rows = random_rows(model, sizes)
     return steps_on_batches(model, stage, rows, batch=sizes.batch, gradient_checkpointing=checkpointing)[0]
 
 
 def steps_on_batches(model: PeftModel, stage: str, rows: Dataset, *, batch: int, **options: Any) -> list[TrainingStep]:
-    """Return a step of a stage for each batch of the rows, in their order; ``options`` go to the stage's config."""
+    """Return a step of a stage for each batch of the rows, in order; ``options`` go to the stage's config."""
     trainer_class, config_class = STAGES[stage]
     arguments = _arguments(batch, checkpointing=False, device=model.device.type)
     args = config_class(**{**arguments, "train_sampling_strategy": "sequential", **options})
@@ -129,7 +129,7 @@ def steps_on_batches(model: PeftModel, stage: str, rows: Dataset, *, batch: int,
 
 
 def plain_step(model: PeftModel, *, batch: int, length: int, labels: int, checkpointing: bool = False) -> TrainingStep:
-    """Return a step of TRL's trainer on ordinary causal rows, the last ``labels`` tokens of which are learned."""
+    """Return a step of TRL's trainer on ordinary causal rows, with labels on their last ``labels`` tokens."""
     sizes = RowSizes(batch=batch, prompt=length)
     prompts = random_rows(model, sizes)["prompt_ids"]
     targets = [[IGNORE_INDEX] * (length - labels) + row[length - labels :] for row in prompts]
@@ -151,7 +151,7 @@ def random_rows(model: Any, sizes: RowSizes) -> Dataset:
 
 
 def rows_of_lengths(model: Any, lengths: Sequence[tuple[int, list[int], int]]) -> Dataset:
-    """Return tokenised rows of random ids; ``lengths`` has the tokens of each row's prompt, steps and answer."""
+    """Return tokenised rows of random ids, with the given tokens of each row's prompt, steps and answer."""
     size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
 
@@ -168,7 +168,7 @@ def rows_of_lengths(model: Any, lengths: Sequence[tuple[int, list[int], int]]) -
 
 
 class _StopAfterOneStep(TrainerCallback):
-    """Ends a training whose one step has made everything that a step needs."""
+    """Ends a training after one step, when everything that a step needs exists."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_training_stop = True
@@ -187,7 +187,7 @@ def _arguments(batch: int, *, checkpointing: bool, device: str) -> dict[str, Any
         "output_dir": _folder().name,
         "per_device_train_batch_size": batch,
         "gradient_checkpointing": checkpointing,
-        # Many more than the one that is done, so that stage 1 stands at its beginning.
+        # Many more than the one step done, so that stage 1 stays at its beginning.
         "max_steps": 1_000_000,
         "learning_rate": 1e-5,
         "lr_scheduler_type": "constant",
@@ -202,12 +202,12 @@ def _arguments(batch: int, *, checkpointing: bool, device: str) -> dict[str, Any
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder that trainers want and leave empty; it goes with the process."""
+    """Return the folder that trainers require and leave empty; it is deleted with the process."""
     return tempfile.TemporaryDirectory(prefix="rim-peft-benchmarks-")
 
 
 @functools.cache
 def _tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer that a trainer can ask for its padding; no text is read."""
+    """Return a tokenizer for the trainer's padding; no text is read."""
     tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")

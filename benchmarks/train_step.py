@@ -1,4 +1,4 @@
-"""How fast both stages train, and how much of the machine's matrix peak that is."""
+"""The training speed of both stages, and its share of the machine's matrix peak."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NUM_BLOCKS = 8
 
 @benchmark("train_step", "tokens per second of a training step of both stages, and its share of the matrix peak")
 def run(settings: Settings) -> Iterator[Row]:
-    """Time whole steps (forward, backward, optimiser) between products of large matrices, the peak of that moment."""
+    """Time whole steps (forward, backward, optimiser) in turn with products of large matrices, for the current peak."""
     for name in settings.choose(quick=["tiny"], cpu=["small"], cuda=["gpt2-124m", "llama-3.2-1b", "llama-3.2-3b"]):
         sizes = settings.choose(
             quick=RowSizes(batch=1, prompt=16), cpu=RowSizes(batch=4, prompt=100), cuda=RowSizes(batch=32, prompt=100)
         )
         for weights in WEIGHTS:
             if weights == "nf4" and find_spec("bitsandbytes") is None:
-                settings.tell("nf4 left out: bitsandbytes is not installed")
+                settings.tell("nf4 skipped: bitsandbytes is not installed")
                 continue
             for checkpointing in (False, True):
                 settings.tell(f"{name}, {weights}, checkpointing={'on' if checkpointing else 'off'}")
@@ -74,7 +74,7 @@ def _operations(model: Any, step: TrainingStep, sizes: RowSizes, *, checkpointin
 
 
 def _matrix_product(settings: Settings) -> tuple[Way, float]:
-    """Return a product of two square matrices and its operations: float32 on the CPU, bfloat16 on CUDA."""
+    """Return a product of two square matrices and its operations, in float32 on the CPU and bfloat16 on CUDA."""
     size = settings.choose(quick=128, cpu=1536, cuda=8192)
     dtype = torch.bfloat16 if settings.device == "cuda" else torch.float32
     left, right = (torch.randn(size, size, device=settings.device, dtype=dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What each block of an adapter holds: its readout, how sure it is, and which questions' blocks are alike.
+"""Show what each block of an adapter holds: its readout and probability, and how like the block before it is.
 
 python examples/look_into_blocks.py ADAPTER_FOLDER QUESTION [QUESTION ...]
 """
@@ -13,7 +13,7 @@ from rim_peft.run import load_run
 
 
 def main(adapter: str, questions: list[str]) -> list[str]:
-    """Print and return one line for each block of each question."""
+    """Print and return one line per block of each question."""
     run = load_run(adapter)
     lines = []
     rows = read_blocks(run.model, run.tokenizer, questions, templates=run.templates, max_new_tokens=16)

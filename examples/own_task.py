@@ -1,9 +1,9 @@
-"""A task of your own: one class, named in a recipe as `data.task: examples.own_task:ColumnAddition`.
+"""Define a task of your own as one class, named in a recipe as `data.task: examples.own_task:ColumnAddition`.
 
-The module is looked for on Python's path, and in the working directory last.
+The module is searched for on Python's path, and in the working directory last.
 
-Its rows are made here; rows from files need `read_row` in place of `rows` (see rim_peft/tasks/math.py). Its
-answers are compared as texts; `answer_rules` would name another rule (docs/tasks.md).
+Its rows are generated here; for rows from files, define `read_row` instead of `rows` (see rim_peft/tasks/math.py). Its
+answers are compared as text; `answer_rules` would select another rule (docs/tasks.md).
 """
 
 import random
@@ -18,7 +18,7 @@ SEEDS = {"train": 0, "validation": 1, "test": 2}
 
 @dataclass(frozen=True)
 class ColumnAddition(GeneratedTask):
-    """Adding two numbers digit by digit from the right, with the carry written down at each step.
+    """Add two numbers digit by digit from the right, with the carry written at each step.
 
     >>> row = ColumnAddition(num_digits=2).make_row(47, 85)
     >>> row["question"], row["steps"], row["answer"]
@@ -40,7 +40,7 @@ class ColumnAddition(GeneratedTask):
         return {"question": f"{a} + {b}", "steps": steps, "answer": str(a + b)}
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield rows whose sum tells the split: sums that end in 8 are for validation, in 9 for the test."""
+        """Yield rows with sums of one split: sums ending in 8 are validation rows, in 9 test rows."""
         if split not in SEEDS:
             raise ValueError(f"split: must be one of {', '.join(SEEDS)}, got {split!r}.")
         wanted = {"validation": {8}, "test": {9}}.get(split, set(range(8)))

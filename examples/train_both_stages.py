@@ -1,8 +1,8 @@
-"""Both stages from Python, with plain rows: attach, ground, refine, save, load, ask.
+"""Train both stages from Python with plain rows: attach, ground, refine, save, load, ask.
 
     python examples/train_both_stages.py OUTPUT_FOLDER
 
-The base is the demo's, so that nothing is downloaded; any causal language model does.
+The base is the demo's, so nothing is downloaded; any causal language model works.
 """
 
 import sys
@@ -20,7 +20,7 @@ PROMPT = "{question} Answer:"
 
 
 def main(folder: Path, *, max_steps: int = 60) -> str:
-    """Train on three hundred stories, and answer one with the adapter loaded anew."""
+    """Train on three hundred stories, and answer one with the reloaded adapter."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE), RiMConfig(num_blocks=4, r=32))
     model.print_trainable_parameters()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rim_peft.training import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 
 _TRAINING = ("GroundingConfig", "GroundingTrainer", "RefinementConfig", "RefinementTrainer")
-"""Names whose module is imported on first use, since it brings TRL in."""
+"""Names imported on first use, since their module imports TRL."""
 
 __all__ = [
     "GroundingConfig",

@@ -1,4 +1,4 @@
-"""Texts that others wrote, made fit for where they are shown: one function for each kind of output."""
+"""Escape untrusted text: one function for each kind of output."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import re
 from typing import Any
 
 _UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f"  # controls, ANSI's escape among them
-    "\u202a-\u202e\u2066-\u2069"  # which let text run the other way, out of its own place too
-    "\ud800-\udfff\ufffe\uffff]"  # halves of characters, and what is none
+    "[\x00-\x1f\x7f-\x9f"  # control characters, including ANSI's escape
+    "\u202a-\u202e\u2066-\u2069"  # changes of text direction
+    "\ud800-\udfff\ufffe\uffff]"  # surrogates and non-characters
 )
 
 
 def visible(text: str, *, keep: str = "\n\t") -> str:
-    r"""Return text whose control characters, changes of direction and lone surrogates are written out.
+    r"""Escape control characters, changes of direction and lone surrogates.
 
-    What is returned can be encoded, and neither a terminal nor a browser acts on it.
+    The result can be encoded and has no effect on a terminal or browser.
 
     >>> print(visible("a\x1b[31mb \u202ec \ud83d"))
     a\x1b[31mb \u202ec \ud83d
@@ -30,7 +30,7 @@ def visible(text: str, *, keep: str = "\n\t") -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Return visible text in one line, with single spaces.
+    r"""Return visible text on one line, with single spaces.
 
     >>> one_line("a\n  b\x07")
     'a b\\x07'
@@ -39,7 +39,7 @@ def one_line(text: str) -> str:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    r"""Return JSON that shows every language's letters, reads back as the same, and can be encoded and printed.
+    r"""Return JSON that keeps non-ASCII letters, reads back unchanged, and can be encoded and printed.
 
     >>> print(json_text({"name": "café \ud83d\x9b"}))
     {"name": "café \ud83d\u009b"}
@@ -49,24 +49,24 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
 
 
 def markdown(text: str) -> str:
-    r"""Return text that Markdown shows as it is, in one line, in a table and a heading too.
+    r"""Escape text for Markdown, on one line; tables and headings are safe too.
 
     >>> print(markdown("a|b <i> *c* d_e _f_"))
     a\|b \<i\> \*c\* d_e \_f\_
     """
     text = re.sub(r"([\\`*\[\]<>|~$&])", r"\\\1", one_line(text))
     text = re.sub(r"(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])", r"\\_", text)
-    return re.sub(r"^([#+-]+|\d+(?=[.)]))(?=[.)]?\s)", _without_meaning, text)  # of a heading or a list
+    return re.sub(r"^([#+-]+|\d+(?=[.)]))(?=[.)]?\s)", _without_meaning, text)  # headings and lists
 
 
 def code_span(text: str, *, in_table: bool = False) -> str:
-    """Return text as Markdown's code within a line, whatever backticks it holds.
+    """Return text as an inline Markdown code span, whatever backticks it contains.
 
     >>> code_span("a|b"), code_span("a|b", in_table=True), code_span("a`b")
     ('`a|b`', '`a\\\\|b`', '`` a`b ``')
     """
     text = one_line(text)
-    if in_table:  # where a bar ends the cell even within code
+    if in_table:  # a bar ends the cell even inside code
         text = text.replace("|", "\\|")
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     if not longest and text:
@@ -75,7 +75,7 @@ def code_span(text: str, *, in_table: bool = False) -> str:
 
 
 def fence(text: str, language: str) -> str:
-    """Return text as a block of Markdown's code, its fence longer than any run of backticks inside."""
+    """Return text as a fenced Markdown code block; the fence is longer than any run of backticks inside."""
     text = visible(text.replace("\r\n", "\n"))
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     marks = "`" * max(3, longest + 1)
@@ -83,7 +83,7 @@ def fence(text: str, language: str) -> str:
 
 
 def page(text: str) -> str:
-    """Return text as HTML shows it as it is, in an element or in an attribute's quotes."""
+    """Escape text for HTML elements and quoted attributes."""
     return html.escape(visible(text))
 
 

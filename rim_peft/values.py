@@ -1,4 +1,4 @@
-"""Values that somebody wrote into a file: bounded before they are parsed, in their range, shown on one line."""
+"""Values read from files: bound them before parsing, check their ranges, show them on one line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 MOST_CHARACTERS = 1 << 18
-"""Longest YAML document, with every alias written out; a key or a value counts as eight characters at least."""
+"""Longest YAML document, with aliases expanded; each key and value counts as at least eight characters."""
 
 MOST_LEVELS = 40
-"""How deep lists and mappings may be nested in a YAML document."""
+"""Deepest nesting of lists and mappings in a YAML document."""
 
 _MOST_REPETITIONS = 6
 _NODE_CHARACTERS = 8
@@ -27,11 +27,14 @@ _regex_parser: Any = import_module("re._parser" if sys.version_info >= (3, 11) e
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """YAML's safe loader for documents of bounded size, depth and expansion: else ten lines can fill any memory.
+    """YAML's safe loader with bounds on size, depth and alias expansion.
+
+    Without them, ten lines can fill any memory.
 
     Raises:
         ValueError: the document is too long.
-        yaml.MarkedYAMLError: while composing, it is too deep, too long with its aliases written out, or holds itself.
+        yaml.MarkedYAMLError: while composing, the document is too deep, too long with aliases expanded, or contains
+            itself.
     """
 
     def __init__(self, text: str) -> None:
@@ -42,12 +45,12 @@ class BoundedLoader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
-        """Compose a node and count it; an alias counts as all that it stands for."""
+        """Compose a node and count its size; an alias counts as what it refers to."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._sizes:
-                raise _refused("an alias must not stand for what holds it", event)
+                raise _refused("an alias must not refer to a node that contains it", event)
             self._count(self._sizes[id(node)], event)
             return node
         if self._level >= MOST_LEVELS:
@@ -63,7 +66,7 @@ class BoundedLoader(yaml.SafeLoader):
     def _count(self, characters: int, event: Any) -> None:
         self._characters += characters
         if self._characters > MOST_CHARACTERS:
-            raise _refused(f"keys and values must take at most {MOST_CHARACTERS:,} characters, aliases too", event)
+            raise _refused(f"keys and values must take at most {MOST_CHARACTERS:,} characters with aliases", event)
 
 
 def check_yaml(text: str) -> None:
@@ -71,7 +74,7 @@ def check_yaml(text: str) -> None:
 
     Raises:
         ValueError: it is too long.
-        yaml.YAMLError: it is too deep, too long with its aliases written out, or no YAML.
+        yaml.YAMLError: it is too deep, too long with aliases expanded, or not YAML.
     """
     loader = BoundedLoader(text)
     try:
@@ -81,19 +84,19 @@ def check_yaml(text: str) -> None:
 
 
 def cut(text: str, most: int = _LINE) -> str:
-    """Return a text as one line that can be read: without control characters, and without its middle if it is long.
+    """Return a text as one printable line; long text loses its middle.
 
     >>> cut("a\\n b"), cut("0123456789" * 10, most=30)
     ('a b', '01234567890123456789 ... 23456789')
     """
-    if len(text) > 4 * most:  # white space and escapes may make it shorter, but not by that much
+    if len(text) > 4 * most:  # collapsed white space makes it shorter, but not by that much
         text = f"{text[: 2 * most]} ... {text[-2 * most :]}"
     line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))
     return line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[2 - most // 3 :]}"
 
 
 def shown(value: object) -> str:
-    """Return a value as messages show it: as Python writes it, cut.
+    """Return a value's ``repr``, cut to fit into a message.
 
     >>> shown({"question": None})
     "{'question': None}"
@@ -102,22 +105,22 @@ def shown(value: object) -> str:
 
 
 def expand_user(path: str) -> str:
-    """Return a path with a leading ``~`` as the home folder that it stands for; ids of the Hub stay as they are.
+    """Expand a leading ``~`` to the home folder; Hub ids stay unchanged.
 
     Raises:
-        ValueError: there is no such user.
+        ValueError: the user does not exist.
     """
     if not path.startswith("~"):
         return path
     try:
         return str(Path(path).expanduser())
     except RuntimeError:
-        raise ValueError(f"must be in a home folder that there is, got {shown(path)}. Write the path out.") from None
+        raise ValueError(f"must be in an existing home folder, got {shown(path)}. Write the path in full.") from None
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers that an option can have, both ends included unless one is open; beyond them it cannot work.
+    """Allowed numbers of an option; both ends are included unless ``above`` or ``below`` opens one.
 
     >>> str(Range(1, 8)), str(Range(0, 1, below=True)), str(Range(0, 9, above=True))
     ('from 1 to 8', 'at least 0 and below 1', 'above 0 and at most 9')
@@ -142,10 +145,10 @@ class Range:
 
 
 def check_ranges(owner: object, ranges: Mapping[str, Range]) -> None:
-    """Check the numbers of an object; None and what is no number are left to others.
+    """Check the numeric attributes of an object; None and other types are skipped.
 
     Raises:
-        ValueError: one is out of its range; names it.
+        ValueError: a number is out of its range.
     """
     for name, allowed in ranges.items():
         value = getattr(owner, name, None)
@@ -154,11 +157,11 @@ def check_ranges(owner: object, ranges: Mapping[str, Range]) -> None:
 
 
 def check_regex(name: str, value: object) -> None:
-    """Check that what is taken for a regular expression is one, which no name can keep busy for long.
+    """Check that a string is a valid regular expression that cannot backtrack for long.
 
     Raises:
-        ValueError: it is none, or could try ever more ways to match: a repeated group that repeats or chooses within,
-            or many repetitions in a row.
+        ValueError: it is invalid, or could match in very many ways: a repeated group that contains repetitions or
+            alternatives, or many repetitions in a row.
     """
     if not isinstance(value, str):
         return
@@ -170,13 +173,14 @@ def check_regex(name: str, value: object) -> None:
         ) from None
     if _repeats_choices(parsed) or len(re.findall(r"[*+]|\{\d*,\}", value)) > _MOST_REPETITIONS:
         raise ValueError(
-            f"{name}: must be a regular expression without repeated groups that repeat or choose within, and with at "
-            f"most {_MOST_REPETITIONS} repetitions, got {shown(value)}: matching could take for ever. List the names."
+            f"{name}: must be a regular expression without repeated groups that contain repetitions or alternatives, "
+            f"and with at most {_MOST_REPETITIONS} repetitions, got {shown(value)}: matching could take forever. List "
+            "the names."
         )
 
 
 def _repeats_choices(parsed: Any, *, is_repeated: bool = False) -> bool:
-    """Tell whether part of a parsed expression can match one text in many ways; what is looked ahead at counts once."""
+    """Tell whether a parsed expression can match one text in many ways; a lookahead is matched only once."""
     for operation, argument in parsed:
         kind = str(operation)
         repeats = kind in ("MAX_REPEAT", "MIN_REPEAT")

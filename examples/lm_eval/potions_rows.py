@@ -1,4 +1,4 @@
-"""The demo's questions as rows of a task of lm-evaluation-harness: what `!function` in the files beside names."""
+"""The demo's questions as rows of an lm-evaluation-harness task, loaded by `!function` in the YAML files here."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from rim_peft.tasks import get_task
 
 
 def load(**metadata: Any) -> DatasetDict:
-    """Return the splits that the demo's adapter is judged on; the harness passes a task's metadata, unused here.
+    """Return the splits that the demo's adapter is judged on; the task metadata from the harness is unused.
 
     >>> load()["test"][0]["question"]
     "Ben stirs Kim's brew. Kim's brew is gold. What colour is Ben's brew?"

@@ -1,4 +1,4 @@
-"""``rim-peft ablate``: one recipe with one value changed at a time, from training to one report."""
+"""``rim-peft ablate``: change one value of a recipe at a time, from training to one report."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ __all__ = ["add_arguments", "more_help", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make what is missing, and print the report's tables."""
+    """Make the missing runs, and print the report's tables."""
     return compare.run_kind(args, kind="ablate")

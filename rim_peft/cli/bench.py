@@ -1,4 +1,4 @@
-"""``rim-peft bench``: the benchmarks, which lie beside the package in a clone and are not installed with it."""
+"""``rim-peft bench``: run the benchmarks, which are part of a clone and are not installed with the package."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _CLONE = Path(rim_peft.__file__).parents[1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the benchmarks' own command line."""
+    """Add the arguments of ``python -m benchmarks``."""
     if not (_CLONE / "benchmarks" / "registry.py").is_file():
         parser.error(
             f"the benchmarks are part of a clone of the repository, and there are none beside {_CLONE / 'rim_peft'}. "
             "Clone it and install it with pip install -e ."
         )
     if str(_CLONE) not in sys.path:
-        sys.path.insert(0, str(_CLONE))  # in front, since packages of that name get installed by accident
+        sys.path.insert(0, str(_CLONE))  # in front: packages named benchmarks get installed by accident
     import_module("benchmarks.options").add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run them."""
+    """Run the benchmarks."""
     return int(import_module("benchmarks.__main__").run(args, command=["rim-peft", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""``rim-peft cache``: the tokenised tables on this machine, and how to be rid of them."""
+"""``rim-peft cache``: show or delete the tokenised tables on this machine."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def more_help() -> str:
-    """Return what ``--help`` says besides the arguments: when tables are deleted."""
+    """Return additional text for ``--help``: when tables are deleted."""
     from rim_peft.data.cache import DAYS, GIGABYTES
 
     return (
-        "Training keeps each table's token ids, so that the next run with the same rows begins at once. Tables that\n"
-        "were unused for 30 days are deleted, and the oldest ones while all are larger than 5 GB; one in use never\n"
-        f"is. The environment variables {DAYS} and {GIGABYTES} say otherwise."
+        "Training keeps each table's token ids, so that the next run with the same rows starts at once. Tables unused\n"
+        "for 30 days are deleted, and the oldest ones while all exceed 5 GB together, but none that is in use.\n"
+        f"The environment variables {DAYS} and {GIGABYTES} change these limits."
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show or clear the tables."""
+    """Show or delete the tables."""
     from rim_peft.data.cache import cache_folder, clear, limits, list_tables
 
     days, gigabytes = limits()
@@ -43,6 +43,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"{cache_folder()}: {len(tables)} tables, {num_bytes / 1e6:.1f} MB")
     if tables:
         unused = (time.time() - tables[0].used) / 86400
-        print(f"unused for the longest time: {max(0, unused):.0f} days")
-    print(f"deleted by themselves: unused for {days:g} days, or the oldest over {gigabytes:g} GB")
+        print(f"longest unused: {max(0, unused):.0f} days")
+    print(f"deleted automatically: unused for {days:g} days, or the oldest over {gigabytes:g} GB")
     return 0

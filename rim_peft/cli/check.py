@@ -1,4 +1,4 @@
-"""``rim-peft check``: what can be said of runs before they begin, every error at once, without weights or a GPU."""
+"""``rim-peft check``: check recipes before they run, with all errors at once, without weights or a GPU."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _PARTS = {
     "  logits": "logits",
     "MiB of logits at most": "most_logits",
 }
-"""Lines of the table, by what they are called."""
+"""Lines of the table, by label."""
 
 
 def more_help() -> str:
-    """Return what ``--help`` says besides the arguments."""
+    """Return additional text for ``--help``."""
     return (
-        "Memory is that of tensors at the peak of a training step on the largest batch; a CUDA context (about half a\n"
-        "GiB) and what validation takes come on top."
+        "Memory is that of tensors at the peak of a training step on the largest batch. A CUDA context (about half a\n"
+        "GiB) and validation need additional memory."
     )
 
 
@@ -44,30 +44,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE | KEY=VALUE",
         nargs="+",
         type=lambda text: text if _OVERRIDE.match(text) else path(text),
-        help="recipe files (YAML), of comparisons too; KEY=VALUE replaces a value in each of them, as for train",
+        help="recipe files (YAML), including comparisons; KEY=VALUE replaces a value in each of them, as for train",
     )
     parser.add_argument(
         "--base",
         metavar="FOLDER",
         type=path,
-        help="folder with config.json and tokenizer, in place of the recipe's base",
+        help="folder with config.json and tokenizer to use instead of the recipe's base",
     )
     parser.add_argument(
-        "--row-tokens", metavar="N", type=positive, help="estimate memory with rows of N tokens, not the longest ones"
+        "--row-tokens", metavar="N", type=positive, help="estimate memory with rows of N tokens instead of the longest"
     )
     parser.add_argument(
         "--device",
         choices=["cuda", "cpu"],
-        help="what the run is to train on (default: a GPU where there is one or the recipe asks for one)",
+        help="device of the training (default: a GPU if there is one or the recipe asks for one)",
     )
     parser.add_argument(
-        "--download", action="store_true", help="fetch the base's config and tokenizer and the rows from the Hub"
+        "--download", action="store_true", help="fetch the base's config and tokenizer, and the rows, from the Hub"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check every recipe, and print what was found of which."""
+    """Check every recipe and print the findings."""
     from rim_peft.cli.console import quiet_model_loading, results_only
     from rim_peft.comparison.reading import check_recipe
     from rim_peft.run.at_hand import AtHand
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = [text for text in args.recipes if _OVERRIDE.match(text)]
     paths = [text for text in args.recipes if text not in overrides]
     if not paths:
-        raise ValueError("RECIPE: at least one file must be given, got values alone.")
+        raise ValueError("RECIPE: at least one file must be given, got only values.")
     quiet_model_loading()
     preflight = Preflight(AtHand(args.base, args.download), row_tokens=args.row_tokens, device=args.device)
     all_checked = []
@@ -135,7 +135,7 @@ def _run_lines(name: str, found: RunFindings) -> Iterator[str]:
 
 
 def _rows(stages: list[StageFindings]) -> Iterator[list[str]]:
-    """Yield the lines of a run's table, a column for each stage."""
+    """Yield the lines of a run's table, with a column for each stage."""
 
     def line(label: str, cell: Any) -> list[str]:
         return [label, *("-" if (text := cell(stage)) is None else text for stage in stages)]

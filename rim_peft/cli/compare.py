@@ -1,4 +1,4 @@
-"""``rim-peft compare``: methods side by side, from training to one report."""
+"""``rim-peft compare``: compare methods, from training to one report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KIND = "compare"
 
 
 def more_help() -> str:
-    """Return what ``--help`` says besides the arguments: the keys of a comparison's recipe."""
+    """Return additional text for ``--help``: the keys of a comparison's recipe."""
     from rim_peft.comparison.sections import list_options
     from rim_peft.recipe.options import as_text
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parallel",
         action="store_true",
-        help="let several processes with this option share the work, each on a run of its own",
+        help="let several processes with this option share the work, each on a different run",
     )
     parser.add_argument(
         "--plan",
@@ -37,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make what is missing, and print the report's tables."""
+    """Make the missing runs, and print the report's tables."""
     return run_kind(args, kind=KIND)
 
 
 def run_kind(args: argparse.Namespace, *, kind: str) -> int:
-    """Do the work of ``compare`` and ``ablate``."""
+    """Run ``compare`` or ``ablate``."""
     from rim_peft.cli.console import complain, quiet_model_loading, results_only, say
     from rim_peft.comparison.reading import load_comparison
     from rim_peft.comparison.report import render_markdown
@@ -63,7 +63,7 @@ def run_kind(args: argparse.Namespace, *, kind: str) -> int:
         with results_only():
             results = run_comparison(comparison, command=command, parallel=args.parallel)
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
-        complain(f"rim-peft: stopped; the same command goes on: {shlex.join(command)}")
+        complain(f"rim-peft: stopped; rerun the command to resume: {shlex.join(command)}")
         if isinstance(stop, Interrupted):
             return 128 + stop.signal_number
         raise

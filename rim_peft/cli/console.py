@@ -1,4 +1,4 @@
-"""What is written where: results to stdout, everything else to stderr, and of the libraries only what matters."""
+"""Console output: results to stdout, everything else to stderr, and only relevant output of libraries."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _LONGEST_NAME = 255
 
 
 def process_number() -> int:
-    """Return which of the processes this is that a launcher has started, 0 being the one that reports."""
+    """Return this process's number among those that a launcher started; 0 is the one that reports."""
     return int(os.environ.get("RANK", "0"))
 
 
 def use_utf8() -> None:
-    """Read and write UTF-8, whatever the locale and ``PYTHONIOENCODING`` say; what it cannot write is escaped."""
+    """Read and write UTF-8, whatever the locale and ``PYTHONIOENCODING``; unencodable text is escaped."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="strict" if stream is sys.stdin else "backslashreplace")
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' notices from hiding ours; their errors and our log lines go to stderr."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when a process forks
+    """Silence the libraries' notices, which would hide ours; their errors and our log lines go to stderr."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise it warns when a process forks
     warnings.simplefilter("ignore")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Visible("%(message)s"))
@@ -44,24 +44,24 @@ def quiet_libraries() -> None:
 
 
 def quiet_model_loading() -> None:
-    """Leave out transformers' bars for reading a model's files; those of training stay."""
+    """Hide transformers' progress bars for reading a model's files; those of training stay."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
 
 
 def say(text: str) -> None:
-    """Print to stdout what may hold names and texts of others, on which the terminal must not act."""
+    """Print text to stdout that may contain foreign names or texts; control characters are made visible."""
     print(visible(text))
 
 
 def complain(text: str) -> None:
-    """Print the same to stderr."""
+    """Print such text to stderr."""
     print(visible(text), file=sys.stderr)
 
 
 class _Visible(logging.Formatter):
-    """Log lines hold names of files, and of what is in them."""
+    """Makes control characters visible: log lines contain names of files and their content."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
@@ -69,7 +69,7 @@ class _Visible(logging.Formatter):
 
 @contextlib.contextmanager
 def results_only() -> Iterator[None]:
-    """While entered, send what is printed to stderr, such as the Trainer's log lines."""
+    """Send printed output to stderr while entered, such as the Trainer's log lines."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
@@ -82,14 +82,14 @@ OLD_OPTIONS = {
     "--rows": "--num-rows",
     "--window": "--window-tokens",
 }
-"""Old names of options, which still work."""
+"""Old names of options; they still work."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Parses a command's arguments; its errors are lines that can be read, whatever was typed."""
+    """Parses a command's arguments; its errors stay readable, whatever was typed."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, with the new names of options in place of their old ones."""
+        """Parse, replacing old names of options by their new ones."""
         given = list(sys.argv[1:] if args is None else args)
         end = given.index("--") if "--" in given else len(given)
         return super().parse_known_args([*map(self._renamed, given[:end]), *given[end:]], namespace)
@@ -103,24 +103,24 @@ class ArgumentParser(argparse.ArgumentParser):
         return f"{new}{equals}{value}"
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and what is wrong, and exit."""
+        """Print the usage and the error, and exit."""
         super().error(cut(message))
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what commands ask about an adapter that they load."""
+    """Add the arguments of commands that load an adapter."""
     parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")
     parser.add_argument("--base", type=path, help="folder or Hub id of the base, if it is not where the adapter says")
     parser.add_argument(
         "--trust-remote-code",
         "--trust_remote_code",
         action="store_true",
-        help="run code that comes with the base or the tokenizer; a file never decides that",
+        help="run code that comes with the base or the tokenizer; files cannot switch this on",
     )
 
 
 def path(text: str) -> str:
-    """Read a path, or an id of the Hub; ``~`` is the home folder."""
+    """Read a path or a Hub id; ``~`` is the home folder."""
     if not text:
         raise argparse.ArgumentTypeError("must not be empty")
     if any(unicodedata.category(char) == "Cc" for char in text):

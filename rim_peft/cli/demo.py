@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _show(args, folder)
     except Interrupted as stop:
-        print("rim-peft: stopped; the same command goes on", file=sys.stderr)
+        print("rim-peft: stopped; rerun the command to resume", file=sys.stderr)
         return 128 + stop.signal_number
 
 
@@ -78,7 +78,7 @@ def _show(args: argparse.Namespace, folder: Path) -> int:
         return 0
     print(showcase.render(judged, times, showcase.stored_figures(), num_rows=args.num_rows))
     print(showcase.render_questions(trained))
-    print(f'\nThe adapter lies in {folder}. Ask it something: rim-peft generate {folder} "{_sample_question()}"')
+    print(f'\nThe adapter is in {folder}. Ask it something: rim-peft generate {folder} "{_sample_question()}"')
     return 0
 
 

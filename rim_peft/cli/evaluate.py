@@ -1,4 +1,4 @@
-"""``rim-peft evaluate``: an adapter's accuracy on a task, or what it does to plain text."""
+"""``rim-peft evaluate``: an adapter's accuracy on a task, or its effect on plain text."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--task",
-        help="a task of docs/tasks.md, or package.module:ClassName, whose module is imported (default: that of the "
-        "training, if it is one of docs/tasks.md)",
+        help="a task of docs/tasks.md, or package.module:ClassName, whose module is imported (default: the training's, "
+        "if it is one of docs/tasks.md)",
     )
     parser.add_argument("--split", help="split to judge (default: test)")
     parser.add_argument(
@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--by-block", action="store_true", help="judge the readout of every block too")
     parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="tokens of an answer at most (default: the recipe's)"
+        "--max-new-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: the recipe's)"
     )
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="questions at a time (default: the recipe's)")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="questions per batch (default: the recipe's)")
     parser.add_argument(
         "--on-bad-rows",
         choices=["error", "drop"],
-        help="stop at rows that cannot be read, or leave them out (default: error)",
+        help="what to do with unreadable rows: stop, or skip them (default: error)",
     )
     parser.add_argument(
         "--text",
@@ -56,14 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window-tokens",
         type=positive,
         metavar="N",
-        help="tokens of a window of text, of which the second half is predicted (default: 192)",
+        help="tokens per window of text, of which the second half is predicted (default: 192)",
     )
     add_source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print the result."""
+    """Evaluate, and print the result."""
     from rim_peft.cli.console import quiet_model_loading, results_only, say
     from rim_peft.escaping import json_text
     from rim_peft.run import load_run
@@ -105,25 +105,25 @@ def _measure_text(run: Run, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    """Refuse options of rows beside a text and the reverse, and texts that cannot be read, before a model is loaded."""
+    """Refuse row options together with a text and vice versa, and unreadable texts, before a model is loaded."""
     if args.text is None:
         if args.window_tokens is not None:
-            raise ValueError("window_tokens: must be given with --text, whose windows it is about (--window-tokens).")
+            raise ValueError("window_tokens: must be given with --text, whose windows it sets (--window-tokens).")
         return
     from rim_peft.run.scoring import read_text
 
-    options = ("task", "split", "data", "limit", "by_block", "max_new_tokens", "on_bad_rows")
+    options = ("task", "split", "data_path", "limit", "by_block", "max_new_tokens", "on_bad_rows")
     given = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]
     if given:
-        raise ValueError(f"text: must be given without {', '.join(given)}, which are about a task's rows (--text).")
+        raise ValueError(f"text: must be given without {', '.join(given)}, which apply to a task's rows (--text).")
     for file in args.text:
         read_text(file)
 
 
 def _text_table(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['num_windows']} windows of plain text: {result['predicted_tokens']} tokens behind "
-        f"{result['context_tokens']}, loss in nats a token",
+        f"{result['num_windows']} windows of plain text: {result['predicted_tokens']} tokens after "
+        f"{result['context_tokens']}, loss in nats per token",
         f"{'':24} loss  above the base  std. err.",
     ]
     labels = {

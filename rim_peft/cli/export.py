@@ -1,4 +1,4 @@
-"""``rim-peft export``: an adapter → a model that runs without this package, checked."""
+"""``rim-peft export``: turn an adapter into a model that runs without this package, and check it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["merged", "peft-lora"],
         default="merged",
         help="one plain model, or a base with memory rows and a plain LoRA adapter, for engines with many adapters; "
-        "adapters of the same base are added to the same DIR (default: %(default)s)",
+        "further adapters of the same base are added to the same DIR (default: %(default)s)",
     )
     parser.add_argument(
         "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
@@ -39,38 +39,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--append-to",
         choices=["auto", "prompt", "chat", "none"],
         default="auto",
-        help="what the tokenizer appends blocks to: texts and, with a chat template, chats (auto), one of them, or "
-        "nothing (default: %(default)s)",
+        help="what the tokenizer appends blocks to: texts and, with a chat template, chats (auto), only one of them, "
+        "or nothing (default: %(default)s)",
     )
     parser.add_argument(
         "--keep-tied",
         action="store_true",
-        help="leave a head that shares the embedding's matrix so: a smaller file, but engines must honour "
-        "suppress_tokens, or may write memory tokens",
+        help="keep a head that shares the embedding's matrix: a smaller file, but engines must honour suppress_tokens, "
+        "or may write memory tokens",
     )
     parser.add_argument(
         "--prompts",
         metavar="FILE",
         type=path,
-        help="questions to check the export on, 32 or more, one a line or as JSON lines with a field question "
+        help="questions to check the export on, at least 32, one per line or as JSON lines with a field question "
         "(default: the first 64 test rows of the training's task)",
     )
     parser.add_argument(
         "--max-new-tokens",
         type=positive,
         metavar="N",
-        help="tokens of a checked answer at most (default: the recipe's)",
+        help="maximum tokens of a checked answer (default: the recipe's)",
     )
     parser.add_argument(
         "--max-differing",
         type=not_negative,
         metavar="N",
         default=0,
-        help="how many prompts may get other tokens than from the adapter (default: %(default)s)",
+        help="how many prompts may give other tokens than the adapter (default: %(default)s)",
     )
     parser.add_argument(
         "--task",
-        help="task whose rows it is checked on, as for evaluate (default: that of the training, if it is one of "
+        help="task whose rows it is checked on, as for evaluate (default: the training's, if it is one of "
         "docs/tasks.md)",
     )
     add_source_arguments(parser)
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, check and print what came out."""
+    """Export, check, and print the result."""
     from rim_peft.cli.console import quiet_model_loading, results_only, say
     from rim_peft.cli.generate import read_questions
     from rim_peft.escaping import json_text

@@ -1,4 +1,4 @@
-"""``rim-peft generate``: answers to questions, from the command line or from stdin."""
+"""``rim-peft generate``: answer questions from the command line or from stdin."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "question",
         nargs="?",
-        help="the question; without it, questions are read from stdin, one a line or as JSON lines with a field "
+        help="the question; without it, questions are read from stdin, one per line or as JSON lines with a field "
         "question, and the answers are JSON lines",
     )
     parser.add_argument(
         "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="tokens of an answer (default: the recipe's)"
+        "--max-new-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: the recipe's)"
     )
-    parser.add_argument("--batch-size", type=positive, metavar="N", default=8, help="questions at a time (%(default)s)")
+    parser.add_argument("--batch-size", type=positive, metavar="N", default=8, help="questions per batch (%(default)s)")
     add_source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON lines with question and answer")
     parser.set_defaults(usage_error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the answers, in the questions' order."""
+    """Print the answers in the order of the questions."""
     if args.question is None and sys.stdin.isatty():
         args.usage_error("give a question, or questions on stdin")
     from rim_peft.cli.console import quiet_model_loading
@@ -74,12 +74,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _printed(answer: str) -> str:
-    """Return an answer as it is for a file or a pipe; a terminal does not get to act on it."""
+    """Return an answer unchanged for a file or a pipe; for a terminal, control characters are made visible."""
     return visible(answer) if sys.stdout.isatty() else answer
 
 
 def answer_fit(batch: Sequence[Asked], answer: Callable[[Sequence[Any]], list[str]]) -> list[tuple[Any, str]]:
-    """Return the questions of a batch that can be asked, with their answers; the lines of the others go to stderr."""
+    """Return the answerable questions of a batch with their answers; report the others on stderr."""
     from rim_peft.data.examples import QuestionError
 
     fit = []
@@ -107,7 +107,7 @@ def _as_json(question: Any, answer: str) -> str:
 
 
 def _as_utf8(argument: str) -> str:
-    """Return an argument as UTF-8 has it, whatever the locale that Python read it by."""
+    """Return an argument decoded as UTF-8, whatever the locale that Python read it with."""
     try:
         return os.fsencode(argument).decode()
     except UnicodeError:
@@ -118,7 +118,7 @@ def read_questions(lines: Iterable[bytes], source: str) -> list[Any]:
     """Return the question of each line that is not blank.
 
     Raises:
-        ValueError: a line has none; names it.
+        ValueError: a line has no question; the message names the line.
     """
     from rim_peft.data.lines import read_asked
 

@@ -1,4 +1,4 @@
-"""``rim-peft lm-eval``: tasks of EleutherAI's lm-evaluation-harness on an adapter."""
+"""``rim-peft lm-eval``: evaluate an adapter on tasks of EleutherAI's lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rim_peft.cli.console import add_source_arguments, not_negative, path, posit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments; those with an underscore, and their meaning, are the harness's own."""
-    parser.usage = f"{parser.prog} ADAPTER --tasks TASK [TASK ...] [OPTION ...]"  # lists end at an option alone
+    """Add the command's arguments; those with an underscore are the harness's own, with their meaning there."""
+    parser.usage = f"{parser.prog} ADAPTER --tasks TASK [TASK ...] [OPTION ...]"  # only an option ends a list
     parser.add_argument(
         "adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's folder or Hub id"
     )
@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--include_path",
         metavar="FOLDER",
         type=path,
-        help="where to look for tasks beside the harness's own; the files of a task can run code (!function)",
+        help="folder with tasks besides the harness's own; the files of a task can run code (!function)",
     )
     parser.add_argument("--num_fewshot", type=not_negative, metavar="N", help="examples before each question")
     parser.add_argument("--limit", type=float, metavar="N", help="the first N questions, or a share below 1")
     parser.add_argument(
-        "--batch_size", default="1", metavar="N", help="questions at a time, or auto (default: %(default)s)"
+        "--batch_size", default="1", metavar="N", help="questions per batch, or auto (default: %(default)s)"
     )
-    parser.add_argument("--max_batch_size", type=positive, metavar="N", help="the most that auto tries")
+    parser.add_argument("--max_batch_size", type=positive, metavar="N", help="maximum that auto tries")
     parser.add_argument(
         "--gen_kwargs", nargs="+", metavar="KEY=VALUE", help="how answers are generated, such as max_gen_toks=32"
     )
@@ -45,19 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="NAME",
-        help="write questions as chats, examples as their earlier turns, with the tokenizer's template",
+        help="write questions as chats with the tokenizer's template, with the examples as earlier turns",
     )
-    parser.add_argument("--system_instruction", metavar="TEXT", help="what stands before all questions")
+    parser.add_argument("--system_instruction", metavar="TEXT", help="text before every question")
     parser.add_argument("--seed", type=not_negative, metavar="N", help="seed of sampling and of the choice of examples")
     parser.add_argument("--output_path", metavar="PATH", type=path, help="folder or .json file for the results")
-    parser.add_argument("--log_samples", action="store_true", help="write every request and answer there too")
+    parser.add_argument("--log_samples", action="store_true", help="also write every request and answer there")
     parser.add_argument(
         "--confirm_run_unsafe_code", action="store_true", help="run tasks that execute what the model writes"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print the harness's table."""
+    """Evaluate, and print the harness's table."""
     from rim_peft.cli.console import quiet_model_loading, results_only, say
     from rim_peft.run.harness import make_table, run_harness
 

@@ -1,4 +1,4 @@
-"""``rim-peft``: picks the command, and turns errors into one line and an exit code."""
+"""``rim-peft``: find the command, and turn errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rim_peft.values import cut
 from rim_peft_command import COMMANDS, answer_without_command, command_list, is_command
 
 _LONGEST_LINE = 1000
-"""Characters of an error's line that is shown as it is; a longer one holds a value that nobody reads."""
+"""Maximum characters of an error line shown in full; longer ones contain a value that nobody reads."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command_list(ArgumentParser).error(
             f"{arguments[0]} runs in one process, got {num_processes}: start it without a launcher"
         )
-    # Intermixed, since a question or overrides may stand behind an option.
+    # Intermixed, since a question or overrides may come after an option.
     args = _command_parser(arguments[0]).parse_intermixed_args(arguments[1:])
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -40,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rim-peft: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read the output has left; Python would complain once more when it flushes
+    except BrokenPipeError:  # the reader of the output has gone; Python would complain again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if args.traceback:
             raise
-        if process_number() == 0 or not isinstance(error, RecipeError):  # a recipe's errors are those of all processes
+        if process_number() == 0 or not isinstance(error, RecipeError):  # recipe errors are the same in all processes
             complain(_describe(error))
         return 1
     finally:
@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser of a command, whose module alone is imported.
+    """Return the parser of a command; only the command's own module is imported.
 
-    It has ``add_arguments(parser)`` and ``run(args) -> int``, and ``more_help() -> str`` if ``--help`` has more to say.
+    The module has ``add_arguments(parser)``, ``run(args) -> int`` and optionally ``more_help() -> str`` for ``--help``.
     """
     summary = COMMANDS[name]
     module = import_module(f"rim_peft.cli.{name.replace('-', '_')}")
@@ -70,7 +70,7 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, RecipeError):
-        return str(error)  # each of its lines says where it belongs
+        return str(error)  # each line already names its place
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
     where = f" in process {process_number()}" if process_number() else ""
     message = "\n".join(line if len(line) <= _LONGEST_LINE else cut(line) for line in str(error).splitlines())
@@ -78,7 +78,7 @@ def _describe(error: Exception) -> str:
 
 
 class _Help(argparse.Action):
-    """``--help``, with a command's ``more_help()`` where it has one, which is made only when it is asked for."""
+    """``--help`` with the text of a command's ``more_help()``, which is built only on request."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, module: ModuleType, **kwargs: Any) -> None:
         super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, **kwargs)

@@ -1,4 +1,4 @@
-"""``rim-peft push``: a trained adapter → the Hub."""
+"""``rim-peft push``: upload a trained adapter to the Hub."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", metavar="FOLDER", type=path, help="output folder of a training, or an adapter's folder"
     )
-    parser.add_argument("repo_id", metavar="REPO_ID", help="where to on the Hub, as owner/name; made if need be")
-    parser.add_argument("--private", action="store_true", default=None, help="if it is made, only you can see it")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to; made if need be (default: main)")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="target on the Hub, as owner/name; created if missing")
+    parser.add_argument("--private", action="store_true", default=None, help="if it is created, make it private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to; created if missing (default: main)")
     parser.add_argument("--message", help="title of the commit")
     parser.add_argument("--license", metavar="ID", help="the adapter's licence, by its id on the Hub, such as mit")
     parser.add_argument("--base", metavar="ID", help="the base's id on the Hub, if the base was a copy in a folder")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Upload and print where to."""
+    """Upload, and print the address."""
     from rim_peft.cli.console import say
     from rim_peft.run.sharing import push
 

@@ -1,4 +1,4 @@
-"""``rim-peft train``: a recipe → an adapter in its folder."""
+"""``rim-peft train``: train an adapter from a recipe."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rim_peft.cli.console import path
 
 
 def more_help() -> str:
-    """Return what ``--help`` says besides the arguments: the keys of a recipe."""
+    """Return additional text for ``--help``: the keys of a recipe."""
     from rim_peft.recipe.options import options_text
 
     return (
         "keys of a recipe, with their defaults:\n"
         f"{options_text()}\n\n"
-        "adapter also takes LoRA's options (PEFT's LoraConfig), grounding and refinement those of TRL's SFTConfig. On\n"
-        "the command line, null removes a value or a stage. Paths are relative to the working directory."
+        "adapter also takes LoRA's options (PEFT's LoraConfig); grounding and refinement also take those of TRL's\n"
+        "SFTConfig. On the command line, null removes a value or a stage. Paths are relative to the working directory."
     )
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and print where the adapter lies and how good it is."""
+    """Train, and print the adapter's folder and accuracy."""
     from rim_peft.cli.console import complain, quiet_model_loading, results_only, say
     from rim_peft.recipe import load_recipe
     from rim_peft.run import train
@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         with results_only():
             trained = train(recipe, command=command)
-    except MainProcessFailed:  # which prints its error
+    except MainProcessFailed:  # it prints its own error
         return 1
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
         again = shlex.join([*(part for part in command if part != "resume=true"), "resume=true"])
         if is_main():
             how = "with" if num_processes() == 1 else "through the launcher with"
-            complain(f"rim-peft: stopped; go on {how}: {again}")
+            complain(f"rim-peft: stopped; resume {how}: {again}")
         if isinstance(stop, Interrupted):
             return 128 + stop.signal_number
         raise

@@ -1,1 +1,1 @@
-"""Methods side by side: a plan of runs, what is measured of each, and one report."""
+"""Compare methods: a plan of runs, their measurements, and one report."""

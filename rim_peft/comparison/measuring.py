@@ -1,4 +1,4 @@
-"""What is measured of one run: its answers, what its blocks hold, and how long answers take."""
+"""Measure one run: its answers, what its blocks hold, and how long answers take."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ LATENCY = "latency.json"
 
 
 def time_methods(comparison: Comparison, plan: Sequence[PlannedRun], rows: JudgedRows) -> list[dict[str, Any]]:
-    """Time one trained run of each kind of method, or take what was measured before.
+    """Time one trained run of each kind of method, or read the times measured before.
 
-    LoRA is merged where the base is not quantised, as an adapter is served. All runs are loaded at once.
+    LoRA is merged if the base is not quantised, as an adapter is served. All runs are loaded at once.
 
     Args:
         comparison: what is compared.
-        plan: its runs, finished.
-        rows: the first test rows are asked.
+        plan: its finished runs.
+        rows: judged rows; the first test rows are asked.
 
     Returns:
-        A figure for each method and batch size; ratios are to the method that answers at once.
+        The figures of each method at each batch size, with ratios to the method that answers at once.
     """
     sizes, number = comparison.measures.latency_batch_sizes, comparison.measures.latency_questions
     if not sizes:
@@ -77,7 +77,7 @@ def time_methods(comparison: Comparison, plan: Sequence[PlannedRun], rows: Judge
         "hardware": describe_hardware(),
     }
     if path.exists():
-        kept = read_object(path, keys=("spec", "latency"), remedy="Delete it: times are then taken anew.")
+        kept = read_object(path, keys=("spec", "latency"), remedy="Delete it: times are then taken again.")
         if kept["spec"] == spec:
             return list(kept["latency"])
     logger.info("timing answers side by side")
@@ -116,15 +116,15 @@ def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: Jud
     """Measure one run on the test rows.
 
     Returns:
-        A run's part of the results document, and what only assembling it needs: ``final`` (score under the deciding
-        rule), ``right`` (a bit for each test row), ``train_data`` and ``base_parameters``.
+        The run's part of the results document, plus keys that only assembling it needs: ``final`` (score under the
+        deciding rule), ``right`` (a bit per test row), ``train_data`` and ``base_parameters``.
     """
     with _last_weights(planned, run) as recipe:
         return _measure(_Judge(comparison, run, recipe, rows, planned.folder), planned)
 
 
 def judge_trial(comparison: Comparison, planned: PlannedRun, run: Run, rows: JudgedRows) -> dict[str, Any]:
-    """Judge a trial of searched values on the selection rows; the test rows are not read.
+    """Judge a trial of searched values on the selection rows, without reading the test rows.
 
     Returns:
         ``score`` under the deciding rule.
@@ -165,7 +165,7 @@ def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Judge:
-    """Asks one run, with the arguments that are the same for every measure."""
+    """Asks one run, with the arguments that all measures share."""
 
     comparison: Comparison
     run: Run
@@ -195,7 +195,7 @@ class _Judge:
         }
 
     def answer(self, examples: Sequence[Example]) -> AccuracyReport:
-        """Answer, and judge under the deciding rule."""
+        """Answer the examples and judge the answers under the deciding rule."""
         return judge_answers(
             self.run.answerer(),
             examples,
@@ -206,18 +206,18 @@ class _Judge:
         )
 
     def read(self, examples: Sequence[Example], **options: Any) -> BlockReadouts:
-        """Read every block out."""
+        """Read out every block."""
         return collect_readouts(self.model, self.tokenizer, examples, self.rows.task, **{**self.options, **options})
 
     def longest_step(self) -> int:
-        """Return the tokens that a step of the test rows takes at most, EOS included, or an answer."""
+        """Return the maximum tokens of a step or answer in the test rows, EOS included."""
         template = self.run.templates.step
         texts = [template.format(step=step) for example in self.rows.test for step in example.steps or ()]
         longest = max(len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"])
         return max(longest + 1, self.recipe.evaluation.max_new_tokens)
 
     def verdicts(self, texts: Sequence[str], examples: Sequence[Example]) -> list[dict[str, bool]]:
-        """Judge the examples' texts under every rule."""
+        """Judge the texts for the examples under every rule."""
         separator = self.run.separator
         examples = with_writable_answers(examples, self.tokenizer, self.rows.task, self.run.templates)
         return [
@@ -227,7 +227,7 @@ class _Judge:
 
 
 def _measure_blocks(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
-    """Score every block, and the ways to choose an answer from them."""
+    """Score every block, and the ways to choose an answer from the blocks."""
     if readouts is None:
         return {"blocks": None, "selection": None, "probe": None}
     probe = fit_probe(judge.read(judge.rows.selection))
@@ -258,7 +258,7 @@ def _measure_blocks(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, 
 
 
 def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
-    """Measure what the blocks do, where that is asked for."""
+    """Measure what the blocks do, as far as the comparison asks for it."""
     found: dict[str, Any] = dict.fromkeys(("budget", "controls", "faithfulness", "representations"))
     if readouts is None:
         return found
@@ -294,7 +294,7 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
 
 
 def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str, Any] | None:
-    """Follow the blocks' states over the checkpoints that a run kept."""
+    """Project the blocks' states in the checkpoints that a run kept."""
     checkpoints = []
     for stage in judge.recipe.stages:
         folders = (judge.folder / stage).glob("checkpoint-*")
@@ -311,9 +311,9 @@ def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str,
 
 @contextmanager
 def _last_weights(planned: PlannedRun, run: Run) -> Iterator[Recipe]:
-    """While entered, a trained run has the weights that its last stage ended with; yields its recipe.
+    """Temporarily give a trained run the weights from the end of its last stage; yields its recipe.
 
-    Not those that validation liked best, which for one seed may be those of another stage than for the next.
+    Not the weights that validation liked best, which may come from different stages for different seeds.
     """
     if run.recipe is None:
         raise ValueError("run: must have been trained from a recipe, got an adapter without one.")
@@ -326,7 +326,7 @@ def _last_weights(planned: PlannedRun, run: Run) -> Iterator[Recipe]:
 
 @contextmanager
 def _weights(run: Run, weights: Mapping[str, Any]) -> Iterator[None]:
-    """While entered, the adapter has other weights."""
+    """Temporarily give the adapter other weights."""
     name = run.model.active_adapter
     state = get_peft_model_state_dict(run.model, adapter_name=name)
     own = {key: tensor.detach().clone() for key, tensor in state.items()}
@@ -344,7 +344,7 @@ def _training(run: Run) -> dict[str, Any] | None:
 
 
 def _count_base(run: Run) -> int:
-    """Count the parameters of the base under the adapter."""
+    """Count the parameters of the adapter's base."""
     return sum(p.numel() for name, p in run.model.named_parameters() if "lora_" not in name)
 
 

@@ -1,4 +1,4 @@
-"""Numbers as a report writes them: as many digits as mean something."""
+"""Format numbers for a report, with as many digits as are meaningful."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from rim_peft.evaluation.accuracy import Score
 
 NONE = "–"
-"""Stands where there is no value."""
+"""Shown if there is no value."""
 
 
 def share(value: float | None) -> str:
-    """A share or a score between 0 and 1: three digits, which tell a thousand rows apart."""
+    """A share or a score between 0 and 1, with three digits, enough to tell a thousand rows apart."""
     return NONE if value is None else f"{value:.3f}"
 
 
 def share_of(score: Score | None) -> str:
-    """A share alone, for tables with many columns.
+    """A share without its error, for tables with many columns.
 
     >>> share_of(Score(1, 3)), share_of(None)
     ('0.333', '–')
@@ -57,7 +57,7 @@ def difference(value: float, error: float) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share in percent, without digits behind the point.
+    """A share in percent, without decimals.
 
     >>> percent(0.617), percent(None)
     ('62 %', '–')
@@ -66,7 +66,7 @@ def percent(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A number of things, in groups of three digits.
+    """A count, with thousands separators.
 
     >>> count(24320)
     '24,320'
@@ -75,7 +75,7 @@ def count(value: float | None) -> str:
 
 
 def significant(value: float | None) -> str:
-    """A measured size, three digits that count and no exponent.
+    """A measured size, with three significant digits and no exponent.
 
     >>> [significant(value) for value in (0.0123, 0, 1.2, 12.34, 123.4, 12345.6)]
     ['0.012', '0.00', '1.20', '12.3', '123', '12,346']
@@ -88,7 +88,7 @@ def significant(value: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """How many times as much.
+    """A ratio.
 
     >>> [ratio(value) for value in (1, 1.204, 27.1)]
     ['1.00×', '1.20×', '27.1×']
@@ -97,7 +97,7 @@ def ratio(value: float | None) -> str:
 
 
 def p_value(value: float) -> str:
-    """A probability of a test.
+    """A p-value.
 
     >>> [p_value(value) for value in (1e-9, 0.0123, 0.5)]
     ['< 0.001', '0.012', '0.50']
@@ -117,7 +117,7 @@ def steps(length: str) -> str:
 
 
 def setting(value: Any) -> str:
-    """A recipe's value as YAML has it.
+    """A recipe's value as in YAML.
 
     >>> [setting(value) for value in (None, True, 1e-05, "middle", ", ", [1, 2])]
     ['null', 'true', '1e-05', 'middle', '", "', '[1, 2]']

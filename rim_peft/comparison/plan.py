@@ -1,4 +1,4 @@
-"""A comparison's recipe → the runs that it needs, in the order in which they can be made."""
+"""Turn a comparison's recipe into its runs, in an order in which they can be made."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rim_peft.tuner.files import read_object
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training, or the base as it is, with one seed.
+    """One training, or the untrained base, with one seed.
 
     Attributes:
         name: the method's name.
         seed: seed of the training.
-        method: in what it differs from the shared recipe.
+        method: how it differs from the shared recipe.
         parent: folder of the method's runs.
-        values: the searched keys' values; None until they are chosen, empty where nothing is searched.
-        is_trial: whether it is judged on the selection rows, to choose the values.
+        values: values of the searched keys; None until they are chosen, empty if nothing is searched.
+        is_trial: whether it is judged on the selection rows to choose these values.
     """
 
     name: str
@@ -36,14 +36,14 @@ class PlannedRun:
 
     @property
     def folder(self) -> Path:
-        """Where it lies; a run with the values of a trial is that trial's, trained once."""
+        """The run's folder; a run with the values of a trial shares the trial's, and is trained once."""
         if self.values is None:
             raise ValueError(f"{self}: must have been chosen from its trials before it has a folder.")
         return self.parent / name_of(self.values) / f"seed-{self.seed}"
 
     @property
     def record(self) -> Path:
-        """File that says what was found; where it is, the run is finished."""
+        """File with the run's results; the run is finished if it exists."""
         return self.folder / ("tried.json" if self.is_trial else "measured.json")
 
     def __str__(self) -> str:
@@ -54,8 +54,8 @@ class PlannedRun:
 def plan_runs(comparison: Comparison) -> list[PlannedRun]:
     """List the runs in an order in which each has what it needs.
 
-    Seed by seed, so that one seed of all methods is there first; a method's trials before it; those with equal compute
-    last.
+    Seed by seed, so that one seed of all methods is finished early; a method's trials before its runs; runs with equal
+    compute last.
     """
     entries = comparison.entries()
     runs: list[PlannedRun] = []
@@ -69,7 +69,7 @@ def plan_runs(comparison: Comparison) -> list[PlannedRun]:
 
 
 def _trials(run: PlannedRun) -> Iterator[PlannedRun]:
-    """Yield a trial of each combination of searched values, with the run's seed; none where nothing is searched."""
+    """Yield a trial of each combination of searched values with the run's seed; none if nothing is searched."""
     if run.values is None:
         for values in itertools.product(*run.method.search.values()):
             yield replace(run, values=dict(zip(run.method.search, values, strict=True)), is_trial=True)
@@ -81,10 +81,10 @@ def trials_of(plan: Sequence[PlannedRun], run: PlannedRun) -> list[PlannedRun]:
 
 
 def chosen(plan: Sequence[PlannedRun], run: PlannedRun) -> PlannedRun:
-    """Return a run with the values that did best in its trials, the first of equally good ones.
+    """Return a run with the values of its best trial, the first of equally good ones.
 
     Raises:
-        FileNotFoundError: a trial is not finished.
+        FileNotFoundError: a trial is unfinished.
     """
     if run.values is not None:
         return run
@@ -93,17 +93,17 @@ def chosen(plan: Sequence[PlannedRun], run: PlannedRun) -> PlannedRun:
 
 
 def read_record(run: PlannedRun) -> dict[str, Any]:
-    """Return what was found of a finished run.
+    """Return the results of a finished run.
 
     Raises:
-        FileNotFoundError: it is not finished.
+        FileNotFoundError: it is unfinished.
         ValueError: the file is damaged.
     """
-    return read_object(run.record, keys=("spec", "seconds"), remedy="Delete it: the run is then measured anew.")
+    return read_object(run.record, keys=("spec", "seconds"), remedy="Delete it: the run is then measured again.")
 
 
 def shared_recipe(comparison: Comparison) -> Recipe:
-    """Return the recipe that all runs share, with the changes for all of them."""
+    """Return the recipe that all runs share, with the changes common to all of them."""
     changes = {**comparison.changes, "output_dir": comparison.output_dir}
     return load_recipe(comparison.recipe, overrides(changes), places=_places(comparison))
 
@@ -112,12 +112,12 @@ def run_recipe(comparison: Comparison, run: PlannedRun, *, max_steps: int | None
     """Return the recipe of one run.
 
     Args:
-        comparison: the whole.
+        comparison: the whole comparison.
         run: one of its runs.
-        max_steps: steps of the method's one stage, where they are not the recipe's.
+        max_steps: steps of the method's only stage, if they differ from the recipe's.
 
     Raises:
-        RecipeError: the shared recipe with the run's changes is no recipe.
+        RecipeError: the shared recipe with the run's changes is invalid.
     """
     if run.values is None:
         raise ValueError(f"{run}: must have been chosen from its trials before it has a recipe.")
@@ -137,7 +137,7 @@ def run_recipe(comparison: Comparison, run: PlannedRun, *, max_steps: int | None
 
 
 def overrides(changes: Mapping[str, Any]) -> list[str]:
-    """Return changes as on the command line.
+    """Return changes in the form of command line overrides.
 
     >>> overrides({"grounding": None, "refinement.learning_rate": 3e-3})
     ['grounding=null', 'refinement.learning_rate=0.003']
@@ -146,7 +146,7 @@ def overrides(changes: Mapping[str, Any]) -> list[str]:
 
 
 def _places(comparison: Comparison, run: PlannedRun | None = None) -> dict[str, str]:
-    """Return where the keys of a run's changes stand in the comparison's recipe."""
+    """Return where the comparison's recipe sets the keys of a run's changes."""
     places = {key: comparison.where(f"changes.{key}") for key in comparison.changes}
     places["output_dir"] = comparison.where("output_dir")
     if run is not None:

@@ -1,4 +1,4 @@
-"""YAML and ``key=value`` → :class:`Comparison`, checked as a whole before anything is trained."""
+"""Read a :class:`Comparison` from YAML and ``key=value``, and check all of it before anything is trained."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SECTIONS: dict[str, type] = {"test": RowsOptions, "selection": RowsOptions, "mea
 
 
 def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparison:
-    """Read the recipe of a comparison and check what needs neither models nor rows.
+    """Read the recipe of a comparison, and check everything that needs neither models nor rows.
 
     Args:
         path: a YAML file.
-        overrides: ``key=value`` each, which win over the file.
+        overrides: ``key=value`` each; they take precedence over the file.
 
     Raises:
-        RecipeError: all that is wrong, one line each.
+        RecipeError: the recipe is invalid, with one line for each problem.
         OSError: the file cannot be read.
     """
     values = read_mapping(path, example="recipe: recipes/gsm8k/tiny.yaml")
@@ -55,7 +55,7 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
 
 
 def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set a key in nested values; inside ``changes``, ``search`` and ``grid`` the rest of the path is one key."""
+    """Set a key in nested values; inside ``changes``, ``search`` and ``grid`` the rest of the path is a single key."""
     for depth, name in enumerate(path[:-1]):
         if name in ("changes", "search") or (name == "grid" and depth == 0):
             values[name] = {**(values.get(name) or {}), ".".join(path[depth + 1 :]): value}
@@ -82,7 +82,7 @@ def _read(values: dict[str, Any], problems: Problems) -> Comparison | None:
         if not top.get(name):
             problems.add(name, "must be given.")
     if top.get("recipe") and not Path(top["recipe"]).is_file():
-        problems.add("recipe", f"must be a file, got {shown(top['recipe'])}, which is none in {Path.cwd()}.")
+        problems.add("recipe", f"must be a file, got {shown(top['recipe'])}, which is not a file in {Path.cwd()}.")
     if problems.lines:
         return None
     return problems.build("", Comparison, {**top, **read, "where": problems.where})
@@ -115,15 +115,15 @@ KEEP_TOKENS = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay"),
     *("max_grad_norm", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "dropout"),
 )
-"""Options of a stage that leave the tokens of a step as they are."""
+"""Options of a stage that do not change the tokens of a step."""
 
 
 def check_runs(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[Recipe]:
-    """Return the recipes of all trainings whose values are known; trials stand for the runs chosen from them.
+    """Return the recipes of all trainings whose values are known; trials represent the runs chosen from them.
 
     Raises:
-        RecipeError: runs' recipes are none, one line for each problem; two trials are the same training; or compute
-            is to be equal where it cannot be.
+        RecipeError: recipes of runs are invalid, with one line for each problem; two trials are the same training; or
+            equal compute is impossible.
     """
     known: list[tuple[PlannedRun, Recipe]] = []
     problems: list[str] = []
@@ -144,8 +144,8 @@ def check_runs(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[Recip
             alike = " and ".join(name_of(trial.values or {}) for trial in (other, run))
             where = comparison.where(f"methods.{run.name}.search")
             raise RecipeError(
-                f"{where}: values must differ in what the method reads, got {alike}, which train alike. Take one of "
-                "them out."
+                f"{where}: values must differ in what the method reads, got {alike}, which train alike. Remove "
+                "one of them."
             )
     for run, recipe in known:
         if run.method.view == "compute":
@@ -160,7 +160,7 @@ def check_runs(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[Recip
 
 
 def _check_rows(comparison: Comparison, recipe: Recipe) -> list[str]:
-    """Return what is wrong with the task's options in the sections of judged rows."""
+    """Return the problems with the task's options in the sections of judged rows."""
     problems = Problems("", list)
     for section in ("test", "selection"):
         own = getattr(comparison, section).options
@@ -170,7 +170,7 @@ def _check_rows(comparison: Comparison, recipe: Recipe) -> list[str]:
 
 
 def _check_compute(comparison: Comparison, run: PlannedRun, recipe: Recipe) -> None:
-    """Refuse a method whose number of steps cannot be taken from its twin's tokens for each step."""
+    """Refuse a method whose number of steps cannot be computed from its twin's tokens per step."""
     steps = getattr(recipe, recipe.stages[0]).get("max_steps", -1)
     if len(recipe.stages) != 1 or steps < 1:
         where = comparison.where(f"methods.{run.name}.same_compute_as")
@@ -183,8 +183,8 @@ def _check_compute(comparison: Comparison, run: PlannedRun, recipe: Recipe) -> N
             if key.rpartition(".")[2] not in KEEP_TOKENS:
                 where = comparison.where(f"methods.{name}.search.{key}")
                 raise RecipeError(
-                    f"{where}: must leave the tokens of a step as they are where compute is to be equal, "
-                    f"got {key}. Search {', '.join(KEEP_TOKENS)} alone, or compare by samples."
+                    f"{where}: must not change the tokens of a step if compute is to be equal, "
+                    f"got {key}. Search only {', '.join(KEEP_TOKENS)}, or compare by samples."
                 )
 
 
@@ -194,12 +194,12 @@ _NOT_MEMORY = {*KEEP_TOKENS, "hold", "schedule", "reset_optimizer"} - {"optim", 
 
 @dataclass
 class CheckedRecipe:
-    """What was found of a recipe.
+    """The findings about a recipe.
 
     Attributes:
         path: the file.
-        runs: findings by the names of the methods that they are of; one with no name for the recipe of a run.
-        errors: what is wrong with the file itself.
+        runs: findings by the names of the methods that share them; the recipe of a single run has the name "".
+        errors: errors in the file itself.
     """
 
     path: str
@@ -208,42 +208,42 @@ class CheckedRecipe:
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing is known that would stop it."""
+        """Whether nothing known would stop it."""
         return not self.errors and not any(run.errors for run in self.runs.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON takes it."""
+        """Return everything, ready for JSON."""
         runs = [{"methods": name.split(", ") if name else [], **run.to_dict()} for name, run in self.runs.items()]
         return {"recipe": self.path, "ok": self.is_ok, "errors": self.errors, "runs": runs}
 
 
 def check_recipe(path: str | Path, overrides: Sequence[str], preflight: Preflight) -> CheckedRecipe:
-    """Look at a recipe, or at every run of a comparison that differs from the others in rows or memory.
+    """Check a recipe, or every run of a comparison that differs in rows or memory.
 
     Args:
         path: a YAML file.
-        overrides: ``key=value`` each, which win over the file.
-        preflight: how to look.
+        overrides: ``key=value`` each; they take precedence over the file.
+        preflight: how to check.
     """
     checked = CheckedRecipe(str(path))
     try:
         for name, recipe in _distinct_runs(path, overrides).items():
             checked.runs[name] = preflight.check(recipe)
-            if not name:  # a comparison goes on in the folder that it finds
+            if not name:  # a comparison resumes in an existing folder
                 folder = Path(recipe.output_dir)
                 checked.runs[name].attempt("output folder", partial(check_folder, folder, recipe))
     except RecipeError as error:
         checked.errors = str(error).splitlines()
     except (OSError, UnicodeError) as error:
-        name = str(getattr(error, "filename", None) or path)  # a comparison names the recipe that its runs share
+        name = str(getattr(error, "filename", None) or path)  # a comparison names the recipe shared by its runs
         checked.errors = [f"{name}: {getattr(error, 'strerror', None) or error}"]
     return checked
 
 
 def _distinct_runs(path: str | Path, overrides: Sequence[str]) -> dict[str, Recipe]:
-    """Return the recipes that a file stands for, by the names of the methods that share them.
+    """Return the distinct recipes of a file by the names of the methods that share them.
 
-    A method with another's compute has the recipe of its twin, but for a number of steps that is not known yet.
+    A method with another's compute has its twin's recipe, except for its number of steps, which is not known yet.
     """
     keys = read_mapping(path, example="output_dir: outputs/run")
     if "distributed_type" in keys:
@@ -269,7 +269,7 @@ def _distinct_runs(path: str | Path, overrides: Sequence[str]) -> dict[str, Reci
 
 
 def _key(recipe: Recipe) -> str:
-    """Return what a recipe's rows and memory follow from."""
+    """Return what determines a recipe's rows and memory."""
     values = resolve(recipe)
     stages = {
         stage: {key: value for key, value in values[stage].items() if key not in _NOT_MEMORY and "_steps" not in key}

@@ -1,4 +1,4 @@
-"""Measured runs → one results document, and that document by method, pooled over seeds."""
+"""Assemble measured runs into one results document, and read it by method, pooled over seeds."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Method:
 
     Attributes:
         name: its key in the document.
-        label: what tables and plots call it; says so where the method had the reference's compute.
+        label: its name in tables and plots; says so if the method had the reference's compute.
         method: how it answers (``"rim"``, ``"cot"``, …).
-        view: what it has in common with the others, ``"samples"``, ``"compute"`` or neither (``"own"``).
-        changes: recipe keys in which it departs from the shared recipe, with their values.
+        view: what it shares with the others: ``"samples"``, ``"compute"``, or neither (``"own"``).
+        changes: recipe keys that differ from the shared recipe, with their values.
     """
 
     name: str
@@ -48,51 +48,51 @@ class Results:
 
     @property
     def methods(self) -> list[Method]:
-        """The methods in the table's order."""
+        """The methods in the order of the table."""
         return [_method(entry) for entry in self.document["methods"]]
 
     @property
     def reference(self) -> str:
-        """Name of the method that the others are paired with."""
+        """Name of the method that the others are compared with."""
         return str(self.document["reference"])
 
     @property
     def is_ablation(self) -> bool:
-        """Whether one recipe was changed a key at a time."""
+        """Whether each method changes one key of the same recipe."""
         return bool(self.document["kind"] == "ablate")
 
     @property
     def lengths(self) -> list[str]:
-        """The numbers of steps that the test rows have, shortest first."""
+        """The test rows' numbers of steps, shortest first."""
         found = {length for run in self.document["runs"] for length in run.get("by_length") or {}}
         return sorted((length for length in found if length.isdigit()), key=int)
 
     def label(self, name: str) -> str:
-        """Return what a method is called; its name if the document does not list it."""
+        """Return a method's label; its name if the document does not list it."""
         return next((method.label for method in self.methods if method.name == name), name)
 
     def runs(self, name: str) -> list[Mapping[str, Any]]:
-        """Return a method's runs, one a seed."""
+        """Return a method's runs, one per seed."""
         return [run for run in self.document["runs"] if run["name"] == name]
 
     def parts(self, name: str, part: str) -> list[Any]:
-        """Return what was measured of a method under a key, one entry for each seed that has it."""
+        """Return a method's measurements under a key, one for each seed that has it."""
         return [run[part] for run in self.runs(name) if run.get(part)]
 
     def having(self, part: str) -> list[Method]:
-        """Return the methods of which something was measured, in the table's order."""
+        """Return the methods that have a measurement, in the order of the table."""
         return [method for method in self.methods if self.parts(method.name, part)]
 
     def detailed(self, part: str) -> list[Method]:
-        """Return the methods that are shown by number of steps too: of an ablation the reference alone."""
+        """Return the methods that are also shown by number of steps: only the reference in an ablation."""
         return [method for method in self.having(part) if not self.is_ablation or method.name == self.reference]
 
     def seeds(self, name: str, part: str) -> str:
-        """Return the seeds of which something was measured, as text."""
+        """Return the seeds that have a measurement, as text."""
         return ", ".join(str(run["seed"]) for run in self.runs(name) if run.get(part))
 
     def mean(self, name: str, key: str) -> float | None:
-        """Return the mean over seeds of a figure of the training; None where nothing was trained."""
+        """Return the mean over seeds of a training figure; None for a method without training."""
         return mean(training.get(key) for training in self.parts(name, "training"))
 
     def summary(self, name: str) -> Mapping[str, Any]:
@@ -100,7 +100,7 @@ class Results:
         return next((entry for entry in self.document["summary"] if entry["name"] == name), {})
 
     def pair(self, name: str) -> Mapping[str, Any] | None:
-        """Return the comparison of a method with the reference: over all seeds, or of the only one."""
+        """Return the comparison of a method with the reference, over all seeds or for the only one."""
         found = [pair for pair in self.document.get("pairs") or [] if pair["name"] == name]
         pooled = [pair for pair in found if pair["seed"] == "all"]
         return next(iter(pooled or found), None)
@@ -118,7 +118,7 @@ def _method(entry: Mapping[str, Any]) -> Method:
 
 
 def pool(scores: Iterable[Mapping[str, Any] | None]) -> Score | None:
-    """Return the share of right answers over the rows of all seeds; None if there are no rows."""
+    """Return the share of correct answers over the rows of all seeds; None if there are no rows."""
     there = [score for score in scores if score]
     num_rows = sum(score["num_rows"] for score in there)
     return Score(sum(score["num_correct"] for score in there), num_rows) if num_rows else None
@@ -135,7 +135,7 @@ def pool_lengths(scores: Iterable[Mapping[str, Mapping[str, Any]] | None]) -> di
 def group(
     parts: Iterable[Iterable[Mapping[str, Any]]], key: Callable[[Mapping[str, Any]], Any]
 ) -> dict[Any, list[Mapping[str, Any]]]:
-    """Return the entries of all seeds by what they are about, in the order of the first seed."""
+    """Group the entries of all seeds by their topic, in the order of the first seed."""
     found: dict[Any, list[Mapping[str, Any]]] = {}
     for part in parts:
         for entry in part:
@@ -144,7 +144,7 @@ def group(
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of those that are there."""
+    """Return the mean of the values that are not None."""
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if there else None
 
@@ -162,14 +162,14 @@ def assemble(
     started: float,
     command: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the results document of runs that are all finished.
+    """Return the results document of finished runs.
 
     Args:
         comparison: what was compared.
-        plan: its runs with their values, trials among them.
-        rows: the rows that were judged.
+        plan: its runs with their values, trials included.
+        rows: the judged rows.
         latency: rows of the latency table.
-        started: when this process began, in seconds since 1970.
+        started: start of this process, in seconds since 1970.
         command: the command line.
     """
     search = [_trial(run, plan) for run in plan if run.is_trial]
@@ -237,7 +237,7 @@ def _view(
     plan: Sequence[PlannedRun],
     measured: Sequence[Mapping[str, Any]],
 ) -> str:
-    """Say what a method's trainings have in common with the reference's: compute, samples, or neither ("own")."""
+    """Return what a method's trainings share with the reference's: compute, samples, or neither ("own")."""
     trainings = {(run.name, run.seed): found["training"] for run, found in zip(plan, measured, strict=True)}
     own = [(seed, training) for (other, seed), training in trainings.items() if other == name and training]
     reference = [trainings.get((comparison.reference, seed)) for seed, _ in own]
@@ -282,14 +282,14 @@ def _pool(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _pairs(reference: str, plan: Sequence[PlannedRun], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pair every method with the reference on the same rows, seed by seed and over all seeds."""
+    """Pair every method with the reference on the same rows, for each seed and over all seeds."""
     right = {(run.name, run.seed): found["right"] for run, found in zip(plan, measured, strict=True)}
     seeds = [seed for name, seed in right if name == reference]
     pairs = []
     for name in dict.fromkeys(run.name for run in plan if run.name != reference):
         own = [run.seed for run in plan if run.name == name]
         is_base = not next(run for run in plan if run.name == name).method.train
-        # The base as it is has one seed, which is every reference's partner.
+        # The untrained base has a single seed, which is paired with every seed of the reference.
         shared = [(seed, own[0] if is_base else seed) for seed in seeds if is_base or seed in own]
         each = [(seed, _bits(right[reference, seed]), _bits(right[name, other])) for seed, other in shared]
         for seed, first, second in each:

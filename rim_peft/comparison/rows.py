@@ -1,4 +1,4 @@
-"""The rows that a comparison judges, kept apart from those that train and choose; and what decides a run's numbers."""
+"""The judged rows of a comparison, disjoint from rows that train or choose, and what determines a run's figures."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from rim_peft.tasks import Task, get_task
 from rim_peft.version import __version__
 
 MEASURES = 2
-"""Raised with each change that gives a measured figure another value, so that old and new ones never share a table."""
+"""Raised with each change that alters a measured figure, so that old and new figures never share a table."""
 
 
 @dataclass(frozen=True)
 class JudgedRows:
-    """The rows that decide and those that choose, the same for all runs.
+    """The test and selection rows, the same for all runs.
 
     Attributes:
         task: the task of the shared recipe.
-        test: examples that decide.
-        selection: examples that searched values are chosen on, and the probe is trained on.
-        hashes: of both, ``num_rows`` and ``sha256`` each.
-        train: by :func:`_source`, the same of the rows that the runs train on; None for streams.
+        test: examples for all reported figures.
+        selection: examples for choosing searched values and for training the probe.
+        hashes: ``num_rows`` and ``sha256`` of each.
+        train: the same for the rows that the runs train on, by :func:`_source`; None for streams.
     """
 
     task: Task
@@ -47,7 +47,7 @@ class JudgedRows:
         return self.train[_source(recipe.data)]
 
     def spec(self, comparison: Comparison, run: PlannedRun, recipe: Recipe) -> dict[str, Any]:
-        """Return what decides a run's numbers."""
+        """Return everything that determines a run's figures."""
         is_looked_into = run.name in comparison.looked_into
         options = asdict(comparison.measures) if is_looked_into else {"blocks": comparison.measures.blocks}
         measures = {key: value for key, value in options.items() if not key.startswith("latency")}
@@ -66,7 +66,7 @@ class JudgedRows:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Return a SHA-256 of what a recipe's method reads of it, wherever its folder lies."""
+    """Return a SHA-256 of the parts of a recipe that its method reads, independent of its folder."""
     values = resolve(recipe)
     others = {stage for method in METHODS.values() for stage in method.stages} - set(recipe.stages)
     kept = {key: value for key, value in values.items() if key not in {*others, "output_dir", "resume"}}
@@ -74,7 +74,7 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def base_hash(recipe: Recipe) -> str | None:
-    """Return a SHA-256 of the weight files of a base in a folder; None for one of the Hub."""
+    """Return a SHA-256 of the weight files of a base in a folder; None for a base on the Hub."""
     name = recipe.model.name_or_path
     folder = Path("" if name is None else locate_base(name, recipe.model))
     files = sorted(folder.glob("*.safetensors")) if name is not None and folder.is_dir() else []
@@ -87,15 +87,15 @@ def base_hash(recipe: Recipe) -> str | None:
 
 
 def load_judged_rows(comparison: Comparison, recipe: Recipe, recipes: Sequence[Recipe]) -> JudgedRows:
-    """Load the test and selection rows; of rows with the same question the first one counts.
+    """Load the test and selection rows, keeping the first of rows with the same question.
 
     Args:
-        comparison: which rows.
+        comparison: says which rows.
         recipe: the shared recipe.
-        recipes: of the runs that train, whose training and checkpoint rows must not be among them.
+        recipes: recipes of the trained runs, whose training and checkpoint rows must not be among them.
 
     Raises:
-        ValueError: there are none, or a question is in two of test, selection, training and checkpoint rows.
+        ValueError: there are no rows, or a question is in two of test, selection, training and checkpoint rows.
     """
     test, selection = (_load(recipe, options) for options in (comparison.test, comparison.selection))
     sources = {_source(other.data): other for other in recipes}
@@ -127,7 +127,7 @@ def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Ex
         ``num_rows`` and ``sha256`` of the training rows; None for a stream.
     """
     rows = load_rows(recipe.data, recipe.task())
-    is_stream = recipe.data.streaming  # which would be read to its end
+    is_stream = recipe.data.streaming  # a stream would be read to its end
     seen = {"training rows": None if is_stream else rows.train, "rows that choose the checkpoint": rows.validation}
     judged = {"test": test, "selection": selection}
     for name, used in seen.items():
@@ -143,7 +143,7 @@ def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Ex
 
 
 def _source(data: DataOptions) -> str:
-    """Return what tells which rows are loaded: a section ``data`` without the texts that they are put into."""
+    """Return what determines which rows are loaded: the section ``data`` without its text templates."""
     written = ("prompt_template", "step_template", "answer_template", "step_separator", "allow_special_tokens")
     texts = (*written, "max_length")
     return repr({key: value for key, value in asdict(data).items() if key not in texts})

@@ -1,4 +1,4 @@
-"""A comparison from its plan to its folder: trains what is missing, measures it, and writes the report."""
+"""Run a comparison: train what is missing, measure it, and write the report."""
 
 from __future__ import annotations
 
@@ -37,34 +37,33 @@ _LOOK_SECONDS = 5.0
 
 
 class BusyError(RuntimeError):
-    """Another process works in the folder."""
+    """Another process is working in the folder."""
 
 
 def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), parallel: bool = False) -> dict[str, Any]:
-    """Make every run that is missing and write results, tables, plots and page to the comparison's folder.
+    """Make all missing runs, and write results, tables, plots and page to the comparison's folder.
 
-    A run that is finished is not made again; one that was stopped goes on. The same recipe gives the same numbers, but
-    for times.
+    Finished runs are kept, and stopped ones are resumed. The same recipe gives the same figures, except times.
 
     Args:
         comparison: what to compare.
         command: the command line, for the record.
-        parallel: let other processes work on other runs of the same folder; each waits for the others' in the end.
+        parallel: let other processes work on other runs of the same folder; each waits for the others at the end.
 
     Returns:
         The results document (``docs/comparison.md``).
 
     Raises:
-        BusyError: another process works in the folder, and ``parallel`` is not set there or here.
-        RecipeError: a run's recipe is none, or its folder holds a run with other values.
-        Interrupted: a signal stopped a training; the same call goes on.
+        BusyError: another process is working in the folder, and not both have ``parallel``.
+        RecipeError: a run's recipe is invalid, or its folder holds a run with other values.
+        Interrupted: a signal stopped a training; call this again to resume.
     """
     started = time.time()
     folder = Path(comparison.output_dir)
     check_folder_path("output_dir", folder)
     folder.mkdir(parents=True, exist_ok=True)
     plan = plan_runs(comparison)
-    # All that is wrong is said before anything is trained.
+    # Report all errors before anything is trained.
     require_matplotlib()
     if comparison.measures.blocks:
         import_sklearn()
@@ -76,7 +75,7 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
         left = plan
         while left := [run for run in left if not work.finish(run)]:
             if work.is_waiting:
-                time.sleep(_POLL_SECONDS)  # until the others' processes have finished them, or have ended and left them
+                time.sleep(_POLL_SECONDS)  # until other processes finish or release these runs
             else:
                 logger.info("waiting for other processes: %s", "; ".join(str(run) for run in left))
                 work.is_waiting = True
@@ -90,10 +89,10 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
 
 
 def list_runs(comparison: Comparison) -> str:
-    """Return the runs of a comparison, one a line: finished, missing, or differs, which was made with other values.
+    """Return the runs of a comparison, one per line: finished, missing, or differs (made with other values).
 
     Raises:
-        ValueError: as :func:`run_comparison`, before it trains.
+        ValueError: as for :func:`run_comparison`, before it trains.
     """
     plan = plan_runs(comparison)
     rows = load_judged_rows(comparison, shared_recipe(comparison), check_runs(comparison, plan))
@@ -103,7 +102,7 @@ def list_runs(comparison: Comparison) -> str:
 
 @dataclass
 class _Work:
-    """Makes one run after the other."""
+    """Makes runs one after the other."""
 
     comparison: Comparison
     rows: JudgedRows
@@ -113,7 +112,7 @@ class _Work:
     is_waiting: bool = False
 
     def finish(self, run: PlannedRun) -> bool:
-        """Make a run unless it is finished; return whether it is finished now, and not another process's."""
+        """Make a run unless it is finished; return False if another process is working on it."""
         try:
             run = self._known(run)
             recipe = self._recipe(run)
@@ -131,7 +130,7 @@ class _Work:
         return True
 
     def state(self, run: PlannedRun) -> str:
-        """Return whether a run is finished, differs or is missing; one that it needs counts with it."""
+        """Return whether a run, including the runs that it needs, is finished, differs or is missing."""
         for other in self._needed(run):
             if (state := self.state(other)) != "finished":
                 return state
@@ -144,7 +143,7 @@ class _Work:
             return "differs"
 
     def _needed(self, run: PlannedRun) -> list[PlannedRun]:
-        """Return the runs whose values or tokens a run takes."""
+        """Return the runs that a run takes values or token counts from."""
         plan = self.progress.plan
         needed = trials_of(plan, run) if run.values is None else []
         if run.method.view == "compute":
@@ -163,7 +162,7 @@ class _Work:
             remedy = "it to train it" if is_other_training else f"{run.record.name} there to measure it"
             raise RecipeError(
                 f"output_dir: {run.folder} was measured with other values of {', '.join(differing)}. Delete {remedy} "
-                "anew, or give another output_dir."
+                "again, or give another output_dir."
             )
         return True
 
@@ -185,30 +184,30 @@ class _Work:
         self.progress.end(run, found["seconds"])
 
     def _train(self, run: PlannedRun, recipe: Recipe) -> Run:
-        """Train, or load what is trained on the rows that there are now."""
+        """Train, or load a finished training if it used the current rows."""
         trained = train_or_load(recipe, command=self.command)
         rows, used = self.rows.trained_on(recipe), trained.record.get("data", {}).get("train")
         if not isinstance(used, dict):
             raise RecipeError(
                 f"output_dir: {run.folder / RECORD_FILE} must say what the run was trained on (data.train), and does "
-                "not. Put back a copy, or delete the folder to train it anew."
+                "not. Put back a copy, or delete the folder to train it again."
             )
         if rows is not None and rows != used:
             raise RecipeError(
                 f"output_dir: {run.folder} was trained on {used['num_rows']} rows that are not those of data.path now. "
-                "Delete it to train it anew, or give another output_dir."
+                "Delete it to train it again, or give another output_dir."
             )
         return trained
 
     def _recipe(self, run: PlannedRun) -> Recipe:
-        """Return a run's recipe, with the steps that equal compute asks for."""
+        """Return a run's recipe, with the number of steps for equal compute."""
         recipe = run_recipe(self.comparison, run)
         if run.method.view == "samples":
             return recipe
         return run_recipe(self.comparison, run, max_steps=self._steps_of_same_compute(run, recipe))
 
     def _steps_of_same_compute(self, run: PlannedRun, recipe: Recipe) -> int:
-        """Return the steps that take as many tokens as the reference took, by what the same method took by step."""
+        """Return the steps with as many tokens as the reference took, from the tokens per step of the method's twin."""
         stage: dict[str, Any] = getattr(recipe, recipe.stages[0])
         twin = self.comparison.twin(run.name)
         own, wanted = (self._training(name, run.seed) for name in (twin, run.method.same_compute_as))
@@ -228,27 +227,27 @@ class _Work:
 
     @contextmanager
     def _others_may_make(self) -> Iterator[None]:
-        """Turn a run that is needed and not finished, which only another process's can be, into one to wait for."""
+        """Turn a needed but unfinished run, which only another process can be making, into one to wait for."""
         try:
             yield
         except FileNotFoundError as missing:
-            raise BusyError(f"{missing.filename}: another process makes this run, which is needed.") from None
+            raise BusyError(f"{missing.filename}: another process is making this run, which is needed.") from None
 
 
 @dataclass
 class _Progress:
-    """Says what is done now, and about how long the rest takes."""
+    """Logs the current work and the estimated remaining time."""
 
     plan: list[PlannedRun]
     seconds: dict[str, list[float]] = field(default_factory=dict)
     num_done: int = 0
 
     def begin(self, run: PlannedRun, what: str) -> None:
-        """Note what begins."""
+        """Log the start of a piece of work."""
         logger.info("[%d/%d] %s: %s%s", self.num_done + 1, len(self.plan), run, what, self._left())
 
     def skip(self, run: PlannedRun) -> None:
-        """Count a run that was finished before; its time is that of the time it was made."""
+        """Count a run finished earlier, with the time that it took then."""
         self.end(run, read_record(run)["seconds"])
 
     def end(self, run: PlannedRun, seconds: float) -> None:
@@ -276,7 +275,7 @@ def _locked(path: Path, *, shared: bool) -> Iterator[None]:
         BusyError: another process holds it.
     """
     try:
-        # Who shares the folder only looks whether somebody works here who does not; others may look at the same moment.
+        # A process that shares the folder only checks that no exclusive one works here; others may be checking too.
         with FileLock(path, timeout=_LOOK_SECONDS if shared else 0):
             if not shared:
                 yield

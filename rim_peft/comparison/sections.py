@@ -1,6 +1,6 @@
-"""What a comparison's recipe holds, as frozen dataclasses; an option's help stands beside its default.
+"""A comparison's recipe as frozen dataclasses, with the help of each option beside its default.
 
-``python -m rim_peft.comparison.sections docs/comparison.md`` brings the table of that file up to date.
+``python -m rim_peft.comparison.sections docs/comparison.md`` updates the table in that file.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any, Literal
 from rim_peft.recipe.options import Option, as_table, describe_fields
 
 _LONGEST_NAME = 150
-"""Characters of a folder's name that come from a recipe's values."""
+"""Maximum characters of a folder's name that come from a recipe's values."""
 
 
 @dataclass(frozen=True)
 class RowsOptions:
-    """Sections ``test`` and ``selection``: rows that are judged."""
+    """Sections ``test`` and ``selection``: the judged rows."""
 
     split: str = field(metadata={"help": "Split of the task."})
-    rows: int | None = field(default=None, metadata={"help": "The first so many rows; null: all."})
+    rows: int | None = field(default=None, metadata={"help": "Use only the first N rows; null: all."})
     path: str | None = field(
-        default=None, metadata={"help": "File, folder or Hub id of the rows, if it is not that of the training."}
+        default=None, metadata={"help": "File, folder or Hub id of the rows, if it differs from the training's."}
     )
     options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Options of the task that differ from those of the training."}
+        default_factory=dict, metadata={"help": "Options of the task that differ from the training's."}
     )
 
     def __post_init__(self) -> None:
@@ -50,19 +50,19 @@ class MeasureOptions:
     of: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Methods whose blocks are looked into (budget, controls, faithfulness, representations); the "
-            "reference if there are none here."
+            "help": "Methods whose blocks are examined (budget, controls, faithfulness, representations); if empty, "
+            "the reference."
         },
     )
     blocks: bool = field(
         default=True,
-        metadata={"help": "Judge the readout of every block, and ways to choose an answer from them."},
+        metadata={"help": "Judge every block's readout, and the ways to choose an answer from them."},
     )
     budget: list[int] = field(
         default_factory=lambda: [0, 1, 2, 4, 8, 12, 16],
-        metadata={"help": "Numbers of blocks to answer with; an empty list leaves this out."},
+        metadata={"help": "Numbers of blocks to answer with; an empty list skips this."},
     )
-    controls: bool = field(default=True, metadata={"help": "Take blocks away, shuffle, swap and replace them."})
+    controls: bool = field(default=True, metadata={"help": "Remove, shuffle, swap and replace the blocks."})
     faithfulness: bool = field(
         default=True, metadata={"help": "After stage 1: does each block read out the right step?"}
     )
@@ -71,15 +71,15 @@ class MeasureOptions:
     )
     latency_batch_sizes: list[int] = field(
         default_factory=lambda: [1, 32],
-        metadata={"help": "Time answers in batches of so many questions; an empty list leaves this out."},
+        metadata={"help": "Batch sizes at which answers are timed; an empty list skips this."},
     )
-    latency_questions: int = field(default=32, metadata={"help": "Questions that are timed, in each batch size."})
+    latency_questions: int = field(default=32, metadata={"help": "Questions timed at each batch size."})
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ValueError: a number is out of range, or there twice.
+            ValueError: a number is out of range, or repeated.
         """
         if any(count < 0 for count in self.budget):
             raise ValueError(f"budget: must hold numbers of blocks from 0 on, got {self.budget}.")
@@ -94,9 +94,9 @@ class MeasureOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """One entry of ``methods``: in what a run differs from the shared recipe."""
+    """One entry of ``methods``: how a run differs from the shared recipe."""
 
-    label: str | None = field(default=None, metadata={"help": "What tables call it; its name if not set."})
+    label: str | None = field(default=None, metadata={"help": "Its label in tables; by default its name."})
     changes: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Recipe keys and their values, as on the command line."}
     )
@@ -104,24 +104,25 @@ class MethodOptions:
         default_factory=dict,
         metadata={
             "help": "Recipe keys, each with values: all combinations are trained with the first seed, and the one that "
-            "does best on the selection rows is the method, with every seed."
+            "does best on the selection rows becomes the method, with every seed."
         },
     )
     train: bool = field(default=True, metadata={"help": "false: judge the base as it is."})
     same_compute_as: str | None = field(
         default=None,
         metadata={
-            "help": "Train on as many tokens as this method took with the same seed, in place of the recipe's number "
-            "of steps. The same changes without it must be among the methods too."
+            "help": "Train on as many tokens as this method took with the same seed, instead of the recipe's number of "
+            "steps. The methods must include one with the same changes but without this key."
         },
     )
-    seeds: list[int] | None = field(default=None, metadata={"help": "Seeds, if not those of all methods."})
+    seeds: list[int] | None = field(default=None, metadata={"help": "Seeds, if they differ from the common ones."})
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ValueError: the base as it is would be given compute.
+            ValueError: an untrained base has options of training, a list is empty, or a key is both searched and
+                changed.
         """
         if self.same_compute_as is not None and not self.train:
             raise ValueError("same_compute_as: must be null where train is false, since nothing is trained.")
@@ -132,11 +133,11 @@ class MethodOptions:
         _check_values("search", self.search)
         for key in self.search:
             if key in self.changes:
-                raise ValueError(f"search: must not hold a key of changes too, got {key}. Leave it out of one of them.")
+                raise ValueError(f"search: must not hold a key of changes too, got {key}. Remove it from one of them.")
 
     @property
     def view(self) -> Literal["samples", "compute"]:
-        """What is equal between this method and those it is compared with."""
+        """What this method has in common with those that it is compared with."""
         return "samples" if self.same_compute_as is None else "compute"
 
 
@@ -145,20 +146,22 @@ class Comparison:
     """A whole comparison as data.
 
     Raises:
-        ValueError: there is no method, a name is no folder's name, or a method that is named is not there.
+        ValueError: there is no method, a name cannot be a folder's name, or a named method is missing.
     """
 
-    output_dir: str = field(metadata={"help": "Folder to write to; what is finished there is not done again."})
+    output_dir: str = field(metadata={"help": "Folder to write to; runs finished there are not repeated."})
     recipe: str = field(metadata={"help": "Recipe file that all runs share."})
-    test: RowsOptions = field(metadata={"help": "Rows that decide."})
-    selection: RowsOptions = field(metadata={"help": "Rows that choose: searched values, the probe; never the test's."})
-    reference: str = field(default="rim", metadata={"help": "Method that the others are paired with."})
+    test: RowsOptions = field(metadata={"help": "Rows for all reported figures."})
+    selection: RowsOptions = field(
+        metadata={"help": "Rows for choosing searched values and for the probe, never test rows."}
+    )
+    reference: str = field(default="rim", metadata={"help": "Method that the others are compared with."})
     changes: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Recipe keys and their values, for all runs."}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of every method."})
     methods: dict[str, MethodOptions] = field(
-        default_factory=dict, metadata={"help": "Methods by name, in the table's order."}
+        default_factory=dict, metadata={"help": "Methods by name, in the order of the table."}
     )
     grid: dict[str, list[Any]] = field(
         default_factory=dict,
@@ -166,15 +169,15 @@ class Comparison:
     )
     measures: MeasureOptions = field(default_factory=MeasureOptions, metadata={"help": "What is measured."})
     where: Callable[[str], str] = field(default=str, repr=False, compare=False)
-    """Of a key: file and key, or another place where it was given, for errors. It is no key itself."""
+    """Maps a key to the place where it was set (file and key, or another place), for errors. Not a key itself."""
 
     @classmethod
     def options(cls) -> list[Field[Any]]:
-        """Return the fields that a recipe gives."""
+        """Return the fields that a recipe can set."""
         return [field for field in fields(cls) if field.name != "where"]
 
     def __post_init__(self) -> None:
-        """Check names."""
+        """Check names and references between sections."""
         if not self.seeds:
             raise ValueError("seeds: must hold at least one, got [].")
         _check_values("grid", self.grid)
@@ -183,8 +186,8 @@ class Comparison:
         for name, method in self.methods.items():
             if not re.fullmatch(r"\w[\w.,=+-]*", name):
                 raise ValueError(
-                    f"methods: a name must be letters, digits and any of . , = + - _, begin with one of the first, got "
-                    f"{name!r}."
+                    "methods: a name must consist of letters, digits and . , = + - _, and begin with a letter, digit "
+                    f"or _, got {name!r}."
                 )
             other = method.same_compute_as
             if other is None:
@@ -228,7 +231,7 @@ class Comparison:
 
     @property
     def kind(self) -> Literal["compare", "ablate"]:
-        """Which command it is for."""
+        """The command that the recipe is for."""
         return "ablate" if self.grid else "compare"
 
 
@@ -240,12 +243,12 @@ def name_of(values: Mapping[str, Any]) -> str:
     """
     text = ",".join(f"{key}={_value(value)}" for key, value in values.items())
     name = re.sub(r"[^\w.,=+-]+", "_", text)[:_LONGEST_NAME]
-    # What was cut or replaced must not make two folders one.
+    # Names that were cut or replaced must stay distinct.
     return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _value(value: Any) -> str:
-    """Return a value as JSON, a text without its quotes unless it would be read as something else."""
+    """Return a value as JSON; a text without its quotes unless it would then be read as something else."""
     if isinstance(value, str):
         try:
             json.loads(value)
@@ -284,12 +287,12 @@ def list_options() -> list[Option]:
 
 
 def update_table(text: str) -> str:
-    """Return a Markdown text with the table between ``<!-- comparison -->`` and ``<!-- end -->`` written anew."""
+    """Return a Markdown text with an updated table between ``<!-- comparison -->`` and ``<!-- end -->``."""
     return _TABLE.sub(lambda _: f"{as_table(list_options())}\n", text)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the tables of the given files anew."""
+    """Update the tables in the given files."""
     for name in arguments:
         path = Path(name)
         path.write_text(update_table(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Examples: their form, their tasks, and how they become token ids."""
+"""Training examples: their form, and how they become token ids."""
 
 from rim_peft.data.examples import BadRowsError, Example, RowError, Templates
 

@@ -1,4 +1,4 @@
-"""Which rows come when, and which make a batch: batches counted in tokens, and short chains before long ones."""
+"""Order and batching of rows: batches sized in tokens, and short chains before long ones."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def load_by_tokens(
 
     Args:
         dataset: tokenised rows.
-        order: in which order they come.
-        objective: what is trained of them, which says how long they are.
-        max_tokens: tokens of a batch at most.
-        num_processes: processes that share the batches out among them.
-        options: what ``DataLoader`` takes besides, ``collate_fn`` among it.
+        order: order of the rows.
+        objective: the training objective, which determines the length of each row.
+        max_tokens: largest number of tokens in a batch.
+        num_processes: processes that share the batches.
+        options: further arguments of ``DataLoader``, such as ``collate_fn``.
 
     Raises:
-        ValueError: the rows are a stream, or ``max_tokens`` does not fit them (:class:`TokenBatchSampler`).
+        ValueError: the rows are a stream, or ``max_tokens`` is too small for them (:class:`TokenBatchSampler`).
     """
     if not isinstance(dataset, Dataset):
         raise ValueError(
@@ -48,19 +48,19 @@ def load_by_tokens(
 
 
 class TokenBatchSampler(Sampler[list[int]]):
-    """Cut a sampler's order into batches of about equal numbers of tokens, none above ``max_tokens``.
+    """Split a sampler's order into batches of about equal numbers of tokens, none above ``max_tokens``.
 
-    Every row comes once in each pass. All passes have the same number of batches, whatever their order, which is a
-    multiple of the number of processes: so epochs, learning rates and the place to resume at are known beforehand.
+    Each pass yields every row once. The number of batches is a multiple of the number of processes and does not depend
+    on the order, so epochs, learning rates and the resume position are known in advance.
 
     >>> list(TokenBatchSampler(range(6), lengths=[4, 3, 5, 4, 4, 4], max_tokens=17))
     [[0, 1, 2], [3, 4, 5]]
 
     Args:
-        sampler: order of the rows; one that has epochs keeps them.
-        lengths: tokens of each row.
-        max_tokens: tokens of a batch at most, at least twice those of the longest row.
-        num_processes: processes that share the batches out among them, one after the other.
+        sampler: order of the rows; may have epochs.
+        lengths: number of tokens of each row.
+        max_tokens: largest number of tokens in a batch; at least twice the longest row.
+        num_processes: processes that take batches in turn.
 
     Raises:
         ValueError: ``max_tokens`` is too small for the rows, or there are too few rows for the processes.
@@ -76,11 +76,11 @@ class TokenBatchSampler(Sampler[list[int]]):
         if max_tokens < 2 * longest:
             raise ValueError(
                 f"max_tokens_per_batch: must be at least twice the longest row's {longest} tokens, got {max_tokens}. "
-                "Raise it, or leave out long rows with max_length and on_bad_rows='drop'."
+                "Raise it, or drop long rows with max_length and on_bad_rows='drop'."
             )
         self.sampler = sampler
         self._lengths = lengths
-        # A batch holds the rows that begin within its equal share of all tokens, so it exceeds the share by less
+        # A batch holds the rows that start within its equal share of all tokens, so it exceeds the share by less
         # than one row.
         least = math.ceil(sum(lengths) / (max_tokens - longest))
         self._num_batches = math.ceil(least / num_processes) * num_processes
@@ -99,7 +99,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         share = begins[-1] / self._num_batches
         start = 0
         for batch in range(1, self._num_batches + 1):
-            # At least one row here, and at least one for each batch to come.
+            # At least one row in this batch, and at least one left for each later batch.
             stop = start + 1
             while stop < len(order) - (self._num_batches - batch) and begins[stop] < batch * share:
                 stop += 1
@@ -111,12 +111,12 @@ class TokenBatchSampler(Sampler[list[int]]):
 
 @dataclass(frozen=True)
 class Pace:
-    """How samples become optimiser steps, as the Trainer counts them.
+    """How samples map to optimiser steps, as the Trainer counts them.
 
     Attributes:
-        num_rows: samples of an epoch.
-        samples_in_step: samples of a step, over micro-batches and processes; an epoch's last step may have fewer.
-        steps_in_epoch: steps of an epoch.
+        num_rows: samples per epoch.
+        samples_in_step: samples per step, over micro-batches and processes; an epoch's last step may have fewer.
+        steps_in_epoch: steps per epoch.
         num_steps: steps of the whole training.
     """
 
@@ -127,7 +127,7 @@ class Pace:
 
     @classmethod
     def of(cls, args: Any, num_rows: int, *, num_processes: int) -> Pace:
-        """Return the pace of a training by the Trainer's options."""
+        """Return the pace that the Trainer's options give."""
         size = args.per_device_train_batch_size
         if args.dataloader_drop_last:
             num_batches = num_rows // size // num_processes
@@ -139,7 +139,7 @@ class Pace:
         return cls(num_rows, size * accumulated * num_processes, in_epoch, num_steps)
 
     def step_of(self, sample: int) -> int:
-        """Return the step that trains a sample, counted over all epochs."""
+        """Return the step that trains a sample; samples are counted over all epochs."""
         epoch, place = divmod(sample, self.num_rows)
         return epoch * self.steps_in_epoch + min(place // self.samples_in_step, self.steps_in_epoch - 1)
 
@@ -150,23 +150,23 @@ class Pace:
 
 
 def order_by_length(rows: Dataset, shares: Sequence[float], pace: Pace, *, seed: int = 0) -> LengthCurriculum:
-    """Return the order of a curriculum by length over tokenised rows; see :class:`LengthCurriculum`."""
+    """Return a :class:`LengthCurriculum` over tokenised rows."""
     return LengthCurriculum([len(steps) for steps in rows["step_ids"]], shares=shares, pace=pace, seed=seed)
 
 
 class LengthCurriculum(Sampler[int]):
-    """Short chains first: in phase ``k`` of a training, rows of at most ``k + 1`` steps; in the last phase all rows.
+    """Short chains first: phase ``k`` draws rows of at most ``k + 1`` steps, the last phase draws all rows.
 
-    Within a phase the rows come in random passes, each row once in a pass. What is drawn depends on the seed, on the
-    place in the training and on where phases begin, so that a run that is resumed draws the same.
+    Within a phase the rows come in random passes, each row once per pass. The draw depends only on the seed, the
+    position in the training and the starts of the phases, so a resumed run draws the same rows.
 
     >>> list(LengthCurriculum([3, 1, 2, 1], shares=[0.5, 0.25, 0.25], pace=Pace(4, 2, 2, 8), seed=0))
     [1, 3, 3, 1]
 
     Args:
-        num_steps: reasoning steps of each row.
-        shares: share of the training that each phase takes.
-        pace: how samples become optimiser steps.
+        num_steps: number of reasoning steps of each row.
+        shares: each phase's share of the training.
+        pace: how samples map to optimiser steps.
         seed: seed of the order.
 
     Raises:
@@ -181,7 +181,7 @@ class LengthCurriculum(Sampler[int]):
         self._order: list[int] = []
         self.begins: list[int] = []
         """The first optimiser step of each phase."""
-        self._phases: list[tuple[int | None, list[int]]] = []  # the most steps of its rows, and which they are
+        self._phases: list[tuple[int | None, list[int]]] = []  # (most steps of a row, indices of the rows)
         begins = [0, *(round(end * pace.num_steps) for end in accumulate(shares))]
         for phase, share in enumerate(shares):
             most = phase + 1 if phase + 1 < len(shares) else None
@@ -190,7 +190,7 @@ class LengthCurriculum(Sampler[int]):
                 shortest = min(num_steps)
                 raise ValueError(
                     f"length_shares: each phase must have rows to draw, got {list(shares)!r}, whose phase {phase + 1} "
-                    f"has rows of at most {phase + 1} steps, and the shortest row has {shortest}. Begin with "
+                    f"has rows of at most {phase + 1} steps, but the shortest row has {shortest}. Begin with "
                     f"{shortest - 1} zeros."
                 )
             if share > 0.0:
@@ -202,7 +202,7 @@ class LengthCurriculum(Sampler[int]):
         return self._pace.num_rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch, counted from 0."""
+        """Set the epoch, counted from 0."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -214,13 +214,13 @@ class LengthCurriculum(Sampler[int]):
         return max(index for index, begin in enumerate(self.begins) if begin <= step)
 
     def most_steps(self, step: int) -> int | None:
-        """Return the most reasoning steps that a row has at an optimiser step; None in the last phase."""
+        """Return the limit on a row's reasoning steps at an optimiser step; None in the last phase."""
         return self._phases[self.phase_at(step)][0]
 
     def advance(self, now: int, step: int) -> None:
-        """Let the phase after the one of step ``now`` begin at ``step`` already; later ones come earlier by as much.
+        """Start the phase after that of step ``now`` at ``step``, and move later phases forward by the same amount.
 
-        A next phase that begins before ``step`` anyway is left as it is.
+        No change if that phase starts by ``step`` anyway.
         """
         following = self.phase_at(now) + 1
         if following < len(self.begins) and (gain := self.begins[following] - step) > 0:

@@ -1,4 +1,4 @@
-"""Tokenised tables, kept on disk under a hash of what they depend on."""
+"""Tokenised tables, cached on disk under a hash of everything they depend on."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from rim_peft.data.tokenization import Encoder, TokenizedExample, Written, all_i
 
 
 def source_hash(*modules: str) -> str:
-    """Return a hash of imported modules' source texts.
+    """Return a hash of the source of imported modules.
 
-    ``datasets`` knows a mapped function by its name. With this among the function's arguments a result from the cache
-    is never older than the code that would make it.
+    ``datasets`` identifies a mapped function by its name. Pass this hash as an argument of the function, so that a
+    change of its code invalidates cached results.
     """
     digest = hashlib.blake2b(digest_size=8)
     for name in modules:
         try:
             digest.update(inspect.getsource(sys.modules[name]).encode())
-        except (OSError, TypeError):  # typed into a session or a notebook: such functions are known by their code
+        except (OSError, TypeError):  # defined in a session or notebook; `datasets` hashes the code of such functions
             digest.update(name.encode())
     return digest.hexdigest()
 
@@ -46,11 +46,11 @@ def source_hash(*modules: str) -> str:
 def rows_hash(dataset: Dataset) -> str:
     """Return a hash of a table's columns, values and order.
 
-    The fingerprint that ``datasets`` keeps is one of how a table was made: a generator that reads a file, or a file
-    with the same time stamp, gives other rows under the same one.
+    The fingerprint of ``datasets`` only describes how a table was made. A generator that reads a file, or a file with
+    the same time stamp, can give different rows under the same fingerprint.
     """
     digest = hashlib.blake2b(repr(dataset.features).encode(), digest_size=16)
-    # Rows that were selected or filtered are a table and indices into it.
+    # A selected or filtered dataset is a table plus indices into it.
     for table in (dataset.data, dataset._indices):
         for batch in table.to_batches() if table is not None else ():
             digest.update(batch.serialize())
@@ -58,24 +58,24 @@ def rows_hash(dataset: Dataset) -> str:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return a hash of what token ids and rendered chats depend on; None if that cannot be known.
+    """Return a hash of everything that token ids and rendered chats depend on; None if it cannot be determined.
 
-    Where a tokenizer lies, how it pads and what it was used for do not count, unless its class encodes in a way of its
-    own: then all that can be pickled counts.
+    The tokenizer's path, padding and earlier use do not count, unless its class has its own encoding: then its whole
+    pickled state counts.
     """
     kind = type(tokenizer)
-    if "strftime_now" in str(tokenizer.chat_template):  # chats would keep the day on which they were first rendered
+    if "strftime_now" in str(tokenizer.chat_template):  # cached chats would keep the date of their first rendering
         return None
     try:
         content = _fast_content(tokenizer) if _is_plain(kind) else [Hasher.hash(tokenizer).encode()]
         code = [transformers_version, tokenizers_version, kind.__qualname__, source_hash(kind.__module__)]
-    except Exception:  # a part is written in Python, or holds what cannot be pickled
+    except Exception:  # a part is written in Python, or cannot be pickled
         return None
     return digest_of(" ".join(code).encode(), *content)
 
 
 def digest_of(*parts: bytes) -> str:
-    """Return a hash of several parts, which differs if bytes move from one to the next."""
+    """Return a hash of several parts that also depends on where each part ends."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(hashlib.blake2b(part).digest())
@@ -83,13 +83,13 @@ def digest_of(*parts: bytes) -> str:
 
 
 def _is_plain(kind: type) -> bool:
-    """Tell whether a tokenizer's class leaves texts to a fast backend, and chats to their template."""
+    """Tell whether a tokenizer class leaves encoding to the fast backend and chats to the template."""
     names = ("__call__", "_encode_plus", "apply_chat_template")
     return all(getattr(kind, name, None) is getattr(PreTrainedTokenizerFast, name) for name in names)
 
 
 def _fast_content(tokenizer: Any) -> list[bytes]:
-    # The backend as a whole would hold how it last padded and truncated too.
+    # The whole backend would include its last padding and truncation settings.
     backend = tokenizer.backend_tokenizer
     parts = [backend.model, backend.normalizer, backend.pre_tokenizer, backend.post_processor]
     added = [backend.get_added_tokens_decoder(), tokenizer.split_special_tokens]
@@ -99,28 +99,28 @@ def _fast_content(tokenizer: Any) -> list[bytes]:
 
 try:
     import fcntl
-except ImportError:  # no file can be seen to be in use then, and none is deleted
+except ImportError:  # without it we cannot tell which files are in use, so none is deleted
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
 DAYS, GIGABYTES = "RIM_PEFT_CACHE_DAYS", "RIM_PEFT_CACHE_GB"
-"""Environment variables: for how many days a table is kept unused, and how large the folder may get."""
+"""Environment variables: days to keep an unused table, and the size limit of the folder."""
 _DEFAULTS = {DAYS: 30.0, GIGABYTES: 5.0}
 _SECONDS_A_DAY = 24 * 60 * 60
 _held: dict[Path, IO[bytes]] = {}
-"""Files that this process uses, each open with a shared lock as long as it lives; the last ones where they are many."""
+"""Files used by this process, each kept open with a shared lock; at most the last ``_MOST_HELD``."""
 _MOST_HELD = 100
 
 
 @dataclass(frozen=True)
 class StoredTable:
-    """A tokenised table: one file, or one for each process that wrote it.
+    """A tokenised table: one file, or one per process that wrote it.
 
     Attributes:
         files: its files.
-        num_bytes: their size.
-        used: when it was used last, in seconds since 1970.
+        num_bytes: their total size.
+        used: time of last use, in seconds since 1970.
     """
 
     files: tuple[Path, ...]
@@ -129,15 +129,15 @@ class StoredTable:
 
 
 def cache_folder() -> Path:
-    """Return where tables are kept: beside what ``datasets`` keeps."""
+    """Return the folder of the tables, inside the cache folder of ``datasets``."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "rim_peft"
 
 
 def limits() -> tuple[float, float]:
-    """Return for how many days a table is kept unused, and how many gigabytes are kept.
+    """Return how many days an unused table is kept, and how many gigabytes are kept in all.
 
     Raises:
-        ValueError: a variable of the environment is no number of at least 0.
+        ValueError: an environment variable is not a number of at least 0.
     """
     found = []
     for name, usual in _DEFAULTS.items():
@@ -147,13 +147,13 @@ def limits() -> tuple[float, float]:
         except ValueError:
             number = -1.0
         if not number >= 0:
-            raise ValueError(f"{name}: must be a number of at least 0, got {text[:40]!r}. Leave it out for {usual:g}.")
+            raise ValueError(f"{name}: must be a number of at least 0, got {text[:40]!r}. Unset it to use {usual:g}.")
         found.append(number)
     return found[0], found[1]
 
 
 def list_tables() -> list[StoredTable]:
-    """Return all tables, the one unused for the longest time first; files cut off by a kill are among them."""
+    """Return all tables, least recently used first, including incomplete files of killed processes."""
     groups: dict[str, list[tuple[Path, os.stat_result]]] = {}
     for path in cache_folder().glob("*"):
         with contextlib.suppress(OSError):  # another process has deleted it
@@ -170,9 +170,9 @@ def list_tables() -> list[StoredTable]:
 
 
 def hold(files: Collection[Path]) -> None:
-    """Note that a table is used now, and keep every process from deleting it until this one has ended."""
+    """Mark a table as used now, and prevent any process from deleting it until this one ends."""
     for path in files:
-        with contextlib.suppress(OSError):  # a folder that others own is read all the same
+        with contextlib.suppress(OSError):  # a folder owned by someone else can still be read
             os.utime(path)
             if fcntl is not None and path not in _held:
                 file = path.open("rb")
@@ -183,9 +183,9 @@ def hold(files: Collection[Path]) -> None:
 
 
 def prune() -> int:
-    """Delete tables that were unused for too long, then the oldest ones while there is too much; return how many.
+    """Delete tables unused for too long, then the oldest while the folder is too large; return how many.
 
-    A table in use stays, whichever process uses it.
+    A table that any process uses is kept.
     """
     days, gigabytes = limits()
     tables = list_tables()
@@ -197,12 +197,14 @@ def prune() -> int:
             left -= table.num_bytes
             deleted += 1
     if deleted:
-        logger.info("%d tokenised tables were deleted from %s, unused for long or too many.", deleted, cache_folder())
+        logger.info(
+            "deleted %d tokenised tables from %s: unused for too long, or over the limit.", deleted, cache_folder()
+        )
     return deleted
 
 
 def clear() -> tuple[int, int]:
-    """Delete all tables that are not in use; return how many were deleted, and how many are left."""
+    """Delete all tables that are not in use; return the numbers of deleted and remaining tables."""
     tables = list_tables()
     deleted = sum(_delete(table) for table in tables)
     return deleted, len(tables) - deleted
@@ -220,7 +222,7 @@ def _delete(table: StoredTable) -> bool:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[bool]:
-    """Yield whether no process uses a file, and keep others from beginning to."""
+    """Lock a file exclusively; yield False if some process uses it."""
     if fcntl is None or path in _held:
         yield False
         return
@@ -247,7 +249,7 @@ _NO_TOKENS: TokenizedExample = {"prompt_ids": [], "step_ids": [], "answer_ids": 
 
 
 def tokenize_rows(rows: Sequence[Mapping[str, Any]], encoder: Encoder) -> list[TokenizedExample | RowError]:
-    """Return each row's token ids, or what is wrong with it in any stage."""
+    """Return each row's token ids, or the error that makes it unusable in every stage."""
     results: list[TokenizedExample | RowError] = []
     written: dict[int, Written] = {}
     for place, row in enumerate(rows):
@@ -266,13 +268,13 @@ def tokenize_rows(rows: Sequence[Mapping[str, Any]], encoder: Encoder) -> list[T
 
 
 def tokenize_table(dataset: Dataset, encoder: Encoder, *, num_proc: int | None) -> Dataset:
-    """Tokenise a table's rows, or take what is stored of the same rows, tokenizer, templates and code.
+    """Tokenise a table's rows, or load the cached result for the same rows, tokenizer, templates and code.
 
-    It is stored in a file of that content's hash in the cache folder of ``datasets``, unless caching is disabled there;
-    tables that were not used for long are deleted (:mod:`rim_peft.data.cache`).
+    The cache file is named after a hash of these and is in the cache folder of ``datasets``; with caching disabled in
+    ``datasets`` there is none. Tables unused for long are deleted (:mod:`rim_peft.data.cache`).
 
     Returns:
-        As many rows, with token ids, and ``row_error`` where a row has none: what is wrong with it.
+        One row per input row, with its token ids, or with the reason in ``row_error`` if it has none.
     """
     options: dict[str, Any] = {
         "batched": True,
@@ -288,21 +290,21 @@ def tokenize_table(dataset: Dataset, encoder: Encoder, *, num_proc: int | None) 
     file = cache_folder() / f"{key}.arrow"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        hold(list(file.parent.glob(f"{key}*.arrow")))  # so that no process deletes it while it is opened
+        hold(list(file.parent.glob(f"{key}*.arrow")))  # no process may delete it while it is being opened
         table = dataset.map(_tokenize_batch, new_fingerprint=key, cache_file_name=str(file), **options)
         hold([Path(used["filename"]) for used in table.cache_files])
         prune()
         return table
     except (OSError, pa.ArrowInvalid) as error:
-        logger.warning("%s cannot be used (%s): the rows are tokenised in memory, and anew each time.", file, error)
+        logger.warning("%s cannot be used (%s): tokenising in memory, without caching the result.", file, error)
         return dataset.map(_tokenize_batch, new_fingerprint=key, keep_in_memory=True, **options)
 
 
 def check_table(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> None:
-    """Refuse tokenised rows with ids that the base has no rows for.
+    """Refuse tokenised rows with ids beyond the base's embedding.
 
     Raises:
-        ValueError: as :func:`~rim_peft.data.tokenization.check_vocabulary`; names the first such row.
+        ValueError: as :func:`~rim_peft.data.tokenization.check_vocabulary`; names the first bad row.
     """
     if vocab_size is None:
         return
@@ -323,7 +325,7 @@ def _largest(lists: Any) -> int | None:
 
 
 def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return a batch of columns as rows."""
+    """Convert a batch of columns to rows."""
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
@@ -332,7 +334,7 @@ def _content_hash(dataset: Dataset, encoder: Encoder) -> str | None:
     if tokenizer is None:
         return None
     source = source_hash(__name__, Encoder.__module__, Example.__module__)
-    # Other columns are not read, and shall not make it another table.
+    # Other columns are not read, so they must not change the hash.
     read = [name for name in dataset.column_names if name in ("question", "steps", "answer", ROW_ERROR)]
     dataset = dataset.select_columns(read) if read else dataset
     return digest_of(*(part.encode() for part in (source, rows_hash(dataset), tokenizer, repr(encoder.templates))))

@@ -1,4 +1,4 @@
-"""Chat templates that come with somebody's tokenizer: programs, whose sandbox bounds neither time nor memory."""
+"""Checks of a tokenizer's chat template: an untrusted program, whose sandbox limits neither time nor memory."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ MOST_CHARACTERS = 1 << 18
 MOST_NUMBER = 1 << 20
 """Largest number in a template; real ones count turns and spaces."""
 
-# Of a number's or a text's place in a format; stops at the next one, so that it is found in one pass.
+# A field width in a format string. A match stops at the next field, so that one pass over the text is enough.
 _WIDTH = re.compile(r"%(\([^)%]*\))?[-+ #*.\d]*?\d{6}|\{[^{}]*?\d{6}")
 
 
 class _Generation(Extension):
-    """The tag by which transformers marks an assistant's text."""
+    """The tag with which transformers marks an assistant's text."""
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Return what the tag encloses."""
+        """Return the nodes that the tag encloses."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -45,23 +45,24 @@ class _Generation(Extension):
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Refuse chat templates that take more time or memory than a chat can need.
 
-    Numbers as in ``'a' * 10**10``, which is computed when it is compiled, are looked for in the text; growth at run
-    time, as of loops within loops, by rendering a short chat in a process of its own, once for each text.
+    Two checks: the parsed template must have no large numbers, as in ``'a' * 10**10``, which Jinja computes at compile
+    time; and a short chat is rendered in a separate process, once per template, to find growth at run time, such as
+    nested loops.
 
     Args:
-        tokenizer: whose templates are looked at.
-        source: where it comes from.
+        tokenizer: its templates are checked.
+        source: where it comes from, for the error.
 
     Raises:
-        ValueError: a template is too long, has a power, or a number or a product above ``MOST_NUMBER``, or takes too
-            much when it is rendered.
+        ValueError: a template is too long, has a power, or a number or product above ``MOST_NUMBER``, or takes too
+            much time or memory to render.
     """
     templates: Any = tokenizer.chat_template or {}
     tokens = tuple(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
     for template in templates.values() if isinstance(templates, dict) else [templates]:
         if problem := _find_problem(str(template)) or _try(str(template), tokens):
             raise ValueError(
-                f"tokenizer: the chat template of {source} must only write texts, and has {problem}. Correct "
+                f"tokenizer: the chat template of {source} must only write texts, but has {problem}. Correct "
                 "chat_template.jinja or tokenizer_config.json there."
             )
 
@@ -73,7 +74,7 @@ def _find_problem(template: str) -> str | None:
     try:
         _check(environment.parse(template))
     except TemplateSyntaxError:
-        return None  # which rendering says too
+        return None  # rendering reports it
     except RecursionError:
         return "expressions that are nested too deep"
     except _RefusedError as error:
@@ -83,19 +84,19 @@ def _find_problem(template: str) -> str | None:
 
 @lru_cache
 def _try(template: str, tokens: tuple[tuple[str, str], ...]) -> str | None:
-    """Render a short chat in a process of its own, and return what was too much."""
-    if not sys.executable or getattr(sys, "frozen", False):  # which is then no Python, but the whole program
+    """Render a short chat in a separate process, and return which limit it exceeded."""
+    if not sys.executable or getattr(sys, "frozen", False):  # then sys.executable is the whole program, not Python
         _warn_untried("there is no Python to start")
         return None
     given = json.dumps({"template": template, "tokens": dict(tokens), "path": [str(path) for path in sys.path]})
-    command = [sys.executable, "-I", template_trial.__file__]  # nothing of the working directory
+    command = [sys.executable, "-I", template_trial.__file__]  # -I: import nothing from the working directory
     try:
-        # Idle machines take a tenth of a second; the wait is long so that a busy one passes.
+        # This takes 0.1 s on an idle machine; the timeout is long enough for a busy one.
         status = subprocess.run(  # noqa: S603 - a program of this package
             command, input=given, text=True, capture_output=True, timeout=60
         ).returncode
     except subprocess.TimeoutExpired:
-        status = -1  # as of one that was killed
+        status = -1  # as if it was killed
     except OSError as error:
         _warn_untried(str(error))
         return None
@@ -111,15 +112,15 @@ def _try(template: str, tokens: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def _warn_untried(why: str) -> None:
-    logger.warning("A chat template could not be tried in a process of its own (%s): its text alone is checked.", why)
+    logger.warning("A chat template could not be tried in a separate process (%s): only its text is checked.", why)
 
 
 class _RefusedError(Exception):
-    """Says what a template must not have."""
+    """The template has something forbidden, named in the message."""
 
 
 def _check(node: nodes.Node) -> float:
-    """Check a part of a template, and return the product of the numbers in it, as far as it matters."""
+    """Check a node of a template, and return the product of its numbers, capped just above ``MOST_NUMBER``."""
     product = math.prod(_check(child) for child in node.iter_child_nodes())
     if isinstance(node, nodes.Pow):
         raise _RefusedError(f"a power in line {node.lineno}")

@@ -1,4 +1,4 @@
-"""What a training example is, which rows are accepted as one, and how it becomes text."""
+"""Training examples: their fields, the rows accepted as one, and the templates that write them as text."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ _UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")
 _BLANK = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0"} | {
     chr(code) for codes in (range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0)) for code in codes
 }
-"""Unicode's categories of what cannot be seen, and what else is blank: fillers and variation selectors."""
+"""Invisible characters: Unicode categories (``_UNSEEN``), and further blanks, fillers and variation selectors."""
 
 Question: TypeAlias = str | Sequence[Mapping[str, str]]
-"""A text, or chat messages with ``role`` and ``content``."""
+"""A text, or a list of chat messages with ``role`` and ``content``."""
 
 ROLES = ("system", "user", "assistant")
 
 ROW_ERROR = "row_error"
-"""Column in which a loaded row says why it could not be read; None in a good row."""
+"""Column with the reason why a loaded row could not be read; None in a good row."""
 
 SHOWN_ROWS = 10
-"""How many bad rows an error lists or a log shows one by one."""
+"""How many bad rows an error or a log lists one by one."""
 
 
 class RowError(ValueError):
-    """What is wrong with one row: names the field, the rule and what was found."""
+    """A bad row; the message names the field, the rule and the value found."""
 
 
 class QuestionError(RowError):
-    """A question that cannot be asked.
+    """A question that cannot be used.
 
     Attributes:
-        index: its place among the questions.
+        index: its index among the questions.
         reason: what is wrong with it.
-        name: what the questions are called.
+        name: name of the questions in the message.
     """
 
     def __init__(self, index: int, reason: str, name: str = "questions") -> None:
@@ -44,44 +44,44 @@ class QuestionError(RowError):
         super().__init__(f"{name}[{index}]: {reason}")
 
     def __reduce__(self) -> tuple[type[QuestionError], tuple[int, str, str]]:
-        """Carry the parts, not the message, from one process to another."""
+        """Pickle the parts, not the message."""
         return type(self), (self.index, self.reason, self.name)
 
 
 class BadRowsError(ValueError):
-    """Rows that cannot be trained on; ``rows`` holds each one's index and reason."""
+    """Rows that cannot be trained on; ``rows`` holds the index and reason of each."""
 
     def __init__(self, rows: Sequence[tuple[int, str]]) -> None:
         self.rows = list(rows)
         count = "1 bad row" if len(self.rows) == 1 else f"{len(self.rows)} bad rows"
-        remedy = "Correct the data, or leave such rows out with on_bad_rows='drop' if others remain."
+        remedy = "Correct the data, or drop such rows with on_bad_rows='drop' if others remain."
         super().__init__("\n".join([f"dataset: {count}.", *list_rows(self.rows), remedy]))
 
     def __reduce__(self) -> tuple[type[BadRowsError], tuple[list[tuple[int, str]]]]:
-        """Carry the rows, not the message, from one process to another."""
+        """Pickle the rows, not the message."""
         return type(self), (self.rows,)
 
 
 def list_rows(rows: Sequence[tuple[int, str]]) -> list[str]:
-    """Return a line for each of the first rows, given as index and reason, and one that counts the others."""
+    """Return a line for each of the first ``SHOWN_ROWS`` rows, and one that counts the rest."""
     lines = [f"  row {index}: {reason}" for index, reason in rows[:SHOWN_ROWS]]
     return [*lines, f"  and {len(rows) - SHOWN_ROWS} more"] if len(rows) > SHOWN_ROWS else lines
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question, the explicit reasoning steps from it to the answer, and the answer.
+    """A question, its explicit reasoning steps, and its answer.
 
     >>> Example("What is 2 * 3 + 1?", answer="7", steps=("2*3=6", "6+1=7")).steps
     ('2*3=6', '6+1=7')
 
     Attributes:
-        question: a text, or chat messages with ``role`` and ``content``, of which the user's is the last.
+        question: a text, or chat messages with ``role`` and ``content``; the last one must be the user's.
         answer: the final answer.
-        steps: the reasoning steps in order; None if there are none, which is enough for stage 2.
+        steps: the reasoning steps in order; None if there are none, which suffices for stage 2.
 
     Raises:
-        RowError: a text is missing, empty or of another type; or messages are not a chat that awaits a reply.
+        RowError: a text is missing, empty or of the wrong type; or the messages are not a chat that ends with the user.
     """
 
     question: Question
@@ -96,13 +96,13 @@ class Example:
 
 
 def read_example(row: Mapping[str, Any]) -> Example:
-    """Read a row with the fields ``question``, ``answer`` and, where there are any, ``steps``.
+    """Read a row with the fields ``question``, ``answer`` and, optionally, ``steps``.
 
     >>> read_example({"question": "1 + 1?", "steps": [], "answer": "2", "id": 7})
     Example(question='1 + 1?', answer='2', steps=None)
 
     Raises:
-        RowError: a field is missing, empty or of another type.
+        RowError: a field is missing, empty or of the wrong type.
     """
     if (problem := row.get(ROW_ERROR)) is not None:
         raise RowError(problem)
@@ -112,7 +112,7 @@ def read_example(row: Mapping[str, Any]) -> Example:
     question = require_field(row, "question")
     if isinstance(question, Sequence) and not isinstance(question, str):
         _check_messages(question)
-        # A table's columns give every message the keys of all messages; only these two belong to the chat.
+        # A table gives every message the keys of all messages; only these two belong to the chat.
         question = [{"role": message["role"], "content": message["content"]} for message in question]
     return Example(question, answer=require_field(row, "answer"), steps=tuple(steps) if steps else None)
 
@@ -121,19 +121,19 @@ def require_field(row: Mapping[str, Any], name: str) -> Any:
     """Return a row's field.
 
     Raises:
-        RowError: there is none; names the fields that there are.
+        RowError: there is none; lists the row's fields.
     """
     if name not in row:
         there = ", ".join(str(key) for key in row if key != ROW_ERROR)
-        raise RowError(f"{name}: the row has no such field, only {there or 'none at all'}")
+        raise RowError(f"{name}: the row has no such field; its fields: {there or 'none'}")
     return row[name]
 
 
 def check_question(question: object) -> None:
-    """Check that a question is a text or a chat that awaits a reply.
+    """Check that a question is a text, or a chat that ends with the user.
 
     Raises:
-        RowError: it is empty, of another type, or has a message that is no message.
+        RowError: it is empty, of the wrong type, or has an invalid message.
     """
     if isinstance(question, str):
         _check_text("question", question)
@@ -147,14 +147,14 @@ def _check_text(name: str, text: object) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = f"half of a character (U+{ord(text[error.start]):04X}) at {error.start}"
-        raise RowError(f"{name}: must be a text that UTF-8 can write, got {half}") from None
+        half = f"half a character (U+{ord(text[error.start]):04X}) at {error.start}"
+        raise RowError(f"{name}: must be a text that UTF-8 can encode, got {half}") from None
     if not has_content(text):
         raise RowError(f"{name}: is empty")
 
 
 def has_content(text: str) -> bool:
-    """Tell whether anything in a text can be seen: white space, controls and characters without width are nothing.
+    """Tell whether a text has a visible character: white space, controls and zero-width characters do not count.
 
     >>> has_content(" ?"), has_content("\u200b\ufeff\ufe0f ")
     (True, False)
@@ -186,9 +186,9 @@ def _show(value: object) -> str:
 
 @dataclass(frozen=True)
 class Templates:
-    """How the parts of an example are written; each template holds its part's name in braces.
+    """Templates for the parts of an example; each holds the name of its part in braces.
 
-    A question of chat messages is written by the tokenizer's chat template, and ``prompt`` is not used for it.
+    A question of chat messages is written with the tokenizer's chat template instead of ``prompt``.
 
     >>> Templates(answer="The answer is {answer}.").answer.format(answer="7")
     'The answer is 7.'
@@ -197,12 +197,12 @@ class Templates:
         prompt: the text before the blocks.
         step: the readout of a reasoning step; EOS is added.
         answer: the readout of the answer; EOS is added.
-        separator: what stands behind each step where steps and answer are written as one text (a chain of thought).
-        allow_special_tokens: read special tokens that are spelt in a question, a step or an answer as such, not as
-            text; those of the templates always are.
+        separator: the text after each step when steps and answer are written as one text (a chain of thought).
+        allow_special_tokens: whether special tokens spelt in a question, a step or an answer are read as special
+            tokens, not as text. Those in the templates always are.
 
     Raises:
-        ValueError: a template does not hold its placeholder exactly once, or holds another one.
+        ValueError: a template does not hold its placeholder exactly once, or holds another placeholder.
     """
 
     prompt: str = "{question}\n"

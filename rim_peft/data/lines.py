@@ -1,7 +1,7 @@
-"""Rows and questions out of text and JSON files, one reader for all: what cannot be read is that row's fault alone.
+"""Read rows and questions from text and JSON files; an unreadable row does not affect the others.
 
-Lines end at a newline. A carriage return before it and a byte order mark at a line's start are no part of the line; any
-other character is, also those that Python and others take for the end of a line.
+Lines end at a newline. A carriage return before it and a byte order mark at the start of a line are removed. All other
+characters belong to the line, including those that Python counts as line ends.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, Features, Sp
 from rim_peft.data.examples import ROW_ERROR, RowError
 
 JSON_COLUMN = "json"
-"""Column of rows from JSON files: a row's JSON text."""
+"""Column of rows from JSON files: the row's JSON text."""
 
 ROW_PLACE = "row_place"
-"""Column of rows from files: where a row stands, as ``train.jsonl line 7``."""
+"""Column of rows from files: the row's place, such as ``train.jsonl line 7``."""
 
 _ROWS_PER_TABLE = 10_000
 
 
 class Line(NamedTuple):
-    """A line: its number from 1 on, and its text, or what is wrong with it."""
+    """A line: its number, counted from 1, its text, and why it could not be read."""
 
     number: int
     text: str
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 
 def read_lines(raw: Iterable[bytes]) -> Iterator[Line]:
-    r"""Yield the lines of a file opened for bytes.
+    r"""Yield the lines of a file opened in binary mode.
 
     >>> list(read_lines([b"\xef\xbb\xbfa\r\n", b"\xff"]))[1].problem
     'not valid UTF-8 (byte 0xff at 0)'
@@ -55,7 +55,7 @@ def parse_json(text: str) -> Any:
     """Parse a JSON text.
 
     Raises:
-        RowError: it is none, nests too deeply, has a number that is too long, or an object with a key twice.
+        RowError: it is not JSON, nests too deeply, or has a number that is too long or an object with a key twice.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)
@@ -66,7 +66,7 @@ def parse_json(text: str) -> Any:
         raise RowError(f"not valid JSON: it nests too deeply, in {text[:60]!r}") from None
     except RowError:
         raise
-    except ValueError:  # Python bounds the digits of a number that it reads
+    except ValueError:  # Python limits the digits of an integer that it parses
         raise RowError(f"not valid JSON: a number has thousands of digits, in {text[:60]!r}") from None
 
 
@@ -74,7 +74,7 @@ def parse_object(text: str) -> dict[str, Any]:
     """Parse a row's JSON text.
 
     Raises:
-        RowError: as :func:`parse_json`, or it is no object.
+        RowError: as :func:`parse_json`, or it is not an object.
     """
     value = parse_json(text)
     if not isinstance(value, dict):
@@ -92,7 +92,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Row(NamedTuple):
-    """A row's text, where it stands, and what is wrong with it."""
+    """A row's text, its place in the file, and why it could not be read."""
 
     text: str
     place: str
@@ -101,16 +101,16 @@ class _Row(NamedTuple):
 
 @dataclass
 class RowsConfig(BuilderConfig):
-    """How files are read: ``.jsonl`` and ``.txt`` by lines, ``.json`` as one document; a text's rows may have more."""
+    """``.jsonl`` and ``.txt`` are read by lines, ``.json`` as one document; ``lines_per_row`` applies to ``.txt``."""
 
     suffix: str = ".jsonl"
     lines_per_row: int = 1
 
 
 class Rows(ArrowBasedBuilder):
-    """Rows of text and JSON files for ``datasets``, which keeps them on disk or streams them.
+    """Rows of text and JSON files as a builder for ``datasets``, which caches them on disk or streams them.
 
-    Each has its text (``json`` or ``text``), ``row_place``, and ``row_error`` where it could not be read.
+    Columns: the row's text (``json`` or ``text``), ``row_place``, and ``row_error`` if it could not be read.
     """
 
     BUILDER_CONFIG_CLASS = RowsConfig
@@ -154,8 +154,8 @@ class Rows(ArrowBasedBuilder):
 
 
 def _document_rows(file: Path) -> Iterator[_Row]:
-    """Cut a JSON file into rows: a list, ``{"data": [...]}``, or lines after all."""
-    # What UTF-8 cannot read, or a row cannot write, is found where the row is read.
+    """Split a JSON file into rows: a list, ``{"data": [...]}``, or JSON lines despite the suffix."""
+    # Bytes that are not UTF-8 are reported later, when their row is read.
     document = file.read_bytes().decode(errors="surrogateescape").lstrip("\ufeff")
     try:
         value = json.loads(document, object_pairs_hook=_marked)
@@ -166,7 +166,7 @@ def _document_rows(file: Path) -> Iterator[_Row]:
             for line in lines:
                 yield _Row(line.text, f"{file.name} line {line.number}", line.problem)
             return
-        parse_json(document)  # which says why
+        parse_json(document)  # raises with the reason
         raise
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
@@ -176,7 +176,7 @@ def _document_rows(file: Path) -> Iterator[_Row]:
 
 
 class _Twice(dict[str, Any]):
-    """An object of a document that has a key twice, which is wrong with its row, not with the document."""
+    """An object with a key twice: an error of its row, not of the document."""
 
     problem: str
 
@@ -191,7 +191,7 @@ def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _write(row: Any) -> str:
-    """Return a row's JSON text; escaped where it has a character that UTF-8 cannot write."""
+    """Return a row's JSON text; escaped if it has a character that UTF-8 cannot encode."""
     text = json.dumps(row, ensure_ascii=False)
     try:
         text.encode()
@@ -209,7 +209,7 @@ def _is_json(text: str) -> bool:
 
 
 class Asked(NamedTuple):
-    """A question of a stream: its line's number, and the question, or what is wrong with the line."""
+    """A question of a stream: its line number, the question, and why the line could not be read."""
 
     number: int
     question: Any
@@ -217,7 +217,7 @@ class Asked(NamedTuple):
 
 
 def read_asked(raw: Iterable[bytes]) -> Iterator[Asked]:
-    """Yield the question of each line that is not blank: its text, or the field ``question`` of a JSON object.
+    """Yield the question of each non-blank line: its text, or the field ``question`` of a JSON object.
 
     >>> [asked.question for asked in read_asked([b"1 + 1?", b"", b'{"question": "2 + 2?", "id": 7}'])]
     ['1 + 1?', '2 + 2?']
@@ -233,4 +233,4 @@ def read_asked(raw: Iterable[bytes]) -> Iterator[Asked]:
             missing = None if "question" in fields else f"must have a field question, got {text[:60]!r}"
             yield Asked(number, fields.get("question"), missing)
         except RowError as error:
-            yield Asked(number, None, f"{error}. One JSON object a line")
+            yield Asked(number, None, f"{error}. Write one JSON object per line")

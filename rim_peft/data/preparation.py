@@ -1,4 +1,4 @@
-"""Rows → token ids that a stage can train on; every bad row is reported and none cut."""
+"""Tokenise rows for a stage; every bad row is reported, none is truncated."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _WHOSE = " (max_position_embeddings; with longrope original_max_position_embeddi
 
 @dataclass(frozen=True)
 class Limits:
-    """What a row must have in a stage, and how long it may get.
+    """A stage's requirements for a row.
 
     Attributes:
-        objective: what the stage trains of a row.
+        objective: the stage's objective.
         max_length: longest row in tokens; None for no limit.
-        max_positions: positions that the model has; None for no limit.
+        max_positions: number of the model's positions; None for no limit.
     """
 
     objective: Objective
@@ -53,11 +53,11 @@ class Limits:
     max_positions: int | None
 
     def explain(self, row: Mapping[str, Any], tokenized: TokenizedExample | RowError) -> str | None:
-        """Return what is wrong with a row in this stage, None if nothing is.
+        """Return why a row is bad in this stage; None if it is good.
 
         Args:
-            row: the row before it was tokenised.
-            tokenized: its token ids, or why it has none.
+            row: the row before tokenisation.
+            tokenized: its token ids, or the error if it has none.
         """
         try:
             if self.objective.needs_steps and read_example(row).steps is None:
@@ -70,9 +70,9 @@ class Limits:
         return None
 
     def may_fail(self, tokenized: pa.Table) -> NDArray[np.bool_]:
-        """Tell from the lengths alone which rows :meth:`explain` may find too long or without steps.
+        """Return which rows may be too long or lack steps, from the lengths alone.
 
-        All that it would are among them, and few others.
+        A fast filter before :meth:`explain`: it misses none of those rows and includes few others.
         """
         limit = min(limit if limit is not None else math.inf for limit in (self.max_length, self.max_positions))
         lacks_steps = self.objective.needs_steps & (list_lengths(tokenized["step_ids"]) == 0)
@@ -87,7 +87,7 @@ class Limits:
 
 
 def _excerpt(row: Mapping[str, Any]) -> str:
-    """Name a row by the beginning of its question: after a split or a filter its index is no longer the file's."""
+    """Identify a row by the start of its question, since after a split or filter its index differs from the file's."""
     question = row.get("question")
     if not isinstance(question, str) or not question.strip():
         return ""
@@ -120,23 +120,23 @@ def prepare_dataset(
 ) -> Dataset | IterableDataset:
     """Tokenise rows with ``question``, ``answer`` and ``steps`` into ``prompt_ids``, ``step_ids`` and ``answer_ids``.
 
-    A table is tokenised once for both stages and every later run (:func:`~rim_peft.data.cache.tokenize_table`). A
-    streamed dataset is worked through while it is read, and its bad rows are met then.
+    A table is tokenised once and cached for both stages and later runs (:func:`~rim_peft.data.cache.tokenize_table`).
+    A stream is tokenised while it is read, so its bad rows are only found then.
 
     Args:
         dataset: one split.
         tokenizer: the base model's.
-        objective: what the stage trains of a row. Its blocks' ids come after those of the base's vocabulary.
-        templates: how prompt, steps and answer are written.
-        max_length: longest row in tokens: prompt, blocks and all readouts; no limit where None.
-        max_positions: positions that the model has; no limit where None.
-        on_bad_rows: ``"error"`` lists the bad rows and stops, ``"drop"`` leaves them out and logs how many.
-        num_proc: processes that tokenise a table; one where None. A stream is tokenised where it is read.
+        objective: the stage's objective; the ids of its blocks start after the base's vocabulary.
+        templates: templates for prompt, steps and answer.
+        max_length: longest row in tokens: prompt, blocks and all readouts; None for no limit.
+        max_positions: number of the model's positions; None for no limit.
+        on_bad_rows: ``"error"`` lists the bad rows and stops, ``"drop"`` drops them and logs how many.
+        num_proc: number of processes that tokenise a table; None for one. A stream ignores it.
 
     Raises:
         BadRowsError: rows are malformed, empty, too long, or without the steps that the stage needs (with ``"drop"``:
             all of them).
-        ValueError: ``on_bad_rows`` or the tokenizer is unusable, the base has no rows for some ids, or the dataset is
+        ValueError: ``on_bad_rows`` or the tokenizer is unusable, an id exceeds the base's embedding, or the dataset is
             not one split, has a transform, or has no rows.
     """
     if on_bad_rows not in ("error", "drop"):
@@ -158,7 +158,7 @@ def _prepare_table(dataset: Dataset, encoder: Encoder, limits: Limits, *, drop: 
         raise ValueError("dataset: must have rows, got none. Look at its path and split.")
     if dataset.format["type"] == "custom":
         raise ValueError(
-            "dataset: must have no transform, got one, which would be asked for the tokenised rows too. Apply it with "
+            "dataset: must have no transform, got one, which would also apply to the tokenised rows. Apply it with "
             "dataset.map."
         )
     dataset = dataset.with_format(None)
@@ -175,7 +175,7 @@ def _prepare_table(dataset: Dataset, encoder: Encoder, limits: Limits, *, drop: 
 
 
 def _find_bad_rows(dataset: Dataset, tokenized: Dataset, limits: Limits) -> list[tuple[int, str]]:
-    """Return the indices of bad rows with what is wrong; looks closely only at rows that may be bad."""
+    """Return the indices of bad rows with the reasons; only rows that may be bad are checked in full."""
     table = tokenized.with_format("arrow")[:]
     suspects = np.flatnonzero(limits.may_fail(table) | table[ROW_ERROR].is_valid().to_numpy()).tolist()
     bad: list[tuple[int, str]] = []
@@ -204,10 +204,10 @@ def _prepare_stream(dataset: IterableDataset, encoder: Encoder, limits: Limits, 
 
 @dataclass
 class _StreamRows:
-    """Tokenise a stream's rows: raises at a bad row, or drops it and counts.
+    """Tokenise a stream's rows; raise at a bad row, or drop and count it.
 
-    A stream may be endless or left early, so the count is logged as it grows: row by row up to ten, then at each power
-    of two.
+    A stream may be endless or abandoned early, so the count is logged as it grows: each of the first ten rows, then at
+    powers of two.
     """
 
     encoder: Encoder

@@ -1,6 +1,6 @@
-"""Where rows come from: local files and folders, the Hub, and rows held out by a hash of their question.
+"""Sources of rows: local files and folders, the Hub, and rows held out by a hash of their question.
 
-The libraries that read from it try several times for each file, which takes a minute and more until they give up.
+The Hub is probed first, because its libraries retry each file and take a minute or more to give up.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _PATIENCE_SECONDS = 4.0
 _ASK_AGAIN_SECONDS = 60.0
 
 _failures: dict[str, tuple[float, str]] = {}
-"""When an address did not answer, and why."""
+"""Addresses that did not answer, each with the time and the reason."""
 _answered: set[str] = set()
 
 
 def hub_problem() -> str | None:
-    """Return why the Hub is not to be asked: it is turned off, or does not answer; None if it does.
+    """Return why the Hub cannot be used: it is disabled or does not answer; None if it answers.
 
-    It has four seconds, or what ``HF_HUB_ETAG_TIMEOUT`` says. An answer is remembered, a failure for a minute.
+    The timeout is four seconds, or ``HF_HUB_ETAG_TIMEOUT``. Success is remembered for good, failure for a minute.
     """
     if is_offline_mode():
         return "HF_HUB_OFFLINE is set"
@@ -58,19 +58,18 @@ def hub_problem() -> str | None:
 
 @contextmanager
 def asking_hub(source: str) -> Iterator[str | None]:
-    """While entered, let the libraries read ``source``: what they have kept of it alone where the Hub does not answer.
-
-    Their own argument for that, ``local_files_only``, does not reach all that they ask.
+    """Let the libraries read ``source`` inside this context, from their caches only if the Hub does not answer.
 
     Args:
-        source: id on the Hub; nothing is asked for a file or folder.
+        source: id on the Hub; the Hub is not probed for a local file or folder.
 
     Yields:
-        Why the Hub is not asked; None where it is.
+        Why the Hub is not used; None if it is.
 
     Raises:
-        ConnectionError: the Hub is not asked, and what was looked for is not here.
+        ConnectionError: the Hub is not used, and the source is not cached here.
     """
+    # Sets the libraries' offline flags: their argument `local_files_only` does not cover all of their requests.
     problem = None if Path(source).exists() else hub_problem()
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     if problem is not None:
@@ -86,7 +85,7 @@ def asking_hub(source: str) -> Iterator[str | None]:
 
 
 def _ask(address: str) -> str | None:
-    """Return why an address does not answer, None if it does, with whatever answer."""
+    """Return why an address does not answer; None if it gives any answer."""
     own = "HF_HUB_ETAG_TIMEOUT" in os.environ
     patience = float(constants.HF_HUB_ETAG_TIMEOUT) if own else _PATIENCE_SECONDS
     outcome: list[str | None] = []
@@ -95,10 +94,10 @@ def _ask(address: str) -> str | None:
         try:
             get_session().head(address, timeout=patience)
             outcome.append(None)
-        except Exception as error:  # of the HTTP client, which differs with the version of huggingface_hub
+        except Exception as error:  # the HTTP client, and so its errors, depend on the version of huggingface_hub
             outcome.append(str(error).partition("\n")[0] or type(error).__name__)
 
-    # In a thread, since looking up a name has no timeout.
+    # In a thread, since a DNS lookup has no timeout.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(patience + 0.5)
@@ -107,14 +106,14 @@ def _ask(address: str) -> str | None:
 
 
 def question_hash(question: Question, *, salt: str) -> float:
-    """Return a number in [0, 1) that depends on the question's text and on ``salt`` alone.
+    """Return a number in [0, 1) that depends only on the question's text and ``salt``.
 
     >>> round(question_hash("1 + 1?", salt="validation"), 6)
     0.609109
     """
     text = question if isinstance(question, str) else json.dumps(list(question), ensure_ascii=False, sort_keys=True)
     digest = hashlib.blake2b(f"{salt}\n{text.strip()}".encode(), digest_size=8).digest()
-    # The upper 53 bits: a float holds no more, and 2**64 - 1 would round up to 1.
+    # Only the upper 53 bits, the precision of a float: 2**64 - 1 would round up to 1.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
@@ -124,9 +123,9 @@ def is_held_out(question: Question, share: float, *, salt: str) -> bool:
 
 
 def shared_questions(first: Dataset, second: Dataset) -> list[Question]:
-    """Return the questions of ``first`` that ``second`` has too: none where nothing that one selects sees the other.
+    """Return the questions of ``first`` that are also in ``second``, to check that two splits are disjoint.
 
-    Questions count as the same if their texts do but for white space around them. Rows without one are left out.
+    White space around a question is ignored, and so are rows without a question.
 
     >>> shared_questions(Dataset.from_dict({"question": ["a", "b"]}), Dataset.from_dict({"question": ["b ", None]}))
     ['b']
@@ -141,10 +140,10 @@ def shared_questions(first: Dataset, second: Dataset) -> list[Question]:
 
 
 def hold_out(dataset: Dataset, size: int | float) -> tuple[Dataset, Dataset]:
-    """Split rows into those to train on and those held out, which never share a question.
+    """Split rows into training rows and held-out rows, which never share a question.
 
-    Which questions are held out depends on their texts, not on their order, so the same rows give the same parts in
-    every run. Rows that could not be read stay in training, where they are reported.
+    The choice depends on the texts of the questions, not on their order, so it is the same in every run. Rows that
+    could not be read stay in training, where they are reported.
 
     >>> train, held_out = hold_out(Dataset.from_dict({"question": ["a", "b", "c", "b"]}), 2)
     >>> train["question"][:], held_out["question"][:]
@@ -152,13 +151,13 @@ def hold_out(dataset: Dataset, size: int | float) -> tuple[Dataset, Dataset]:
 
     Args:
         dataset: rows with ``question``.
-        size: how many questions to hold out: a number of them (int) or a share in (0, 1) (float).
+        size: questions to hold out: a number (int) or a share in (0, 1) (float).
 
     Returns:
-        The rows to train on and those held out, each in their old order.
+        The training rows and the held-out rows, both in their old order.
 
     Raises:
-        ValueError: ``size`` would leave one of the parts empty, or the dataset is streamed.
+        ValueError: ``size`` would leave a part empty, or the dataset is a stream.
     """
     if not isinstance(dataset, Dataset):
         raise ValueError(
@@ -187,7 +186,7 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "validation": ("validation", "valid", "val", "dev", "eval"),
     "test": ("test", "testing"),
 }
-"""Each split's names in files and on the Hub."""
+"""Names that each split has in files and on the Hub."""
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
 
@@ -206,28 +205,27 @@ def find_splits(
     names: Mapping[str, str] = _NO_NAMES,
     lines_per_row: int = 1,
 ) -> dict[str, Callable[[], Rows]]:
-    """Find the splits of a source; each is opened by a call.
+    """Find the splits of a source, each as a function that opens it.
 
-    Rows of JSON files come as a column ``json`` with a row's text, so that a row that breaks the others' form is still
-    only one bad row; rows of text files as a column ``text`` with a line, or with several, which a newline joins; each
-    with its place, and with what is wrong where it could not be read (:mod:`rim_peft.data.lines`). The others have
-    their own columns.
+    Rows of JSON files have the column ``json`` with their text, so that a malformed row is only one bad row. Rows of
+    text files have the column ``text``: one line, or several joined by newlines. Both also have their place in the
+    file, and the error if they could not be read (:mod:`rim_peft.data.lines`). Other sources have their own columns.
 
     Args:
         path: a file, a folder with files named after splits, or a Hub id as ``owner/name`` or ``owner/name:config``.
-        prefix: word that may stand before the split in file names, as in ``prosqa_train.json``.
-        streaming: read rows when they are asked for.
-        names: what a file's or the Hub's split is called here, where it is not :func:`split_name`'s name for it; by
-            its own name or by that one.
-        lines_per_row: how many lines of a text file make a row, empty ones included.
+        prefix: word that may precede the split in file names, as in ``prosqa_train.json``.
+        streaming: read rows lazily.
+        names: names for splits that should not have :func:`split_name`'s; keyed by the source's name or by
+            :func:`split_name`'s.
+        lines_per_row: number of lines of a text file per row, including empty lines.
 
     Returns:
-        What opens a split, by its name: ``train``, ``validation``, ``test``, or the name that the source uses. A file
-        that is not named after a split counts as ``train``. Capitals in file names do not matter.
+        Functions that open the splits, by name: ``train``, ``validation``, ``test``, or the name in the source. A
+        single file that is not named after a split counts as ``train``. Case in file names does not matter.
 
     Raises:
-        FileNotFoundError: nothing is there; says what was looked for and what there is.
-        ValueError: a file cannot be read as what its suffix says.
+        FileNotFoundError: nothing was found; says what was looked for and what is there.
+        ValueError: a file cannot be read as its suffix says.
         ConnectionError: the Hub cannot be reached.
     """
     local = Path(path).expanduser()
@@ -246,7 +244,7 @@ def find_splits(
 
 
 def split_name(name: str) -> str:
-    """Return a split's own name for any of its names.
+    """Return the standard name of a split, or the name itself if it is unknown.
 
     >>> split_name("dev"), split_name("train_socratic")
     ('validation', 'train_socratic')
@@ -260,7 +258,7 @@ def _own_name(name: str, names: Mapping[str, str]) -> str:
 
 
 def _split_of(file: Path, prefix: str, names: Mapping[str, str]) -> str | None:
-    """Return the split that a file is named after, as ``prosqa_valid.json`` or ``test-00000-of-00001.parquet``."""
+    """Return the split that a file is named after, as in ``prosqa_valid.json`` or ``test-00000-of-00001.parquet``."""
     stem = _SHARD.sub("", file.stem).lower().removeprefix(f"{prefix.lower()}_")
     return _own_name(stem, names) if split_name(stem) in SPLIT_NAMES else None
 
@@ -302,7 +300,7 @@ def _listing(folder: Path, most: int = 12) -> str:
 
 
 def _open(files: Sequence[Path], streaming: bool, lines_per_row: int) -> Rows:
-    """Open files of one kind as one split, by the readers behind ``load_dataset``, which itself would call the Hub."""
+    """Open files of one kind as one split, with the readers behind ``load_dataset``, which would contact the Hub."""
     paths = [str(file.absolute()) for file in files]
     names = ", ".join(str(file) for file in files)
     suffix = files[0].suffix
@@ -332,9 +330,9 @@ def _open_hub(path: str, hub_id: str, config: str | None, streaming: bool) -> Ma
     except (OSError, ValueError, DatasetGenerationError) as error:
         kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
         raise kind(
-            f"path: {path} is no local file or folder, and cannot be read from the Hub: {error}. Give a local folder "
-            "with files named after splits (train.jsonl, valid.json, test.parquet), or a Hub id as owner/name or "
-            "owner/name:config."
+            f"path: {path} is not a local file or folder, and cannot be read from the Hub: {error}. Give a local "
+            "folder with files named after splits (train.jsonl, valid.json, test.parquet), or a Hub id as owner/name "
+            "or owner/name:config."
         ) from error
     return {str(name): rows for name, rows in splits.items()}
 

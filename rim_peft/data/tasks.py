@@ -1,4 +1,4 @@
-"""The old name of :mod:`rim_peft.tasks`, which still works and says so."""
+"""Deprecated name of :mod:`rim_peft.tasks`; importing it warns."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A program: render a chat template once, with as much memory and time as a chat can need.
+"""A program that renders a chat template once, within limits on memory and time.
 
-It runs in a process of its own (:mod:`rim_peft.data.chat_templates` starts it), so that what a template takes, it
-takes from that process. It imports nothing of this package, whose imports take longer than the trial.
+:mod:`rim_peft.data.chat_templates` starts it in a separate process, so that a bad template exhausts only that process.
+It imports nothing from this package, because those imports take longer than the trial.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_BYTES = 1 << 30
 MAX_CHARACTERS = 1 << 20
 
 TOO_MUCH_MEMORY, TOO_LONG = 3, 4
-"""Exit statuses. What other errors a template raises, rendering says where it is used."""
+"""Exit statuses. Other errors of a template are reported when it is used."""
 
 _CHAT = [
     {"role": "user", "content": "What is 2 + 3?"},
@@ -25,15 +25,15 @@ _CHAT = [
 
 
 def main() -> int:
-    """Render the template on the standard input, and return the exit status."""
+    """Render the template given on standard input, and return the exit status."""
     given = json.load(sys.stdin)
-    sys.path[:] = given["path"]  # of the process that asks, where Jinja is
+    sys.path[:] = given["path"]  # the caller's path, to find Jinja
     from jinja2.exceptions import TemplateError
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """The tag by which transformers marks an assistant's text."""
+        """The tag with which transformers marks an assistant's text."""
 
         tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
@@ -64,14 +64,14 @@ def main() -> int:
 def _limit() -> None:
     try:
         import resource
-    except ImportError:  # on Windows, where the time alone is bounded, by the process that waits
+    except ImportError:  # Windows: only the time is limited, by the caller's timeout
         return
     for kind, bound in ((resource.RLIMIT_AS, MAX_BYTES), (resource.RLIMIT_CPU, MAX_SECONDS)):
         _, hard = resource.getrlimit(kind)
         soft = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         try:
             resource.setrlimit(kind, (soft, hard))
-        except (OSError, ValueError):  # macOS knows no bound of the address space
+        except (OSError, ValueError):  # macOS cannot limit the address space
             continue
 
 

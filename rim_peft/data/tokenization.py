@@ -1,4 +1,4 @@
-"""Examples → token ids; special tokens that a row's text spells are read as text."""
+"""Convert examples to token ids; special tokens spelt in a row's text are read as text."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Question, QuestionError, RowError, Templates, check_question
 
-_MARK = "\U0010fffd"  # the last character for private use
+_MARK = "\U0010fffd"  # the last private-use character
 _GUARDED = re.compile(f"{_MARK}([0-9]+){_MARK}")
 
 
 class SpecialTokens:
-    """A tokenizer's special tokens, and how a text is encoded that spells some of them.
+    """A tokenizer's special tokens, and the encoding of texts that spell them.
 
-    A text's spellings are *guarded*, replaced by marks that neither templates nor tokenizers read anything into, before
-    it is put into a template. Of what the template then gives, the special tokens that stand there are the template's
-    own. Texts that spell none stay as they are, and are encoded as ever.
+    Before a text is put into a template, the names of special tokens in it are *guarded*: replaced by marks that mean
+    nothing to templates and tokenizers. So the special tokens in the template's output are the template's own. Texts
+    without such names are not changed.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         added: Mapping[int, Any] = tokenizer.added_tokens_decoder
         self._tokens = {str(token): (index, token) for index, token in added.items() if token.special and str(token)}
-        # The longest first, as tokenizers find them.
+        # Longest first, as tokenizers match them.
         self._names = [_MARK, *sorted(self._tokens, key=len, reverse=True)]
         self._numbers = {name: number for number, name in enumerate(self._names)}
         self._spelt = re.compile("|".join(map(re.escape, self._names)))
-        # Characters that a tokenizer does not know are unknown tokens wherever they stand.
+        # The unknown token does not count: unknown characters give it in any text.
         self._ids = {index for index, _ in self._tokens.values()} - {tokenizer.unk_token_id}
 
     def guard(self, text: str) -> str:
-        """Return a row's text with marks in place of special tokens' names."""
+        """Replace the names of special tokens in a row's text by marks."""
         return self._spelt.sub(lambda match: f"{_MARK}{self._numbers[match[0]]}{_MARK}", text)
 
     def restore(self, text: str) -> str:
-        """Return a guarded text as it was."""
+        """Undo :meth:`guard`."""
         return _GUARDED.sub(lambda match: self._names[int(match[1])], text)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of what a template gave, without what the tokenizer puts around texts."""
+        """Return the ids of a template's output, without the tokens that the tokenizer adds around texts."""
         ids: list[int] = []
         for part, token_id in self._cut(text):
             ids.extend(self._encode_plain(self.restore(part)) if token_id is None else [token_id])
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
-        """Return a text's ids with no special token among them."""
+        """Return a text's ids, none of them a special token."""
         options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         ids: list[int] = self._tokenizer(text, **options)["input_ids"]
         if self._ids.isdisjoint(ids):
             return ids
-        # Models of whole pieces (Unigram, WordLevel) have the names in their vocabulary: such names are cut in two.
+        # Unigram and WordLevel models have the names in their vocabulary, so the names are cut in two.
         names = [match.span() for match in self._spelt.finditer(text) if len(match[0]) > 1]
         places = [0, *(sum(span) // 2 for span in names), len(text)]
         if not names:
@@ -66,7 +66,7 @@ class SpecialTokens:
         return [token for start, end in pairwise(places) for token in self._encode_plain(text[start:end])]
 
     def _cut(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """Yield the parts between a text's own special tokens, and these with their ids."""
+        """Yield a text's own special tokens with their ids, and the parts between them with None."""
         place = 0
         for match in self._own.finditer(text):
             if match.start() > place:
@@ -78,7 +78,7 @@ class SpecialTokens:
 
     @cached_property
     def _own(self) -> re.Pattern[str]:
-        """Each special token as a group, with the white space that it swallows."""
+        """A pattern with each special token as a group, with the white space that it absorbs."""
         patterns = []
         for name in self._names[1:]:
             _, token = self._tokens[name]
@@ -87,7 +87,7 @@ class SpecialTokens:
 
 
 def is_guarded(text: str) -> bool:
-    """Tell whether a text holds marks in place of special tokens' names."""
+    """Tell whether a text holds marks for special tokens."""
     return _MARK in text
 
 
@@ -106,17 +106,20 @@ def tokenize_example(
     *,
     vocab_size: int | None = None,
 ) -> TokenizedExample:
-    """Return an example's token ids: the prompt as the tokenizer begins a text, each readout alone and closed by EOS.
+    """Return an example's token ids.
+
+    The prompt starts with the tokens that the tokenizer puts before a text. Each readout is encoded alone and ends with
+    EOS.
 
     Args:
-        example: what to tokenise.
+        example: the example.
         tokenizer: the base's.
-        templates: how prompt, steps and answer are written.
-        vocab_size: rows of the base's embedding, V: ids from V on are memory's; not checked where None.
+        templates: templates for prompt, steps and answer.
+        vocab_size: rows of the base's embedding, V; ids from V on belong to memory tokens. None: not checked.
 
     Raises:
-        ValueError: the tokenizer has no EOS token, no chat template although the question is a chat, or gives ids that
-            the base has no rows for.
+        ValueError: the tokenizer has no EOS token, has no chat template for a question that is a chat, or gives ids
+            beyond the base's embedding.
         RowError: the chat template refuses the messages, a prompt has no tokens, or a readout holds EOS before its end.
     """
     encoder = Encoder(tokenizer, templates or Templates())
@@ -133,11 +136,11 @@ def tokenize_prompts(
     *,
     vocab_size: int | None = None,
 ) -> list[list[int]]:
-    """Return the prompts' token ids of questions alone, as :func:`tokenize_example` has them.
+    """Return the prompt ids of questions, the same as those of :func:`tokenize_example`.
 
     Raises:
         ValueError: as for :func:`tokenize_example`.
-        QuestionError: a question is empty, no question, or refused by the chat template; says which.
+        QuestionError: a question is empty, invalid, or refused by the chat template; says which.
     """
     encoder = Encoder(tokenizer, templates or Templates())
     prompts = []
@@ -162,15 +165,15 @@ def all_ids(row: TokenizedExample) -> list[int]:
 def check_vocabulary(
     ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, *, where: str
 ) -> None:
-    """Refuse ids that the base has no rows for; the first of them would be taken for memory.
+    """Refuse ids beyond the base's embedding, which would be taken for memory tokens.
 
-    Tokenizers may have more tokens than the base has rows, as long as texts do not hold them.
+    A tokenizer may have more tokens than the base has rows, as long as no text uses them.
 
     Args:
-        ids: what a text became.
-        tokenizer: what made it.
-        vocab_size: rows of the base's embedding; nothing is checked where None.
-        where: where the text stands, for the error.
+        ids: a text's token ids.
+        tokenizer: the tokenizer that made them.
+        vocab_size: rows of the base's embedding; None: not checked.
+        where: the place of the text, for the error.
 
     Raises:
         ValueError: an id is too large.
@@ -185,7 +188,7 @@ def check_vocabulary(
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None) -> int:
-    """Return an id to pad with: EOS where the tokenizer has no padding, or the base no row for it; it is masked."""
+    """Return the padding id; EOS if there is no padding token or the base has no row for it (padding is masked)."""
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     return int(eos if pad is None or (vocab_size is not None and pad >= vocab_size) else pad)
 
@@ -193,7 +196,7 @@ def padding_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None
 def tokenize_separator(
     tokenizer: PreTrainedTokenizerBase, separator: str, *, vocab_size: int | None = None
 ) -> list[int]:
-    """Return the token ids of what stands behind each step of a written chain of thought.
+    """Return the token ids of the separator after each step of a written chain of thought.
 
     Raises:
         ValueError: the tokenizer has no tokens for it, or the base no rows for them.
@@ -202,7 +205,7 @@ def tokenize_separator(
     read_back = str(tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
     if not ids or (separator.strip() or separator) not in (read_back.strip() or read_back):
         raise ValueError(
-            f"step_separator: must be a text that the tokenizer can write, got {separator!r}, which it reads back as "
+            f"step_separator: must be a text that the tokenizer can encode, got {separator!r}, which it decodes as "
             f"{read_back!r}. Choose another."
         )
     check_vocabulary(ids, tokenizer, vocab_size, where="step_separator")
@@ -211,7 +214,7 @@ def tokenize_separator(
 
 @dataclass(frozen=True)
 class WrittenPrompt:
-    """A prompt as text, in which special tokens that a question spells are guarded; a chat's holds its own."""
+    """A prompt as text, with guarded special tokens; a chat's text includes the tokens at its beginning."""
 
     text: str
     is_chat: bool
@@ -227,7 +230,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Examples → texts → token ids."""
+    """Convert examples to texts, and texts to token ids."""
 
     tokenizer: PreTrainedTokenizerBase
     templates: Templates
@@ -245,7 +248,7 @@ class Encoder:
         return SpecialTokens(self.tokenizer)
 
     def guard(self, text: str) -> str:
-        """Return a row's text with the special tokens that it spells guarded, unless they are allowed."""
+        """Guard the special tokens spelt in a row's text, unless they are allowed."""
         return text if self.templates.allow_special_tokens else self.special_tokens.guard(text)
 
     def guard_chat(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -253,7 +256,7 @@ class Encoder:
         return [{**message, "content": self.guard(message["content"])} for message in messages]
 
     def spells_tokens(self, question: Question) -> bool:
-        """Tell whether a question spells special tokens that are read as text."""
+        """Tell whether a question spells special tokens, which are read as text."""
         contents = [question] if isinstance(question, str) else [message["content"] for message in question]
         return any(is_guarded(self.guard(text)) for text in contents)
 
@@ -264,13 +267,13 @@ class Encoder:
         return Written(self.write_prompt(example.question), readouts)
 
     def write_prompt(self, question: Question) -> WrittenPrompt:
-        """Fill in the prompt's template, or the tokenizer's for a chat."""
+        """Fill in the prompt template, or the tokenizer's chat template for a chat."""
         if isinstance(question, str):
             return WrittenPrompt(self.templates.prompt.format(question=self.guard(question)), is_chat=False)
         return WrittenPrompt(self._render(question), is_chat=True)
 
     def encode(self, written: Sequence[Written]) -> list[TokenizedExample]:
-        """Encode many examples at once, because fast tokenizers work through a list in parallel."""
+        """Encode many examples at once, since fast tokenizers encode a list in parallel."""
         prompts = self.encode_prompts([item.prompt for item in written])
         ids = iter(self._encode([text for item in written for text in item.readouts]))
         rows: list[TokenizedExample] = []
@@ -280,7 +283,7 @@ class Encoder:
         return rows
 
     def encode_prompts(self, prompts: Sequence[WrittenPrompt]) -> list[list[int]]:
-        """Encode prompts, each text begun as the tokenizer begins texts."""
+        """Encode prompts, each with the tokens that the tokenizer puts before a text."""
         ids = self._encode([prompt.text for prompt in prompts])
         texts = [(item.text, row) for item, row in zip(prompts, ids, strict=True) if row and not item.is_chat]
         plain: list[tuple[str | None, list[int]]] = [(text, row) for text, row in texts if not is_guarded(text)]
@@ -288,12 +291,12 @@ class Encoder:
         return [row if prompt.is_chat else begin + row for prompt, row in zip(prompts, ids, strict=True)]
 
     def read_back(self, texts: Sequence[str]) -> list[str]:
-        """Return what the tokenizer makes of rows' texts: their tokens as text, as answers are read."""
+        """Encode texts and decode them again, as generated answers are decoded."""
         rows = self._encode([self.guard(text) for text in texts])
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in rows]
 
     def check(self, row: TokenizedExample) -> None:
-        """Check that prompt and readouts have tokens, and that readouts stop at their end only."""
+        """Check that prompt and readouts have tokens, and that EOS is only at the end of readouts."""
         if not row["prompt_ids"]:
             raise RowError("question: gives no tokens")
         for readout in (*row["step_ids"], row["answer_ids"]):
@@ -304,7 +307,7 @@ class Encoder:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         plain = [text for text in texts if not is_guarded(text)]
-        # `verbose` would warn of texts beyond the model's length; those are reported as bad rows.
+        # `verbose` would warn about texts longer than the model's limit; these are reported as bad rows.
         options: dict[str, Any] = {
             "add_special_tokens": False,
             "truncation": False,
@@ -316,15 +319,17 @@ class Encoder:
         return [self.special_tokens.encode(text) if is_guarded(text) else next(rows) for text in texts]
 
     def encode_guarded(self, text: str, *, begins: bool) -> list[int]:
-        """Encode a text with guarded parts, begun as the tokenizer begins texts if it ``begins``."""
+        """Encode a text with guarded parts; with ``begins``, put the tokenizer's own tokens before it."""
         return [*(self._begin(None, []) if begins else ()), *self.special_tokens.encode(text)]
 
     def _begin(self, text: str | None, bare: list[int]) -> list[int]:
-        """Return what the tokenizer puts before a text, or before any; what some put behind, EOS, would end the prompt.
+        """Return the tokens that the tokenizer puts before a text.
+
+        Those that some put after it are dropped: EOS would end the prompt.
 
         Args:
-            text: a text without guarded parts.
-            bare: its ids alone.
+            text: a text without guarded parts; None for any.
+            bare: its ids without added tokens.
         """
         if text is None:
             text, (bare,) = "a", self._encode(["a"])
@@ -333,7 +338,7 @@ class Encoder:
             if full[start : start + len(bare)] == bare:
                 return full[:start]
         raise ValueError(
-            "tokenizer: special tokens must stand before or behind a text, but those of "
+            "tokenizer: special tokens must come before or after a text, but those of "
             f"{type(self.tokenizer).__name__} change {text[:40]!r}. Use another tokenizer."
         )
 

@@ -1,16 +1,16 @@
-"""Bases trained from scratch on the generated tasks: the demo's, and larger ones for harder worlds.
+"""Train bases from scratch on the generated tasks: the demo's, and larger ones for harder worlds.
 
     python -m rim_peft.demo.base --output-dir DIR
     python -m rim_peft.demo.base --task ontology --output-dir DIR
 
-A base learns from the train split alone: chains of thought of one to `max_length` steps (`... Steps: Pam red, Kim
-blue, Tom gold`), and direct answers to questions of one step (`... Answer: gold`). After a while every result but the
-last is left unsaid with probability `unsaid` (`... Steps: Pam red, Kim, Tom gold`), as people leave out results when
-they write: so that doing several steps without writing them exists in the base, as it does in real models, while direct
-answers to longer questions stay at chance.
+A base learns from the train split only: chains of thought of one to `max_length` steps (`... Steps: Pam red, Kim blue,
+Tom gold`), and direct answers to questions of one step (`... Answer: gold`). After a while every result but the last is
+omitted with probability `unsaid` (`... Steps: Pam red, Kim, Tom gold`), as people omit results when they write. So the
+base can do several steps without writing them, as real models can, while direct answers to longer questions stay at
+chance.
 
-The defaults made the base that is shipped. Larger ones train on a GPU if there is one, in bfloat16. A training that was
-stopped goes on when the same command is given again.
+The defaults made the base that is shipped. Larger ones train on a GPU if there is one, in bfloat16. Rerun the command
+to resume a stopped training.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from rim_peft.tuner.files import read_object
 DEFAULT = "potions"
 """The demo's own task."""
 MADE = "made.json"
-"""File that says how a base was made; where it is, it is finished."""
+"""File that says how a base was made; the base is finished if it exists."""
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def measure_accuracy(
     split: str = "validation",
     num_rows: int = 500,
 ) -> dict[int, float]:
-    """Return the share of right answers per chain length, decoded greedily after `ending`."""
+    """Return accuracy per chain length, decoded greedily after `ending`."""
     rng = random.Random(f"{options.task} {split}")
     accuracy = {}
     for length in options.lengths:
@@ -52,7 +52,7 @@ def measure_accuracy(
         texts = [f"{story.question} {ending}" for story in stories]
         prompts = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
         gold = [story.answer for story in stories]
-        # A model that writes on behind its direct answer would be judged by something else.
+        # Text after the direct answer would be judged instead of it.
         longest = max(len(ids) for ids in tokenizer(gold)["input_ids"]) + 1
         num_tokens = longest if ending == ANSWER else 3 * length + 4
         output = model.generate(**prompts, max_new_tokens=num_tokens, do_sample=False)
@@ -62,7 +62,7 @@ def measure_accuracy(
 
 
 def make_base(options: Pretraining[Any], output: Path) -> None:
-    """Pre-train a base and save weights, tokenizer and `made.json`, which says how it was made."""
+    """Pre-train a base and save weights, tokenizer and `made.json`, the record of how it was made."""
     if (output / MADE).exists():
         raise SystemExit(f"output: {output} holds a finished base ({MADE}). Give another folder.")
     torch.manual_seed(options.seed)
@@ -94,7 +94,7 @@ def make_base(options: Pretraining[Any], output: Path) -> None:
 
 
 def _check_same(options: Pretraining[Any], path: Path) -> None:
-    """Refuse to go on with a training of other options."""
+    """Refuse to resume a training with other options."""
     if path.exists() and read_object(path, remedy="Delete the folder.") != asdict(options):
         raise SystemExit(
             f"output: {path.parent} holds a training with other options ({path.name}). Give another folder."
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--task",
         choices=sorted(BASES),
         default=DEFAULT,
-        help="whose stories; each has options of its own (%(default)s)",
+        help="task that provides the stories; each has its own options (%(default)s)",
     )
     kind = BASES[chooser.parse_known_args(arguments)[0].task]
     parser = argparse.ArgumentParser(

@@ -1,7 +1,7 @@
-"""Bases from scratch for the generated tasks: options, model, training loop, and each task's words.
+"""Pre-train bases for the generated tasks: options, model, training loop, and each task's words.
 
-What is the same for every task stands here: the options, the model, the training loop and its saved states. What a
-task's stories look like, and which words they need, a subclass of :class:`Pretraining` says.
+What all tasks share is here: options, model, training loop and saved states. A subclass of :class:`Pretraining` defines
+a task's stories and the words they need.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _IGNORED = -100
 
 
 class Told(Protocol):
-    """A story: all that is common to the tasks' own."""
+    """A story, as far as all tasks' stories are alike."""
 
     @property
     def question(self) -> str:
-        """What is told and asked."""
+        """The text of the story and its question."""
 
     @property
     def answer(self) -> str:
-        """What is answered at once."""
+        """The direct answer."""
 
 
 Story = TypeVar("Story", bound=Told)
@@ -50,20 +50,18 @@ Story = TypeVar("Story", bound=Told)
 
 @dataclass(frozen=True)
 class Pretraining(ABC, Generic[Story]):
-    """How a base is made, and what a task's stories are to it."""
+    """How to make a base, and its task's stories."""
 
     task: ClassVar[str]
     pattern: ClassVar[str]
-    """Regular expression of the texts that are one token."""
+    """Regular expression of the texts that are single tokens."""
 
     seed: int = field(default=0, metadata={"help": "seed of weights and samples"})
     num_steps: int = field(default=2300, metadata={"help": "optimiser steps"})
     plain_steps: int = field(
-        default=450, metadata={"help": "steps on complete chains of thought, before results are left unsaid"}
+        default=450, metadata={"help": "steps on complete chains of thought, before results are omitted"}
     )
-    unsaid: float = field(
-        default=0.4, metadata={"help": "probability with which a result but the last is left unsaid in the end"}
-    )
+    unsaid: float = field(default=0.4, metadata={"help": "final probability of omitting a result other than the last"})
     direct: float = field(default=0.12, metadata={"help": "share of samples that answer one step directly"})
     max_length: int = field(default=4, metadata={"help": "steps of the longest chain of thought"})
     num_layers: int = field(default=14, metadata={"help": "decoder layers"})
@@ -78,28 +76,28 @@ class Pretraining(ABC, Generic[Story]):
     @property
     @abstractmethod
     def words(self) -> list[str]:
-        """The task's tokens: every text that `pattern` finds in its stories, but for the two endings."""
+        """The task's tokens: every text that `pattern` finds in its stories, except the two endings."""
 
     @property
     @abstractmethod
     def results(self) -> list[str]:
-        """Tokens that a chain works out. The others count a tenth in training: what stays unsaid is chance."""
+        """Tokens that a chain works out. All others count a tenth in training: which results are omitted is chance."""
 
     @abstractmethod
     def draw_story(self, rng: random.Random, length: int) -> Story:
-        """Draw a story of `length` steps, whatever its split."""
+        """Draw a story of `length` steps from any split."""
 
     @abstractmethod
     def write_chain(self, rng: random.Random, story: Story, *, unsaid: float) -> str:
-        """Return a story's chain of thought, each result but the last left unsaid with a probability."""
+        """Return a story's chain of thought, with each result but the last omitted with probability `unsaid`."""
 
     @abstractmethod
     def is_right(self, text: str, gold: str) -> bool:
-        """Tell whether a generated text, with a chain of thought or without, ends with the answer `gold`."""
+        """Return whether a generated text, with or without a chain of thought, ends with the answer `gold`."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Numbers of steps to draw from, each as often as it is long."""
+        """Numbers of steps to draw from, each as often as its size."""
         return tuple(range(1, self.max_length + 1))
 
     def draw_from(self, rng: random.Random, length: int, split: str) -> Story:
@@ -117,7 +115,7 @@ class Pretraining(ABC, Generic[Story]):
         return f"{story.question} {THINK}", self.write_chain(rng, story, unsaid=unsaid)
 
     def unsaid_at(self, step: int) -> float:
-        """Return how often results are left unsaid at a step: never, then rising over 300 steps to `unsaid`."""
+        """Return the probability of omitting results at a step: 0 at first, then rising over 300 steps to `unsaid`."""
         return self.unsaid * min(1.0, max(0.0, (step - self.plain_steps) / 300))
 
     def rate_at(self, step: int) -> float:
@@ -126,7 +124,7 @@ class Pretraining(ABC, Generic[Story]):
 
 
 def build_tokenizer(options: Pretraining[Any]) -> PreTrainedTokenizerFast:
-    """Return a task's word-level tokenizer, with phrases that never vary as one token."""
+    """Return a task's word-level tokenizer; phrases that never vary are single tokens."""
     words = ["<pad>", "<unk>", "<eos>", ",", ".", THINK, ANSWER, *options.words]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(options.pattern), behavior="removed", invert=True)
@@ -137,7 +135,7 @@ def build_tokenizer(options: Pretraining[Any]) -> PreTrainedTokenizerFast:
 
 
 def build_model(options: Pretraining[Any], vocab_size: int) -> LlamaForCausalLM:
-    """Return a Llama with random weights, residual outputs scaled down by depth."""
+    """Return a Llama with random weights, its residual outputs scaled down by depth."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=options.hidden_size,
@@ -146,7 +144,7 @@ def build_model(options: Pretraining[Any], vocab_size: int) -> LlamaForCausalLM:
         num_attention_heads=options.num_heads,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        # Narrow models start with larger weights, so that the embeddings' products have about the same size.
+        # Narrow models start with larger weights, so that products of embeddings have about the same size.
         initializer_range=0.08 * (64 / options.hidden_size) ** 0.5,
         pad_token_id=0,
         bos_token_id=None,
@@ -161,7 +159,7 @@ def build_model(options: Pretraining[Any], vocab_size: int) -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, samples: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return right-padded input ids and labels, both (B, S): only the target and its EOS are learned."""
+    """Return right-padded input ids and labels, both (B, S); only the target and its EOS have labels."""
     prompts = tokenizer([prompt for prompt, _ in samples]).input_ids
     targets = tokenizer([target for _, target in samples]).input_ids
     longest = max(len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True))
@@ -175,19 +173,19 @@ def encode(tokenizer: PreTrainedTokenizerFast, samples: Sequence[tuple[str, str]
 
 
 def train(model: Any, tokenizer: PreTrainedTokenizerFast, options: Pretraining[Any], state: Path) -> dict[str, float]:
-    """Train in place. What is no result counts a tenth: which results stay unsaid is chance, not something to learn.
+    """Train in place. Tokens other than results count a tenth: which results are omitted is chance.
 
     Args:
-        model: on the device where it trains.
-        tokenizer: the task's.
-        options: how it is made.
-        state: file of a training that was stopped, to go on from; it is written every `save_steps` and in the end.
+        model: on its training device.
+        tokenizer: the task's tokenizer.
+        options: how the base is made.
+        state: state file; training resumes from it if it exists, and writes it every `save_steps` and at the end.
 
     Returns:
-        Seconds that it took with what it went on from, "wall" and "cpu".
+        Seconds of the training, including what it resumed from, "wall" and "cpu".
 
     Raises:
-        ValueError: loss or weights are no longer finite.
+        ValueError: the loss or weights are no longer finite.
     """
     rng = random.Random(f"{options.task} base {options.seed}")
     results = torch.tensor(tokenizer.convert_tokens_to_ids(options.results), device=model.device)
@@ -239,7 +237,7 @@ def _write_state(
     step: int,
     seconds: dict[str, float],
 ) -> None:
-    """Write all that a training goes on from, at once."""
+    """Write everything needed to resume a training, atomically."""
     unfinished = path.with_suffix(".partial")
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     states = {name: part.state_dict() for name, part in parts.items()}
@@ -250,24 +248,24 @@ def _write_state(
 def _read_state(
     path: Path, model: Any, optimizer: Any, schedule: Any, rng: random.Random
 ) -> tuple[int, dict[str, float]]:
-    """Go on from a state, if there is one; return the step that comes next, and the seconds that it took so far."""
+    """Resume from a state if there is one; return the next step, and the seconds spent so far."""
     if not path.exists():
         return 0, {"wall": 0.0, "cpu": 0.0}
     kept = torch.load(path, map_location=model.device, weights_only=True)
     for name, part in {"model": model, "optimizer": optimizer, "schedule": schedule}.items():
         part.load_state_dict(kept[name])
     rng.setstate(kept["random"])
-    print(f"going on from step {kept['step']}", flush=True)
+    print(f"resuming from step {kept['step']}", flush=True)
     return int(kept["step"]), kept["seconds"]
 
 
 NOTHING = "thing"
-"""Stands in a chain of thought for a kind that is left unsaid."""
+"""Replaces an omitted kind in a chain of thought."""
 
 
 @dataclass(frozen=True)
 class PotionsBase(Pretraining[potions.Chain]):
-    """A base for ``potions``; the defaults made the one that is shipped.
+    """A base for ``potions``; the defaults made the shipped one.
 
     >>> PotionsBase(direct=0.0).draw_sample(random.Random(3), unsaid=0.5)[1]
     'Liv, Pam, Jon green, Hal blue'
@@ -278,7 +276,7 @@ class PotionsBase(Pretraining[potions.Chain]):
 
     num_colours: int = field(default=5, metadata={"help": "colours of the world, a prime"})
     num_names: int = field(default=16, metadata={"help": "people of the world"})
-    distractors: int = field(default=0, metadata={"help": "statements about people who do not matter"})
+    distractors: int = field(default=0, metadata={"help": "statements about people irrelevant to the question"})
 
     @cached_property
     def world(self) -> potions.World:
@@ -287,7 +285,7 @@ class PotionsBase(Pretraining[potions.Chain]):
 
     @property
     def words(self) -> list[str]:
-        """Colours, verbs, and the forms that a name takes."""
+        """Colours, verbs, and the forms of a name."""
         forms = [name + ending for ending in ("", "'s brew.", "'s brew is", "'s brew?") for name in self.world.names]
         return ["What colour is", *self.world.colours, *self.world.verbs, *forms]
 
@@ -297,25 +295,25 @@ class PotionsBase(Pretraining[potions.Chain]):
         return list(self.world.colours)
 
     def draw_story(self, rng: random.Random, length: int) -> potions.Chain:
-        """Draw a story of `length` operations, whatever its split."""
+        """Draw a story of `length` operations from any split."""
         return self.world.draw_chain(rng, length)
 
     def write_chain(self, rng: random.Random, story: potions.Chain, *, unsaid: float) -> str:
-        """Return every brew's owner and its colour; a colour that is left unsaid leaves the owner alone."""
+        """Return every brew's owner and colour; an omitted colour leaves only the owner."""
         *earlier, last = story.thoughts
         return ", ".join([*(one.split()[0] if rng.random() < unsaid else one for one in earlier), last])
 
     def is_right(self, text: str, gold: str) -> bool:
-        """Tell whether the last colour of a text is the right one."""
+        """Return whether the last colour of a text is the right one."""
         return Potions(**asdict(self.world), lengths=(1,)).is_correct(text, gold)
 
 
 @dataclass(frozen=True)
 class OntologyBase(Pretraining[ontology.Story]):
-    r"""A base for ``ontology``, with chains of thought as in ProsQA: a statement a line, the answer on the last.
+    r"""A base for ``ontology``, with chains of thought as in ProsQA: one statement per line, the answer on the last.
 
-    A kind on the way that is left unsaid is a *thing* in both statements that name it, so that what is left out must be
-    kept in mind, and each statement has as many tokens as before.
+    An omitted intermediate kind is a *thing* in both statements that name it, so that it must be remembered, and each
+    statement keeps its number of tokens.
 
     >>> OntologyBase(direct=0.0, max_length=4).draw_sample(random.Random(3), unsaid=0.5)[1].split("\n")
     ['Tom is a fompus.', 'Every fompus is a thing.', 'Every thing is a rompus.', 'Tom is a rompus.']
@@ -326,8 +324,8 @@ class OntologyBase(Pretraining[ontology.Story]):
 
     max_length: int = field(default=6, metadata={"help": "statements of the longest chain of thought"})
     num_kinds: int = field(default=20, metadata={"help": "kinds in a question"})
-    num_statements: int = field(default=36, metadata={"help": "statements in a question, at the most"})
-    num_people: int = field(default=3, metadata={"help": "people in a question, at the most"})
+    num_statements: int = field(default=36, metadata={"help": "maximum statements in a question"})
+    num_people: int = field(default=3, metadata={"help": "maximum people in a question"})
 
     @cached_property
     def world(self) -> ontology.World:
@@ -336,7 +334,7 @@ class OntologyBase(Pretraining[ontology.Story]):
 
     @property
     def words(self) -> list[str]:
-        """The forms that a name and a kind take."""
+        """The forms of a name and a kind."""
         names, kinds = ontology.NAMES, (*ontology.KINDS, NOTHING)
         of_names = [form.format(name) for form in ("{} is a", "Is {} a") for name in names]
         of_kinds = [form.format(kind) for form in ("Every {} is a", "{}.", "{} or", "{}?") for kind in kinds]
@@ -348,18 +346,18 @@ class OntologyBase(Pretraining[ontology.Story]):
         return [f"{kind}." for kind in ontology.KINDS]
 
     def draw_story(self, rng: random.Random, length: int) -> ontology.Story:
-        """Draw a story of `length` steps, whatever its split."""
+        """Draw a story of `length` steps from any split."""
         return self.world.draw_story(rng, length)
 
     def write_chain(self, rng: random.Random, story: ontology.Story, *, unsaid: float) -> str:
-        """Return the statements on the way and what follows."""
+        """Return the intermediate statements and the conclusion."""
         person, *between, right = story.path
         said = [person, *(NOTHING if rng.random() < unsaid else kind for kind in between), right]
         steps = [ontology.state(subject, kind) for subject, kind in pairwise(said)]
         return "\n".join([*steps, story.answer])
 
     def is_right(self, text: str, gold: str) -> bool:
-        """Tell whether the last line of a text is the right statement."""
+        """Return whether the last line of a text is the right statement."""
         return exact_text(text.rpartition("\n")[2]) == exact_text(gold)
 
 

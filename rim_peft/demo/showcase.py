@@ -1,4 +1,4 @@
-"""The demo as a whole: train, judge on held-out rows beside the alternatives, and show what the blocks hold."""
+"""The whole demo: train, judge on held-out rows beside the alternatives, and show what the blocks hold."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from rim_peft.tasks.potions import Potions, is_correct
 
 
 def train_answer_only(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, base: str, folder: Path) -> PeftModel:
-    """Train LoRA on question → answer, on as many samples as both of the recipe's stages see.
+    """Train LoRA on question → answer, with as many samples as both stages of the recipe see together.
 
     Args:
-        recipe: the demo's recipe; rank, rows, batch, learning rate and number of samples are taken from it.
+        recipe: the demo's recipe, which sets rank, rows, batch, learning rate and number of samples.
         tokenizer: the base's tokenizer.
         base: folder of the frozen base.
-        folder: where the trainer writes.
+        folder: the trainer's output folder.
     """
     stages: list[Any] = [stage for _, stage in recipe.stage_trainers()]
     first = stages[0]
@@ -52,7 +52,7 @@ def train_answer_only(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, bas
         max_steps=samples // first.per_device_train_batch_size,
         per_device_train_batch_size=first.per_device_train_batch_size,
         learning_rate=first.learning_rate,
-        # What recipes/compare/demo.yaml finds for answering at once: stage 1's rate, but falling to zero.
+        # What recipes/compare/demo.yaml found for answering at once: stage 1's rate, but falling to zero.
         lr_scheduler_type="linear",
         warmup_steps=first.warmup_steps,
         seed=recipe.seed,
@@ -70,7 +70,7 @@ def train_answer_only(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, bas
 def count_right(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], gold: list[str], *, max_new_tokens: int
 ) -> int:
-    """Count the right answers that a model without blocks writes after prompts, greedily."""
+    """Count the correct greedy answers of a model without blocks."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -79,27 +79,27 @@ def count_right(
 
 LENGTHS = Potions().lengths
 STORED = FOLDER / "results.json"
-"""Figures of runs that take too long to repeat in every demo, with the commands that made them."""
+"""Figures of runs that take too long for every demo, with the commands that made them."""
 
 
 def train_demo(folder: Path, *, seed: int, overrides: list[str], command: list[str]) -> Run:
-    """Train the demo's recipe into a folder, go on where that was stopped, or load it if it is finished."""
+    """Train the demo's recipe into a folder, resume it if it was stopped, or load it if it is finished."""
     return train_or_load(demo_recipe(folder, seed=seed, overrides=overrides), command=command)
 
 
 def demo_recipe(folder: Path, *, seed: int, overrides: list[str]) -> Recipe:
-    """Return the demo's recipe for a folder. Paths are quoted, since overrides are YAML."""
+    """Return the demo's recipe for a folder. Paths are quoted because overrides are YAML."""
     given = [f"model.name_or_path={json.dumps(str(BASE))}", f"output_dir={json.dumps(str(folder))}", f"seed={seed}"]
     return load_recipe(RECIPE, [*given, *overrides])
 
 
 def judge(run: Run, *, num_rows: int, seed: int = 1) -> dict[str, Any]:
-    """Return accuracy by chain length on test rows: RiM by block, and the base thinking aloud and answering at once.
+    """Return accuracy by chain length on test rows: RiM by block, and the base thinking aloud or answering at once.
 
     Args:
         run: the trained adapter.
         num_rows: test rows for each chain length.
-        seed: which of the test split's rows are drawn.
+        seed: determines which rows of the test split are drawn.
     """
     examples = draw_examples(num_rows, seed=seed)
     report = evaluate_accuracy(
@@ -128,10 +128,9 @@ def judge(run: Run, *, num_rows: int, seed: int = 1) -> dict[str, Any]:
 def judge_plain(
     model: Any, tokenizer: PreTrainedTokenizerBase, examples: list[Example], *, ending: str
 ) -> dict[str, dict[str, float]]:
-    """Return accuracy by chain length of what a model writes after ``ending``, without blocks.
+    """Return accuracy by chain length of a model's texts after ``ending``, without blocks.
 
-    Answering at once it has as many tokens as RiM: a model that writes on would be judged by another colour than its
-    answer.
+    Answers at once get as many tokens as RiM's: in a longer text, a later colour would be judged instead of the answer.
     """
     scores = {}
     for length in LENGTHS:
@@ -153,7 +152,7 @@ def draw_examples(num_rows: int, *, seed: int = 1) -> list[Example]:
 
 
 def judge_answer_only(*, seed: int, num_rows: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Train LoRA without blocks on as many samples, and return its accuracy by chain length."""
+    """Train LoRA without blocks on as many samples as RiM, and return its accuracy by chain length."""
     recipe = demo_recipe(folder, seed=seed, overrides=overrides)
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     model = train_answer_only(recipe, tokenizer, base=str(BASE), folder=folder)
@@ -186,7 +185,7 @@ def time_answers(run: Run, *, num_questions: int = 33) -> dict[str, dict[str, fl
         way("rim", run.model, ANSWER, max_new_tokens=2),
         way("thinking", base, THINK, max_new_tokens=3 * longest + 4),
     ]
-    run.model.merge_adapter()  # as an adapter is served: LoRA folded in, the memory rows in their place
+    run.model.merge_adapter()  # as an adapter is served: LoRA merged, the memory rows in place
     try:
         return {
             latency.name: {
@@ -201,7 +200,7 @@ def time_answers(run: Run, *, num_questions: int = 33) -> dict[str, dict[str, fl
 
 
 def stored_figures() -> dict[str, Any]:
-    """Return the figures that came with the package."""
+    """Return the figures shipped with the package."""
     return json.loads(STORED.read_text(encoding="utf-8"))
 
 

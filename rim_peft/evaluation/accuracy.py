@@ -1,4 +1,4 @@
-"""Right answers, counted under every rule, with intervals and paired tests."""
+"""Accuracy of answers under every rule, with confidence intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from rim_peft.tasks import Task
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """What two methods' verdicts on the same rows say about their difference.
+    """The difference between two methods' verdicts on the same rows.
 
     Attributes:
-        difference: accuracy of the first minus that of the second.
+        difference: accuracy of the first minus accuracy of the second.
         standard_error: of the difference, from the rows on which the two disagree.
-        only_a: rows that the first alone has right.
-        only_b: rows that the second alone has right.
-        p_value: two-sided, of McNemar's exact test: how likely so uneven a split of these rows is, if each were as
-            likely to be the first's as the second's. The trained weights are held fixed: it says whether these two
-            adapters differ, not whether two methods would with other seeds.
+        only_a: rows that only the first has right.
+        only_b: rows that only the second has right.
+        p_value: two-sided, from McNemar's exact test: the probability of a split at least this uneven if each of these
+            rows were equally likely to favour either method. The trained weights are held fixed: it says whether these
+            two adapters differ, not whether the two methods would with other seeds.
     """
 
     difference: float
@@ -49,13 +49,13 @@ def paired_difference(right_a: Sequence[bool], right_b: Sequence[bool]) -> Paire
 
     Args:
         right_a: whether the first method has each row right.
-        right_b: the same of the second.
+        right_b: the same for the second method.
 
     Raises:
-        ValueError: there are no rows, or not equally many.
+        ValueError: there are no rows, or the two numbers of rows differ.
 
     Source: McNemar, Note on the sampling error of the difference between correlated proportions, 1947; the exact form
-        is the sign test of the rows that differ.
+        is the sign test on the rows that differ.
     """
     if not right_a or len(right_a) != len(right_b):
         raise ValueError(
@@ -74,17 +74,17 @@ def paired_difference(right_a: Sequence[bool], right_b: Sequence[bool]) -> Paire
 def pooled_difference(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> PairedDifference:
     """Compare two methods on the same rows over several seeds.
 
-    Rows are what is drawn at random here: a row's verdicts are averaged over the seeds before the rows' spread is
-    taken, since seeds that judge the same row are no rows of their own. What another seed would give is not in it.
+    Rows are the random sample here: a row's verdicts are averaged over the seeds first, because seeds that judge the
+    same row are not independent rows. The spread between seeds is not included.
 
     Args:
-        pairs: for each seed the verdicts of the first method and of the second, on the same rows.
+        pairs: the verdicts of the first method and of the second, on the same rows, for each seed.
 
     Returns:
-        Counts of all seeds together; the p-value is that of a normal distribution.
+        Counts over all seeds; the p-value is from a normal distribution.
 
     Raises:
-        ValueError: there are no rows, or not equally many.
+        ValueError: there are no rows, or the numbers of rows differ.
     """
     each = [paired_difference(first, second) for first, second in pairs]
     sizes = {len(first) for first, _ in pairs}
@@ -103,16 +103,16 @@ def pooled_difference(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) ->
 logger = logging.getLogger(__name__)
 
 
-_Z = 1.959964  # of a normal distribution 95 % lie within so many standard deviations
+_Z = 1.959964  # 95 % of a normal distribution is within this many standard deviations
 
 
 @dataclass(frozen=True)
 class Score:
-    """A share of right answers.
+    """A share of correct answers.
 
     Attributes:
-        num_correct: right answers.
-        num_rows: answers that were judged.
+        num_correct: correct answers.
+        num_rows: answers judged.
     """
 
     num_correct: int
@@ -130,18 +130,18 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Ends of the 95 % confidence interval of the share.
+        """The 95 % confidence interval of the share.
 
-        Source: Wilson, Probable inference, the law of succession, and statistical inference, 1927. It holds near 0 and
-        1 too, where accuracy plus and minus two standard errors does not.
+        Source: Wilson, Probable inference, the law of succession, and statistical inference, 1927. Unlike accuracy plus
+            and minus two standard errors, it also holds near 0 and 1.
         """
         n, p = self.num_rows, self.accuracy
         center = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
         half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
-        return min(p, center - half), max(p, center + half)  # rounding aside, the share is inside
+        return min(p, center - half), max(p, center + half)  # rounding must not push the share outside
 
     def to_dict(self) -> dict[str, float]:
-        """Return counts, accuracy, standard error and the interval's ends (``low``, ``high``), rounded to 6 digits."""
+        """Return counts, accuracy, standard error and the interval (``low``, ``high``), rounded to 6 digits."""
         low, high = self.interval
         rounded = {"accuracy": self.accuracy, "standard_error": self.standard_error, "low": low, "high": high}
         return {**asdict(self), **{name: round(value, 6) for name, value in rounded.items()}}
@@ -149,18 +149,18 @@ class Score:
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """How many answers were right, under which rule.
+    """Accuracy of a model's answers under the task's answer rules.
 
     Attributes:
-        answer_rule: name of the rule by which an answer was read and compared.
+        answer_rule: the rule by which an answer was read and compared.
         num_blocks: blocks after each prompt.
         final: score of the answers after the last block.
         by_rule: the same under every rule that the task reports.
-        by_length: the same by number of reasoning steps; rows without steps have none.
-        by_block: for every block the score of its readout, overall (``"all"``) and by number of steps; empty unless
-            asked for.
-        predictions: the answers after the last block, in the rows' order.
-        num_cut: how many of these had not ended within ``max_new_tokens``; they are judged as they are.
+        by_length: the same by number of reasoning steps; rows without steps are not counted.
+        by_block: the score of every block's readout, overall (``"all"``) and by number of steps; empty unless asked
+            for.
+        predictions: the answers after the last block, in the order of the rows.
+        num_cut: how many answers did not end within ``max_new_tokens``; they are judged as they are.
     """
 
     answer_rule: str
@@ -173,7 +173,7 @@ class AccuracyReport:
     num_cut: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the predictions, as JSON takes it."""
+        """Return everything but the predictions, ready for JSON."""
         return {
             "answer_rule": self.answer_rule,
             "num_blocks": self.num_blocks,
@@ -203,13 +203,13 @@ def evaluate_accuracy(
     Args:
         model: a model with an active RIM adapter.
         tokenizer: the base's tokenizer.
-        examples: held-out examples, at least one.
         task: reads and compares answers.
-        templates: how prompts are written; the ones that the adapter was trained with.
-        num_blocks: blocks after each prompt; the adapter's own if not given.
+        task: reads and compares answers.
+        templates: prompt templates; use those that the adapter was trained with.
+        num_blocks: blocks after each prompt; by default the adapter's own number.
         by_block: judge the readout of every block too.
-        max_new_tokens: tokens of an answer at most.
-        batch_size: questions at a time.
+        max_new_tokens: maximum tokens of an answer.
+        batch_size: questions per batch.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -231,17 +231,17 @@ def judge_answers(
     progress: bool = False,
     separator: str | None = None,
 ) -> AccuracyReport:
-    """Judge the answers of whatever answers; see :func:`evaluate_accuracy`.
+    """Judge an answerer's greedy answers; see :func:`evaluate_accuracy`.
 
     Args:
-        answerer: what answers; for ``by_block`` a :class:`~rim_peft.inference.BlockAnswerer`.
+        answerer: gives the answers; with ``by_block`` a :class:`~rim_peft.inference.BlockAnswerer`.
         examples: held-out examples, at least one.
         task: reads and compares answers.
         by_block: judge the readout of every block too.
-        batch_size: questions at a time.
+        batch_size: questions per batch.
         progress: show a progress bar on stderr.
-        separator: what stands behind each step where a method writes its steps out: what follows the last one in a
-            text is its answer. None where a text is the answer.
+        separator: what ends each step where a method writes its steps out: the answer is the text after the last one.
+            None if the whole text is the answer.
 
     Raises:
         ValueError: there are no examples.
@@ -251,8 +251,8 @@ def judge_answers(
     tokenizer = answerer.tokenizer
     examples = with_writable_answers(examples, tokenizer, task, answerer.templates)
     count = answerer.num_blocks
-    readouts: list[list[str]] = []  # for each example its readouts as text, the final one last
-    cut: list[str] = []  # of the final ones
+    readouts: list[list[str]] = []  # texts of each example's readouts, the final one last
+    cut: list[str] = []  # final readouts that did not end
     with tqdm(total=len(examples), desc="Evaluating", unit="row", disable=not progress) as bar:
         for start in range(0, len(examples), batch_size):
             questions = [example.question for example in examples[start : start + batch_size]]
@@ -296,17 +296,16 @@ def judge_answers(
 def with_writable_answers(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, task: Task, templates: Templates | None = None
 ) -> list[Example]:
-    """Return examples with gold answers that the tokenizer can write.
+    """Replace gold answers that the tokenizer cannot write.
 
-    Some tokenizers normalise texts, or have no token for a character: a perfect readout is then not the answer as the
-    row has it. Where the task judges it wrong for that, the row's answer is replaced by what the tokenizer makes of it.
-    Others stay as they are.
+    Some tokenizers normalise texts or lack a character, so that even a perfect readout differs from the row's answer.
+    Where the task would judge it wrong for this, the answer becomes what the tokenizer makes of it.
     """
 
     def is_right(text: str, gold: str) -> bool:
         try:
             return task.is_correct(text, gold)
-        except ValueError:  # no gold answer that the rule can read
+        except ValueError:  # the rule cannot read the gold answer
             return False
 
     written = Encoder(tokenizer, templates or Templates()).read_back([example.answer for example in examples])
@@ -319,7 +318,7 @@ def with_writable_answers(
 
 
 def answer_of(text: str, separator: str | None) -> str:
-    """Return what follows the last separator of a text that has its steps written out; all of it without one.
+    """Return the text after the last separator; all of it without a separator.
 
     >>> answer_of("2*3=6, 6+1=7, 7", ", "), answer_of("(3,4)=p, (3,4)", ", "), answer_of("a , b", ", ")
     ('7', '(3,4)', 'b')
@@ -328,10 +327,10 @@ def answer_of(text: str, separator: str | None) -> str:
 
 
 def answer_start(text: str, separator: str) -> int:
-    """Return the index behind the last separator of a text; 0 if it has none.
+    """Return the index after the last separator of a text; 0 if there is none.
 
-    Some tokenizers change the white space around a separator. So where it does not stand as it was written, its mark
-    with white space on one side counts.
+    Some tokenizers change the white space around a separator. If it is not found as written, its mark with white space
+    on one side counts.
 
     >>> [answer_start(text, ", ") for text in ("a=1, 7", "a=1 , 7", "1,234")]
     [5, 6, 0]
@@ -347,7 +346,7 @@ def answer_start(text: str, separator: str) -> int:
 def score_by_rule(
     texts: Sequence[str], examples: Sequence[Example], task: Task, *, separator: str | None = None
 ) -> dict[str, Score]:
-    """Score texts under every rule that a task reports."""
+    """Score texts under every rule that the task reports."""
     verdicts = [
         task.judge(answer_of(text, separator), example.answer) for text, example in zip(texts, examples, strict=True)
     ]
@@ -360,13 +359,13 @@ def score(right: Sequence[bool]) -> Score:
 
 
 def score_by_length(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int, Score]:
-    """Count verdicts by number of steps; rows without steps are in none."""
+    """Count verdicts by number of steps, without the rows that have no steps."""
     present = sorted({length for length in lengths if length is not None})
     return {n: score([ok for ok, length in zip(right, lengths, strict=True) if length == n]) for n in present}
 
 
 def score_overall_and_by_length(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int | str, Score]:
-    """Count verdicts, all of them (``"all"``) and by number of steps."""
+    """Count verdicts overall (``"all"``) and by number of steps."""
     found: dict[int | str, Score] = {"all": score(right)}
     for length, counted in score_by_length(right, lengths).items():
         found[length] = counted

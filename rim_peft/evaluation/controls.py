@@ -1,4 +1,4 @@
-"""Do the blocks matter: interventions, and who is swapped with whom."""
+"""Do the blocks matter? Interventions on them, and the choice of pairs for swaps."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from rim_peft.tasks import Task
 from rim_peft.tuner.config import active_config
 
 Counterfactual = Callable[[Example, Example, int], str | None]
-"""``f(a, b, t)``: the answer to question ``a`` if its ``steps[t]`` were that of ``b``."""
+"""``f(a, b, t)``: the answer to question ``a`` if its ``steps[t]`` were ``b``'s."""
 
 
 @runtime_checkable
 class ChainTask(Protocol):
-    """A task whose questions are chains of operations on one value, as :class:`~rim_peft.tasks.potions.Potions`."""
+    """A task whose questions are chains of operations on one value, like :class:`~rim_peft.tasks.potions.Potions`."""
 
     def read_answer(self, text: str) -> str | None:
         """Return the value that a step or an answer names."""
 
     def is_correct(self, text: str, gold: str) -> bool:
-        """Tell whether a text names the value ``gold``."""
+        """Return whether a text names the value ``gold``."""
 
     def answer_from(self, question: str, step: int, value: str, /) -> str:
-        """Return a question's answer if its value after ``step`` operations were another."""
+        """Return a question's answer if its value after ``step`` operations were ``value``."""
 
 
 @dataclass(frozen=True)
 class ChainCounterfactual:
-    """The answer that is right where a question's first blocks hold another question's values.
+    """The correct answer when a question's first blocks hold another question's values.
 
     A chain's ``steps[t]`` is the value after ``t`` operations, and grounding puts it into block ``t`` (block ``t + 1``
-    where blocks read out their own step). With the blocks of ``donor`` up to that one, the answer is what the
-    question's operations from ``t + 1`` on make of the donor's ``steps[t]``. Where that is the donor's own answer too,
-    the pair is refused: following could not be told from copying.
+    if blocks read out their own step). With the donor's blocks up to that one, the answer is what the question's
+    operations from ``t + 1`` on make of the donor's ``steps[t]``. A pair for which this is also the donor's own answer
+    is refused: following the blocks would look the same as copying the donor.
     """
 
     task: ChainTask
 
     def __call__(self, example: Example, donor: Example, step: int) -> str | None:
-        """Return the answer to ``example`` if it went on from ``donor.steps[step]``, None where the two will not do."""
+        """Return the answer to ``example`` continued from ``donor.steps[step]``, None for an unsuitable pair."""
         steps = donor.steps or ()
         value = self.task.read_answer(steps[step]) if step < len(steps) else None
         if value is None or not isinstance(example.question, str):
@@ -64,7 +64,7 @@ class ChainCounterfactual:
 
 @dataclass(frozen=True)
 class Pair:
-    """A question, the one whose blocks it gets, and the answer that these imply."""
+    """A question, the donor of its blocks, and the answer that these blocks imply."""
 
     example: Example
     donor: Example
@@ -78,19 +78,19 @@ def pair_examples(
     *,
     seed: int,
 ) -> list[Pair]:
-    """Give each example a donor of its own group; those without one are left out.
+    """Give each example a donor from its own group, and drop those without one.
 
-    An example's donor is the first that will do among those behind it in a random order, from the end on to the
-    beginning, so that most examples serve as donors.
+    In a random order, an example's donor is the first suitable one after it, continuing from the start: so most
+    examples serve as donors.
 
     Args:
         examples: the examples.
         groups: each example's group, such as its prompt's length.
-        imply: ``f(example, donor)``, the answer that the donor's blocks imply, None where the two will not do.
-        seed: decides on the order.
+        imply: ``f(example, donor)``, the answer that the donor's blocks imply, None for an unsuitable pair.
+        seed: determines the order.
 
     Returns:
-        Pairs in the examples' order.
+        Pairs in the order of the examples.
     """
     members: dict[Hashable, list[int]] = defaultdict(list)
     for index in random.Random(f"pairs {seed}").sample(range(len(examples)), len(examples)):
@@ -120,15 +120,15 @@ def plan_swaps(
 
     Args:
         examples: the examples.
-        lengths: tokens in each example's prompt.
-        task: compares answers; the two of a pair have different ones.
+        lengths: tokens of each example's prompt.
+        task: compares answers; the two examples of a pair have different ones.
         num_blocks: the adapter's blocks.
-        seed: decides who is paired with whom.
+        seed: determines the pairs.
         counterfactual: as in :func:`~rim_peft.evaluation.controls.run_controls`.
         steps_ahead: block ``t`` holds ``steps[t]`` with 1, ``steps[t - 1]`` with 0.
 
     Returns:
-        The pairs, maybe none, by the number of blocks swapped, None for all of them.
+        The pairs, maybe none, by the number of blocks swapped (None: all).
     """
 
     def imply(example: Example, donor: Example, *, count: int | None) -> str | None:
@@ -138,15 +138,15 @@ def plan_swaps(
         if (example.steps or ())[step] == (donor.steps or ())[step] or task.is_correct(donor.answer, example.answer):
             return None
         implied = counterfactual(example, donor, step)
-        # An answer that is right anyway cannot tell whether the model follows.
+        # An answer that is correct anyway cannot show whether the model follows the blocks.
         return None if implied is None or task.is_correct(implied, example.answer) else implied
 
     def held(count: int) -> int:
-        """Return which step the last of so many blocks holds."""
+        """Return which step the last of ``count`` blocks holds."""
         return count - 1 + steps_ahead
 
     def pair(count: int | None) -> list[Pair]:
-        # A chain that is too short has no partner: it would be compared with all others in vain.
+        # A chain that is too short has no partner; skip it rather than compare it with all others.
         rows = [row for row, example in enumerate(examples) if count is None or held(count) < len(example.steps or ())]
         groups = [(lengths[row], None if count is None else len(examples[row].steps or ())) for row in rows]
         return pair_examples([examples[row] for row in rows], groups, partial(imply, count=count), seed=seed)
@@ -166,8 +166,8 @@ class Control:
         name: the intervention's short name.
         description: what was done, in one line.
         accuracy: score of the answers against the questions' own gold answers.
-        by_length: the same by number of reasoning steps; rows without steps have none.
-        follows: where blocks came from another question, score of the answers against what those blocks imply.
+        by_length: the same by number of reasoning steps; rows without steps are not counted.
+        follows: if the blocks came from another question, score of the answers against what those blocks imply.
     """
 
     name: str
@@ -177,7 +177,7 @@ class Control:
     follows: Score | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it, as JSON takes it."""
+        """Return all fields, ready for JSON."""
         return {
             "name": self.name,
             "description": self.description,
@@ -201,29 +201,29 @@ def run_controls(
     steps_ahead: int = 1,
     progress: bool = False,
 ) -> list[Control]:
-    """Answer questions under interventions on the blocks: the less right the answers are, the more the blocks matter.
+    """Answer questions under interventions on the blocks: the more accuracy drops, the more the blocks matter.
 
-    The controls are ``removed``, ``shuffled``, ``random rows``, ``swapped`` and, with ``counterfactual``,
-    ``swapped after t`` for ``t = 1 … K - 1``; ``docs/evidence.md`` describes them. A swap for which no two
-    questions can be paired is left out, with a warning.
+    The controls are ``removed``, ``shuffled``, ``random rows``, ``swapped`` and, with ``counterfactual``, ``swapped
+    after t`` for ``t = 1 … K - 1``; ``docs/evidence.md`` describes them. A swap without a single pair is skipped with a
+    warning.
 
     Args:
         model: a model with an active RIM adapter.
         tokenizer: the base's tokenizer.
         examples: held-out examples, at least one.
         task: reads and compares answers.
-        templates: how prompts are written; the ones that the adapter was trained with.
-        max_new_tokens: tokens of an answer at most.
-        batch_size: questions at a time; it does not change the answers.
-        seed: decides on the shuffled order, the random rows and the pairs.
-        counterfactual: the answer that a question has if it goes on from another's step, None where a pair will not do.
-            Pairs are asked about that have equally many steps, of which the one differs that block ``t``, the last one
-            swapped, is trained to hold.
-        steps_ahead: 0 if blocks were trained to read out their own step, not the next one.
+        templates: prompt templates; use those that the adapter was trained with.
+        max_new_tokens: maximum tokens of an answer.
+        batch_size: questions per batch; does not change the answers.
+        seed: determines the shuffled order, the random rows and the pairs.
+        counterfactual: the answer to a question continued from another's step, None for an unsuitable pair. It is asked
+            about pairs with the same number of steps that differ in the step that block ``t``, the last one swapped, is
+            trained to hold.
+        steps_ahead: 0 if blocks were trained to read out their own step rather than the next one.
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: there are no examples, or the model has no blocks, or none that can be exchanged.
+        ValueError: there are no examples, or the model has no blocks, or its blocks cannot be swapped.
     """
     if not examples:
         raise ValueError("examples: there are none to evaluate on. Check the split and the limit.")
@@ -254,7 +254,7 @@ def run_controls(
         controls = _run_plain(model, tokenizer, examples, task, seed=seed, counted=counted, options=options)
         for count, pairs in swaps.items():
             if not pairs:
-                logger.warning("Control %r is left out: no two of %d rows can be paired.", _name(count), len(examples))
+                logger.warning("Control %r is skipped: no two of %d rows can be paired.", _name(count), len(examples))
                 continue
             texts = answer_with_swapped_blocks(
                 model,
@@ -269,7 +269,7 @@ def run_controls(
 
 
 def shuffle_ids(ids: Sequence[int], *, seed: int) -> list[int]:
-    """Return blocks' ids in another, random order; the last one stays, so that readouts still begin after ``</b>``.
+    """Shuffle the blocks' ids; the last one stays, so that readouts still begin after ``</b>``.
 
     >>> shuffle_ids([90, 91, 92, 90, 91, 92], seed=0)
     [91, 92, 90, 90, 91, 92]
@@ -291,7 +291,7 @@ def _run_plain(
     counted: Callable[[Iterable[str]], Iterator[str]],
     options: dict[str, Any],
 ) -> list[Control]:
-    """The controls that need no second question."""
+    """Run the controls that need no second question."""
     questions = [example.question for example in examples]
     config = active_config(model)
     ids = shuffle_ids(config.block_tokens.ids(config.num_blocks), seed=seed)

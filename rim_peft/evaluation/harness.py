@@ -1,10 +1,10 @@
-"""A model with blocks under EleutherAI's lm-evaluation-harness (the extra ``lm-eval``).
+"""Run models with blocks under EleutherAI's lm-evaluation-harness (the extra ``lm-eval``).
 
-The harness joins context and continuation before it calls a model. Here the blocks come between the two, as they come
+The harness joins context and continuation before it calls a model. Here the blocks come between the two, as they do
 between prompt and readout in training::
 
     log-likelihood   context  m_1 ... m_K  continuation      scored: the continuation, from the last block's end on
-    generation       context  m_1 ... m_K  answer            through the model's own generate
+    generation       context  m_1 ... m_K  answer            by the model's own generate
 
 Batching, caching of one-token continuations and scores are the harness's own code.
 """
@@ -36,19 +36,19 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 Request = tuple[Any, list[int], list[int]]
-"""What the harness scores: the request's texts, the context's token ids, the continuation's."""
+"""A request of the harness: its texts, the token ids of the context, and those of the continuation."""
 
 
 class BlockLM(HFLM):
     """The harness's model for a base with a RIM adapter.
 
-    Context and continuation are tokenised apart, each as it stands, because blocks come between them: white space at a
-    context's end stays before the blocks. Without blocks (``num_blocks=0``) everything is as in ``HFLM``.
+    Context and continuation are tokenised separately, because blocks come between them: white space at the end of a
+    context stays before the blocks. Without blocks (``num_blocks=0``) everything is as in ``HFLM``.
 
-    An empty context is the prefix token (BOS, or EOS where there is none), as in ``HFLM``, also to generate after.
+    As in ``HFLM``, an empty context becomes the prefix token (BOS, or EOS if there is none), also for generation.
 
-    Contexts that are too long lose tokens on the left, as in ``HFLM``, with a warning; blocks and continuations lose
-    none.
+    Contexts that are too long lose tokens on the left, as in ``HFLM``, with a warning; blocks and continuations are
+    never cut.
     """
 
     def __init__(
@@ -63,15 +63,16 @@ class BlockLM(HFLM):
         """Wrap a model.
 
         Args:
-            model: a model with an active RIM adapter. Its embeddings keep their size, whatever the tokenizer's.
+            model: a model with an active RIM adapter. Its embeddings keep their size, whatever the size of the
+                tokenizer.
             tokenizer: the base's tokenizer.
-            num_blocks: blocks after each context; the adapter's own if not given.
-            allow_special_tokens: read special tokens that contexts and continuations spell as such, not as text; those
-                of the chat template always are.
-            options: of ``HFLM``, as ``batch_size`` and ``max_length``.
+            num_blocks: blocks after each context; by default the adapter's own number.
+            allow_special_tokens: read special tokens spelled in contexts and continuations as special tokens rather
+                than text; the chat template's always are.
+            options: of ``HFLM``, such as ``batch_size`` and ``max_length``.
 
         Raises:
-            ValueError: the model has no active RIM adapter, or ``num_blocks`` is no number of blocks.
+            ValueError: the model has no active RIM adapter, or ``num_blocks`` is not a valid number.
         """
         config = active_config(model)
         self.num_blocks = config.num_blocks if num_blocks is None else num_blocks
@@ -83,7 +84,7 @@ class BlockLM(HFLM):
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **options)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Score whole texts, without blocks alone: such a text has no prompt that blocks could follow.
+        """Score whole texts, only without blocks: they have no prompt that blocks could follow.
 
         Raises:
             ValueError: there are blocks.
@@ -92,14 +93,14 @@ class BlockLM(HFLM):
             raise ValueError(
                 "num_blocks: must be 0 for tasks that score whole texts (loglikelihood_rolling, as perplexity), since "
                 f"these have no prompt for blocks to follow, got {self.num_blocks}. Set it to 0 (--num-blocks 0), or "
-                "leave such tasks out."
+                "skip such tasks."
             )
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         return scores
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Write a chat with the tokenizer's template, special tokens that its messages spell guarded."""
-        self._asks_chats = True  # one call of the harness asks in one way
+        """Render a chat with the tokenizer's template; special tokens spelled in its messages stay text."""
+        self._asks_chats = True  # all requests of one harness call are of the same kind
         text: str = super().apply_chat_template(self._encoder.guard_chat(chat_history), add_generation_prompt)
         return text
 
@@ -110,7 +111,7 @@ class BlockLM(HFLM):
         left_truncate_len: int | None = None,
         **kwargs: Any,
     ) -> list[int]:
-        """Tokenise a text; special tokens are those of the chat template alone."""
+        """Tokenise a text; only the chat template's special tokens are read as such."""
         text = self._guard(string)
         if not is_guarded(text):
             plain: list[int] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
@@ -122,7 +123,7 @@ class BlockLM(HFLM):
         return ids[-left_truncate_len:] if left_truncate_len else ids
 
     def _guard(self, text: str) -> str:
-        """Return a task's text guarded; a chat was, before it came into the template."""
+        """Guard a task's text; a chat was already guarded before it was rendered."""
         return text if self._asks_chats else self._encoder.guard(text)
 
     def tok_batch_encode(
@@ -132,10 +133,10 @@ class BlockLM(HFLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Tokenise prompts to generate after, (B, S) ids and mask, padded on the left; the blocks get their room.
+        """Tokenise prompts for generation: (B, S) ids and mask, padded on the left, with room left for the blocks.
 
         Raises:
-            ValueError: blocks and answer leave no room for a prompt, or a prompt holds ids of memory.
+            ValueError: blocks and answer leave no room for a prompt, or a prompt contains ids of memory tokens.
         """
         if any(is_guarded(self._guard(string)) for string in strings):
             rows = {"input_ids": [self.tok_encode(string) for string in strings]}
@@ -152,14 +153,14 @@ class BlockLM(HFLM):
                     f"{self.max_length}. Lower max_gen_toks (--gen_kwargs), or num_blocks."
                 )
             if ids.shape[1] > room:
-                logger.warning("prompts of up to %d tokens lose what is beyond %d, on the left", ids.shape[1], room)
+                logger.warning("prompts of up to %d tokens are cut to %d, on the left", ids.shape[1], room)
             ids, mask = ids[:, -room:], mask[:, -room:]
         ids, mask = self._filled(ids, mask)
         self._check_ids(ids[mask.bool()].tolist())
         return ids, mask
 
     def _filled(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (B, S) prompts that have no token the prefix token, which blocks can follow."""
+        """Replace empty prompts among (B, S) by the prefix token, so that blocks can follow."""
         if ids.shape[1] == 0:
             ids, mask = ids.new_zeros(len(ids), 1, dtype=torch.long), mask.new_zeros(len(ids), 1, dtype=torch.long)
         is_empty = (mask == 0).all(1)
@@ -167,8 +168,8 @@ class BlockLM(HFLM):
         return ids, mask
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokenise a context and its continuation apart, as prompts and readouts are in training."""
-        if self._asks_chats:  # a continuation is no part of what the template wrote
+        """Tokenise a context and its continuation separately, as training does with prompts and readouts."""
+        if self._asks_chats:  # the template did not render the continuation
             continuation = self._encoder.guard(continuation)
         if not self.block_ids:
             pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
@@ -179,7 +180,7 @@ class BlockLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Score continuations after context and blocks; which the harness takes for the context's last tokens."""
+        """Score continuations after context and blocks; the harness sees the blocks as the context's last tokens."""
         laid_out = [(texts, self._with_blocks(context, end), end) for texts, context, end in requests]
         num_cut = sum(
             len(before) + len(self.block_ids) > len(after)
@@ -193,8 +194,8 @@ class BlockLM(HFLM):
         return scores
 
     def _with_blocks(self, context: list[int], continuation: list[int]) -> list[int]:
-        """Put the blocks behind a context's last tokens, as many as there is room for."""
-        # The last token is not an input: nothing is read out behind it.
+        """Append the blocks to the context, whose first tokens are cut if they do not fit."""
+        # The last token is not an input, since nothing is read out after it.
         room = self.max_length + 1 - len(self.block_ids) - len(continuation)
         if room < 1:
             raise ValueError(
@@ -208,7 +209,7 @@ class BlockLM(HFLM):
         check_vocabulary(ids, self.tokenizer, self._first_memory_id, where="tokenizer")
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
-        """Generate after context and blocks; an answer ends at EOS also where the base's own settings name none."""
+        """Generate after context and blocks; EOS ends an answer even if the base's settings name none."""
         generation_kwargs.setdefault("eos_token_id", self._eos_ids())
         output: Tensor = super()._model_generate(
             context, max_length, stop, num_blocks=self.num_blocks, **generation_kwargs
@@ -216,7 +217,7 @@ class BlockLM(HFLM):
         return output
 
     def _eos_ids(self) -> list[int]:
-        """Ids that end an answer: the base's own and the tokenizer's, so that no answer goes on beside longer ones."""
+        """Ids that end an answer: the base's and the tokenizer's, so that a row stops before longer ones do."""
         own = self.model.get_base_model().generation_config.eos_token_id
         ids = own if isinstance(own, list) else [own]
         return sorted({token for token in (*ids, self.tokenizer.eos_token_id) if token is not None})

@@ -1,7 +1,7 @@
-"""Times of several ways of answering, in turn; accuracy and time by number of blocks.
+"""Time several ways of answering side by side; accuracy and time by number of blocks.
 
-Ways take turns, question by question, so that other work on the machine slows all of them alike; ratios are formed
-within a round, before the median is taken.
+Ways take turns, question by question, so that other work on the machine slows all of them alike; ratios are taken
+within a round, before the median.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Prompts = Sequence[Sequence[int]]
 Answer = Callable[[Prompts, Callable[[], None]], list[list[int]]]
 """``f(prompts, on_token)`` writes an answer for each prompt and returns its tokens, EOS included.
 
-It calls ``on_token()`` whenever every row that is still being written has one token more."""
+It calls ``on_token()`` whenever every unfinished row has one more token."""
 
 AnswerTokens = int | Callable[[Sequence[int]], int] | None
 
@@ -39,11 +39,11 @@ class Way:
     """One way of answering questions.
 
     Attributes:
-        name: what it is called in the figures.
-        prompts: token ids of the prompt of each question.
+        name: its name in the figures.
+        prompts: token ids of each question's prompt.
         answer: answers a batch of prompts.
-        answer_tokens: how many tokens at the end of what is written are the answer, EOS included: a number, or a
-            function of the tokens written (:func:`count_behind`); None if all of them are.
+        answer_tokens: how many of the last tokens written are the answer, EOS included: a number, or a function of the
+            tokens written (:func:`count_behind`); None for all of them.
         device: where it computes.
     """
 
@@ -65,17 +65,17 @@ def by_generate(
     answer_tokens: AnswerTokens = None,
     **options: Any,
 ) -> Way:
-    """Return the way of a model's own greedy ``generate``, prompts padded on the left.
+    """Answer by a model's own greedy ``generate``, with prompts padded on the left.
 
     Args:
         name: the way's name.
         prompts: token ids of each question's prompt.
         model: a causal language model, with or without a RiM adapter.
-        eos_id: the token that ends what is written, None for none.
-        pad_id: id to pad with; padding is masked.
-        max_new_tokens: tokens written at most, EOS included.
+        eos_id: the token that ends the output, None for none.
+        pad_id: padding id; padding is masked.
+        max_new_tokens: maximum tokens written, EOS included.
         answer_tokens: see :class:`Way`.
-        options: more arguments of ``generate``, as ``num_blocks``.
+        options: more arguments of ``generate``, such as ``num_blocks``.
     """
 
     def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
@@ -93,7 +93,7 @@ def by_generate(
 
 
 def by_answerer(name: str, prompts: Prompts, answerer: Answerer) -> Way:
-    """Return the way of an answerer, as it is asked for answers."""
+    """Answer by an :class:`Answerer`."""
 
     def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
         return answerer.decode(batch, on_token=on_token)
@@ -102,12 +102,12 @@ def by_answerer(name: str, prompts: Prompts, answerer: Answerer) -> Way:
 
 
 def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable[[Sequence[int]], int]:
-    """Return a function that counts the tokens from an answer's first one on, EOS included.
+    """Return a function that counts the tokens from the first answer token on, EOS included.
 
     Args:
         tokenizer: the base's tokenizer.
-        separator: what stands behind each step. The answer begins with the token that brings the first character, white
-            space aside, behind the last separator; without a separator, with the first token.
+        separator: what ends each step. The answer begins with the token that adds the first non-space character after
+            the last separator, or with the first token if there is no separator.
     """
 
     def decode(tokens: Sequence[int]) -> str:
@@ -123,21 +123,20 @@ def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one way takes for a batch of one size; times are medians over batches, with lower and upper quartile.
+    """Latency of one way at one batch size; times are medians over batches, with lower and upper quartiles.
 
     Attributes:
         name: the way's name.
         batch_size: questions answered at a time.
-        prompt_tokens: tokens of a prompt, padding aside; mean.
-        first_token_ms: milliseconds from the prompts' ids until all questions of a batch have the first token of their
-            answer. Where steps are written out, that is the token behind all steps.
+        prompt_tokens: mean number of tokens of a prompt, without padding.
+        first_token_ms: milliseconds from the prompts' ids until every question of a batch has the first token of its
+            answer. If steps are written out, that token comes after all steps.
         first_token_quartiles_ms: its quartiles.
-        answer_ms: milliseconds until all answers of a batch are whole, EOS included.
+        answer_ms: milliseconds until all answers of a batch are complete, EOS included.
         answer_quartiles_ms: its quartiles.
-        num_tokens: tokens written for a question, EOS included and memory tokens not; mean.
-        peak_memory_mb: the most CUDA memory (2**20 bytes) that a batch took on top of what was held before; None on a
-            CPU.
-        first_token_ratio: the time to the first token over that of the reference for the same questions, median; None
+        num_tokens: mean number of tokens written per question, with EOS and without memory tokens.
+        peak_memory_mb: peak CUDA memory (2**20 bytes) of a batch above what was allocated before; None on a CPU.
+        first_token_ratio: median ratio of the time to the first token to the reference's for the same questions; None
             without a reference.
         answer_ratio: the same for whole answers.
     """
@@ -155,7 +154,7 @@ class Latency:
     answer_ratio: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it, rounded to 3 digits, and ``prompt_tokens`` to an integer."""
+        """Return all fields ready for JSON: rounded to 3 digits, ``prompt_tokens`` to an integer."""
         values = asdict(self)
         for key, value in values.items():
             if isinstance(value, float):
@@ -167,7 +166,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class _Sample:
-    """One batch: seconds to the first token and to the whole answer, tokens written, and bytes taken."""
+    """One batch: seconds to the first token and to the whole answer, tokens written, peak bytes."""
 
     first: float
     whole: float
@@ -184,24 +183,22 @@ def measure_latency(
     min_rounds: int = 10,
     reference: str | None = None,
 ) -> list[Latency]:
-    """Ask the same questions in several ways, in turn; every round begins with another way.
+    """Ask the same questions in several ways, in turn; every round starts with another way.
 
     Args:
         ways: the ways, each with a prompt for each question, in the same order of questions.
         batch_sizes: questions answered at a time.
-        num_questions: questions that are timed in each batch size, as far as there are any, on as many whole batches as
-            they fill.
-        warm_up: batches of each way before the clock counts, in each batch size.
-        min_rounds: batches that are timed at the least, for which questions come again: fewer have no median worth the
-            name.
-        reference: name of the way that ratios are formed with.
+        num_questions: questions timed at each batch size, as far as available, in as many whole batches as they fill.
+        warm_up: untimed batches of each way before the timed ones, at each batch size.
+        min_rounds: minimum number of timed batches, for which questions are repeated; a median of fewer means little.
+        reference: name of the way that the ratios refer to.
 
     Returns:
-        For each batch size a figure of each way, in their order.
+        The figures of each way, in the order of the ways, for each batch size.
 
     Raises:
-        ValueError: there is no way, two have one name, the reference is none of them, they differ in their number of
-            prompts, a number is out of range, or a way doesn't note its tokens.
+        ValueError: there are no ways, two share a name, the reference is not one of them, their numbers of prompts
+            differ, a number is out of range, or a way does not report its tokens.
     """
     _check(ways, reference)
     for size in batch_sizes:
@@ -233,7 +230,7 @@ def _measure(
 
 
 def _ask(way: Way, questions: Sequence[int]) -> _Sample:
-    """Answer one batch and read the clock whenever a token has come."""
+    """Answer one batch and read the clock at every token."""
     prompts = [way.prompts[index] for index in questions]
     device = torch.device(way.device)
     is_cuda = device.type == "cuda"
@@ -262,7 +259,7 @@ def _ask(way: Way, questions: Sequence[int]) -> _Sample:
 
 
 def _count_answer(way: Way, row: Sequence[int]) -> int:
-    """Return how many tokens at a row's end are its answer, at least one."""
+    """Return how many tokens at the end of a row are its answer, at least one."""
     count = way.answer_tokens
     if count is None:
         return len(row)
@@ -304,7 +301,7 @@ def _spread(
 def _check(ways: Sequence[Way], reference: str | None) -> None:
     names = [way.name for way in ways]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"ways: must be at least one, each with a name of its own, got {names}.")
+        raise ValueError(f"ways: must be at least one, each with its own name, got {names}.")
     if reference is not None and reference not in names:
         raise ValueError(f"reference: must be one of {names}, got {reference!r}.")
     counts = {way.name: len(way.prompts) for way in ways}
@@ -325,26 +322,26 @@ def budget_curve(
     num_timed: int = 16,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Judge and time the answers after each of several numbers of blocks.
+    """Judge and time the answers at each of several numbers of blocks.
 
     Args:
         model: a model with an active RIM adapter.
         tokenizer: the base's tokenizer.
         examples: held-out examples, at least one.
         task: reads and compares answers.
-        counts: numbers of blocks, 0 for none; more than the adapter was trained with are allowed.
-        templates: how prompts are written; the ones that the adapter was trained with.
-        max_new_tokens: tokens of an answer at most, EOS included.
+        counts: numbers of blocks, 0 for none; they may exceed the number in training.
+        templates: prompt templates; use those that the adapter was trained with.
+        max_new_tokens: maximum tokens of an answer, EOS included.
         batch_size: questions judged at a time; it does not change the answers.
-        num_timed: questions that are timed, one at a time, all counts in turn; they are spread over the examples.
+        num_timed: questions timed, one at a time, all counts in turn; they are spread over the examples.
         progress: show a progress bar for each count on stderr.
 
     Returns:
-        For each count ``num_blocks``, ``accuracy`` and ``by_length`` as ``Score.to_dict`` has them, and medians
-        ``first_token_ms`` and ``answer_ms``.
+        ``num_blocks``, ``accuracy`` and ``by_length`` as in ``Score.to_dict``, and the medians ``first_token_ms`` and
+        ``answer_ms``, for each count.
 
     Raises:
-        ValueError: there are no examples, counts are none, negative or there twice, a number is out of range, or a
+        ValueError: there are no examples or counts, a count is negative or repeated, a number is out of range, or a
             question leaves no room for its answer in the base's positions.
     """
     _check_counts(counts)
@@ -353,7 +350,7 @@ def budget_curve(
         BlockAnswerer(model, tokenizer, templates=templates, num_blocks=count, max_new_tokens=max_new_tokens)
         for count in counts
     ]
-    # The largest count needs the most room: said before the others are judged.
+    # The largest count needs the most room: fail before judging the others.
     largest = max(answerers, key=lambda answerer: answerer.num_between)
     prompts = largest.encode([example.question for example in examples], name="examples")
     curve = []

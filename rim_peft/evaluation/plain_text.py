@@ -1,4 +1,4 @@
-"""What an adapter does to the base's prediction of plain text: how much of it was forgotten."""
+"""How much an adapter changes the base's loss on plain text: a measure of forgetting."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rim_peft.values import shown
 
 @dataclass(frozen=True)
 class Change:
-    """Mean loss in nats per token, and by how much it is above the base's, with the standard error over windows."""
+    """Mean loss in nats per token, and its increase over the base with the standard error over windows."""
 
     loss: float
     change: float = 0.0
@@ -34,16 +34,16 @@ class Change:
 
 @dataclass(frozen=True)
 class TextLoss:
-    """The loss of plain text under the base alone and with an adapter.
+    """The loss on plain text of the base alone and with an adapter.
 
     Attributes:
         num_windows: windows of text.
-        context_tokens: tokens at the beginning of a window, which are read and not predicted.
-        predicted_tokens: tokens behind them, which are.
+        context_tokens: tokens at the start of a window that are read and not predicted.
+        predicted_tokens: tokens after them, which are predicted.
         num_blocks: blocks of ``with_blocks``.
         base: the base, the adapter disabled.
         without_blocks: the adapter's LoRA weights, no blocks.
-        with_blocks: the adapter with blocks between context and predicted tokens; None for one that has none.
+        with_blocks: the adapter with blocks between context and predicted tokens; None for an adapter without blocks.
     """
 
     num_windows: int
@@ -55,7 +55,7 @@ class TextLoss:
     with_blocks: Change | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it, rounded to 4 digits."""
+        """Return all fields ready for JSON, rounded to 4 digits."""
         found: dict[str, Any] = {}
         for name, value in vars(self).items():
             found[name] = {k: round(v, 4) for k, v in vars(value).items()} if isinstance(value, Change) else value
@@ -73,22 +73,21 @@ def measure_text_loss(
     batch_size: int = 4,
     progress: bool = False,
 ) -> TextLoss:
-    """Measure the loss of texts in windows of the same length, with and without adapter and blocks.
+    """Measure the loss on windows of equal length, with and without adapter and blocks.
 
     Args:
         model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer; each window begins as it begins texts (with BOS, if it does so).
-        texts: plain texts, in which special tokens are text; what is left of one behind its last whole window is not
-            used.
-        num_blocks: blocks between context and predicted tokens; the adapter's own if not given.
+        tokenizer: the base's tokenizer; each window begins as it begins texts (with BOS if it adds one).
+        texts: plain texts, in which special tokens are text; the rest after a text's last whole window is not used.
+        num_blocks: blocks between context and predicted tokens; by default the adapter's own number.
         context_tokens: tokens of a window that are read and not predicted, at least 1.
-        predicted_tokens: tokens behind them, at least 1.
-        batch_size: windows at a time.
+        predicted_tokens: tokens after them, at least 1.
+        batch_size: windows per batch.
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: a number is out of range; a text has no window, or they have less than two; a window with its blocks
-            does not fit into the base's positions; LoRA is merged; or a loss is not finite.
+        ValueError: a number is out of range; a text has no window, or there are fewer than two in all; a window with
+            its blocks does not fit into the base's positions; LoRA is merged; or a loss is not finite.
     """
     count = active_config(model).num_blocks if num_blocks is None else num_blocks
     _check(
@@ -139,7 +138,7 @@ def _check(model: PeftModel, *, num_blocks: int, **sizes: int) -> None:
         check_number(name, value, least=1)
     memory: Any = model.base_model.memory
     if memory.merged_adapters:
-        raise ValueError("model: must not be merged, else its base is not at hand. Call unmerge_adapter() first.")
+        raise ValueError("model: must not be merged, which hides its base. Call unmerge_adapter() first.")
 
 
 def _cut_windows(texts: Sequence[str], encoder: Encoder, size: int) -> list[list[int]]:
@@ -149,7 +148,7 @@ def _cut_windows(texts: Sequence[str], encoder: Encoder, size: int) -> list[list
         if len(ids) < size:
             raise ValueError(
                 f"text: each must have at least one window of {size} tokens, got {len(ids)} in text {number} "
-                f"({shown(text)}). Leave it out, or join short texts."
+                f"({shown(text)}). Omit it, or join short texts."
             )
         windows += [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
     if len(windows) < 2:
@@ -162,7 +161,7 @@ def _cut_windows(texts: Sequence[str], encoder: Encoder, size: int) -> list[list
 
 @contextmanager
 def _same_trainable(model: nn.Module) -> Iterator[None]:
-    """Leave what is trained as it was: PEFT turns gradients on again when a disabled adapter is enabled."""
+    """Keep ``requires_grad`` flags: PEFT sets them when a disabled adapter is enabled again."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         yield
@@ -172,7 +171,7 @@ def _same_trainable(model: nn.Module) -> Iterator[None]:
 
 
 def _losses(model: Any, context: Tensor, blocks: list[int], predicted: Tensor) -> list[float]:
-    """Return the mean loss of each window's predicted tokens; all windows are of one length, so nothing is padded."""
+    """Return the mean loss of each window's predicted tokens; windows have equal length, so there is no padding."""
     between = torch.tensor(blocks, dtype=context.dtype, device=context.device).expand(len(context), -1)
     logits = model(input_ids=torch.cat([context, between, predicted], dim=1), use_cache=False).logits
     logits = logits[:, -predicted.shape[1] - 1 : -1].float()

@@ -1,4 +1,4 @@
-"""A linear probe: from the states at the blocks' ends, which readouts are right?"""
+"""A linear probe that tells from the states at the blocks' ends which readouts are right."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMAT = 2
 _ARRAYS = ("weight", "bias", "mean", "scale")
 
 INVERSE_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""What cross-validation chooses from: scikit-learn's ``C``, the inverse of the L2 penalty's strength."""
+"""Candidates for cross-validation: scikit-learn's ``C``, the inverse strength of the L2 penalty."""
 NUM_FOLDS = 5
 
 
@@ -32,17 +32,17 @@ NUM_FOLDS = 5
 class Probe:
     """Log-odds that block k's readout is right: ``sum_j weight[k, j] · (state[j] - mean[j]) / scale[j] + bias[k]``.
 
-    Each block has weights of its own on the states of all blocks, since what tells that a block is right may stand in
-    another one: that the chain went on after it, or had ended before.
+    Each block has its own weights on the states of all blocks, because what shows that a block is right may be in
+    another block: that the chain continued after it, or had ended before.
 
     Attributes:
-        weight: (K, K, H) float64, for each judged block the weights of each block's state.
+        weight: (K, K, H) float64, for each judged block the weights on each block's state.
         bias: (K,) float64.
         mean: (K, H) float64, mean state of each block on the selection split.
         scale: (K, H) float64, their standard deviations; 1 where they are 0.
-        inverse_strength: chosen ``C``; None if every readout of the selection split was right, or every one wrong. Then
-            the probe knows nothing: it scores all readouts alike, and choosing by it is choosing the last block.
-        num_training_rows: questions of the selection split; each gave K readouts.
+        inverse_strength: chosen ``C``; None if all readouts of the selection split were right, or all wrong. Then the
+            probe knows nothing: it scores all readouts alike, and choosing by it means choosing the last block.
+        num_training_rows: questions of the selection split; each contributed K readouts.
     """
 
     weight: NDArray[np.float64]
@@ -64,20 +64,20 @@ class Probe:
             states: (N, K, H) last layer's states at the blocks' ends, block 1 first.
 
         Raises:
-            ValueError: states of another width, or of another number of blocks than the probe has seen.
+            ValueError: the width or number of blocks differs from the states that the probe was fitted on.
         """
         if states.ndim != 3 or tuple(states.shape[1:]) != self.mean.shape:
             raise ValueError(
                 f"states: must be (questions, {', '.join(str(size) for size in self.mean.shape)}), blocks and width of "
-                f"what this probe was fitted on, got {tuple(states.shape)}. Fit a probe on this adapter with as many "
-                "blocks."
+                f"what this probe was fitted on, got {tuple(states.shape)}. Fit a probe on this adapter with the same "
+                "number of blocks."
             )
         features = (states.double().numpy() - self.mean) / self.scale
         scores: NDArray[np.float64] = np.einsum("njh,kjh->nk", features, self.weight) + self.bias
         return scores
 
     def save(self, folder: str | Path) -> None:
-        """Write ``probe.safetensors`` and ``probe.json`` into a folder, for instance an adapter's."""
+        """Write ``probe.safetensors`` and ``probe.json`` into a folder, such as an adapter's."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: getattr(self, name) for name in _ARRAYS}, folder / WEIGHTS_FILE)
@@ -97,7 +97,7 @@ class Probe:
 
         Raises:
             FileNotFoundError: the folder holds no probe.
-            ValueError: the probe is of another version of this package.
+            ValueError: the probe was written by another version of this package.
         """
         weights, metadata = Path(folder) / WEIGHTS_FILE, Path(folder) / METADATA_FILE
         if not weights.is_file() or not metadata.is_file():
@@ -107,11 +107,11 @@ class Probe:
         known = read_object(
             metadata,
             keys=("format", "inverse_strength", "num_training_rows"),
-            remedy="Fit the probe anew, or copy it again.",
+            remedy="Fit the probe again, or copy it again.",
         )
         if known["format"] != FORMAT:
             raise ValueError(
-                f"folder: {metadata} must have format {FORMAT}, got {known['format']}. Fit the probe anew, or load it "
+                f"folder: {metadata} must have format {FORMAT}, got {known['format']}. Fit the probe again, or load it "
                 "with the version of rim-peft that wrote it."
             )
         return cls(
@@ -124,8 +124,8 @@ class Probe:
 def fit_probe(selection: BlockReadouts) -> Probe:
     """Fit a probe on the selection split's readouts, never on those that it will choose from.
 
-    Logistic regression with an L2 penalty, whose strength is the one with the least log loss in cross-validation. All
-    readouts of a question lie in the same fold, since their states are nearly copies of each other.
+    Logistic regression with an L2 penalty; cross-validation chooses the strength with the lowest log loss. All readouts
+    of a question are in the same fold, since their states are nearly copies of each other.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -145,17 +145,17 @@ def fit_probe(selection: BlockReadouts) -> Probe:
 
 
 def auroc_by_block(probe: Probe, readouts: BlockReadouts) -> list[float | None]:
-    """Return for each block how well the probe tells its right readouts from its wrong ones.
+    """Return for each block how well the probe separates its right readouts from its wrong ones.
 
     The area under the ROC curve: the probability that a right readout scores higher than a wrong one of the same block;
     0.5 is chance.
 
     Args:
         probe: fitted on other questions.
-        readouts: of the test split.
+        readouts: readouts of the test split.
 
     Returns:
-        K areas, None where a block is all right or all wrong.
+        K areas, None where a block's readouts are all right or all wrong.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -169,12 +169,12 @@ def auroc_by_block(probe: Probe, readouts: BlockReadouts) -> list[float | None]:
 
 
 def _choose_strength(states: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """Return the inverse strength with the least log loss on held-out questions; of equals the strongest penalty."""
+    """Return the inverse strength with the lowest log loss on held-out questions; ties take the strongest penalty."""
     order = np.random.default_rng(0).permutation(len(right))
     folds = []
     for held_out in np.array_split(order, min(NUM_FOLDS, len(order))):
         train = np.setdiff1d(order, held_out)
-        # A part that is all right or all wrong, or empty, cannot be fitted.
+        # A part that is empty, all right or all wrong cannot be fitted.
         if 0 < right[train].sum() < right[train].size:
             folds.append((_Rows(states[train], right[train]), held_out))
 
@@ -190,7 +190,7 @@ def _choose_strength(states: NDArray[np.float64], right: NDArray[np.bool_]) -> f
 
 
 class _Rows:
-    """Questions to fit on, with what fits of any strength share."""
+    """Training questions, with everything that fits of different strengths share."""
 
     def __init__(self, states: NDArray[np.float64], right: NDArray[np.bool_]) -> None:
         self.right = right
@@ -199,8 +199,8 @@ class _Rows:
         self.features = ((states - self.mean) / self.scale).reshape(len(states), -1)
         self.axes: NDArray[np.float64] | None = None
         if len(states) < self.features.shape[1]:
-            # An L2 penalty keeps the weights in the space of the rows, which has fewer dimensions where K·H is large:
-            # the same regression in that space's own coordinates.
+            # An L2 penalty keeps the weights in the row space, which has fewer dimensions if K·H is large: solve the
+            # same regression in the coordinates of that space.
             self.axes = np.linalg.svd(self.features, full_matrices=False)[2]
             self.features = self.features @ self.axes.T
 
@@ -225,12 +225,12 @@ def _fit_head(
         regression = import_sklearn().linear_model.LogisticRegression(C=strength, max_iter=5000)
         regression.fit(features, right)
         return regression.coef_[0], float(regression.intercept_[0])
-    # Always right or always wrong: nothing to learn from the states, half a case to the other side in the odds.
+    # All right or all wrong: nothing to learn from the states. The odds count half a case for the other side.
     return np.zeros(features.shape[1]), float(np.log((right.sum() + 0.5) / ((~right).sum() + 0.5)))
 
 
 def import_sklearn() -> Any:
-    """Return scikit-learn, with what the probe uses.
+    """Import scikit-learn with the parts that the probe uses.
 
     Raises:
         ImportError: it is not installed.

@@ -1,4 +1,4 @@
-"""All blocks' readouts of many questions: the steps they state, and their states in two dimensions."""
+"""Readouts of all blocks for many questions: their steps, and their states in two dimensions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class BlockReadouts:
 
     Attributes:
         texts: N × K readouts as text, block 1 first.
-        answers: N × K answers that the texts give, None where one gives none.
+        answers: N × K answers read from the texts, None where a text gives none.
         right: (N, K) whether the readout gives the right answer.
-        log_probs: (N, K) float64, natural logarithm of the probability of the whole readout, EOS included.
+        log_probs: (N, K) float64, natural log-probability of the whole readout, EOS included.
         states: (N, K, H) float32, the last layer's state at the block's end, which the head reads.
         lengths: N numbers of reasoning steps, None where an example has none.
-        num_cut: questions whose last readout had not ended within ``max_new_tokens``.
+        num_cut: questions whose last readout did not end within ``max_new_tokens``.
     """
 
     texts: list[list[str]]
@@ -47,7 +47,7 @@ class BlockReadouts:
 
     @property
     def num_blocks(self) -> int:
-        """K."""
+        """K, the number of blocks."""
         return int(self.right.shape[1])
 
     def by_block(self) -> list[dict[int | str, Score]]:
@@ -55,11 +55,11 @@ class BlockReadouts:
         return [self._scores(self.right[:, k].tolist()) for k in range(self.num_blocks)]
 
     def any_block(self) -> dict[int | str, Score]:
-        """Score the oracle that is right where some block is, in the same form."""
+        """Score the oracle that is right if any block is, in the same form."""
         return self._scores([bool(any(row)) for row in self.right])
 
     def chosen(self, blocks: NDArray[np.int64]) -> dict[int | str, Score]:
-        """Score one block for each question, given as (N,) indices from 0, in the same form."""
+        """Score one chosen block per question, given as (N,) indices from 0, in the same form."""
         return self._scores(self.right[np.arange(len(self.right)), blocks].tolist())
 
     def _scores(self, right: list[bool]) -> dict[int | str, Score]:
@@ -78,21 +78,21 @@ def collect_readouts(
     batch_size: int = 8,
     progress: bool = False,
 ) -> BlockReadouts:
-    """Read out every block after every question, greedily, and judge what is read.
+    """Read out every block after every question, greedily, and judge the readouts.
 
     Args:
         model: a model with an active RIM adapter.
         tokenizer: the base's tokenizer.
         examples: at least one.
         task: reads and compares answers.
-        templates: how prompts are written; the ones that the adapter was trained with.
-        num_blocks: blocks after each prompt, at least 1; the adapter's own if not given.
-        max_new_tokens: tokens of a readout at most, EOS included.
-        batch_size: questions at a time; it does not change what is read.
+        templates: prompt templates; use those that the adapter was trained with.
+        num_blocks: blocks after each prompt, at least 1; by default the adapter's own number.
+        max_new_tokens: maximum tokens of a readout, EOS included.
+        batch_size: questions per batch; does not change what is read.
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: there are no examples, or as :func:`~rim_peft.inference.read_blocks`.
+        ValueError: there are no examples, or as in :func:`~rim_peft.inference.read_blocks`.
     """
     if not examples:
         raise ValueError("examples: there are none to read blocks for. Check the split and the limit.")
@@ -120,14 +120,14 @@ def collect_readouts(
 
 
 def gap_closed(final: Score, any_block: Score, chosen: Score) -> float | None:
-    """Return which share of the gap between final-block and any-block accuracy a choice closes.
+    """Return the share of the gap between final-block and any-block accuracy that a choice closes.
 
     >>> gap_closed(Score(40, 100), Score(60, 100), Score(50, 100))
     0.5
 
     Returns:
-        The share; below 0 where the choice loses against the last block; None where the gap is below ten rows, of which
-        shares say nothing.
+        The share; below 0 if the choice is worse than the last block; None if the gap is less than ten rows, too few
+        for a share to mean anything.
     """
     gap = any_block.num_correct - final.num_correct
     return round((chosen.num_correct - final.num_correct) / gap, 6) if gap >= _LEAST_GAP else None
@@ -138,19 +138,20 @@ def judge_steps(
 ) -> dict[str, Any]:
     """Judge an adapter after stage 1 by its blocks' readouts.
 
-    Block ``t`` of a chain with ``T`` steps should read out step ``t + 1`` for ``t < T``, compared as text with the step
-    as training wrote it, and from block ``T`` on the answer, compared by the task's rule.
+    In a chain with ``T`` steps, block ``t`` should read out step ``t + 1`` for ``t < T``, compared as text with the
+    step as written in training. From block ``T`` on it should read out the answer, compared by the task's rule.
 
     Args:
-        readouts: of the adapter after stage 1.
-        examples: the same rows, with steps; rows without any are left out.
+        readouts: readouts of the adapter after stage 1.
+        examples: the same rows, with steps; rows without steps are ignored.
         templates: how steps were written in training.
         steps_ahead: 0 if blocks were trained to read out their own step, and the answer from block ``T + 1`` on.
 
     Returns:
         ``by_block``: for every block that has steps to read out, ``block`` and ``step_right``, the score of those;
-        ``answer_right_if_steps_right`` and ``answer_right_if_a_step_wrong``: scores of the last block's answer among
-        rows of at least two steps whose steps are all read out right, and among the others; None where there are none.
+            ``answer_right_if_steps_right`` and ``answer_right_if_a_step_wrong``: scores of the last block's answer
+            among rows of at least two steps whose steps are all read out right, and among the other such rows; None if
+            there are none.
 
     Raises:
         ValueError: no row has steps.
@@ -180,7 +181,7 @@ def judge_steps(
 
 
 class BlockStates(Protocol):
-    """What is read of :class:`~rim_peft.evaluation.readouts.BlockReadouts`."""
+    """The part of :class:`~rim_peft.evaluation.readouts.BlockReadouts` that projections need."""
 
     @property
     def states(self) -> Tensor:
@@ -196,7 +197,7 @@ class BlockStates(Protocol):
 
 
 class _Projection(NamedTuple):
-    """The two directions, (2, H), in which states spread the most around their (H,) mean, and the shares they take."""
+    """The two directions, (2, H), with the largest variance around the (H,) mean, and their shares of it."""
 
     mean: Tensor
     directions: Tensor
@@ -209,11 +210,12 @@ class _Projection(NamedTuple):
 
 
 def block_components(readouts: BlockStates, *, max_points: int = 400) -> dict[str, Any]:
-    """Project the states at all blocks' ends on their first two principal components.
+    """Project the states at all blocks' ends onto their first two principal components.
 
     Args:
         readouts: states, verdicts and lengths of N questions with K blocks.
-        max_points: points returned at most; questions are left out evenly, whole ones. The components are of all.
+        max_points: maximum number of points returned; whole questions are skipped evenly. All states count for the
+            components.
 
     Returns:
         ``explained_variance``, the share of the variance along x and y, and ``points``, question after question, with
@@ -236,7 +238,7 @@ def block_components(readouts: BlockStates, *, max_points: int = 400) -> dict[st
 
 
 def training_components(checkpoints: Sequence[tuple[str, int, Tensor]]) -> dict[str, Any]:
-    """Show where each block's mean state goes in the course of training, in one projection of all checkpoints' states.
+    """Show how each block's mean state moves during training, in one projection of all checkpoints' states.
 
     Args:
         checkpoints: stage, step and (N, K, H) states of each; all of the same H.
@@ -259,7 +261,7 @@ def training_components(checkpoints: Sequence[tuple[str, int, Tensor]]) -> dict[
 def _fit(parts: Sequence[Tensor]) -> _Projection:
     """Fit two principal components to all states of (N, K, H) tensors.
 
-    The sign of a component is free: here its entry of the largest size is positive.
+    The sign of a component is arbitrary: its largest entry by absolute value is made positive here.
     """
     shapes = [tuple(part.shape) for part in parts]
     if not shapes or any(len(shape) != 3 or 0 in shape for shape in shapes) or len({s[-1] for s in shapes}) > 1:
@@ -272,7 +274,7 @@ def _fit(parts: Sequence[Tensor]) -> _Projection:
     variances = sizes.square()
     total = float(variances.sum())
     shares = [round(float(variance) / total, 6) if total > 0 else 0.0 for variance in variances[:2]]
-    # One state, or states of one dimension, have no second component: y is 0.
+    # A single state, or states of one dimension, have no second component: y is 0.
     kept = torch.zeros(2, states.shape[1], dtype=states.dtype)
     kept[: len(shares)] = directions[:2]
     largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))

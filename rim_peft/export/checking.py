@@ -1,4 +1,4 @@
-"""Does an export answer as the adapter does: the plugin's greedy tokens against those of a fresh, plain process."""
+"""Compare an export's answers in a fresh, plain process with the plugin's greedy tokens."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _SHOWN_ERROR_CHARACTERS = 2000
 
 
 class ExportCheckError(ValueError):
-    """An export that answers otherwise than its adapter; its files are left where they are."""
+    """An export that answers differently from its adapter; its files stay where they are."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What an export must do with a prompt.
+    """The plugin's answer to a prompt, which an export must give too.
 
     Attributes:
         prompt: as a user of the export writes it.
-        ids: without blocks, as training had them.
-        answer: the plugin's greedy tokens, EOS included if it was reached.
-        spells_tokens: whether the question spells special tokens, which plain transformers would read as such.
+        ids: prompt ids without blocks, as in training.
+        answer: the plugin's greedy tokens, including EOS if it was reached.
+        spells_tokens: whether the question spells special tokens, which plain transformers would read as special.
     """
 
     prompt: Question
@@ -45,7 +45,7 @@ class Expected:
     spells_tokens: bool = False
 
     def as_asked(self, memory: MemoryTokens, places: dict[str, bool]) -> tuple[Question | list[int], str]:
-        """Return what the fresh process tokenises, and what it writes behind it; ids where it would read other ones."""
+        """Return what the fresh process tokenises, and what it appends; ids if it would read the text differently."""
         if self.spells_tokens or any(name in str(self.prompt) for name in memory.names):
             return [*self.ids, *memory.block_ids], ""
         return self.prompt, "" if places[_kind(self)] else memory.block_text
@@ -55,16 +55,16 @@ class Expected:
 class CheckResult:
     """How many prompts an export answered with the plugin's tokens.
 
-    A near tie is an answer that parts from the plugin's where the export scores both tokens nearly alike: within two
-    roundings of its weights' type, by the largest score. In float32 there are none to speak of.
+    A near tie is an answer that first differs where the export's scores of the two tokens nearly tie: within two
+    roundings of its weights' type, relative to the largest score. In float32 there are practically none.
 
     Attributes:
         num_prompts: prompts asked.
-        num_equal: those answered with the same tokens, by the export's own generation settings.
-        num_near_ties: those that part at a near tie.
-        num_equal_unguarded, num_near_ties_unguarded: the same with nothing that suppresses memory tokens, as in engines
-            that ignore it.
-        differing: a line for each prompt that is answered otherwise, near ties among them.
+        num_equal: prompts answered with the same tokens under the export's own generation settings.
+        num_near_ties: prompts that first differ at a near tie.
+        num_equal_unguarded, num_near_ties_unguarded: the same with memory tokens not suppressed, as in engines that
+            ignore this setting.
+        differing: a line for each prompt with another answer, near ties included.
     """
 
     num_prompts: int
@@ -75,14 +75,14 @@ class CheckResult:
     differing: list[str] = field(default_factory=list)
 
     def num_wrong(self, *, head_is_tied: bool) -> int:
-        """Prompts with other tokens, near ties aside; where the head is tied, generation settings must be honoured."""
+        """Count prompts with other tokens, without near ties; a tied head relies on the generation settings."""
         right = self.num_equal + self.num_near_ties
         if not head_is_tied:
             right = min(right, self.num_equal_unguarded + self.num_near_ties_unguarded)
         return self.num_prompts - right
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, as JSON takes them."""
+        """Return the fields, ready for JSON."""
         return asdict(self)
 
 
@@ -132,18 +132,18 @@ def check(
     """Ask an export in a fresh process, which does not know this package, and compare.
 
     Args:
-        expected: what it must answer.
-        tokenizer: the base's.
+        expected: the answers that it must give.
+        tokenizer: the base's tokenizer.
         memory: the export's memory tokens.
-        places: what the export's tokenizer appends blocks to; elsewhere they are written behind the prompt.
-        dtype: of the export's weights, which says what a near tie is.
+        places: what the export's tokenizer appends blocks to; elsewhere they are written after the prompt.
+        dtype: type of the export's weights, which defines a near tie.
         model: folder of the plain model.
         tokenizer_folder: folder of its tokenizer.
         adapter: folder of a plain LoRA adapter for it.
-        max_new_tokens: tokens of an answer at most, as for ``expected``.
+        max_new_tokens: maximum tokens of an answer, as for ``expected``.
 
     Raises:
-        ExportCheckError: the process fails, or reads a prompt as other tokens than training did.
+        ExportCheckError: the process fails, or reads a prompt differently from training.
     """
     job = {
         "model": str(model.resolve()),
@@ -163,9 +163,9 @@ def _check_ids(expected: Sequence[Expected], answers: list[dict[str, Any]], memo
     for item, found in zip(expected, answers, strict=True):
         if found["ids"] != [*item.ids, *memory.block_ids]:
             raise ExportCheckError(
-                f"tokenizer: the export must read a prompt as training did, with its blocks behind it once; "
+                f"tokenizer: the export must read a prompt as training did, followed by its blocks once; "
                 f"{_short(item)} became {found['ids']}, not {[*item.ids, *memory.block_ids]}. Try "
-                "--append-to none, and write the blocks behind prompts."
+                "--append-to none, and write the blocks after prompts."
             )
 
 
@@ -176,7 +176,7 @@ def _compare(
     *,
     tolerance: float,
 ) -> CheckResult:
-    """Count the answers that are the plugin's, as generation settings have it and with nothing suppressed."""
+    """Count the answers equal to the plugin's, with the export's generation settings and with nothing suppressed."""
     counts: dict[str, int] = {}
     differing: dict[str, str] = {}
     for mode in ("guarded", "unguarded"):
@@ -216,13 +216,13 @@ def _ask(job: dict[str, Any], *, folder: Path) -> list[dict[str, Any]]:
         )
     result = json.loads(done.stdout)
     if "rim_peft" in result["modules"]:
-        raise ExportCheckError("the fresh process imported rim_peft, so that the check shows nothing.")
+        raise ExportCheckError("the fresh process imported rim_peft, so the check proves nothing.")
     answers: list[dict[str, Any]] = result["answers"]
     return answers
 
 
 def _describe(item: Expected, found: dict[str, Any], tolerance: float, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Say where two answers part, and whether that is a near tie."""
+    """Say where two answers first differ, and whether that is a near tie."""
     tokens, gap = found["tokens"], found["gap"]
     pairs = zip(item.answer, tokens, strict=False)
     place = next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(item.answer), len(tokens)))

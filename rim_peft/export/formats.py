@@ -1,11 +1,11 @@
-"""An adapter as one plain checkpoint, or as plain LoRA on an extended base.
+"""Write an adapter as one plain checkpoint, or as plain LoRA on an extended base.
 
-One without blocks, as of a method that RiM is compared with, is LoRA merged and nothing else.
+An adapter without blocks, from a method that RiM is compared with, is only merged.
 
-An engine keeps one embedding for all adapters, so memory rows become rows of the base. Adapters of one base have
-different rows: each gets three tokens of its own, and the blocks behind its prompts are written in them::
+An engine has one embedding for all adapters, so memory rows become rows of the base. Adapters of one base have
+different rows: each gets three tokens of its own, in which the blocks after its prompts are written::
 
-    folder/base/            the base with three more rows an adapter, and a tokenizer that knows their tokens
+    folder/base/            the base with three more rows per adapter, and a tokenizer that knows their tokens
     folder/adapters/NAME/   LoRA alone, and a tokenizer that appends this adapter's blocks
     folder/rim_export.json
 """
@@ -68,24 +68,24 @@ def export_merged(
     papers: Mapping[str, str] = MappingProxyType({}),
     noted: Mapping[str, Any] = MappingProxyType({}),
 ) -> CheckResult:
-    """Write a plain checkpoint, and check it in a fresh process; the model is used up.
+    """Write a plain checkpoint and check it in a fresh process. The model is consumed by this call.
 
     The folder holds weights, configuration, generation settings, a tokenizer that appends the blocks, a card and
-    ``rim_export.json``. A check that fails removes nothing.
+    ``rim_export.json``. A failed check removes nothing.
 
     Args:
-        model: with an active RIM adapter.
-        tokenizer: the base's.
-        folder: where to write to, new or empty.
+        model: a model with an active RIM adapter.
+        tokenizer: the base's tokenizer.
+        folder: where to write; new or empty.
         prompts: what to check it on.
         options: how to write it.
         source: the adapter's name, for the record.
-        papers: texts of more files by their names, such as its recipe.
-        noted: more keys of the record.
+        papers: texts of additional files by name, such as its recipe.
+        noted: additional keys of the record.
 
     Raises:
-        ValueError: adapter or base cannot be written as a plain checkpoint, or ``folder`` is in use.
-        ExportCheckError: the export answers otherwise than the adapter.
+        ValueError: the adapter or base cannot be written as a plain checkpoint, or ``folder`` is in use.
+        ExportCheckError: the export answers differently from the adapter.
     """
     check_new(folder)
     config = active_config(model)
@@ -136,7 +136,7 @@ def export_merged(
 
 
 def raise_if_differing(result: CheckResult, options: ExportOptions, folder: Path, *, head_is_tied: bool) -> None:
-    """Raise for an export that answers too many prompts with other tokens than the plugin.
+    """Raise if an export answers too many prompts with other tokens than the plugin.
 
     Raises:
         ExportCheckError: it does.
@@ -147,8 +147,8 @@ def raise_if_differing(result: CheckResult, options: ExportOptions, folder: Path
     shown = "\n".join(f"  {line}" for line in result.differing[:_SHOWN_PROMPTS])
     raise ExportCheckError(
         f"{folder}: must give the adapter's greedy tokens, and differs on {num_wrong} of {result.num_prompts} prompts, "
-        f"near ties aside:\n{shown}\nThe files are kept. If rounding is the cause, --dtype float32 has none of it; "
-        "--max-differing accepts so many."
+        f"near ties aside:\n{shown}\nThe files are kept. If rounding is the cause, use --dtype float32; to accept it, "
+        "use --max-differing."
     )
 
 
@@ -165,25 +165,25 @@ def export_peft_lora(
     *,
     source: str,
 ) -> CheckResult:
-    """Write an extended base and a plain LoRA adapter, or add an adapter to such a folder; the model is used up.
+    """Write an extended base and a plain LoRA adapter, or add an adapter to them. The model is consumed by this call.
 
     Args:
-        model: with an active RIM adapter.
-        tokenizer: the base's.
-        folder: new or empty, or what an earlier call wrote for another adapter of the same base.
+        model: a model with an active RIM adapter.
+        tokenizer: the base's tokenizer.
+        folder: new or empty, or the result of an earlier call for another adapter of the same base.
         prompts: what to check the adapter on.
         options: how to write it.
         source: the adapter's name; its last part names the adapter in the folder.
 
     Raises:
-        ValueError: the adapter has more than memory rows and LoRA, or none of the latter; its name is taken; the folder
-            holds another base or something else.
-        ExportCheckError: the export answers otherwise than the adapter.
+        ValueError: the adapter has no LoRA, or has more than memory rows and LoRA; its name is taken; the folder holds
+            another base or something else.
+        ExportCheckError: the export answers differently from the adapter.
     """
     record = _open(folder)
     name = Path(source).resolve().name
     if "check" in record["adapters"].pop(name, ()):
-        raise ValueError(f"out: {folder} has an adapter {name!r} already. Rename the folder of the new one.")
+        raise ValueError(f"out: {folder} already has an adapter {name!r}. Rename the folder of the new one.")
     rows, config = memory_rows(model), active_config(model)
     lora = plain_config(config, base=folder / BASE)
     num_blocks = options.blocks_of(config)
@@ -194,13 +194,13 @@ def export_peft_lora(
     known: PreTrainedTokenizerBase = tokenizer
     keep_tied = options.keep_tied
     if record["adapters"]:
-        keep_tied = bool(record["head_is_tied"])  # untied now, the head would prefer the rows that are there
+        keep_tied = bool(record["head_is_tied"])  # untying now would make the head prefer the rows that exist
         base = _extended_so_far(folder / BASE, base)
         known = AutoTokenizer.from_pretrained(str(folder / BASE), trust_remote_code=False)
     extended, memory = add_memory_tokens(known, num_blocks=num_blocks, block_size=config.block_size)
     add_rows(base, memory.ids, rows, keep_tied=keep_tied)
     head_is_tied = is_tied(base)
-    (folder / STAGING).mkdir(parents=True, exist_ok=True)  # by which an unfinished export is known
+    (folder / STAGING).mkdir(parents=True, exist_ok=True)  # marks an unfinished export
     _replace_base(folder / BASE, base, extended, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
     free(base)
     adapter = folder / ADAPTERS / name
@@ -238,7 +238,7 @@ def export_peft_lora(
 
 
 def _taken_apart(model: PeftModel) -> tuple[Any, dict[str, Tensor]]:
-    """Return an adapter's base, and its LoRA by the names of an adapter's file."""
+    """Return an adapter's base, and its LoRA weights by their names in an adapter's file."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     lora = {key: value.detach().cpu().contiguous() for key, value in state.items() if _MEMORY not in key}
     with warnings.catch_warnings():
@@ -249,7 +249,7 @@ def _taken_apart(model: PeftModel) -> tuple[Any, dict[str, Tensor]]:
 def _write_adapter(
     folder: Path, lora: dict[str, Tensor], config: LoraConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Write a plain LoRA adapter; a folder that is there, and that no record names, was interrupted."""
+    """Write a plain LoRA adapter over any folder that no record names: it is left from an interrupted export."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(lora, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
@@ -257,17 +257,17 @@ def _write_adapter(
 
 
 def plain_config(config: RiMConfig, *, base: Path) -> LoraConfig:
-    """Return an adapter's LoRA options as stock PEFT reads them.
+    """Return an adapter's LoRA options for stock PEFT.
 
     Raises:
-        ValueError: there is no LoRA, or whole layers were trained, which do not fit the extended base.
+        ValueError: there is no LoRA, or whole layers were trained, which the extended base cannot hold.
     """
     if config.r == 0:
         raise ValueError("r: must be at least 1 for the format peft-lora, got 0: there is no LoRA. Use format merged.")
     if config.modules_to_save:
         raise ValueError(
             f"modules_to_save: must be empty for the format peft-lora, got {config.modules_to_save!r}: engines with "
-            "many adapters take none. Use format merged."
+            "many adapters do not support it. Use format merged."
         )
     names = {field.name for field in dataclasses.fields(LoraConfig)} - {"peft_type", "base_model_name_or_path"}
     values = {name: value for name, value in config.to_dict().items() if name in names}
@@ -276,7 +276,7 @@ def plain_config(config: RiMConfig, *, base: Path) -> LoraConfig:
 
 
 def _open(folder: Path) -> dict[str, Any]:
-    """Return the record of a folder; a new one if it is empty, or holds what an export left that was killed.
+    """Return the record of a folder; a new one if it is empty or holds only the remains of a killed export.
 
     Raises:
         ValueError: the folder holds something else.
@@ -299,12 +299,12 @@ def _open(folder: Path) -> dict[str, Any]:
 
 
 def _beside(name: str) -> tuple[str, str]:
-    """Return what a folder is called while it is written, and while another one takes its place."""
+    """Return the names of a folder while it is written, and while another one replaces it."""
     return f"{name}.partial", f"{name}.old"
 
 
 def _extended_so_far(folder: Path, base: PreTrainedModel) -> Any:
-    """Load the extended base of earlier adapters, which must be the new adapter's base with more rows.
+    """Load the extended base of earlier adapters, which must be the new adapter's base with additional rows.
 
     Raises:
         ValueError: it is another base.
@@ -319,8 +319,8 @@ def _extended_so_far(folder: Path, base: PreTrainedModel) -> Any:
         found = theirs.get(name)
         if found is None or found.dtype != value.dtype or not torch.equal(found[: len(value)], value):
             raise ValueError(
-                f"base: must be the one that {folder} was made from, differs in {name}. Export this adapter into a "
-                "folder of its own."
+                f"base: must be the one that {folder} was made from, differs in {name}. Export this adapter into "
+                "another folder."
             )
     return extended
 
@@ -328,7 +328,7 @@ def _extended_so_far(folder: Path, base: PreTrainedModel) -> Any:
 def _replace_base(
     folder: Path, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, eos_id: int, max_shard_size: str
 ) -> None:
-    """Write the base beside the one that is there, and let it take its place when it is complete."""
+    """Write the base beside the existing one and replace that when it is complete."""
     partial, old = (folder.with_name(name) for name in _beside(folder.name))
     for left_behind in (partial, old):
         shutil.rmtree(left_behind, ignore_errors=True)

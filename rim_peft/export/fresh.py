@@ -1,7 +1,7 @@
-"""Greedy answers of an export in a process that has plain transformers (and PEFT for LoRA adapters) alone.
+"""Answer an export's prompts greedily in a process with only plain transformers (and PEFT for LoRA adapters).
 
-The package hands this file's text to ``python -c``; nothing imports it. A job comes as JSON on stdin, its answers go as
-JSON to stdout, whatever else is printed to stderr.
+The package passes this file's text to ``python -c``; nothing imports it. A job is read as JSON from stdin, its answers
+are written as JSON to stdout, everything else is printed to stderr.
 """
 
 import contextlib
@@ -11,16 +11,16 @@ from typing import Any
 
 
 def main() -> None:
-    """Read a job, answer its prompts one by one, and write what came out."""
+    """Read a job, answer its prompts one by one, and write the result."""
     with contextlib.redirect_stdout(sys.stderr):
         result = answer(json.load(sys.stdin))
     json.dump(result, sys.stdout)
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Return for each prompt its ids, and its answer by the export's own settings and by greedy search without any.
+    """Return each prompt's ids, and its answers with the export's own settings and by plain greedy search.
 
-    Weights of any type are computed with in float32, as the package does for what it compares with.
+    Computes in float32 whatever the type of the weights, as the package does for the expected answers.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -47,7 +47,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             **options,
         )
         tokens = found.sequences[0, len(ids) :].tolist()
-        gap = None  # how far apart it scores both tokens where it parts from what is expected, by its largest score
+        gap = None  # score gap, relative to the largest score, between the two tokens where it first differs
         for place, (got, wanted) in enumerate(zip(tokens, expected, strict=False)):
             if got != wanted:
                 scores = found.logits[place][0]
@@ -59,7 +59,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     for prompt, suffix, expected in job["prompts"]:
         if isinstance(prompt, str):
             ids = tokenizer(prompt)["input_ids"]
-        elif isinstance(prompt[0], int):  # with its blocks: one that spells special tokens and means text
+        elif isinstance(prompt[0], int):  # ids with blocks: its text spells special tokens that are meant as text
             ids = prompt
         else:
             rendered: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)

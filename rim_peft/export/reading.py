@@ -1,4 +1,4 @@
-"""An exported folder → a plain model that answers questions as its users ask it."""
+"""Load an exported folder as a plain model that answers questions as its users ask them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from rim_peft.tuner.tensors import AGAIN
 
 
 def is_export(folder: Path) -> bool:
-    """Return whether a folder was written by an export."""
+    """Return whether an export wrote a folder."""
     return (folder / EXPORT_FILE).is_file()
 
 
 def load_export(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, PreTrainedTokenizerBase, ExportRecord]:
-    """Load a merged export with plain transformers: model, tokenizer, and what it says of itself.
+    """Load a merged export with plain transformers: model, tokenizer and record.
 
     Args:
-        folder: of the export.
-        trust_remote_code: let code run that comes with its model or tokenizer.
+        folder: the export's folder.
+        trust_remote_code: run code that comes with its model or tokenizer.
 
     Raises:
-        ValueError: it is an export of another format, or its files are damaged or of another one.
+        ValueError: the export has another format, or its files are damaged or belong to another export.
     """
     record = read_record(folder)
     trusted = {"trust_remote_code": trust_remote_code}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True, **trusted)
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **trusted)
-    except Exception as error:  # of several libraries, one of which raises `Exception` itself
+    except Exception as error:  # from several libraries, one of which raises a bare `Exception`
         raise ValueError(
             f"{folder}: must hold a model and a tokenizer that transformers can load, and does not "
             f"({brief(error)}). {AGAIN}"
@@ -47,13 +47,13 @@ def load_export(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, 
     check_chat_template(tokenizer, str(folder))
     model, info = loaded
     if lacking := sorted(info["missing_keys"]):
-        raise ValueError(f"{folder}: its weights must be whole, and lack {lacking[0]} (of {len(lacking)}). {AGAIN}")
+        raise ValueError(f"{folder}: its weights must be complete, but lack {lacking[0]} (of {len(lacking)}). {AGAIN}")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return model, tokenizer, record
 
 
 class ExportAnswerer(Answerer):
-    """Answers as the adapter does, from a plain model and the blocks that its tokenizer appends."""
+    """Answers as the adapter does, with a plain model and the blocks that its tokenizer appends."""
 
     def __init__(
         self,
@@ -65,18 +65,18 @@ class ExportAnswerer(Answerer):
         num_blocks: int | None = None,
         max_new_tokens: int = 64,
     ) -> None:
-        """Set up.
+        """Initialise the answerer.
 
         Args:
             model: the export's plain model.
             tokenizer: its tokenizer.
-            record: what the export says about itself.
-            templates: how a prompt is written.
-            num_blocks: the export's own; no other number can be asked for.
-            max_new_tokens: tokens of an answer at most, EOS included.
+            record: the export's record.
+            templates: prompt templates.
+            num_blocks: must be the export's own number.
+            max_new_tokens: maximum tokens of an answer, EOS included.
 
         Raises:
-            ValueError: ``num_blocks`` is not what the export was made with, or a number is out of range.
+            ValueError: ``num_blocks`` differs from the export's, or a number is out of range.
         """
         super().__init__(model, tokenizer, templates=templates, max_new_tokens=max_new_tokens)
         self.record = record
@@ -99,14 +99,14 @@ class ExportAnswerer(Answerer):
 
     @property
     def num_between(self) -> int:
-        """None: the blocks are the prompt's own."""
+        """0: the blocks are part of the prompt."""
         return 0
 
     def encode(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
-        """Return the prompts' ids with their blocks, which a chat's template appends where the export says so.
+        """Return the prompts' ids with their blocks, which the tokenizer or the chat template appends.
 
         Raises:
-            ValueError: as :meth:`Answerer.encode`.
+            ValueError: as for :meth:`Answerer.encode`.
             QuestionError: a question holds memory tokens, or leaves no room for its answer.
         """
         memory = self.record.memory
@@ -123,7 +123,7 @@ class ExportAnswerer(Answerer):
     def decode(
         self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
     ) -> list[list[int]]:
-        """Decode a batch by the model's own ``generate``, without memory tokens in the answers."""
+        """Decode a batch by the model's own ``generate``, with memory tokens suppressed."""
         return generate_greedily(
             self.model,
             prompts,

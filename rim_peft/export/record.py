@@ -1,4 +1,4 @@
-"""What an export says about itself: its record and its card."""
+"""The record and the model card of an export."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ FORMAT_VERSION = 1
 _AGAIN = "Copy the export again, or export the adapter again."
 
 _CHECKSUM = "sha256"
-"""Key of the checksum of all other keys; records of older versions have none."""
+"""Key of the checksum over all other keys; records of older versions have none."""
 
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What ``rim_export.json`` of a merged export says.
+    """The content of a merged export's ``rim_export.json``.
 
     Attributes:
         memory: the memory tokens.
         places: what the tokenizer appends blocks to.
-        source: the adapter, as it was named.
+        source: name of the adapter.
         base: the base, as the adapter names it.
         dequantized_from: how the base was quantised in training; None if it was not.
-        dtype: of the weights.
-        head_is_tied: whether memory rows are scored, so that generation settings alone hold them back.
+        dtype: type of the weights.
+        head_is_tied: whether memory rows are scored, so that only generation settings suppress them.
     """
 
     memory: MemoryTokens
@@ -51,13 +51,13 @@ class ExportRecord:
     head_is_tied: bool
 
     def write(self, folder: Path, **more: Any) -> None:
-        """Write the file, with more keys such as the check's result."""
+        """Write the file, with additional keys such as the result of the check."""
         memory = {"memory": self.memory.to_dict(), "block_text": self.memory.block_text}
         write_json(folder / EXPORT_FILE, {**new_record("merged"), **vars(self), **memory, **more})
 
 
 def new_record(form: str) -> dict[str, Any]:
-    """Return the keys that every record begins with."""
+    """Return the keys that every record starts with."""
     return {"format": form, "format_version": FORMAT_VERSION, "rim_peft": __version__}
 
 
@@ -65,24 +65,24 @@ def read_record(folder: Path) -> ExportRecord:
     """Read a merged export's ``rim_export.json``.
 
     Raises:
-        ValueError: the folder is an export of another format, or of a later version of this package.
+        ValueError: the folder is an export of another format, or from a later version of this package.
     """
     path = folder / EXPORT_FILE
     record = read_export(path)
     if record["format"] != "merged":
         raise ValueError(
-            f"{path}: format: must be 'merged' for an export that is asked by this package, got "
-            f"{shown(record.get('format'))}. Ask the adapter that it was made from."
+            f"{path}: format: must be 'merged' for an export that this package can load, got "
+            f"{shown(record.get('format'))}. Load the adapter that it was made from."
         )
-    if "check" not in record:  # which earlier versions added in the end
-        raise ValueError(f"{path}: must be of a whole export, which was not finished. Export the adapter again.")
+    if "check" not in record:  # which earlier versions added last
+        raise ValueError(f"{path}: must be of a finished export, and is not. Export the adapter again.")
     check_digests(path, record.get("files"))
     names = [name for name in ExportRecord.__dataclass_fields__ if name != "memory"]
     try:
         return ExportRecord(memory=MemoryTokens(**record["memory"]), **{name: record[name] for name in names})
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: must be the record of an export, and lacks something or has too much ({error}). {_AGAIN}"
+            f"{path}: must be the record of an export, but keys are missing or unexpected ({error}). {_AGAIN}"
         ) from error
 
 
@@ -90,7 +90,7 @@ def read_export(path: Path) -> dict[str, Any]:
     """Read a record of either format.
 
     Raises:
-        ValueError: it is damaged, or was written by a later version of this package.
+        ValueError: it is damaged, or a later version of this package wrote it.
     """
     record = read_object(path, keys=("format", "format_version"), remedy=_AGAIN)
     version = record["format_version"]
@@ -102,17 +102,17 @@ def read_export(path: Path) -> dict[str, Any]:
             "rim-peft wrote it. Update rim-peft."
         )
     if record.get(_CHECKSUM, _checksum(record)) != _checksum(record):
-        raise ValueError(f"{path}: must be as it was written, and its checksum says that it was changed. {_AGAIN}")
+        raise ValueError(f"{path}: must be unchanged, but its checksum does not match. {_AGAIN}")
     return record
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record with its checksum, at once."""
+    """Write a record with its checksum, atomically."""
     write_text(path, json_text({**record, _CHECKSUM: _checksum(record)}, indent=2) + "\n")
 
 
 def _checksum(record: dict[str, Any]) -> str:
-    """Return the SHA-256 of what a record says."""
+    """Return the SHA-256 of a record's content."""
     said = {name: value for name, value in record.items() if name != _CHECKSUM}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -124,7 +124,7 @@ _BODY = """---
 # {name}
 
 {summary} It was exported by
-rim-peft from the adapter {source}{on_base}, and needs plain transformers alone:
+rim-peft from the adapter {source}{on_base} and needs only plain transformers:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -146,9 +146,9 @@ A language model that reasons in memory blocks (Reasoning in Memory, [arXiv 2605
 {num_blocks} blocks of {block_length} special tokens follow the prompt, and the answer follows them."""
 
 _BLOCKS = """\
-* **Blocks** {places} Texts that are no prompts, such as answers, take
-  `add_special_tokens=False`. So does a chat that was rendered as text before: its blocks are in it. In an engine whose
-  tokenizer does not do this, write them behind the prompt: {block_text}
+* **Blocks** {places} Tokenise texts other than prompts, such as answers, with
+  `add_special_tokens=False`; also chats that were already rendered as text, since their blocks are in it. In an engine
+  whose tokenizer does not append blocks, write them after the prompt: {block_text}
 * **Memory tokens** are {names} (ids {ids}). {guard}
 """
 
@@ -218,7 +218,8 @@ Plain LoRA for a model that reasons in memory blocks (Reasoning in Memory,
 with it and no other: the base's vocabulary holds its memory tokens, {names} (ids {ids}).
 
 * **Prompts** are written as in training: {prompt}.
-* **Blocks** follow each prompt. This folder's tokenizer appends them; behind the base's own, write: {block_text}
+* **Blocks** follow each prompt. This folder's tokenizer appends them; with the base's own tokenizer,
+  write after each prompt: {block_text}
 * **Checked** in a fresh process with plain transformers and PEFT, in float32: {checked}.
 """
 
@@ -242,9 +243,9 @@ def render_adapter_card(name: str, memory: MemoryTokens, prompts: Prompts, resul
 
 def describe(result: CheckResult) -> str:
     """Return a check's result as a sentence."""
-    ties = f", {result.num_near_ties} part from it at a near tie" if result.num_near_ties else ""
+    ties = f", {result.num_near_ties} first differ at a near tie" if result.num_near_ties else ""
     other = result.num_prompts - result.num_equal - result.num_near_ties
-    differ = f", {other} differ" if other else ""
+    differ = f", {other} differ elsewhere" if other else ""
     return (
         f"{result.num_equal} of {result.num_prompts} prompts give the adapter's greedy tokens{ties}{differ}; "
         f"{result.num_equal_unguarded} with nothing suppressed"
@@ -252,7 +253,7 @@ def describe(result: CheckResult) -> str:
 
 
 def _blocks(record: ExportRecord) -> str:
-    """Return what a user must know of blocks and memory tokens."""
+    """Return what a user must know about blocks and memory tokens."""
     memory = record.memory
     return _BLOCKS.format(
         places=_places(record),
@@ -260,11 +261,11 @@ def _blocks(record: ExportRecord) -> str:
         names=", ".join(code_span(name) for name in memory.names),
         ids=", ".join(map(str, memory.ids)),
         guard=(
-            "The head is tied to the embedding, so that only `suppress_tokens` of the generation settings keeps the "
-            "model from writing them: use engines that honour it."
+            "The head is tied to the embedding, so only `suppress_tokens` in the generation settings keeps the model "
+            "from writing them: use engines that honour it."
             if record.head_is_tied
-            else "The head scores each as the mean of all tokens, so that greedy decoding never writes one; the "
-            "generation settings suppress them besides."
+            else "The head scores each as the mean of all tokens, so greedy decoding never writes one; the generation "
+            "settings also suppress them."
         ),
     )
 
@@ -272,5 +273,5 @@ def _blocks(record: ExportRecord) -> str:
 def _places(record: ExportRecord) -> str:
     kinds = [name for name, key in (("texts", "prompt"), ("chats", "chat")) if record.places[key]]
     if not kinds:
-        return "are not appended by the tokenizer: write them behind each prompt."
+        return "are not appended by the tokenizer: write them after each prompt."
     return f"come from the tokenizer, for {' and '.join(kinds)}."

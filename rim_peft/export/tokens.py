@@ -15,7 +15,7 @@ from rim_peft.escaping import json_text
 from rim_peft.tuner.tensors import not_finite
 
 _READ_AS_IT_IS = "PreTrainedTokenizerFast"
-"""The tokenizer class that takes ``tokenizer.json`` as it is; those of single models build a post-processor anew."""
+"""The tokenizer class that uses ``tokenizer.json`` as it is; model-specific classes rebuild the post-processor."""
 
 _KEPT_SETTINGS = ("bos_token_id", "pad_token_id", "suppress_tokens", "max_length", "max_new_tokens")
 
@@ -23,9 +23,9 @@ _KEPT_SETTINGS = ("bos_token_id", "pad_token_id", "suppress_tokens", "max_length
 def save_model(model: PreTrainedModel, folder: Path, *, eos_id: int, max_shard_size: str) -> None:
     """Write weights (safetensors), configuration and generation settings.
 
-    Of the base's settings its special tokens, lengths and suppressed tokens stay: many a base samples or penalises
-    repetition, while an export is checked, and its adapter judged, by greedy search. Generation stops at ``eos_id``,
-    which closes every trained readout, besides where the base stopped.
+    Of the base's generation settings, only special tokens, lengths and suppressed tokens are kept: many bases sample or
+    penalise repetition, while the check and the adapter's own evaluation use greedy search. Generation stops at
+    ``eos_id``, which ends every trained readout, and wherever the base stopped.
 
     Raises:
         ValueError: a weight is not finite in the type that is written.
@@ -33,7 +33,7 @@ def save_model(model: PreTrainedModel, folder: Path, *, eos_id: int, max_shard_s
     if (found := not_finite(dict(model.named_parameters()))) is not None:
         raise ValueError(
             f"dtype: weights must be finite in the type that is written, {found} as {model.dtype}. Export with --dtype "
-            "bfloat16 or float32, which reach further than float16."
+            "bfloat16 or float32, which have a larger range than float16."
         )
     settings = model.generation_config
     if settings is not None:
@@ -48,7 +48,7 @@ def save_model(model: PreTrainedModel, folder: Path, *, eos_id: int, max_shard_s
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer whose files are read as they are, by transformers 4 too."""
+    """Write a tokenizer whose files are read as they are, including by transformers 4."""
     tokenizer.save_pretrained(folder)
     _edit(folder / "tokenizer_config.json", _make_plain)
 
@@ -60,9 +60,9 @@ def _make_plain(config: dict[str, Any]) -> None:
 
 
 def _add_older_names(config: dict[str, Any]) -> None:
-    """Add the names that transformers 4 and engines that follow it read: ``rope_theta``, ``torch_dtype``, and so on.
+    """Add the names that transformers 4 and compatible engines read, such as ``rope_theta`` and ``torch_dtype``.
 
-    Without them, they would silently rotate by another frequency.
+    Without them, such readers would silently use another rotary frequency.
     """
     for part in (config, config.get("text_config")):
         if not isinstance(part, dict):
@@ -70,7 +70,7 @@ def _add_older_names(config: dict[str, Any]) -> None:
         if "dtype" in part:
             part.setdefault("torch_dtype", part["dtype"])
         ropes: dict[str, Any] = part.get("rope_parameters") or {}
-        rope: dict[str, Any] = ropes.get("full_attention", ropes)  # some have one for each kind of layer
+        rope: dict[str, Any] = ropes.get("full_attention", ropes)  # some models have one for each kind of layer
         if "rope_theta" in rope:
             part.setdefault("rope_theta", rope["rope_theta"])
             if rope.get("rope_type", "default") != "default":
@@ -86,22 +86,22 @@ def _edit(path: Path, change: Any) -> None:
 
 
 APPEND_TO = ("auto", "prompt", "chat", "none")
-"""What the tokenizer appends blocks to: texts and chats if it has a chat template, texts, chats, or nothing."""
+"""What the tokenizer appends blocks to: texts plus chats if it has a chat template, texts, chats, or nothing."""
 
 _NAMES = ("<|rim_begin{}|>", "<|rim_memory{}|>", "<|rim_end{}|>")
 
 
 @dataclass(frozen=True)
 class MemoryTokens:
-    """The tokens of an exported adapter: three of the tokenizer's, and the run of them that follows a prompt.
+    """The memory tokens of an exported adapter: three of the tokenizer's, and their sequence after a prompt.
 
     An adapter without blocks has none.
 
     Attributes:
-        names: of ``<b>``, ``<m>`` and ``</b>`` in the tokenizer.
+        names: names of ``<b>``, ``<m>`` and ``</b>`` in the tokenizer.
         ids: their ids.
         num_blocks: blocks after a prompt.
-        block_size: memory tokens in a block between its begin and end.
+        block_size: memory tokens of a block between its begin and end.
     """
 
     names: list[str]
@@ -111,7 +111,7 @@ class MemoryTokens:
 
     @property
     def block_names(self) -> list[str]:
-        """All blocks as token names."""
+        """The blocks as token names."""
         if not self.num_blocks:
             return []
         begin, memory, end = self.names
@@ -119,27 +119,27 @@ class MemoryTokens:
 
     @property
     def block_ids(self) -> list[int]:
-        """All blocks as ids."""
+        """The blocks as ids."""
         ids = dict(zip(self.names, self.ids, strict=True))
         return [ids[name] for name in self.block_names]
 
     @property
     def block_text(self) -> str:
-        """All blocks as the text that the tokenizer reads as them."""
+        """The blocks as text for the tokenizer."""
         return "".join(self.block_names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, as JSON takes them."""
+        """Return the fields, ready for JSON."""
         return asdict(self)
 
 
 def add_memory_tokens(
     tokenizer: PreTrainedTokenizerBase, *, num_blocks: int, block_size: int
 ) -> tuple[PreTrainedTokenizerBase, MemoryTokens]:
-    """Return a copy of a tokenizer with three more special tokens, behind its own, and the tokens; none for no blocks.
+    """Return a copy of a tokenizer with three more special tokens after its own, and the tokens; none without blocks.
 
     Raises:
-        ValueError: the tokenizer is none of the ``tokenizers`` library, whose files alone hold what appends blocks.
+        ValueError: the tokenizer is not from the ``tokenizers`` library, the only one whose files can append blocks.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -157,13 +157,13 @@ def add_memory_tokens(
 
 
 def append_blocks(tokenizer: PreTrainedTokenizerBase, memory: MemoryTokens, append_to: str = "auto") -> dict[str, bool]:
-    """Let a tokenizer append blocks, in place, and say to what: ``{"prompt": ..., "chat": ...}``.
+    """Make a tokenizer append blocks, in place, and return to what: ``{"prompt": ..., "chat": ...}``.
 
-    A text gets them from the post-processor, where special tokens are added; a chat from the chat template, where the
-    assistant's turn is opened. ``apply_chat_template`` adds no special tokens to what it tokenises: blocks come once.
+    The post-processor appends them to a text when special tokens are added, the chat template to a chat when the
+    assistant's turn is opened. ``apply_chat_template`` adds no special tokens, so blocks come only once.
 
     Raises:
-        ValueError: ``append_to`` is none of ``APPEND_TO``, or needs a chat template and there is none.
+        ValueError: ``append_to`` is not one of ``APPEND_TO``, or needs a missing chat template.
     """
     if append_to not in APPEND_TO:
         raise ValueError(f"append_to: must be one of {', '.join(APPEND_TO)}, got {append_to!r}.")
@@ -183,15 +183,15 @@ def append_blocks(tokenizer: PreTrainedTokenizerBase, memory: MemoryTokens, appe
             if isinstance(templates, dict)
             else _with_blocks(templates, memory)
         )
-    tokenizer.padding_side = "left"  # blocks are followed by the answer
+    tokenizer.padding_side = "left"  # the answer follows the blocks
     return places
 
 
 def tokens_before(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the names of what a tokenizer puts before a text, such as BOS.
+    """Return the names of the special tokens that a tokenizer puts before a text, such as BOS.
 
     Raises:
-        ValueError: what it adds cannot be told from the text.
+        ValueError: its additions cannot be told from the text.
     """
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
@@ -199,8 +199,8 @@ def tokens_before(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         if full[start : start + len(bare)] == bare:
             return [str(name) for name in tokenizer.convert_ids_to_tokens(full[:start])]
     raise ValueError(
-        f"tokenizer: special tokens must stand before or behind a text, but those of {type(tokenizer).__name__} change "
-        "it. Use append_to='none', and write the blocks behind prompts."
+        f"tokenizer: special tokens must come before or after a text, but those of {type(tokenizer).__name__} change "
+        "it. Use append_to='none', and write the blocks after prompts."
     )
 
 
@@ -215,9 +215,9 @@ def _free_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _append_to_texts(tokenizer: Any, memory: MemoryTokens) -> None:
-    """Replace the post-processor: what it puts before a text stays, what it puts behind gives way to the blocks.
+    """Replace the post-processor: tokens before a text stay, tokens after it are replaced by the blocks.
 
-    The library runs one template alone, so that the old one cannot stay beside the new one.
+    The library runs only one template, so the old one cannot be kept.
     """
     before = tokens_before(tokenizer)
     used = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in [*before, *memory.names]}
@@ -230,10 +230,8 @@ def _append_to_texts(tokenizer: Any, memory: MemoryTokens) -> None:
 
 
 def _with_blocks(template: str, memory: MemoryTokens) -> str:
-    """Append the blocks to what a chat template writes when the assistant's turn is opened.
-
-    An expression, since a block tag would strip the space before it; the newline that Jinja takes off a template's end
-    would no longer stand there.
-    """
+    """Append the blocks where a chat template opens the assistant's turn."""
+    # An expression, since a block tag would strip the space before it. Jinja strips a final newline, which would no
+    # longer be final: strip it here.
     body = template[:-1] if template.endswith("\n") else template
     return f"{body}{{{{ '{memory.block_text}' if add_generation_prompt else '' }}}}"

@@ -1,4 +1,4 @@
-"""Where an export starts from: what can be asked for, a plain base, LoRA folded in, rows for memory tokens."""
+"""The weights of an export: its options, a plain base, merged LoRA, rows for memory tokens."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def memory_rows(model: PeftModel) -> Tensor:
-    """Return the active adapter's memory rows, (3, H) float32, in the units of the base's embedding matrix.
+    """Return the active adapter's memory rows, (3, H) float32, in the scale of the base's embedding matrix.
 
     Raises:
-        ValueError: the model has no active RIM adapter, or one that no plain checkpoint can express.
+        ValueError: there is no active RIM adapter, or no plain checkpoint can express it.
     """
     config = active_config(model)
     if config.num_blocks == 0:
@@ -60,13 +60,12 @@ def quantization_of(model: PeftModel) -> str | None:
 
 
 def dequantized(model: PeftModel) -> PeftModel:
-    """Return an adapter on its base with weights that are no longer quantised; the model given is used up.
+    """Return an adapter on its base with dequantised weights. The model is consumed by this call.
 
-    The weights are what the quantised ones stand for, not those that were quantised once, since the adapter was
-    trained on the former.
+    The weights are the values of the quantised ones, which the adapter was trained on, not the original weights.
 
     Raises:
-        ValueError: the base is quantised in a way that cannot be undone.
+        ValueError: the quantisation cannot be undone.
     """
     method = quantization_of(model)
     if method is None:
@@ -79,7 +78,7 @@ def dequantized(model: PeftModel) -> PeftModel:
         base: Any = model.unload()
         try:
             base = base.dequantize()
-        except NotImplementedError as error:  # transformers' way to say that a kind of weights cannot be read back
+        except NotImplementedError as error:  # how transformers reports weights that it cannot dequantise
             raise ValueError(
                 f"base: must not be quantised, or by bitsandbytes (nf4, int8), got {method}, which cannot be undone "
                 "here. Name the base's plain weights (--base)."
@@ -90,24 +89,24 @@ def dequantized(model: PeftModel) -> PeftModel:
 
 
 def merged(model: PeftModel) -> Any:
-    """Return the base with LoRA folded in; the model is used up. In float32, a change is rounded once, by a cast."""
+    """Return the base with LoRA merged; consumes the model. In float32, the only rounding is a later cast."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that memory rows are left out: they follow in `add_rows`
+        warnings.simplefilter("ignore")  # about the memory rows, which `add_rows` adds later
         return model.merge_and_unload(safe_merge=True)
 
 
 def add_rows(model: PreTrainedModel, ids: list[int], rows: Tensor, *, keep_tied: bool = False) -> None:
-    """Give a base rows for memory tokens, in place, and a head that never prefers one.
+    """Add rows for memory tokens to a base, in place, and a head that never prefers them.
 
-    The input embedding gets the rows. The head gets, for each of them, the mean of its own rows: the score is then the
-    mean of all tokens' scores, which is never above the highest one. Zeros would not do, since all scores may be
-    negative. A head that is tied to the embedding is made one of its own first.
+    The input embedding gets the rows. The head gets the mean of its own rows for each of them: its score is then the
+    mean of all tokens' scores, which never exceeds the highest one. Zeros would not work, since all scores may be
+    negative. A tied head is untied first.
 
     Args:
         model: the base.
-        ids: of the three tokens; the vocabulary grows if they lie beyond it.
+        ids: ids of the three tokens; the vocabulary grows if they are beyond it.
         rows: (3, H) memory rows.
-        keep_tied: leave a tied head tied, so that memory rows are scored, and only generation settings hold them back.
+        keep_tied: keep a tied head, so that memory rows are scored and only generation settings suppress them.
     """
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
@@ -124,7 +123,7 @@ def add_rows(model: PreTrainedModel, ids: list[int], rows: Tensor, *, keep_tied:
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     new_ids = [*range(old_size, size), *ids]
     with torch.no_grad():
-        embedding.weight[old_size:] = _mean(embedding.weight[:old_size])  # of ids between, which nobody has
+        embedding.weight[old_size:] = _mean(embedding.weight[:old_size])  # for the unused ids in between
         if not (is_tied and keep_tied):
             head.weight[new_ids] = _mean(head.weight[:old_size])
             if head.bias is not None:
@@ -153,7 +152,7 @@ def _note_untied(model: Any) -> None:
 
 
 STAGING = ".partial"
-"""Folder within an export's, to which it is written until it is complete; where it is left, the export is not."""
+"""Folder within an export's that holds it until it is complete; if it is still there, the export is unfinished."""
 _MOVED = ".names"
 
 
@@ -162,15 +161,15 @@ class ExportOptions:
     """Options of an export.
 
     Attributes:
-        num_blocks: blocks after a prompt; the adapter's own if None.
-        dtype: of the weights: ``"auto"`` for the base's own, or one of ``DTYPES``.
-        max_shard_size: size at which weights go on in another file, such as ``"5GB"``.
+        num_blocks: blocks after a prompt; the adapter's own number if None.
+        dtype: type of the weights: ``"auto"`` for the base's own, or one of ``DTYPES``.
+        max_shard_size: size at which weights continue in another file, such as ``"5GB"``.
         append_to: what the tokenizer appends blocks to, one of ``APPEND_TO``.
-        keep_tied: leave a tied head tied.
+        keep_tied: keep a tied head tied.
         max_differing: how many of the checked prompts may be answered with other tokens.
 
     Raises:
-        ValueError: an option is out of its range.
+        ValueError: an option is out of range.
     """
 
     num_blocks: int | None = None
@@ -181,18 +180,16 @@ class ExportOptions:
     max_differing: int = 0
 
     def blocks_of(self, config: RiMConfig) -> int:
-        """Return how many blocks an export of an adapter has behind a prompt."""
+        """Return how many blocks an export of an adapter has after a prompt."""
         return config.num_blocks if self.num_blocks is None else self.num_blocks
 
     def dtype_of(self, base: torch.dtype) -> torch.dtype:
-        """Return the type of an export's weights, whose base has the type ``base``."""
+        """Return the type of an export's weights, given the type of its base."""
         return base if self.dtype == "auto" else DTYPES[self.dtype]
 
     def __post_init__(self) -> None:
         if self.num_blocks is not None and self.num_blocks < 1:
-            raise ValueError(
-                f"num_blocks: must be at least 1, got {self.num_blocks!r}. Leave it out for the adapter's."
-            )
+            raise ValueError(f"num_blocks: must be at least 1, got {self.num_blocks!r}. Omit it for the adapter's.")
         for name, value, known in (
             ("dtype", self.dtype, ("auto", *DTYPES)),
             ("append_to", self.append_to, APPEND_TO),
@@ -203,12 +200,12 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Questions that an export is checked on, and how they are asked.
+    """Questions for checking an export, and how to ask them.
 
     Attributes:
         questions: texts or chats.
-        templates: how prompts are written.
-        max_new_tokens: tokens of an answer at most, EOS included.
+        templates: prompt templates.
+        max_new_tokens: maximum tokens of an answer, EOS included.
     """
 
     questions: Sequence[Question]
@@ -217,7 +214,7 @@ class Prompts:
 
 
 def check_new(folder: Path) -> None:
-    """Check that a folder is new or empty, or holds no more than what an export left that was killed.
+    """Check that a folder is new, empty, or holds only the remains of a killed export.
 
     Raises:
         ValueError: it does not.
@@ -229,14 +226,14 @@ def check_new(folder: Path) -> None:
 
 
 def moved_from(folder: Path) -> list[str]:
-    """Return what was being moved from the staging folder to the export's own when the export was killed."""
+    """Return the files being moved from the staging folder to the export's own when the export was killed."""
     names = folder / STAGING / _MOVED
     listed = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
     return [Path(name).name for name in listed]
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Delete what a merged export left that was killed."""
+    """Delete what a killed merged export left."""
     for name in moved_from(folder):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / STAGING, ignore_errors=True)
@@ -244,14 +241,14 @@ def clear_unfinished(folder: Path) -> None:
 
 @contextmanager
 def written_at_once(folder: Path, *, last: str) -> Iterator[Path]:
-    """Yield a folder to write an export to, whose files move into ``folder`` in the end.
+    """Yield a folder to write an export to; its files move into ``folder`` at the end.
 
-    A kill leaves the staging folder, by which an unfinished export is known: nothing answers from it, and the next
-    export takes its place.
+    A kill leaves the staging folder, which marks the export as unfinished: nothing answers from it, and the next export
+    replaces it.
 
     Args:
         folder: where the export goes, checked by :func:`check_new`.
-        last: the file that says what the export is, which moves last.
+        last: the file that says what the export is; it moves last.
     """
     staging = folder / STAGING
     clear_unfinished(folder)
@@ -273,14 +270,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlainAdapter:
-    """An adapter on a base that is not quantised, in float32, and what it answers.
+    """An adapter on an unquantised base, in float32, with its answers.
 
     Attributes:
         model: the adapter on its base.
         dtype: the base's own type.
         quantization: how the base was quantised; None if it was not.
-        expected: what the plugin answers on this base.
-        agreement: how many of these answers the adapter gives on the quantised base too; None if it was not quantised.
+        expected: the plugin's answers on this base.
+        agreement: how many of these answers the adapter also gives on the quantised base; None if it was not quantised.
     """
 
     model: PeftModel
@@ -293,10 +290,10 @@ class PlainAdapter:
 def as_plain(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, *, num_blocks: int
 ) -> PlainAdapter:
-    """Dequantise an adapter's base if need be, and let the plugin answer the prompts in float32.
+    """Dequantise an adapter's base if needed, and answer the prompts with the plugin in float32.
 
-    An export is checked in float32 too: with both in a half type, the rounding of two ways to the same sum would decide
-    wherever two tokens lie near each other.
+    The check is in float32 too: in a half type, the rounding of two ways to compute the same sum would decide wherever
+    two tokens nearly tie.
 
     Raises:
         ValueError: the adapter's weights are not finite, or weights are offloaded, or quantised in a way that cannot be
@@ -336,7 +333,7 @@ def as_plain(
 
 
 def free(model: Any) -> None:
-    """Give a model's memory back, whoever still refers to it: a fresh process is about to need it."""
+    """Release a model's memory despite other references to it: a fresh process is about to need it."""
     model.to("meta")
     gc.collect()
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Answers and readouts from one pass over the trunk."""
+"""Answers and readouts from a single pass over the trunk."""
 
 from rim_peft.inference.answerer import (
     Answerer,

@@ -1,4 +1,4 @@
-"""What answers questions: a model, its tokenizer, how prompts are written, and how long an answer may get."""
+"""Answerers: a model with its tokenizer, prompt templates and a length limit for answers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from rim_peft.tuner.thoughts import check_thinks
 class Answerer(ABC):
     """Answers questions greedily: questions → prompts → tokens → texts.
 
-    A subclass says what stands between a prompt and its answer, and decodes; everything else is the same for all.
+    A subclass defines what is between a prompt and its answer, and how to decode; the rest is shared.
 
     Attributes:
-        model: what answers.
+        model: the model.
         tokenizer: its tokenizer, whose EOS ends an answer.
-        templates: how a prompt is written; the ones of the training.
-        max_new_tokens: tokens of an answer at most, EOS included.
+        templates: prompt templates; use those of the training.
+        max_new_tokens: most tokens of an answer, EOS included.
     """
 
     between: ClassVar[str] = "blocks"
-    """What stands between prompt and answer, for errors."""
+    """Name of what is between prompt and answer, for errors."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Answerer(ABC):
 
     @property
     def num_rows(self) -> int:
-        """Rows of the base's embedding: every id that a prompt may hold lies below."""
+        """Number of rows of the base's embedding: all ids in prompts are smaller."""
         return active_config(self.model).block_tokens.begin
 
     @property
@@ -60,7 +60,7 @@ class Answerer(ABC):
 
     @property
     def pad_id(self) -> int:
-        """An id to pad with."""
+        """An id for padding."""
         return padding_id(self.tokenizer, self.num_rows)
 
     @property
@@ -77,14 +77,14 @@ class Answerer(ABC):
     def decode(
         self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
     ) -> list[list[int]]:
-        """Decode a batch.
+        """Decode a batch of prompts.
 
         Args:
-            prompts: token ids, as :meth:`encode` returns them.
-            on_token: called whenever every answer that is not done has one token more, to measure with.
+            prompts: token ids, as returned by :meth:`encode`.
+            on_token: called after each new token of all unfinished answers, for measurements.
 
         Returns:
-            Each answer's tokens, EOS included if it was reached.
+            Each answer's tokens, EOS included if reached.
         """
 
     def encode(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
@@ -92,10 +92,10 @@ class Answerer(ABC):
 
         Args:
             questions: texts or chats.
-            name: what they are called in errors.
+            name: name of the questions in errors.
 
         Raises:
-            ValueError: as :func:`~rim_peft.data.tokenization.tokenize_prompts`.
+            ValueError: as for :func:`~rim_peft.data.tokenization.tokenize_prompts`.
             QuestionError: a question leaves no room for its answer in the model's positions.
         """
         prompts = tokenize_prompts(questions, self.tokenizer, self.templates, vocab_size=self.num_rows)
@@ -114,10 +114,10 @@ class Answerer(ABC):
         Args:
             questions: texts or chats.
             batch_size: questions answered at a time; it does not change the answers.
-            on_cut: called with each answer that had not ended within ``max_new_tokens``.
+            on_cut: called with each answer that did not end within ``max_new_tokens``.
 
         Raises:
-            ValueError: as :meth:`encode`, or ``batch_size`` is out of range.
+            ValueError: as for :meth:`encode`, or ``batch_size`` is out of range.
         """
         check_number("batch_size", batch_size, least=1)
         yield from self.answer_prompts(self.encode(questions), batch_size=batch_size, on_cut=on_cut)
@@ -129,7 +129,7 @@ class Answerer(ABC):
         batch_size: int,
         on_cut: Callable[[str], None] | None = None,
     ) -> Iterator[str]:
-        """Do the same with prompts' token ids."""
+        """Yield the answers to prompts given as token ids; otherwise like :meth:`answer`."""
         for start in range(0, len(prompts), batch_size):
             for token_ids in self.decode(prompts[start : start + batch_size]):
                 text = self.read(token_ids)
@@ -138,16 +138,16 @@ class Answerer(ABC):
                 yield text
 
     def read(self, token_ids: Sequence[int]) -> str:
-        """Return an answer as text, without EOS and the white space around it."""
+        """Return an answer as text, without EOS and surrounding white space."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
 
 
 class BlockAnswerer(Answerer):
-    """Answers after the last block, and reads every block out.
+    """Answers after the last block, and reads out every block.
 
     Attributes:
-        decoder: decodes where the model can branch or all of its layers keep keys and values alone; else the model's
-            own ``generate`` does.
+        decoder: decodes if the model can branch or all of its layers store only keys and values; otherwise the
+            model's own ``generate`` does.
     """
 
     decoder_class: ClassVar[type[BlockDecoder]] = BlockDecoder
@@ -161,14 +161,14 @@ class BlockAnswerer(Answerer):
         num_blocks: int | None = None,
         max_new_tokens: int = 64,
     ) -> None:
-        """Set up.
+        """Create an answerer.
 
         Args:
             model: a model with an active RIM adapter.
             tokenizer: the base's tokenizer.
-            templates: how a prompt is written.
-            num_blocks: blocks after each prompt; the adapter's own if not given.
-            max_new_tokens: tokens of an answer at most, EOS included.
+            templates: prompt templates.
+            num_blocks: blocks after each prompt; the adapter's own number by default.
+            max_new_tokens: most tokens of an answer, EOS included.
 
         Raises:
             ValueError: the model has no active RIM adapter, or a number is out of range.
@@ -188,7 +188,7 @@ class BlockAnswerer(Answerer):
 
     @property
     def num_between(self) -> int:
-        """Tokens of the blocks."""
+        """Number of block tokens."""
         return self.decoder.num_memory
 
     def decode(
@@ -202,7 +202,7 @@ class BlockAnswerer(Answerer):
     def generate(
         self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
     ) -> list[list[int]]:
-        """Decode a batch by the model's own ``generate``, which gives the same answers."""
+        """Decode a batch with the model's own ``generate``, which gives the same answers."""
         return generate_greedily(
             self.model,
             prompts,
@@ -214,13 +214,13 @@ class BlockAnswerer(Answerer):
         )
 
     def read_blocks(self, questions: Sequence[Question]) -> list[list[Readout]]:
-        """Read every block of every question out, side by side in one batch; see :class:`BlockDecoder`.
+        """Read out every block of every question in one batch; see :class:`BlockDecoder`.
 
         Returns:
-            For each question its readouts, block 1 first.
+            The readouts of each question, block 1 first.
 
         Raises:
-            ValueError: as :meth:`encode`, or there are no blocks, or the base cannot run branching rows.
+            ValueError: as for :meth:`encode`, or there are no blocks, or the base cannot run branching rows.
         """
         decoder = self._make_decoder(num_blocks=self.num_blocks, every_block=True)
         prompts = self.encode(questions)
@@ -237,7 +237,7 @@ class BlockAnswerer(Answerer):
 
 
 class ThoughtAnswerer(Answerer):
-    """Answers after continuous thoughts (Coconut), which RiM is compared with."""
+    """Answers after continuous thoughts (Coconut), a baseline for RiM."""
 
     between: ClassVar[str] = "thoughts and the tokens around them"
 
@@ -250,18 +250,18 @@ class ThoughtAnswerer(Answerer):
         templates: Templates | None = None,
         max_new_tokens: int = 64,
     ) -> None:
-        """Set up.
+        """Create an answerer.
 
         Args:
             model: a model with an active RIM adapter, trained by ``CoconutTrainer``.
             tokenizer: the base's tokenizer.
-            num_thoughts: thoughts after each prompt; ``CoconutConfig.num_thoughts`` of the training.
-            templates: how a prompt is written.
-            max_new_tokens: tokens of an answer at most, EOS included.
+            num_thoughts: thoughts after each prompt: ``CoconutConfig.num_thoughts`` of the training.
+            templates: prompt templates.
+            max_new_tokens: most tokens of an answer, EOS included.
 
         Raises:
-            ValueError: the model cannot think (:func:`~rim_peft.tuner.thoughts.check_thinks`), or a number is out of
-                range.
+            ValueError: the model does not support thoughts (:func:`~rim_peft.tuner.thoughts.check_thinks`), or a
+                number is out of range.
         """
         super().__init__(model, tokenizer, templates=templates, max_new_tokens=max_new_tokens)
         check_number("num_thoughts", num_thoughts, least=0)
@@ -270,13 +270,13 @@ class ThoughtAnswerer(Answerer):
 
     @property
     def num_between(self) -> int:
-        """The thoughts, ``<b>`` and ``</b>``."""
+        """Number of thoughts plus ``<b>`` and ``</b>``."""
         return self.num_thoughts + 2
 
     def decode(
         self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
     ) -> list[list[int]]:
-        """Decode a batch after its thoughts."""
+        """Decode a batch after the prompts' thoughts."""
         return decode_with_thoughts(
             self.model,
             prompts,
@@ -304,11 +304,11 @@ def answer_questions(
         model: a model with an active RIM adapter.
         tokenizer: the base's tokenizer.
         questions: texts or chats.
-        templates: how a prompt is written; the ones that the adapter was trained with.
-        num_blocks: blocks after each prompt; the adapter's own if not given.
-        max_new_tokens: tokens of an answer at most, EOS included.
+        templates: prompt templates; use those that the adapter was trained with.
+        num_blocks: blocks after each prompt; the adapter's own number by default.
+        max_new_tokens: most tokens of an answer, EOS included.
         batch_size: questions answered at a time; it does not change the answers.
-        on_cut: called with each answer that had not ended within ``max_new_tokens``.
+        on_cut: called with each answer that did not end within ``max_new_tokens``.
 
     Raises:
         ValueError: the model has no active RIM adapter, a number is out of range, or a question leaves no room for its
@@ -329,21 +329,21 @@ def read_blocks(
     num_blocks: int | None = None,
     max_new_tokens: int = 64,
 ) -> list[list[Readout]]:
-    """Decode the readout of every block of every question, greedily and side by side.
+    """Decode the readout of every block of every question, greedily and all at once.
 
-    All readouts grow by one token per forward pass from one cache of the trunk, and each sees exactly what it sees in
-    training and in ``generate(num_blocks=k)``; see :class:`BlockDecoder`.
+    Each forward pass extends all readouts by one token, with one cache of the trunk. Each readout sees exactly what it
+    sees in training and in ``generate(num_blocks=k)``; see :class:`BlockDecoder`.
 
     Args:
         model: a model with an active RIM adapter.
         tokenizer: the base's tokenizer.
-        questions: texts or chats; they are one batch.
-        templates: how a prompt is written.
-        num_blocks: blocks after each prompt, at least 1; the adapter's own if not given.
-        max_new_tokens: tokens of a readout at most, EOS included.
+        questions: texts or chats; they form one batch.
+        templates: prompt templates.
+        num_blocks: blocks after each prompt, at least 1; the adapter's own number by default.
+        max_new_tokens: most tokens of a readout, EOS included.
 
     Returns:
-        For each question its readouts, block 1 first.
+        The readouts of each question, block 1 first.
 
     Raises:
         ValueError: the model has no active RIM adapter, the base cannot run branching rows, a number is out of range,
@@ -369,8 +369,8 @@ def answer_with_thoughts(
     """Answer questions greedily after continuous thoughts; see :class:`ThoughtAnswerer` and :func:`answer_questions`.
 
     Raises:
-        ValueError: the model cannot think (:func:`~rim_peft.tuner.thoughts.check_thinks`), a number is out of range, or
-            a question leaves no room for its answer in the base's positions.
+        ValueError: the model does not support thoughts (:func:`~rim_peft.tuner.thoughts.check_thinks`), a number is
+            out of range, or a question leaves no room for its answer in the base's positions.
     """
     answerer = ThoughtAnswerer(
         model, tokenizer, num_thoughts=num_thoughts, templates=templates, max_new_tokens=max_new_tokens

@@ -1,4 +1,4 @@
-"""Decoding after continuous thoughts (Coconut), which RiM is compared with."""
+"""Decoding after continuous thoughts (Coconut), a baseline for RiM."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def decode_with_thoughts(
     max_new_tokens: int = 64,
     on_token: Callable[[], None] | None = None,
 ) -> list[list[int]]:
-    """Decode a batch of prompts greedily after their thoughts, in ``max(1, N)`` passes and one for each token.
+    """Decode a batch of prompts greedily after their thoughts, in ``max(1, N)`` passes plus one per token.
 
     Args:
         model: a model with an active RIM adapter.
-        prompts: token ids, at least one of each prompt.
+        prompts: token ids of each prompt, at least one.
         num_thoughts: thoughts after each prompt, N.
-        eos_id: the token that ends an answer, None for none.
-        max_new_tokens: tokens of an answer at most, EOS included.
-        on_token: called whenever every answer has one token more, to measure with.
+        eos_id: the token that ends an answer, or None.
+        max_new_tokens: most tokens of an answer, EOS included.
+        on_token: called after each new token of all answers, for measurements.
 
     Returns:
-        Each answer's tokens, EOS included if it was reached.
+        Each answer's tokens, EOS included if reached.
 
     Raises:
-        ValueError: there are no prompts, or an empty one.
+        ValueError: there are no prompts, or a prompt is empty.
     """
     check_prompts(prompts)
     base: Any = model.get_base_model()

@@ -1,4 +1,4 @@
-"""Prompts → answers, after the last block or after every block side by side."""
+"""Prompts → answers, after the last block or after all blocks at once."""
 
 from __future__ import annotations
 
@@ -23,11 +23,9 @@ from rim_peft.tuner.config import active_config
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules of a model into evaluation mode while entered; each gets its own mode back.
-
-    One by one: an adapter added to a model in evaluation mode is in training mode, and parts of a model in training may
-    be kept in evaluation mode.
-    """
+    """Put all modules of a model into evaluation mode, and restore each module's own mode on exit."""
+    # One by one, since modules may differ: an adapter added to a model in evaluation mode is in training mode, and
+    # parts of a model in training may stay in evaluation mode.
     training = [module for module in model.modules() if module.training]
     if training:
         model.eval()
@@ -48,16 +46,16 @@ def generate_greedily(
     on_token: Callable[[], None] | None = None,
     **options: Any,
 ) -> list[list[int]]:
-    """Return what follows each prompt, EOS included if it was reached, whatever settings the base came with.
+    """Return the answer to each prompt, EOS included if reached, regardless of the base's own generation settings.
 
     Args:
         model: a causal language model, with or without a RiM adapter.
         prompts: token ids of each prompt, without blocks; they are padded on the left.
-        eos_id: the token that ends an answer, None for none.
-        pad_id: id to pad with; padding is masked.
-        max_new_tokens: tokens of an answer at most, EOS included.
-        on_token: called whenever every answer has one token more, to measure with.
-        options: more arguments of ``generate``, as ``num_blocks``.
+        eos_id: the token that ends an answer, or None.
+        pad_id: id for padding, which is masked.
+        max_new_tokens: most tokens of an answer, EOS included.
+        on_token: called after each new token of all answers, for measurements.
+        options: more arguments of ``generate``, such as ``num_blocks``.
     """
     if not prompts:
         return []
@@ -80,33 +78,31 @@ def generate_greedily(
 
 
 class _Streamer:
-    """Notes tokens; the first call of a streamer brings the prompts."""
+    """Calls ``on_token`` for each new token; a streamer's first call contains the prompts."""
 
     def __init__(self, on_token: Callable[[], None]) -> None:
         self.on_token = on_token
         self.has_prompts = False
 
     def put(self, value: Any) -> None:
-        """Note a token of every row."""
+        """Count a new token of every row."""
         if self.has_prompts:
             self.on_token()
         self.has_prompts = True
 
     def end(self) -> None:
-        """Nothing is left to note."""
+        """Do nothing."""
 
 
 def cut_behind_eos(answer: list[int], eos_id: int | None) -> list[int]:
-    """Return an answer's tokens up to its first EOS; all of them where there is none."""
+    """Return an answer's tokens up to its first EOS, or all of them if there is none."""
     return answer[: answer.index(eos_id) + 1] if eos_id is not None and eos_id in answer else answer
 
 
 @contextmanager
 def _plain_settings(base: Any) -> Iterator[None]:
-    """Take a base's own generation settings away for a while: greedy search and nothing else is left.
-
-    A configuration given to ``generate`` would not do, since what it leaves open is filled in from the base's own.
-    """
+    """Temporarily remove a base's own generation settings, which leaves plain greedy search."""
+    # Passing a configuration to generate is not enough: transformers fills its unset options from the base's own.
     own = base.generation_config
     base.generation_config = GenerationConfig()
     try:
@@ -116,17 +112,17 @@ def _plain_settings(base: Any) -> Iterator[None]:
 
 
 PROMPT_MULTIPLE = 64
-"""Compiled passes are made for prompts of a multiple of this many tokens, and used for shorter ones too."""
+"""Compiled passes exist for prompt lengths that are multiples of this; shorter prompts are padded."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What follows R blocks of B prompts.
+    """Answers after R blocks of B prompts.
 
     Attributes:
-        token_ids: for each prompt and block the answer's tokens, EOS included if it was reached.
+        token_ids: the answer's tokens for each prompt and block, EOS included if reached.
         log_probs: the natural logarithm of each token's probability.
-        states: (B, R, H) float32, on the CPU: the last layer's state at the block's end, which the head reads.
+        states: (B, R, H) float32 on the CPU: the last layer's state at the block's end, the input of the head.
     """
 
     token_ids: list[list[list[int]]]
@@ -135,10 +131,9 @@ class Decoded:
 
 
 def can_decode(model: PeftModel) -> bool:
-    """Whether answers after the last block can come from a decoder: others are left to ``generate``.
+    """Tell whether a decoder can answer after the last block; otherwise use ``generate``.
 
-    Recurrent layers keep states of their own, some attention goes by index in place of position, and with the adapter
-    disabled there are no blocks.
+    It cannot with recurrent layers, attention by index instead of position, or a disabled adapter, which has no blocks.
     """
     base: Any = model.get_base_model()
     try:
@@ -149,21 +144,21 @@ def can_decode(model: PeftModel) -> bool:
 
 
 def _missing_inputs(base: Any) -> list[str]:
-    """List the inputs that decoding needs and a base's ``forward`` does not take."""
+    """Return the inputs that decoding needs but a base's ``forward`` does not take."""
     parameters = inspect.signature(base.forward).parameters
     return [name for name in ("position_ids", "past_key_values", "logits_to_keep") if name not in parameters]
 
 
 class BlockDecoder:
-    """Decodes answers greedily from token ids: after the last block, or after every block side by side.
+    """Decodes answers greedily from token ids: after the last block, or after all blocks at once.
 
-    It appends the blocks of the adapter that is active when it is made. The answers after all blocks take as many
-    passes as one of them. Prompts whose answers are all done leave the batch once they are half of it.
+    It appends the blocks of the adapter that is active on creation. Answers after all blocks take as many passes as
+    one answer. Prompts with finished answers leave the batch once they are half of it.
 
-    ``compiled`` takes Python out of the passes. They are compiled, with CUDA graphs on a GPU, when prompts of up to 64
-    tokens first come, of up to 128, and so on, which takes a while; then they are used again. Each of these lengths
-    keeps a cache, and the decoder belongs to one thread. Merging the adapter compiles anew; for a model that was
-    changed otherwise (modules, types, attention implementation) make another decoder.
+    ``compiled`` removes Python from the passes, and uses CUDA graphs on a GPU. The first call with prompts of up to 64
+    tokens compiles, as does the first with up to 128, and so on; this takes a while, and later calls reuse the result.
+    Each of these lengths keeps a cache, and the decoder belongs to one thread. Merging the adapter compiles again;
+    after any other change of the model (modules, dtypes, attention implementation) create a new decoder.
     """
 
     def __init__(
@@ -178,22 +173,22 @@ class BlockDecoder:
         compiled: bool = False,
         batch_size: int = 1,
     ) -> None:
-        """Set up for one kind of call.
+        """Create a decoder for one kind of call.
 
         Args:
             model: a model with an active RIM adapter.
-            eos_id: the token that ends an answer, None for none.
-            pad_id: id to pad with; padding is masked.
-            num_blocks: blocks after each prompt; the adapter's own if not given.
-            every_block: decode an answer after every block, not after the last alone.
-            max_new_tokens: tokens of an answer at most, EOS included.
+            eos_id: the token that ends an answer, or None.
+            pad_id: id for padding, which is masked.
+            num_blocks: blocks after each prompt; the adapter's own number by default.
+            every_block: decode an answer after every block, not only after the last.
+            max_new_tokens: most tokens of an answer, EOS included.
             compiled: compile the passes.
-            batch_size: prompts in a compiled pass; a call with fewer is filled up. Not compiled, any number will do.
+            batch_size: prompts in a compiled pass; smaller batches are filled up. Ignored if not compiled.
 
         Raises:
-            ValueError: the model has no active RIM adapter, a number is out of range, or the base cannot run branching
-                rows, which ``every_block`` and ``compiled`` need, or its blocks change what goes into its layers,
-                which cannot be ``compiled``.
+            ValueError: the model has no active RIM adapter, a number is out of range, the base cannot run branching
+                rows, which ``every_block`` and ``compiled`` need, or ``compiled`` is set although the adapter's blocks
+                change the inputs of layers.
         """
         config = active_config(model)
         self.num_blocks = config.num_blocks if num_blocks is None else num_blocks
@@ -201,14 +196,14 @@ class BlockDecoder:
         check_number("max_new_tokens", max_new_tokens, least=1)
         check_number("batch_size", batch_size, least=1)
         if every_block and self.num_blocks < 1:
-            raise ValueError(f"num_blocks: reading blocks out needs at least one, got {num_blocks}. Leave it out.")
+            raise ValueError(f"num_blocks: reading blocks out needs at least one, got {num_blocks}. Omit it.")
         base: Any = model.get_base_model()
         if every_block or compiled:
             check_architecture(base)
             if missing := _missing_inputs(base):
                 raise ValueError(
-                    f"model: {type(base).__name__} takes no {', '.join(missing)}, which decoding beside a cache needs. "
-                    "Ask it through generate, or use another base."
+                    f"model: {type(base).__name__} takes no {', '.join(missing)}, which decoding with a cache needs. "
+                    "Use generate instead, or use another base."
                 )
         if compiled:
             check_uncompiled("compiled", config)
@@ -224,22 +219,22 @@ class BlockDecoder:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None) -> Decoded:
-        """Decode a batch of prompts, token ids without blocks.
+        """Decode a batch of prompts.
 
         Args:
-            prompts: token ids of each prompt.
-            on_token: called whenever every answer that is not done has one token more, to measure with.
+            prompts: token ids of each prompt, without blocks.
+            on_token: called after each new token of all unfinished answers, for measurements.
 
         Raises:
-            ValueError: there are no prompts, an empty one, one that leaves no room for its answer in the base's
-                positions, or more than a compiled batch holds.
+            ValueError: there are no prompts, a prompt is empty, a prompt leaves no room for its answer in the base's
+                positions, or there are more prompts than a compiled batch holds.
         """
         check_prompts(prompts)
         check_room(self.model.config, prompts, self.num_memory, self.max_new_tokens)
         if self.model.active_adapter != self.adapter or not can_decode(self.model):
             raise ValueError(
                 f"model: must have the adapter active that the decoder was made for, {self.adapter!r}, got "
-                f"{self.model.active_adapter!r}, or it is disabled. Activate it, or make another decoder."
+                f"{self.model.active_adapter!r}, or it is disabled. Activate it, or create another decoder."
             )
         rows = self._lay_out(prompts).to(input_device(self.model))
         with evaluation_mode(self.model):
@@ -247,7 +242,7 @@ class BlockDecoder:
 
     @property
     def num_memory(self) -> int:
-        """Tokens of the blocks behind a prompt."""
+        """Number of block tokens after a prompt."""
         return self.num_blocks * self.blocks.length
 
     def _lay_out(self, prompts: Sequence[Sequence[int]]) -> AnswerRows:
@@ -266,7 +261,7 @@ class BlockDecoder:
         )
 
     def _decode(self, rows: AnswerRows, num_prompts: int, on_token: Callable[[], None] | None) -> Decoded:
-        """Run the passes and note what they predict, row ``i`` of a batch in row ``kept[i]``."""
+        """Run the passes and collect predictions; row ``i`` of the current batch is row ``kept[i]`` of the result."""
         cache = self._passes.new_cache(rows)
         found = self._passes.read_trunk(rows, cache)
         states = found.states
@@ -292,11 +287,11 @@ class BlockDecoder:
 
 
 def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
-    """Refuse a batch without prompts, or with an empty one, which blocks cannot follow."""
+    """Refuse an empty batch, and empty prompts, which blocks cannot follow."""
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise ValueError(
             f"prompts: must be at least one, each of at least one token, got {[len(prompt) for prompt in prompts]} "
-            "tokens. Leave empty ones out."
+            "tokens. Omit empty ones."
         )
 
 
@@ -312,15 +307,15 @@ def check_room(
     """Refuse prompts that leave no room for their answers in a model's positions.
 
     Args:
-        config: of the model.
+        config: the model's config.
         prompts: token ids of each prompt.
         num_between: tokens or states between a prompt and its answer.
-        max_new_tokens: tokens of an answer at most.
-        between: what stands there, for the error.
-        name: what the prompts are called in it.
+        max_new_tokens: most tokens of an answer.
+        between: name of what is between them, for the error.
+        name: name of the prompts in the error.
 
     Raises:
-        QuestionError: one does; says which.
+        QuestionError: a prompt leaves no room; the error contains its index.
     """
     room = num_positions(config)
     for index, prompt in enumerate(prompts):
@@ -329,19 +324,19 @@ def check_room(
                 index,
                 f"prompt ({len(prompt)} tokens), {between} ({num_between}) and answer ({max_new_tokens}) must fit into "
                 f"the base's {room} positions (max_position_embeddings; with longrope "
-                "original_max_position_embeddings). Leave the question out, or lower max_new_tokens or num_blocks.",
+                "original_max_position_embeddings). Omit the question, or lower max_new_tokens or num_blocks.",
                 name,
             )
 
 
 def check_number(name: str, value: object, *, least: int) -> None:
-    """Refuse what is not an integer of at least ``least``."""
+    """Refuse a value that is not an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}: must be an integer of at least {least}, got {value!r}.")
 
 
 def _cut(token_ids: Tensor, log_probs: Tensor, states: Tensor, eos_id: int) -> Decoded:
-    """Cut (B, R, T) answers behind EOS."""
+    """Cut (B, R, T) answers after EOS."""
     ids, scores = token_ids.tolist(), log_probs.tolist()
     for row, row_scores in zip(ids, scores, strict=True):
         for answer, answer_scores in zip(row, row_scores, strict=True):

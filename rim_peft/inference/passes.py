@@ -1,4 +1,4 @@
-"""One forward pass on a cache, and where answers have their room in a row."""
+"""Forward passes with a cache, and the layout of rows with room for answers."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from rim_peft.tuner.bases import mask_dtype
 
 @dataclass(frozen=True)
 class AnswerRows:
-    """A batch of B rows, laid out as in training but with room in place of R readouts of T tokens.
+    """A batch of B rows, laid out as in training but with room for R readouts of T tokens.
 
-    Training computes a row at once, decoding first the trunk and then one token of every readout at a time. A prompt
-    of one token, two blocks (``M = 1``) and three tokens each; the last token of a readout needs no room, since nothing
-    follows it::
+    Training computes a row at once. Decoding computes the trunk first, and then one token of every readout at a time.
+    The example has a prompt of one token, two blocks (``M = 1``) and three tokens per readout, the last of which needs
+    no room, since nothing follows it::
 
         places   x b m e . . b m e . .
                  0 1 2 3 4 5 6 7 8 9 10
         order    0 1 2 3 6 7 8, then 4 9, then 5 10
 
-    So positions and masks are those of training, at other columns: column ``c`` of a cache holds place ``order[c]``.
+    Positions and masks are those of training, in other columns: column ``c`` of a cache contains place ``order[c]``.
 
     Attributes:
         layout: the (B, L) rows, padded on the left, so that all have the same places.
-        ends: (R,) place of the block's end (without blocks, of the prompt's) before every readout.
-        order: (L,) places in the order in which they are computed.
+        ends: (R,) place of the block's end before each readout; without blocks, of the prompt's end.
+        order: (L,) places in the order of their computation.
         num_steps: passes after the trunk's, ``T - 1``.
     """
 
@@ -58,7 +58,7 @@ class AnswerRows:
 
     @property
     def end_columns(self) -> Tensor:
-        """(R,) the ends as columns of the trunk."""
+        """(R,) columns of the ends in the trunk."""
         return self.ends - self.num_steps * torch.arange(len(self.ends), device=self.ends.device)
 
     def answers(self, step: int) -> Tensor:
@@ -70,7 +70,7 @@ class AnswerRows:
         return replace(self, layout=self.layout.to(device), ends=self.ends.to(device), order=self.order.to(device))
 
     def select(self, rows: Tensor) -> AnswerRows:
-        """Keep some of the rows, given by their numbers."""
+        """Keep the rows with these indices."""
         kept = {name: tensor[rows] for name, tensor in self.layout.to_dict().items()}
         return replace(self, layout=Layout(**kept))
 
@@ -85,7 +85,7 @@ def lay_out_answers(
     pad_id: int,
     prompt_multiple: int = 1,
 ) -> AnswerRows:
-    """Lay prompts out with their blocks, and with room for an answer after every block or after the last.
+    """Lay out prompts with their blocks, and with room for an answer after every block or only after the last.
 
     >>> blocks = BlockTokens(begin=90, memory=91, end=92, block_size=1)
     >>> rows = lay_out_answers([[5]], blocks, num_blocks=2, every_block=True, max_new_tokens=3, pad_id=0)
@@ -95,10 +95,10 @@ def lay_out_answers(
     Args:
         prompts: token ids of at least one prompt.
         blocks: the ids of the block tokens.
-        num_blocks: blocks after each prompt, at least 1 for ``every_block``.
-        every_block: room after every block, else after the last alone.
+        num_blocks: blocks after each prompt; at least 1 with ``every_block``.
+        every_block: leave room after every block, not only after the last.
         max_new_tokens: tokens of an answer, T.
-        pad_id: id of padding and of the room.
+        pad_id: id for padding and for the room.
         prompt_multiple: prompts are padded to a multiple of this many tokens.
     """
     room = [pad_id] * (max_new_tokens - 1)
@@ -118,17 +118,17 @@ def lay_out_answers(
     return AnswerRows(layout, ends, order, num_steps=len(room))
 
 
-# The last layer's states alone, where transformers can choose; 5.17 cannot, 5.23 can.
+# Only the last layer's states, if transformers supports the choice: 5.17 does not, 5.23 does.
 _LAST_LAYER: Any = [-1] if Version(transformers.__version__) >= Version("5.23") else True
 
 
 class Prediction(NamedTuple):
-    """The likeliest next token of R answers of B rows.
+    """The most likely next tokens of R answers of B rows.
 
     Attributes:
         tokens: (B, R) int64.
         log_probs: (B, R) float32, natural logarithms.
-        states: (B, R, H) float32, what the head reads at blocks' ends; empty behind other tokens.
+        states: (B, R, H) float32, the head's input at the blocks' ends; empty after other tokens.
     """
 
     tokens: Tensor
@@ -137,37 +137,37 @@ class Prediction(NamedTuple):
 
 
 class Passes:
-    """Passes on a cache that grows, as the base's own ``generate`` runs them where no answers branch off."""
+    """Passes with a growing cache; without branching answers, they equal those of the base's own ``generate``."""
 
     def __init__(self, base: Any) -> None:
         self.base = base
 
     def new_cache(self, rows: AnswerRows) -> Cache:
-        """Return a cache for some rows, without sliding layers: these drop keys by index, not by position."""
+        """Return an empty cache."""
+        # Without sliding layers, because these drop keys by index, not by position.
         return DynamicCache()
 
     def read_trunk(self, rows: AnswerRows, cache: Cache) -> Prediction:
         """Compute the trunk, and predict the first token of every answer."""
         places = (rows.trunk, rows.trunk)
-        # Numbers, not a tensor: a base spread over devices moves tensors to its first one, its states lie on the last.
+        # A list, not a tensor: a base spread over devices moves tensors to its first, but its states are on the last.
         ends = rows.end_columns.tolist()
         return predict(self.base, rows.layout, cache, rows.trunk_ids, places, branches=False, ends=ends)
 
     def extend(self, rows: AnswerRows, cache: Cache, tokens: Tensor, step: int) -> Prediction:
-        """Compute token ``step`` (from 0) of every answer, (B, R), and predict the one behind it."""
+        """Compute token ``step`` (from 0) of every answer, (B, R), and predict the next one."""
         places = (rows.answers(step), rows.order[: len(rows.trunk) + (step + 1) * len(rows.ends)])
         return predict(self.base, rows.layout, cache, tokens, places, branches=len(rows.ends) > 1)
 
 
 class CompiledPasses:
-    """Passes compiled for caches of fixed length, which are used again and again; with CUDA graphs on a GPU.
+    """Compiled passes for caches of fixed length, which are reused; with CUDA graphs on a GPU.
 
-    All places of a row are keys from the start. The mask hides those that are not computed yet, as it hides all that
-    comes later.
-
-    Torch checks before every call that nothing in the model has changed, which takes longer than a GPU takes for a
-    short trunk. It is told not to; what may change, the adapter and whether it is merged, is checked here.
+    All places of a row are keys from the start. The mask hides those that are not computed yet, like all later ones.
     """
+
+    # Torch checks before every call that nothing in the model has changed, which takes longer than a short trunk takes
+    # on a GPU. So this check is off; _run checks what may change: the adapter, and whether it is merged.
 
     def __init__(self, base: Any) -> None:
         self.base = base
@@ -178,17 +178,17 @@ class CompiledPasses:
         own = _copied(_predict_in)
         self._predict = torch.compile(own, fullgraph=True, dynamic=False, options=options)
         weakref.finalize(self, torch._dynamo.reset_code, own.__code__).atexit = False
-        # torch's own limit, 8 versions of a function, is meant for shapes that keep changing.
+        # torch's own limit of 8 versions of a function is meant for shapes that keep changing.
         self._many_versions = torch._dynamo.config.patch(recompile_limit=256)
         self._caches: dict[int, Cache] = {}
 
     def new_cache(self, rows: AnswerRows) -> Cache:
-        """Return the cache for rows of this length; what it holds is not read."""
+        """Return the cache for rows of this length; its old content is not read."""
         length = len(rows.order)
         if length not in self._caches:
             new_layer: Any = partial(StaticLayer, length)
             cache = self._caches[length] = Cache(layer_class_to_replicate=new_layer)
-            # The first pass is not compiled: it makes the layers, whose addresses stay, and transformers' hooks.
+            # The first pass is not compiled: it creates the layers, whose addresses stay, and transformers' hooks.
             places = (rows.trunk, rows.order)
             predict(self.base, rows.layout, cache, rows.trunk_ids, places, branches=True, ends=rows.end_columns)
         return self._caches[length]
@@ -198,7 +198,7 @@ class CompiledPasses:
         return self._run(rows, cache, rows.trunk_ids, rows.trunk, ends=rows.end_columns)
 
     def extend(self, rows: AnswerRows, cache: Cache, tokens: Tensor, step: int) -> Prediction:
-        """Compute token ``step`` (from 0) of every answer, (B, R), and predict the one behind it."""
+        """Compute token ``step`` (from 0) of every answer, (B, R), and predict the next one."""
         return self._run(rows, cache, tokens, rows.answers(step))
 
     def _run(self, rows: AnswerRows, cache: Cache, ids: Tensor, queries: Tensor, **options: Any) -> Prediction:
@@ -208,18 +208,18 @@ class CompiledPasses:
         with self._many_versions:
             torch.compiler.cudagraph_mark_step_begin()
             found = self._predict(state, self.base, rows.layout, cache, ids, places, branches=True, **options)
-            return Prediction(*(tensor.clone() for tensor in found))  # the next pass writes over a graph's outputs
+            return Prediction(*(tensor.clone() for tensor in found))  # the next pass overwrites a graph's outputs
 
 
 def _predict_in(state: str, *inputs: Any, **options: Any) -> Prediction:
-    """Call ``predict``; ``state`` says what its compiled versions may not share, since torch checks what is read."""
-    if not state:
+    """Call ``predict``; each ``state`` gets its own compiled version."""
+    if not state:  # torch adds a guard on the value because it is read here
         raise ValueError("state: must not be empty, got ''.")
     return predict(*inputs, **options)
 
 
 def _copied(function: Callable[..., Any]) -> FunctionType:
-    """Copy a function with its code, by which torch keeps what it compiled: it can then be dropped for one decoder."""
+    """Copy a function and its code, by which torch stores compiled versions, so that they can be dropped separately."""
     return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
 
 
@@ -233,16 +233,16 @@ def predict(
     branches: bool,
     ends: Tensor | list[int] | None = None,
 ) -> Prediction:
-    """Run a base on some places of its rows.
+    """Run a base on places of its rows.
 
     Args:
         base: a causal language model with a RIM adapter.
         layout: the (B, L) rows.
-        cache: what is computed already; it is emptied before a trunk.
-        token_ids: (B, Q) what stands at the places to compute.
-        places: the (Q,) places to compute, and the (C,) places in the cache's columns, with them.
-        branches: False where places lie in the cache as in a sequence, so that a mask of the padding will do.
-        ends: for a trunk, its (R,) columns that predict; all Q if not given.
+        cache: what is already computed; it is emptied before a trunk.
+        token_ids: (B, Q) tokens at the places to compute.
+        places: the (Q,) places to compute, and the (C,) places in the cache's columns, including the former.
+        branches: False if places are cached in sequence order, so that a padding mask is enough.
+        ends: for a trunk, the (R,) columns that predict; all Q by default.
     """
     queries, keys = places
     if branches:

@@ -1,4 +1,4 @@
-"""What a block's readout says, and one answer from several."""
+"""Readouts of blocks, and how to choose one answer from several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 Blocks = NDArray[np.int64]
-"""(N,) for each question the index of the block, from 0, whose readout is the answer."""
+"""(N,) for each question the index, from 0, of the block whose readout is the answer."""
 
 
 def select_final(num_questions: int, num_blocks: int) -> Blocks:
@@ -19,10 +19,10 @@ def select_final(num_questions: int, num_blocks: int) -> Blocks:
 
 
 def select_by_vote(answers: Sequence[Sequence[str | None]]) -> Blocks:
-    """Choose the answer that most blocks give, from the last block that gives it.
+    """Choose the most frequent answer, at the last block that gives it.
 
-    Readouts that give no answer don't vote; where none does, the last block is chosen. Of answers with equally many
-    votes the one that the later block gives wins, since later blocks are trained to be surer.
+    Blocks without an answer do not vote; if no block votes, the last block is chosen. In a tie the answer with the
+    later block wins, since later blocks are trained to be more certain.
 
     >>> select_by_vote([["1", "2", "2", "3"], ["1", "2", None, "3"], [None, None]]).tolist()
     [2, 3, 1]
@@ -36,9 +36,9 @@ def _vote(answers: Sequence[str | None]) -> int:
 
 
 def select_by_confidence(log_probs: ArrayLike) -> Blocks:
-    """Choose the block that is surest of its readout: with the largest (N, K) log-probability, the later of equals.
+    """Choose the block with the largest (N, K) log-probability of its readout; the later one in a tie.
 
-    A readout's log-probability is the sum over its tokens, so that a longer answer is not preferred for its length.
+    A readout's log-probability is the sum over its tokens, so longer answers are not preferred.
 
     >>> select_by_confidence([[-0.5, -0.1, -0.3], [-0.2, -0.2, -0.9]]).tolist()
     [1, 1]
@@ -47,7 +47,7 @@ def select_by_confidence(log_probs: ArrayLike) -> Blocks:
 
 
 def select_by_score(scores: ArrayLike) -> Blocks:
-    """Choose the block with the largest (N, K) score, such as a probe's, the later of equals."""
+    """Choose the block with the largest (N, K) score, such as a probe's; the later one in a tie."""
     return _last_largest(np.asarray(scores))
 
 
@@ -58,14 +58,14 @@ def _last_largest(values: NDArray[np.float64]) -> Blocks:
 
 @dataclass(frozen=True)
 class Readout:
-    """What one block's readout says, decoded greedily.
+    """One block's readout, decoded greedily.
 
     Attributes:
         block: the block's number, from 1.
         text: the readout as text, without EOS and surrounding space.
-        token_ids: the readout's tokens, EOS included if it was reached.
+        token_ids: the readout's tokens, EOS included if reached.
         token_log_probs: natural logarithm of each token's probability.
-        hidden_state: (H,) float32, the last layer's state at the block's end, which the head reads.
+        hidden_state: (H,) float32, the last layer's state at the block's end, the input of the head.
     """
 
     block: int

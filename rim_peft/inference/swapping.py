@@ -1,4 +1,4 @@
-"""Answers with other memory than a model's own: another order, other rows, or what another question's blocks hold."""
+"""Answers with changed memory: blocks of another question, memory ids in any order, or random rows."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from rim_peft.tuner.memory_embedding import MemoryEmbedding, initial_rows
 
 
 class SwappingDecoder(BlockDecoder):
-    """Decodes answers after the last block, where the first blocks are those of other prompts.
+    """Decodes answers after the last block, with the first blocks taken from other prompts.
 
-    A prompt's trunk is computed, and so is its donor's. In every layer the keys and values of the first ``num_swapped``
-    blocks are replaced by the donor's; the blocks behind them are computed again. Where all blocks are swapped, the
-    last ``</b>`` alone is computed again, since the answer's first token is read from its state: it sees the prompt and
-    the donor's memory. So a donor is known by its blocks' keys and values and by nothing else.
+    The trunks of a prompt and of its donor are computed. In every layer the donor's keys and values replace those of
+    the first ``num_swapped`` blocks, and the blocks after them are computed again. If all blocks are swapped, only the
+    last ``</b>`` is computed again, since the answer's first token is predicted from its state: it sees the prompt and
+    the donor's memory. So only the keys and values of a donor's blocks affect the answer.
     """
 
     def swap(
         self, prompts: Sequence[Sequence[int]], donors: Sequence[Sequence[int]], *, num_swapped: int | None = None
     ) -> Decoded:
-        """Decode a batch of prompts; ``states`` of what is returned is empty.
+        """Decode a batch of prompts; ``states`` of the result is empty.
 
         Args:
             prompts: token ids without blocks.
-            donors: one for each prompt and as long, since keys hold their positions.
-            num_swapped: the first so many blocks are the donor's; all if not given.
+            donors: one per prompt and of equal length, since keys contain their positions.
+            num_swapped: number of first blocks taken from the donor; all by default.
 
         Raises:
             ValueError: prompts and donors differ in number or length, or ``num_swapped`` is out of range.
@@ -46,7 +46,7 @@ class SwappingDecoder(BlockDecoder):
         count = self.num_blocks if num_swapped is None else num_swapped
         check_number("num_swapped", count, least=1)
         if count > self.num_blocks:
-            raise ValueError(f"num_swapped: must be at most the {self.num_blocks} blocks that there are, got {count}.")
+            raise ValueError(f"num_swapped: must be at most the number of blocks, {self.num_blocks}, got {count}.")
         lengths, others = [len(prompt) for prompt in prompts], [len(donor) for donor in donors]
         if lengths != others:
             raise ValueError(
@@ -54,7 +54,7 @@ class SwappingDecoder(BlockDecoder):
                 "of equal length."
             )
         if not donors:
-            return self(prompts)  # which refuses them
+            return self(prompts)  # refuses an empty batch
         memory = self.num_blocks * self.blocks.length
         num_computed = memory - min(count * self.blocks.length, memory - 1)
         rows = self._lay_out(donors).to(input_device(self.model))
@@ -69,7 +69,7 @@ class SwappingDecoder(BlockDecoder):
 class _SwappingPasses(Passes):
     """Passes whose trunk has donors' keys and values in some of its memory columns.
 
-    The last ``num_memory`` columns of a trunk are memory, the last ``num_computed`` of them are computed again.
+    The last ``num_memory`` columns of a trunk are memory; the last ``num_computed`` of these are computed again.
     """
 
     def __init__(self, base: Any, donors: AnswerRows, *, num_memory: int, num_computed: int) -> None:
@@ -88,7 +88,7 @@ class _SwappingPasses(Passes):
         cache.crop(-self.num_computed)
         layers: Any = zip(cache.layers, donors.layers, strict=True)
         for layer, donor in layers:
-            if layer.is_initialized:  # else it reads another layer's
+            if layer.is_initialized:  # otherwise it uses another layer's keys and values
                 layer.keys = torch.cat([layer.keys[..., :first, :], donor.keys[..., first:start, :]], dim=-2)
                 layer.values = torch.cat([layer.values[..., :first, :], donor.values[..., first:start, :]], dim=-2)
         places = (rows.trunk[start:], rows.trunk)
@@ -97,10 +97,10 @@ class _SwappingPasses(Passes):
 
 
 class SwappingAnswerer(BlockAnswerer):
-    """Answers questions with the blocks of others in their cache; see :class:`SwappingDecoder`.
+    """Answers questions with other questions' blocks in the cache; see :class:`SwappingDecoder`.
 
     Raises:
-        ValueError: as :class:`BlockAnswerer`, or what :func:`check_swaps` refuses.
+        ValueError: as for :class:`BlockAnswerer`, or :func:`check_swaps` refuses the model.
     """
 
     decoder: SwappingDecoder
@@ -122,12 +122,12 @@ class SwappingAnswerer(BlockAnswerer):
 
         Args:
             questions: texts or chats.
-            donors: whose blocks are put in; as many, with prompts of as many tokens.
-            num_swapped: the first so many blocks are the donor's; all if not given.
+            donors: questions whose blocks are inserted; as many, with prompts of the same number of tokens.
+            num_swapped: number of first blocks taken from the donor; all by default.
             batch_size: questions answered at a time; it does not change the answers.
 
         Raises:
-            ValueError: as :meth:`answer`, or a donor's prompt has another length.
+            ValueError: as for :meth:`answer`, or a donor's prompt has another length.
         """
         check_number("batch_size", batch_size, least=1)
         prompts, others = self.encode(questions), self.encode(donors, name="donors")
@@ -138,12 +138,12 @@ class SwappingAnswerer(BlockAnswerer):
 
 
 class MemoryAnswerer(BlockAnswerer):
-    """Answers questions after any sequence of memory ids in place of the blocks.
+    """Answers questions after any sequence of memory ids instead of the blocks.
 
-    The ids count as the prompts' own: positions and masks of a trunk are those of a plain sequence.
+    The ids are treated as part of the prompts: a trunk has the positions and masks of a plain sequence.
 
     Raises:
-        ValueError: as :class:`BlockAnswerer`, or what :func:`check_swaps` refuses.
+        ValueError: as for :class:`BlockAnswerer`, or :func:`check_swaps` refuses the model.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class MemoryAnswerer(BlockAnswerer):
 
     @property
     def num_between(self) -> int:
-        """The ids."""
+        """Number of the ids."""
         return len(self.memory_ids)
 
     def decode(
@@ -176,7 +176,7 @@ def answer_with_swapped_blocks(
     max_new_tokens: int = 64,
     batch_size: int = 8,
 ) -> Iterator[str]:
-    """Answer questions with the blocks of others in their cache; see :class:`SwappingAnswerer`."""
+    """Answer questions with other questions' blocks in the cache; see :class:`SwappingAnswerer`."""
     answerer = SwappingAnswerer(model, tokenizer, templates=templates, max_new_tokens=max_new_tokens)
     return answerer.answer_swapped(questions, donors, num_swapped=num_swapped, batch_size=batch_size)
 
@@ -191,17 +191,17 @@ def answer_with_memory_ids(
     max_new_tokens: int = 64,
     batch_size: int = 8,
 ) -> Iterator[str]:
-    """Answer questions after any memory ids in place of the blocks; see :class:`MemoryAnswerer`."""
+    """Answer questions after any memory ids instead of the blocks; see :class:`MemoryAnswerer`."""
     answerer = MemoryAnswerer(model, tokenizer, memory_ids, templates=templates, max_new_tokens=max_new_tokens)
     return answerer.answer(questions, batch_size=batch_size)
 
 
 @contextmanager
 def random_rows(model: PeftModel, *, seed: int) -> Iterator[None]:
-    """Replace the active adapter's memory rows by random ones with the vocabulary's mean and spread, for a while.
+    """Temporarily replace the active adapter's memory rows by random ones with the vocabulary's mean and spread.
 
-    These are rows that a training with ``init_memory="vocabulary"`` might start from. The adapter's own rows come back
-    when the block is left, after an error too; torch's random state stays as it is.
+    ``init_memory="vocabulary"`` starts a training from rows like these. On exit, also after an error, the adapter's
+    own rows are restored; torch's random state does not change.
 
     Raises:
         ValueError: the model has no active RIM adapter.
@@ -228,13 +228,12 @@ def check_swaps(model: PeftModel) -> None:
     """Refuse a model whose blocks cannot be exchanged in its cache.
 
     Raises:
-        ValueError: it has no active RIM adapter, no blocks, or layers that keep more than keys and values.
+        ValueError: it has no active RIM adapter, no blocks, or layers that store more than keys and values.
     """
     check_number("num_blocks", active_config(model).num_blocks, least=1)
     if not can_decode(model):
         base: Any = model.get_base_model()
         raise ValueError(
-            f"model: its memory can be exchanged where all layers keep keys and values alone and an adapter is "
-            f"enabled, got {type(base).__name__}. Use a base with full or sliding attention in every layer, and enable "
-            "the adapter."
+            f"model: exchanging memory needs layers that store only keys and values, and an enabled adapter, got "
+            f"{type(base).__name__}. Use a base with full or sliding attention in every layer, and enable the adapter."
         )

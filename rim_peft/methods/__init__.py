@@ -1,4 +1,4 @@
-"""Methods: RiM, and what it is compared with. One more is a file here, and a line in ``METHODS``."""
+"""Methods: RiM and its baselines. To add one, add a module here and an entry to ``METHODS``."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rim_peft.values import shown
 __all__ = ["METHODS", "STAGES", "Method", "get_method"]
 
 METHODS: dict[str, Method] = {method.name: method for method in (RiM(), Answer(), WrittenSteps(), Pause(), Coconut())}
-"""Every method by what a recipe calls it."""
+"""All methods by their names in recipes."""
 
 STAGES = tuple(dict.fromkeys(stage for method in METHODS.values() for stage in method.stages))
 """Sections of a recipe with the options of a stage."""
 
 
 def get_method(name: str) -> Method:
-    """Return a method.
+    """Return the method of this name.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no method of this name.
     """
     if name not in METHODS:
         *others, last = map(repr, METHODS)

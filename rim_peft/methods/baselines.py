@@ -1,4 +1,4 @@
-"""What RiM is compared with on the same base, rows and LoRA: answering at once, written steps, pause tokens."""
+"""Baselines with the same base, rows and LoRA as RiM: immediate answers, written steps, pause tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class _Baseline(Method):
-    """A method with one stage and one readout a sample."""
+    """A method with one stage and one readout per sample."""
 
     stages = ("baseline",)
 
@@ -23,41 +23,41 @@ class _Baseline(Method):
         return BaselineTrainer
 
     def check_adapter(self, options: Mapping[str, Any]) -> None:
-        """Refuse an adapter with which there is nothing to train: without blocks, LoRA is all there is."""
+        """Refuse an adapter with nothing to train: without blocks, only LoRA is trained."""
         if not self.has_blocks and options.get("r") == 0:
-            raise ValueError(f"adapter.r: must be at least 1 for method {self.name!r}, which trains LoRA alone, got 0.")
+            raise ValueError(f"adapter.r: must be at least 1 for method {self.name!r}, which trains only LoRA, got 0.")
         super().check_adapter(options)
 
     def stage_options(self, separator: str) -> dict[str, Any]:
-        """Return what the stage needs to know of written steps."""
+        """Return the stage's options for written steps."""
         return {"written_steps": False, "step_separator": separator}
 
 
 class Answer(_Baseline):
-    """LoRA that answers at once."""
+    """LoRA that answers immediately."""
 
     name = "answer"
-    description = "A LoRA adapter that answers at once, without blocks, to compare with."
+    description = "A LoRA adapter that answers immediately, without blocks, for comparison."
 
 
 class WrittenSteps(_Baseline):
-    """LoRA that writes its steps out before the answer: a chain of thought."""
+    """LoRA that writes its steps before the answer: a chain of thought."""
 
     name = "cot"
-    description = "A LoRA adapter that writes its reasoning out before the answer, without blocks, to compare with."
+    description = "A LoRA adapter that writes its reasoning before the answer, without blocks, for comparison."
 
     def stage_options(self, separator: str) -> dict[str, Any]:
-        """Return what the stage needs to know of written steps."""
+        """Return the stage's options for written steps."""
         return {"written_steps": True, "step_separator": separator}
 
     def separator(self, separator: str) -> str | None:
-        """Return the text behind each step."""
+        """Return the text after each step."""
         return separator
 
 
 class Pause(_Baseline):
-    """Pause tokens: blocks that nothing but the answer behind the last one trains. Source: arXiv 2310.02226."""
+    """Pause tokens: blocks trained only by the answer after the last one. Source: arXiv 2310.02226."""
 
     name = "pause"
-    description = "{blocks} The answer after the last block alone trained them (pause tokens)."
+    description = "{blocks} The blocks were trained only by the answer after the last one (pause tokens)."
     has_blocks = True

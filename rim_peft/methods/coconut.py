@@ -1,4 +1,4 @@
-"""Coconut: continuous thoughts in place of steps, stage by stage. Source: arXiv 2412.06769."""
+"""Coconut: continuous thoughts replace steps, stage by stage. Source: arXiv 2412.06769."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Coconut(Method):
-    """The model's last hidden states, given back to it as inputs."""
+    """Feeds the model's last hidden states back to it as inputs."""
 
     name = "coconut"
     stages = ("coconut",)
     description = (
-        "An adapter that reasons in continuous thoughts (Coconut), to compare with: ask it through this package, whose "
-        "`rim-peft generate` takes its thoughts; plain `generate` knows nothing of them."
+        "An adapter that reasons in continuous thoughts (Coconut), for comparison. Use it through this package, whose "
+        "`rim-peft generate` computes its thoughts; plain `generate` does not."
     )
     is_plain = False
     branches = False
@@ -35,13 +35,13 @@ class Coconut(Method):
         return CoconutTrainer
 
     def stage_options(self, separator: str) -> dict[str, Any]:
-        """Return what stands between the steps that are still written."""
+        """Return the separator of the steps that are still written."""
         return {"step_separator": separator}
 
     def answerer(
         self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any], **settings: Any
     ) -> ThoughtAnswerer:
-        """Return what answers, after as many thoughts as the last stage has and no blocks."""
+        """Return an answerer without blocks and with as many thoughts as the last stage has."""
         from rim_peft.training import CoconutConfig
 
         known = {name: value for name, value in options.items() if name in ("num_stages", "thoughts_per_step")}
@@ -49,7 +49,7 @@ class Coconut(Method):
         return ThoughtAnswerer(model, tokenizer, num_thoughts=CoconutConfig("unused", **known).num_thoughts, **settings)
 
     def way(self, name: str, prompts: Sequence[Sequence[int]], answerer: Answerer, *, separator: str | None) -> Way:
-        """Return its way of answering, to be timed."""
+        """Return how to time its answers."""
         from rim_peft.evaluation.latency import by_answerer
 
         return by_answerer(name, prompts, answerer)

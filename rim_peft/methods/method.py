@@ -1,7 +1,6 @@
-"""What makes a method: what is trained in which stages, which adapter it has, what answers, and what can be made of it.
+"""Interface of a method: its stages, trainers, adapter and answerer.
 
-These objects are read with every recipe. Trainers and what times answers bring TRL in, so they are imported where they
-are used.
+Every recipe needs these objects. Trainers and timing import TRL, so they are imported on use.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ _BLOCK_OPTIONS = {"num_blocks": 0, "insertion_layer": 0, "bidirectional_blocks":
 
 
 class Method(ABC):
-    """A method without blocks that answers at once; the others say what differs."""
+    """A method; the defaults are those of one without blocks that answers immediately."""
 
     name: ClassVar[str]
-    """What a recipe calls it."""
+    """Its name in recipes."""
 
     stages: ClassVar[tuple[str, ...]]
-    """Sections of a recipe with the options of its stages, in their order."""
+    """Sections of a recipe with the options of its stages, in order."""
 
     description: ClassVar[str]
-    """Of its adapters, for their model card; ``{blocks}`` says which blocks they have."""
+    """Description of its adapters for their model card; ``{blocks}`` becomes a description of their blocks."""
 
     has_blocks: ClassVar[bool] = False
-    """Whether its answers come after the adapter's blocks."""
+    """Whether it answers after the adapter's blocks."""
 
     is_plain: ClassVar[bool] = True
-    """Whether a model's own ``generate`` gives its answers, so that exports and other harnesses can ask it."""
+    """Whether a model's own ``generate`` gives its answers, so that exports and other harnesses can use it."""
 
     branches: ClassVar[bool] = True
-    """Whether its training rows branch, so that attention must take a mask for each query."""
+    """Whether its training rows branch, so that attention must take a mask per query."""
 
     @abstractmethod
     def trainer(self, stage: str) -> type[ReadoutTrainer]:
@@ -58,51 +57,51 @@ class Method(ABC):
         return RiMConfig(**{**options, **({} if self.has_blocks else _BLOCK_OPTIONS)})
 
     def check_adapter(self, options: Mapping[str, Any]) -> None:
-        """Refuse an adapter with which there is nothing to train.
+        """Refuse an adapter with nothing to train.
 
         Raises:
-            ValueError: there is not.
+            ValueError: nothing would be trained.
         """
         if self.has_blocks and options.get("num_blocks") == 0:
             raise ValueError(f"adapter.num_blocks: must be at least 1 for method {self.name!r}, got 0.")
 
     def stage_options(self, separator: str) -> dict[str, Any]:
-        """Return options of its stages that follow from other sections.
+        """Return stage options that follow from other sections of the recipe.
 
         Args:
-            separator: text behind each written step.
+            separator: text after each written step.
         """
         return {}
 
     def answerer(
         self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any], **settings: Any
     ) -> Answerer:
-        """Return what answers.
+        """Return an answerer.
 
         Args:
             model: base and adapter.
-            tokenizer: the base's.
-            options: of its last stage. Of a recipe that somebody else wrote only what must be known is looked at.
-            settings: as :class:`~rim_peft.inference.BlockAnswerer` takes them.
+            tokenizer: the base's tokenizer.
+            options: options of its last stage. Only the necessary ones are read, since the recipe may be untrusted.
+            settings: as for :class:`~rim_peft.inference.BlockAnswerer`.
         """
         return BlockAnswerer(model, tokenizer, **settings)
 
     def separator(self, separator: str) -> str | None:
-        """Return what stands behind each step of its answers; None where it writes no steps.
+        """Return the text after each step of its answers; None if it writes no steps.
 
         Args:
-            separator: text behind each written step.
+            separator: text after each written step.
         """
         return None
 
     def way(self, name: str, prompts: Sequence[Sequence[int]], answerer: Answerer, *, separator: str | None) -> Way:
-        """Return its way of answering, to be timed.
+        """Return how to time its answers.
 
         Args:
-            name: what the way is called.
+            name: name of this way of answering.
             prompts: token ids of each question's prompt.
-            answerer: what :meth:`answerer` returned.
-            separator: what :meth:`separator` returned.
+            answerer: the result of :meth:`answerer`.
+            separator: the result of :meth:`separator`.
         """
         from rim_peft.evaluation.latency import by_generate, count_behind
 

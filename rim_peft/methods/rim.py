@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class RiM(Method):
-    """Memory blocks, trained by explicit grounding, then by implicit refinement."""
+    """Memory blocks, trained by explicit grounding and then by implicit refinement."""
 
     name = "rim"
     stages = ("grounding", "refinement")

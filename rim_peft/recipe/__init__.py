@@ -1,4 +1,4 @@
-"""Recipes: a run as data, read from YAML and ``key=value``, and checked as a whole."""
+"""Recipes: a run as data, read from YAML and ``key=value`` arguments, and checked as a whole."""
 
 from rim_peft.recipe.problems import RecipeError
 from rim_peft.recipe.reading import load_recipe

@@ -1,4 +1,4 @@
-"""Which keys a recipe has, and what must be right before anything is built from it."""
+"""The keys of a recipe, and the checks before anything is built from it."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ SET_ELSEWHERE: dict[str, Mapping[str, str | None]] = {
     "adapter": _ADAPTER_ELSEWHERE,
     **dict.fromkeys(STAGES, _STAGE_ELSEWHERE),
 }
-"""By section, fields that are set under another key (None: by the package), and so are no keys of the section."""
+"""By section, fields that are not keys of it, with the key that sets them (None: the package does)."""
 
 
 @cache
 def all_keys() -> list[str]:
-    """List the full names of all keys, those of this package's own options first."""
+    """List the full names of all keys, this package's own sections first."""
     sections = [(name, option_names(name)) for name in (*OWN_SECTIONS, "adapter", *STAGES)]
     return [join(name, option) for name, options in sections for option in options]
 
@@ -85,14 +85,14 @@ _SIZES = {
         ("attention_dropout", "hidden_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"), Range(0, 1, below=True)
     ),
 }
-"""Sizes of a base by their usual names; memory for the largest is another question, which rim-peft check answers."""
+"""Allowed sizes of a base, by their usual names. Whether they fit in memory is checked by rim-peft check."""
 
 
 def check_classes(values: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
     """Check adapter, stages, base and task by constructing them.
 
     Returns:
-        The sections with each value in its field's type, as far as they could be read.
+        The sections that could be read, with values converted to their fields' types.
     """
     read: dict[str, Any] = {}
     for name in ("adapter", *STAGES):
@@ -129,11 +129,11 @@ def _check_section(name: str, values: dict[str, Any], problems: Problems) -> dic
 
 
 def _check_model_config(values: dict[str, Any], problems: Problems) -> None:
-    """Check the fields of a base's configuration, whose classes take any key without a word."""
+    """Check the fields of a base's configuration, since its class accepts any key silently."""
     from transformers import AutoConfig
 
     if not isinstance(values.get("model_type"), str):
-        return  # which ModelOptions says
+        return  # reported by ModelOptions
     default = problems.build("model.config", AutoConfig.for_model, {"model_type": values["model_type"]})
     if default is None:
         return
@@ -146,7 +146,7 @@ def _check_model_config(values: dict[str, Any], problems: Problems) -> None:
 
 
 def _check_sizes(config: Any, given: Mapping[str, Any], problems: Problems) -> None:
-    """Check the sizes of a base, which its class takes without a word and its layers cannot be built of."""
+    """Check the sizes of a base, since its class silently accepts sizes that its layers cannot have."""
     own_names = {usual: own for usual, own in config.attribute_map.items() if own in given}
 
     def key(usual: str) -> str:
@@ -184,17 +184,17 @@ def _check_task(name: str, options: dict[str, Any], problems: Problems) -> dict[
 def check_task_options(
     section: str, name: str, options: dict[str, Any], problems: Problems, *, others: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Check options of a task, in whatever section they stand.
+    """Check a task's options, in any section.
 
     Args:
-        section: its full name.
-        name: of the task.
-        options: what the section holds.
-        problems: where problems are noted.
-        others: options that hold unless the section has its own.
+        section: full name of the section.
+        name: name of the task.
+        options: the section's values.
+        problems: collects the problems.
+        others: options that apply unless the section overrides them.
 
     Returns:
-        The options with each value in its field's type.
+        The options with values converted to their fields' types.
     """
     from rim_peft.tasks import get_task
 

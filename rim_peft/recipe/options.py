@@ -1,6 +1,6 @@
-"""The options of a recipe as text, for ``--help`` and for the tables of ``docs/recipes.md``.
+"""The options of a recipe as text, for ``--help`` and for the tables in ``docs/recipes.md``.
 
-``python -m rim_peft.recipe.options docs/recipes.md`` brings the tables of that file up to date.
+``python -m rim_peft.recipe.options docs/recipes.md`` updates the tables in that file.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rim_peft.recipe.sections import Recipe
 from rim_peft.recipe.syntax import describe
 
 SECTIONS = ("", *OWN_SECTIONS, "adapter", *STAGES)
-"""The top level and the sections."""
+"""The top level ("") and the sections."""
 
 _TABLE = re.compile(r"(?<=<!-- options: )(\w*) ?-->\n.*?(?=<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One key: its full name, which values it takes, its default as YAML, and its help."""
+    """One key: its full name, allowed values, default as YAML, and help."""
 
     key: str
     values: str
@@ -44,7 +44,7 @@ def list_options(section: str) -> list[Option]:
 
 
 def describe_fields(owner: type, inside: Sequence[Field[Any]], *, prefix: str) -> list[Option]:
-    """Describe fields of a dataclass as keys that begin with ``prefix``."""
+    """Describe fields of a dataclass as keys with a prefix."""
     hints = get_type_hints(owner)
     return [
         Option(f"{prefix}{field.name}", _values(field, hints[field.name]), _default(field), _help(field))
@@ -53,12 +53,12 @@ def describe_fields(owner: type, inside: Sequence[Field[Any]], *, prefix: str) -
 
 
 def options_text(width: int = 100) -> str:
-    """Return all options of a recipe for a terminal."""
+    """Format all options of a recipe for a terminal."""
     return as_text([option for section in SECTIONS for option in list_options(section)], width)
 
 
 def as_text(options: Sequence[Option], width: int = 100) -> str:
-    """Return options for a terminal."""
+    """Format options for a terminal."""
     lines = []
     for option in options:
         lines.append(f"  {option.key} ({option.default})")
@@ -67,12 +67,12 @@ def as_text(options: Sequence[Option], width: int = 100) -> str:
 
 
 def options_table(section: str) -> str:
-    """Return a section's options as a Markdown table."""
+    """Format a section's options as a Markdown table."""
     return as_table(list_options(section))
 
 
 def as_table(options: Sequence[Option]) -> str:
-    """Return options as a Markdown table."""
+    """Format options as a Markdown table."""
     lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
     for option in options:
         cells = (f"`{option.key}`", option.values, f"`{option.default}`", option.help)
@@ -81,7 +81,7 @@ def as_table(options: Sequence[Option]) -> str:
 
 
 def update_tables(text: str) -> str:
-    """Return a Markdown text with the table after each ``<!-- options: SECTION -->`` written anew."""
+    """Return a Markdown text with the table after each ``<!-- options: SECTION -->`` updated."""
     return _TABLE.sub(lambda match: f"{match[1]} -->\n{options_table(match[1].replace('top', ''))}\n", text)
 
 
@@ -105,7 +105,7 @@ def _help(field: Field[Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the tables of the given files anew."""
+    """Update the tables in the given files."""
     for name in arguments:
         path = Path(name)
         path.write_text(update_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

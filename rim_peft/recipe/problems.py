@@ -1,4 +1,4 @@
-"""All that is wrong with a recipe, collected before any of it is reported; what other tools call its keys."""
+"""Collects all problems of a recipe, to report them together; and other tools' names for its keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rim_peft.recipe.syntax import SHOWN_KEYS, WrongTypeError, allows_none, conv
 from rim_peft.values import cut, shown
 
 _STAGE = "STAGE"
-"""Stands for the stage that a key was given in, the first one elsewhere."""
+"""Placeholder for the stage in which a key was given, or the first stage if it was given elsewhere."""
 
 _NAMES: dict[str, tuple[str, ...]] = {
     # Names in TRL, axolotl, LLaMA-Factory, Unsloth, torchtune, open-instruct and older versions of transformers.
@@ -91,7 +91,7 @@ _KEYS = {name: key for key, names in _NAMES.items() for name in names}
 
 
 def foreign_key(section: str, name: str) -> str | None:
-    """Return our key for another tool's, as it is written in a section; None for a name of nobody's.
+    """Return our key for another tool's, as written in ``section``; None for an unknown name.
 
     >>> foreign_key("", "max_seq_length"), foreign_key("refinement", "lr"), foreign_key("", "lr")
     ('data.max_length', 'learning_rate', 'grounding.learning_rate')
@@ -107,16 +107,16 @@ def foreign_key(section: str, name: str) -> str | None:
 COMMAND_LINE = "command line"
 
 _LONGEST_KEY = 100
-"""Characters of a key that is shown as it is, and that a suggestion is looked for."""
+"""Longest key, in characters, that is shown in full and gets a suggestion."""
 
 
 def on_command_line(keys: Iterable[str]) -> dict[str, str]:
-    """Return the place of each key that was given on the command line."""
+    """Map each key given on the command line to its place in messages."""
     return {key: f"{COMMAND_LINE}: {cut(key, most=_LONGEST_KEY)}" for key in keys}
 
 
 class RecipeError(ValueError):
-    """A recipe cannot be run; one line for each problem, ``file: key: what is wrong``."""
+    """A recipe cannot be run; one line per problem, ``file: key: what is wrong``."""
 
 
 @dataclass
@@ -125,8 +125,9 @@ class Problems:
 
     Attributes:
         source: the recipe's file.
-        all_keys: the full names of all sections' keys, to suggest one from.
-        overridden: keys that were given elsewhere than in the file, each with its place (``command line: seed``).
+        all_keys: returns the full names of all keys, for suggestions.
+        overridden: keys given outside the file, each with its place (``command line: seed``).
+        lines: the messages so far.
     """
 
     source: str
@@ -135,27 +136,27 @@ class Problems:
     lines: list[str] = field(default_factory=list)
 
     def add(self, key: str, message: str) -> None:
-        """Note what is wrong with a key."""
+        """Add a problem with a key."""
         self.lines.append(f"{self.where(key)}: {cut(message)}")
 
     def where(self, key: str) -> str:
-        """Return where a key was given: file and key, or another place."""
+        """Return where a key was given: its file and name, or its place outside the file."""
         given = max((one for one in self.overridden if f"{key}.".startswith(f"{one}.")), key=len, default=None)
         if given is None:
             return f"{self.source}: {cut(key, most=_LONGEST_KEY)}"
         return f"{self.overridden[given]}{cut(key.removeprefix(given), most=_LONGEST_KEY)}"
 
     def raise_any(self) -> None:
-        """Raise what was found.
+        """Raise an error if there are problems.
 
         Raises:
-            RecipeError: something was.
+            RecipeError: there are; the message lists them.
         """
         if self.lines:
             raise RecipeError("\n".join(dict.fromkeys(self.lines)))
 
     def check_keys(self, section: str, given: Iterable[Any], known: Iterable[str]) -> None:
-        """Note the keys that a section does not have, with the nearest one that it has, or that another one has."""
+        """Add the unknown keys of a section, each with the most similar known key of this or another section."""
         names = list(known)
         unknown = [name for name in given if name not in names]
         for name in unknown[:SHOWN_KEYS]:
@@ -166,7 +167,7 @@ class Problems:
             self.add(name, f"unknown key, and so are {len(unknown) - SHOWN_KEYS - 1} more.")
 
     def _meant(self, section: str, name: str, names: list[str]) -> str | None:
-        """Return the key that an unknown one most likely stands for: by another tool's name, else by its letters."""
+        """Guess the key meant by an unknown one: by other tools' names, else by spelling."""
         if (foreign := foreign_key(section, name)) is not None and (section or "." in foreign or foreign in names):
             return foreign
         if len(name) > _LONGEST_KEY:
@@ -177,9 +178,9 @@ class Problems:
         return next((elsewhere[match] for match in get_close_matches(name, elsewhere, n=1)), None)
 
     def convert(self, section: str, hints: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values that have their field's type, and note the others.
+        """Return the values converted to their fields' types, and add problems for those of the wrong type.
 
-        A null where the field cannot be None stands for the field's default.
+        A null for a field that cannot be None means the field's default.
         """
         converted = {}
         for name, value in values.items():
@@ -192,10 +193,8 @@ class Problems:
         return converted
 
     def build(self, section: str, make: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-        """Return ``make(**values)``, or None after noting all that it complains about.
-
-        A constructor stops at the first bad value, so it is called again without that value until it is content.
-        """
+        """Return ``make(**values)``; None if it fails, after adding all its complaints as problems."""
+        # A constructor stops at the first bad value, so it is called again without that value until it succeeds.
         values, complaints = dict(values), 0
         while True:
             try:
@@ -217,7 +216,7 @@ def join(section: str, name: object) -> str:
 
 
 def _explain(error: Exception, value: object) -> str:
-    """Return an error's message, or another one for what Python says of a value of the wrong type."""
+    """Return an error's message, or a clearer one for Python's own errors about wrong types."""
     if expected := re.search(r"expected (\w+), got", str(error)):
         return f"must be of type {expected[1]}, got {shown(value)}."
     if isinstance(error, ValueError | OSError | ImportError) or type(error).__module__ != "builtins":
@@ -226,7 +225,7 @@ def _explain(error: Exception, value: object) -> str:
 
 
 def find_culprit(make: Callable[..., Any], values: Mapping[str, Any], message: str) -> str | None:
-    """Return the field that an error is about: the one it begins with, else the one without which it is not raised."""
+    """Return the field that an error is about: the one named first, else the one whose removal avoids the error."""
     named = re.match(r"([\w.+=,-]+): ", message)
     if named is not None:
         return named[1]

@@ -1,4 +1,4 @@
-"""YAML and ``key=value`` → :class:`Recipe`, with every problem reported at once; a recipe as it was run."""
+"""Read a :class:`Recipe` from YAML and ``key=value``, reporting all problems at once; compare recipes of two runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rim_peft.recipe.syntax import hints_of, read_override, read_yaml
 from rim_peft.values import MOST_CHARACTERS, expand_user, shown
 
 _FREE_ON_RESUME = ("output_dir", "resume")
-"""Keys that may change between a run and its resumption: the folder may have been moved."""
+"""Keys that may differ when a run is resumed, since its folder may have been moved."""
 
 _EARLIER = {"data.allow_special_tokens": True}
-"""How versions that did not know an option yet ran, where that is not its default: either goes on with their runs."""
+"""Values that match the behaviour of versions without the option, if not its default; runs resume with either."""
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
-    """Return all that a recipe gives and the defaults of this package's own options, as YAML takes it."""
+    """Return a recipe's values and the defaults of this package's own options, as data for YAML."""
     values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     for name in ("model", "data", "evaluation"):
         values[name] = asdict(values[name])
@@ -38,8 +38,8 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
 def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """List the keys in which two resolved recipes differ.
 
-    Left out are those that a resumed run may change, and what the second one's method does not read. An option that
-    the first one lacks, which an earlier version has written, was at its default.
+    Ignores keys that a resumed run may change, and sections that the second recipe's method does not read. The first
+    recipe may be from an earlier version: an option that it lacks counts as having its default.
 
     >>> first = {"method": "cot", "seed": 0, "data": {"path": "a"}, "coconut": {"num_stages": 3}}
     >>> differing_keys(first, {"method": "cot", "seed": 0, "data": {"path": "b"}, "coconut": {}, "resume": True})
@@ -58,7 +58,7 @@ def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
 
 
 def _is_new(key: str, value: Any) -> bool:
-    """Tell whether an earlier version, which did not know an option of this package, ran as with this value."""
+    """Tell whether an earlier version, without this option, behaved as with this value."""
     section, _, name = key.partition(".")
     if not name:
         return False
@@ -68,7 +68,7 @@ def _is_new(key: str, value: Any) -> bool:
 
 @cache
 def own_fields(section: str) -> list[Field[Any]]:
-    """List the options of a section that this package itself defines."""
+    """List a section's options that this package defines, not its parent classes in other packages."""
     own = set()
     for parent in section_class(section).__mro__:
         if parent.__module__.partition(".")[0] == __name__.partition(".")[0]:
@@ -90,23 +90,23 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 PATHS = ("output_dir", "name_or_path", "tokenizer", "recipe", "path", "deepspeed", "fsdp_config", "accelerator_config")
-"""Names of keys whose texts are paths, or ids of the Hub."""
+"""Names of keys whose values are paths or Hub ids."""
 
 
 def load_recipe(
     path: str | Path, overrides: Sequence[str] = (), *, check: bool = True, places: Mapping[str, str] | None = None
 ) -> Recipe:
-    """Read a recipe and check everything in it that needs neither its model nor its rows.
+    """Read a recipe, with all checks that need neither model nor rows.
 
     Args:
         path: a YAML file.
-        overrides: ``key=value`` each, which win over the file.
-        check: also check the fields of adapter, stages, base and task; without it (for a run that was made, perhaps on
-            another machine) only the sections that this package defines.
-        places: of the overrides' keys, as problems with them shall name it; the command line if not given.
+        overrides: ``key=value`` each; they override the file.
+        check: also check the fields of adapter, stages, base and task. Without it, as for the recipe of an existing run
+            (perhaps from another machine), only this package's own sections are checked.
+        places: the places to name in problems with overridden keys; the command line if not given.
 
     Raises:
-        RecipeError: all that is wrong, one line each.
+        RecipeError: lists all problems, one line each.
         OSError: the file cannot be read.
     """
     values = read_mapping(path, example="output_dir: outputs/run")
@@ -126,14 +126,14 @@ def load_recipe(
 
 
 def load_found_recipe(path: str | Path, *, trust_remote_code: bool = False) -> FoundRecipe:
-    """Read the recipe in the folder of a run, perhaps another's and made on another machine: nothing in it runs code.
+    """Read the recipe in a run's folder, which may come from somebody else: it cannot make code run.
 
     Args:
         path: the file.
-        trust_remote_code: whether whoever loads the folder lets code run that comes with the base.
+        trust_remote_code: whether the caller allows code that comes with the base to run.
 
     Raises:
-        RecipeError: all that is wrong; or the recipe asks for code of the base, which nobody lets run.
+        RecipeError: lists all problems; or the recipe asks to run the base's code and the caller does not allow it.
         OSError: the file cannot be read.
     """
     recipe = load_recipe(path, check=False)
@@ -141,7 +141,7 @@ def load_found_recipe(path: str | Path, *, trust_remote_code: bool = False) -> F
     if model.trust_remote_code and not trust_remote_code:
         base = f"the base {shown(model.name_or_path)}" if model.name_or_path is not None else "the base"
         raise RecipeError(
-            f"{path}: model.trust_remote_code: asks to run code that comes with {base}, which a file cannot decide. If "
+            f"{path}: model.trust_remote_code: asks to run code that comes with {base}, which a file cannot permit. If "
             "you trust that code, give --trust-remote-code (in Python trust_remote_code=True)."
         )
     values = {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
@@ -149,10 +149,14 @@ def load_found_recipe(path: str | Path, *, trust_remote_code: bool = False) -> F
 
 
 def read_mapping(path: str | Path, *, example: str) -> dict[str, Any]:
-    """Read a YAML file that holds keys with values; ``example`` shows one where it does not.
+    """Read a YAML file that holds keys with values.
+
+    Args:
+        path: the file.
+        example: an example for the error message.
 
     Raises:
-        RecipeError: it is no YAML, or holds something else.
+        RecipeError: it is not YAML, or holds something else.
         OSError: the file cannot be read.
     """
     try:
@@ -160,9 +164,7 @@ def read_mapping(path: str | Path, *, example: str) -> dict[str, Any]:
             content = file.read(4 * MOST_CHARACTERS + 1)  # a character has at most four bytes
         values = read_yaml(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{path}: must be a text in UTF-8, and is not at byte {error.start}. Save it as UTF-8."
-        ) from None
+        raise RecipeError(f"{path}: must be valid UTF-8, but is not at byte {error.start}. Save it as UTF-8.") from None
     except ValueError as error:
         raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
     if not isinstance(values, dict):
@@ -171,9 +173,9 @@ def read_mapping(path: str | Path, *, example: str) -> dict[str, Any]:
 
 
 def check_leaves(values: dict[Any, Any], problems: Problems, section: str = "") -> None:
-    """Note values that no option can have, take them out, and write home folders out.
+    """Add problems for values that no option can have, remove such numbers, and expand home folders in paths.
 
-    These are numbers that are infinite, none at all or of over 64 bits, and paths with control characters.
+    Such values are numbers that are infinite, NaN or over 64 bits, and paths with control characters.
     """
     for name, value in list(values.items()):
         key = join(section, name)
@@ -187,7 +189,7 @@ def check_leaves(values: dict[Any, Any], problems: Problems, section: str = "") 
 
 
 def _is_plain(value: object) -> bool:
-    """Tell whether a value is no number, or one that a computer's numbers can be."""
+    """Tell whether a value is not a number, or is finite and fits into 64 bits."""
     return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) < 1 << 63
 
 
@@ -196,7 +198,7 @@ def _read_path(text: str, key: str, problems: Problems) -> str:
         problems.add(key, f"must not hold control characters, got {shown(text)}.")
         return text
     try:
-        return text if key.endswith("data.path") else expand_user(text)  # that is kept as given, and expanded when read
+        return text if key.endswith("data.path") else expand_user(text)  # data.path is expanded when it is read
     except ValueError as error:
         problems.add(key, str(error))
         return text
@@ -215,7 +217,7 @@ def _read_overrides(overrides: Sequence[str], problems: Problems) -> dict[str, A
 
 
 def _override(values: dict[str, Any], key: str, value: Any, problems: Problems) -> None:
-    """Set a key of the nested values. A base given in one way displaces the file's base given in the other."""
+    """Set a nested key. An override of model.name_or_path also removes the file's model.config, or vice versa."""
     *sections, name = key.split(".")
     inside = values
     for section in sections:
@@ -232,7 +234,7 @@ def _override(values: dict[str, Any], key: str, value: Any, problems: Problems) 
 
 
 def _read_recipe(values: dict[str, Any], problems: Problems) -> Recipe | None:
-    """Build the recipe from the sections that this package defines; the others are taken as they are."""
+    """Build the recipe; sections that this package does not define are kept as they are."""
     own: dict[str, Any] = dict.fromkeys(OWN_SECTIONS)
     is_whole = True
     for name, section in OWN_SECTIONS.items():
@@ -253,7 +255,7 @@ def _read_recipe(values: dict[str, Any], problems: Problems) -> Recipe | None:
 
 
 def _read_section(name: str, section: type, values: dict[str, Any], problems: Problems) -> Any:
-    """Return a section's dataclass, None if something is wrong with it."""
+    """Return a section as its dataclass; None if it has problems."""
     found = len(problems.lines)
     problems.check_keys(name, values, option_names(name))
     converted = problems.convert(name, hints_of(section), values)

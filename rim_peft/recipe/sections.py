@@ -1,4 +1,4 @@
-"""What a recipe holds, as frozen dataclasses; an option's help stands beside its default."""
+"""The sections of a recipe as frozen dataclasses; the help of each option is next to its default."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from rim_peft.training.readout_trainer import ReadoutTrainer
 
 MOST_LENGTH = 1 << 24
-"""Most tokens of a row or an answer."""
+"""Largest allowed number of tokens of a row or an answer."""
 
 AS_IN_STAGE: dict[str, str] = {}
-"""Metadata of options that both stages share: their help stands in the stages' own class."""
+"""Metadata of options whose help is in the class of the stages."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class ModelOptions:
     )
     gguf_file: str | None = field(
         default=None,
-        metadata={"help": "GGUF file in that folder or Hub repository to make the base of, once; in float32."},
+        metadata={"help": "GGUF file in that folder or Hub repository; it is converted to a float32 base once."},
     )
     config: dict[str, Any] | None = field(
         default=None,
         metadata={
             "help": "Instead of name_or_path: model_type and the fields of its configuration. A base with random "
-            "weights is built from it by the seed, and a tokenizer of at most vocab_size tokens from the training "
-            "rows; both go to output_dir/base."
+            "weights is built from it, using the seed, and a tokenizer of at most vocab_size tokens from the training "
+            "rows; both are saved to output_dir/base."
         },
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the base on the Hub."})
@@ -48,10 +48,10 @@ class ModelOptions:
         default=None, metadata={"help": "Hub id or folder of the tokenizer, if it is not the base's own."}
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Type that the base's weights are loaded in; 'auto' is that of its files."}
+        default="auto", metadata={"help": "Data type of the base's weights; 'auto' keeps the type of its files."}
     )
     quantization: Literal["nf4", "int8"] | None = field(
-        default=None, metadata={"help": "Load the base in 4 or 8 bits by bitsandbytes (QLoRA)."}
+        default=None, metadata={"help": "Load the base in 4 or 8 bits with bitsandbytes (QLoRA)."}
     )
     attn_implementation: str | None = field(
         default=None,
@@ -66,11 +66,11 @@ class ModelOptions:
         """Check that the base is given in one way.
 
         Raises:
-            ValueError: both or none of ``name_or_path`` and ``config``, or a configuration without its type.
+            ValueError: both or neither of ``name_or_path`` and ``config``, or a configuration without its type.
         """
         if (self.name_or_path is None) == (self.config is None):
             given = "neither" if self.config is None else "both"
-            raise ValueError(f"name_or_path: either it or config must be given, got {given}.")
+            raise ValueError(f"name_or_path: either this or config must be given, got {given}.")
         if self.gguf_file is not None and self.config is not None:
             raise ValueError(f"gguf_file: must come with name_or_path, got {shown(self.gguf_file)} with config.")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
@@ -81,32 +81,35 @@ class ModelOptions:
 class DataOptions:
     """Section ``data``: the rows and how they are written."""
 
-    task: str = field(metadata={"help": "A task of docs/tasks.md, or a class of your own as package.module:ClassName."})
+    task: str = field(metadata={"help": "A task in docs/tasks.md, or your own class as package.module:ClassName."})
     options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the task."})
     path: str | None = field(
         default=None,
         metadata={
-            "help": "File, folder or Hub id (owner/name or owner/name:config) to read; the task's own if not set."
+            "help": "File, folder or Hub id (owner/name or owner/name:config) to read; the task's source if not set."
         },
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str | None = field(
         default="validation",
         metadata={
-            "help": "Split whose first rows choose the best adapter; null holds them out of train_split, by a hash of "
-            "the question. Where a source has no validation split, a fifteenth of its training questions is one."
+            "help": "Split whose first rows are used to choose the best adapter; null holds them out of train_split, "
+            "by a hash of the question. If a source has no validation split, a fifteenth of its training questions is "
+            "used."
         },
     )
     validation_rows: int = field(
-        default=500, metadata={"help": "Rows to validate on; 0 keeps the last weights without validation."}
+        default=500, metadata={"help": "Number of validation rows; 0 keeps the last weights without validation."}
     )
-    train_rows: int | None = field(default=None, metadata={"help": "Train on the first so many rows; null: on all."})
+    train_rows: int | None = field(
+        default=None, metadata={"help": "Number of training rows, taken from the start; null: all."}
+    )
     prompt_template: str = field(default=Templates.prompt, metadata=AS_IN_STAGE)
     step_template: str = field(default=Templates.step, metadata=AS_IN_STAGE)
     answer_template: str = field(default=Templates.answer, metadata=AS_IN_STAGE)
     step_separator: str = field(
         default=Templates.separator,
-        metadata={"help": "Text behind each step where a method writes the steps out before the answer."},
+        metadata={"help": "Text after each step, for methods that write the steps out before the answer."},
     )
     allow_special_tokens: bool = field(default=False, metadata=AS_IN_STAGE)
     on_bad_rows: Literal["error", "drop"] = field(default="error", metadata=AS_IN_STAGE)
@@ -116,7 +119,7 @@ class DataOptions:
             "help": "Longest row in tokens, prompt, blocks and all readouts; a longer one is a bad row. null: no limit."
         },
     )
-    streaming: bool = field(default=False, metadata={"help": "Read training rows while training, not before."})
+    streaming: bool = field(default=False, metadata={"help": "Read training rows during training, not before."})
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -162,8 +165,8 @@ class DataOptions:
 class EvaluationOptions:
     """Section ``evaluation``: how answers are generated, in validation and by ``rim-peft evaluate``."""
 
-    batch_size: int = field(default=16, metadata={"help": "Questions at a time."})
-    max_new_tokens: int = field(default=64, metadata={"help": "Tokens of an answer at most."})
+    batch_size: int = field(default=16, metadata={"help": "Questions per batch."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Maximum number of tokens of an answer."})
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -178,17 +181,17 @@ class EvaluationOptions:
 
 
 HARDWARE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
-"""Options of stages that the machine's hardware decides on, so that they are checked when training starts."""
+"""Options of stages that depend on the hardware, so they are only checked when training starts."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A whole run as data. ``adapter`` and the stages' sections hold the given fields of their classes.
 
-    A method reads its own stages' sections alone, so that one recipe can hold those of several.
+    A method reads only its own stages' sections, so one recipe can hold those of several methods.
 
     Raises:
-        ValueError: all stages of the method are left out, or it cannot have the adapter's blocks.
+        ValueError: all stages of the method are null, or the method does not allow the adapter's blocks.
     """
 
     output_dir: str = field(metadata={"help": "Folder to write to; must be new or empty unless resume is set."})
@@ -198,50 +201,52 @@ class Recipe:
         default="rim",
         metadata={
             "choices": list(METHODS),
-            "help": "rim: memory blocks, trained in the stages grounding and refinement. To compare with it, in the "
-            "stage baseline: answer (LoRA that answers at once), cot (LoRA that writes its steps out), pause (blocks "
-            "that nothing but the answer after the last one trains); and coconut (continuous thoughts), in its own.",
+            "help": "rim: memory blocks, trained in the stages grounding and refinement. For comparison, in the stage "
+            "baseline: answer (LoRA that answers directly), cot (LoRA that writes out its steps), pause (blocks "
+            "trained only by the answer after the last one); and coconut (continuous thoughts), in its own stage.",
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of new weights, of the order of rows and of dropout."})
-    resume: bool = field(default=False, metadata={"help": "Go on with the run that was interrupted in output_dir."})
+    seed: int = field(default=0, metadata={"help": "Seed of new weights, the order of rows, and dropout."})
+    resume: bool = field(default=False, metadata={"help": "Resume the interrupted run in output_dir."})
     adapter: dict[str, Any] = field(default_factory=dict, metadata={"help": "The adapter."})
-    grounding: dict[str, Any] | None = field(default_factory=dict, metadata={"help": "Stage 1; null leaves it out."})
-    refinement: dict[str, Any] | None = field(default_factory=dict, metadata={"help": "Stage 2; null leaves it out."})
+    grounding: dict[str, Any] | None = field(default_factory=dict, metadata={"help": "Stage 1; null skips it."})
+    refinement: dict[str, Any] | None = field(default_factory=dict, metadata={"help": "Stage 2; null skips it."})
     baseline: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "The one stage of methods that RiM is compared with."}
+        default_factory=dict, metadata={"help": "The only stage of the methods that RiM is compared with."}
     )
     coconut: dict[str, Any] = field(default_factory=dict, metadata={"help": "The training of Coconut."})
-    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions, metadata={"help": "How answers are made."})
+    evaluation: EvaluationOptions = field(
+        default_factory=EvaluationOptions, metadata={"help": "How answers are generated."}
+    )
 
     def __post_init__(self) -> None:
         """Check that there is something to train."""
         check_ranges(self, {"seed": Range(0, (1 << 32) - 1)})
         get_method(self.method)
         if not self.stages:
-            raise ValueError("refinement: must not be null where grounding is null too. Keep a stage.")
+            raise ValueError("refinement: must not be null if grounding is null too. Keep a stage.")
         get_method(self.method).check_adapter(self.adapter)
 
     @property
     def stages(self) -> list[str]:
-        """The sections of the stages that are trained, in their order."""
+        """The sections of the stages to train, in order."""
         return [name for name in get_method(self.method).stages if getattr(self, name) is not None]
 
     def rim_config(self) -> RiMConfig:
-        """Return a new configuration of the adapter: without blocks for methods that have none."""
+        """Return a new configuration of the adapter, without blocks for methods that have none."""
         return get_method(self.method).adapter(self.adapter)
 
     def task(self) -> Task:
-        """Return the task with its options, whose module is imported."""
+        """Return the task with its options; imports its module."""
         from rim_peft.tasks import get_task
 
         return get_task(self.data.task, **self.data.options)
 
     def stage_trainers(self, *, anywhere: bool = False) -> list[tuple[type[ReadoutTrainer], ReadoutConfig]]:
-        """Return the trainer of each stage and its options for this machine.
+        """Return the trainer of each stage and its options.
 
         Args:
-            anywhere: leave out what only some machines have (``HARDWARE``), to look at a run that another one does.
+            anywhere: omit hardware options (``HARDWARE``), to inspect a run of another machine.
         """
         return [self.stage_trainer(name, anywhere=anywhere) for name in self.stages]
 
@@ -252,8 +257,8 @@ class Recipe:
 
         Args:
             stage: its section.
-            anywhere: leave out what only some machines have (``HARDWARE``).
-            changes: options that are to have other values.
+            anywhere: omit hardware options (``HARDWARE``).
+            changes: options to override.
         """
         trainer = get_method(self.method).trainer(stage)
         values = self._stage_values(stage)
@@ -278,20 +283,20 @@ class Recipe:
 
 
 class FoundRecipe(Recipe):
-    """The recipe in the folder of a run, which somebody else may have made: what it says runs no code.
+    """The recipe in a run's folder, which may come from somebody else: it cannot make code run.
 
-    Code that comes with its base runs only if whoever loads the folder says so, and a task's module is imported only
-    if its class is named in the same call.
+    The base's code runs only if the caller allows it, and a task's module is imported only if the caller also names its
+    class.
     """
 
     def task(self, *, named: str | None = None) -> Task:
         """Return the task with its options.
 
         Args:
-            named: the task as the caller named it; None if only the recipe names it.
+            named: the task that the caller names; None if only the recipe names it.
 
         Raises:
-            ValueError: the recipe alone asks for a class to be imported.
+            ValueError: only the recipe names the class to import.
         """
         from rim_peft.tasks import TASKS
 

@@ -1,7 +1,8 @@
-"""Recipe files as YAML: JSON's idea of numbers and truth, keys once, ``key=value``; values converted to their types.
+"""The YAML of recipes, ``key=value`` arguments, and the conversion of values to their fields' types.
 
-Plain YAML reads ``1e-4`` as a text, ``no`` as false and ``010`` as eight. Here a scalar is a number, ``true``,
-``false`` or ``null`` exactly where YAML 1.2 says so, in files and on the command line; everything else is a text.
+YAML 1.1 reads ``1e-4`` as a text, ``no`` as false and ``010`` as eight. Here a scalar is a number, ``true``, ``false``
+or ``null`` exactly as in YAML 1.2, in files and on the command line; everything else is a text. A repeated key is an
+error.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ _SCALARS = (
 
 
 SHOWN_KEYS = 20
-"""How many keys of one kind of problem are listed."""
+"""How many keys with the same kind of problem are listed."""
 
 _TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map"))
 
 
 class _Loader(BoundedLoader):
-    """The bounded loader with the scalars above; ``repeated`` collects the keys that a mapping has twice."""
+    """The bounded loader with the scalars above; ``repeated`` collects keys given twice in a mapping."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - filled below
 
@@ -46,12 +47,12 @@ class _Loader(BoundedLoader):
         self.repeated: list[tuple[int, str]] = []
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """Construct a value; only what recipes are made of is one, and only texts that a file can be given."""
+        """Construct a value; refuses tags that recipes do not have, and texts that cannot be written to a file."""
         if node.tag not in _TAGS:
-            raise _unreadable(node, f"the tag {shown(node.tag)} is none of a recipe's")
+            raise _unreadable(node, f"the tag {shown(node.tag)} is not allowed in a recipe")
         try:
             value = super().construct_object(node, deep=deep)
-        except (ValueError, KeyError, AttributeError, OverflowError):  # as `!!int x`, or an integer of 5,000 digits
+        except (ValueError, KeyError, AttributeError, OverflowError):  # e.g. `!!int x`, or an integer of 5,000 digits
             raise _unreadable(
                 node, f"{shown(node.value)} is no {node.tag.rpartition(':')[2]} that can be read"
             ) from None
@@ -72,7 +73,7 @@ class _Loader(BoundedLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that :class:`_Loader` would read as something else."""
+    """A dumper that quotes texts that :class:`_Loader` would not read as texts."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - filled below
 
@@ -93,7 +94,7 @@ def read_yaml(text: str) -> Any:
     {'learning_rate': 0.0001, 'eval_strategy': 'no', 'resume': True}
 
     Raises:
-        ValueError: it is not YAML, or a mapping has a key twice; one line for each, with its line number.
+        ValueError: it is not YAML, or a mapping has a key twice; one line per problem, with its line number.
     """
     try:
         loader = _Loader(text)
@@ -112,7 +113,7 @@ def read_yaml(text: str) -> Any:
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:
-    """Write a document that :func:`read_yaml` reads back.
+    """Return a document that :func:`read_yaml` reads back unchanged.
 
     >>> print(write_yaml({"seed": 0, "prompt": "1e-4", "path": None}), end="")
     seed: 0
@@ -152,17 +153,17 @@ _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a t
 
 
 class WrongTypeError(ValueError):
-    """A value is not what the field's type hint asks for."""
+    """A value does not match its field's type hint."""
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """Return a YAML value as a field with this type hint takes it: an integer also where a number is asked for.
+    """Convert a YAML value to a field's type; an integer is accepted for a float.
 
     >>> convert(1, float), convert("all-linear", list[str] | str | None)
     (1.0, 'all-linear')
 
     Raises:
-        WrongTypeError: the value has another type; says which is needed and which was got.
+        WrongTypeError: the value has the wrong type; names the expected type and the value.
     """
     try:
         return _convert(value, hint)
@@ -178,7 +179,7 @@ def hints_of(owner: type) -> Mapping[str, Any]:
 
 
 def allows_none(hint: Any) -> bool:
-    """Tell whether None is one of a field's values."""
+    """Tell whether a type hint allows None."""
     return hint is Any or hint is type(None) or (_is_union(hint) and any(allows_none(arm) for arm in get_args(hint)))
 
 
@@ -199,7 +200,7 @@ def describe(hint: Any) -> str:
     if _container(hint) in (list, tuple):
         items = get_args(hint)
         return f"a list (each {describe(items[0])})" if items else "a list"
-    return "a mapping" if _container(hint) is dict else "left out, a recipe cannot give it"
+    return "a mapping" if _container(hint) is dict else "omitted, a recipe cannot set it"
 
 
 def _convert(value: Any, hint: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Whole runs: train what a recipe says, load what was trained, evaluate it, export it."""
+"""Whole runs: train a recipe, load the result, evaluate it, export it."""
 
 from rim_peft.run.loading import Run, load_run
 from rim_peft.run.scoring import evaluate, evaluate_text

@@ -1,4 +1,4 @@
-"""What of a run is on this machine before it begins: the base without weights, its tokenizer, the rows."""
+"""Find the parts of a run on this machine before it begins: the base without weights, its tokenizer, the rows."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from rim_peft.tuner.config import RiMConfig
 
 
 class MetaBase:
-    """A recipe's base without weights, made anew for each simulated stage.
+    """A recipe's base without weights, built again for each simulated stage.
 
     Args:
-        config: of the base.
-        recipe: what is attached to it.
-        has_bf16: whether the device that it is looked at for computes in bfloat16.
+        config: the base's configuration.
+        recipe: the run's recipe, which has the adapter.
+        has_bf16: whether the training device supports bfloat16.
     """
 
     def __init__(self, config: PretrainedConfig, recipe: Recipe, *, has_bf16: bool) -> None:
@@ -49,10 +49,10 @@ class MetaBase:
         self.head = Head.FUSED
 
     def check_implementation(self) -> None:
-        """Refuse attention that takes no mask for each query.
+        """Refuse attention without per-query masks.
 
         Raises:
-            ValueError: the recipe asks for such.
+            ValueError: the recipe asks for it.
         """
         implementation = self.recipe.model.attn_implementation
         if implementation is not None and get_method(self.recipe.method).branches:
@@ -61,17 +61,17 @@ class MetaBase:
             check_config(config)
 
     def build(self, *, attention: str | None = None) -> Any:
-        """Return the base; with the attention that the recipe asks for where it can be had on any machine."""
+        """Return the base, with the recipe's attention if every machine supports it."""
         options = self.recipe.model
         attention = attention or options.attn_implementation
         options = replace(options, attn_implementation=attention if attention in SUPPORTED_IMPLEMENTATIONS else None)
         return build_meta_base(self.config, options, has_bf16=self.has_bf16)
 
     def check(self) -> tuple[str, str]:
-        """Return class and attention.
+        """Return the base's class and attention.
 
         Raises:
-            ValueError: it is no causal model, or cannot run branching rows.
+            ValueError: it is not a causal model, or cannot run branching rows.
         """
         base = self.build()
         check_base(base)
@@ -81,26 +81,26 @@ class MetaBase:
         return type(base).__name__, str(implementation)
 
     def choose_head(self) -> Head:
-        """Find out which head a training would use, on a small copy of the base.
+        """Return the head that a training would use, found on a small copy of the base.
 
         Raises:
-            NotAtHandError: there is no small copy of such a base.
-            ValueError: the base cannot be trained by its head.
+            NotAtHandError: the base has no small copy.
+            ValueError: the base cannot be trained with any head.
         """
         base = self.build()
         found = find_head(base)
         if found is None:
             raise NotAtHandError(
-                f"no small copy of {type(base).__name__} can be made; the trainer will look at the base itself."
+                f"no small copy of {type(base).__name__} can be made; the trainer will check the base itself."
             )
         self.head = check_heads(base, found)
         return self.head
 
     def attach_blocks(self) -> PeftModel:
-        """Return the base with memory rows alone, in blocks as many and as long as the recipe's adapter has.
+        """Return the base with memory rows only, with the block number and size of the recipe's adapter.
 
         Raises:
-            ValueError: the base cannot have them.
+            ValueError: the base does not support them.
         """
         own = self.recipe.rim_config()
         config = RiMConfig(r=0, num_blocks=own.num_blocks, block_size=own.block_size)
@@ -112,7 +112,7 @@ class MetaBase:
         """Return the base with a new adapter.
 
         Raises:
-            ValueError: it cannot have the adapter.
+            ValueError: the base does not support the adapter.
         """
         config = self.recipe.rim_config()
         model: Any = get_peft_model(self.build(attention=attention), config)
@@ -121,20 +121,20 @@ class MetaBase:
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_FETCH = "--download fetches what the training would, but for the weights"
+_FETCH = "--download fetches what the training would, except the weights"
 
 
 class NotAtHandError(Exception):
-    """Something that a check needs is not on this machine; says what, and what to do."""
+    """A check needs something that is not on this machine; the message says what, and what to do."""
 
 
 @dataclass(frozen=True)
 class AtHand:
-    """Finds what several recipes need, each thing once.
+    """Finds what recipes need; several recipes share what is found.
 
     Attributes:
-        base: folder with the base's ``config.json`` and tokenizer, in place of the recipe's base.
-        download: ask the Hub for what is not here; never for weights.
+        base: folder with the base's ``config.json`` and tokenizer, used instead of the recipe's base.
+        download: ask the Hub for missing parts, but never for weights.
     """
 
     base: str | None = None
@@ -149,8 +149,8 @@ class AtHand:
         """Return the configuration of a recipe's base.
 
         Raises:
-            NotAtHandError: it is not here.
-            ValueError: it is no configuration of a model that transformers knows.
+            NotAtHandError: it is not on this machine.
+            ValueError: it is not the configuration of a model that transformers knows.
         """
         source = self.source(recipe)
         try:
@@ -168,10 +168,10 @@ class AtHand:
             ) from error
 
     def tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
-        """Return the tokenizer of a recipe's base; where the base is built from scratch, one made from the rows.
+        """Return the tokenizer of a recipe's base, trained on the rows if the base is built from scratch.
 
         Raises:
-            NotAtHandError: it is not here, or the rows are not.
+            NotAtHandError: it or the rows are not on this machine.
             ValueError: it cannot be used.
         """
         source = self.source(recipe)
@@ -196,7 +196,7 @@ class AtHand:
             ) from error
 
     def check_weights(self, recipe: Recipe) -> None:
-        """Open the files of a base in a folder as the training does, without reading weights.
+        """Open the files of a base in a folder as training does, without reading weights.
 
         Raises:
             OSError: there are none.
@@ -210,26 +210,26 @@ class AtHand:
             return
         if own := stored_quantization(self.config(recipe)):
             _check_quantizer(own)
-            raise NotAtHandError("the base's files are quantised, and are opened when they are read.")
+            raise NotAtHandError("the base's files are quantised, so they are only opened when they are read.")
         load_base(source, replace(recipe.model, attn_implementation=None), only_look=True)
 
     def rows(self, recipe: Recipe) -> RunRows:
-        """Return the rows of a recipe, each set of rows loaded once.
+        """Return the rows of a recipe; each set of rows is loaded once.
 
         Raises:
-            NotAtHandError: they are not here, or are a stream.
+            NotAtHandError: they are not on this machine, or are a stream.
             ValueError: they cannot be read.
-            FileNotFoundError: a folder that is here lacks the split.
+            FileNotFoundError: a local folder lacks the split.
         """
         data, task = recipe.data, recipe.task()
         path = data.path if data.path is not None else task.source
         if data.streaming:
             if path is not None and Path(path).expanduser().exists():
-                load_rows(data, task)  # which splits there are
-            raise NotAtHandError("they are a stream, which is read while training (data.streaming).")
+                load_rows(data, task)  # checks the splits
+            raise NotAtHandError("they are a stream, which is read during training (data.streaming).")
         if not isinstance(task, GeneratedTask):
             if path is None:
-                raise NotAtHandError(f"task {data.task!r} has no source of its own. Give data.path=FOLDER.")
+                raise NotAtHandError(f"task {data.task!r} has no default source. Give data.path=FOLDER.")
             if not Path(path).expanduser().exists() and not self.download:
                 raise NotAtHandError(f"{self._not_here(path)}. Give data.path=FOLDER{self._or_fetch}.")
         key = repr({name: value for name, value in asdict(data).items() if not name.endswith("_template")})
@@ -262,15 +262,15 @@ class AtHand:
             return f"{source} is not on this machine yet: rim-peft base {source} fetches it"
         problem = hub_problem() if self.download else None
         asked = f", and {problem}" if problem else ""
-        return f"{source} is no folder in {Path.cwd()}, nor in the Hub's cache on this machine{asked}"
+        return f"{source} is not a folder in {Path.cwd()}, nor in the Hub's cache on this machine{asked}"
 
 
 def _check_quantizer(own: dict[str, Any]) -> None:
-    """Check that the packages are here that a base's quantised files need."""
+    """Check that the packages that a base's quantised files need are installed."""
     try:
         AutoHfQuantizer.from_config(own, pre_quantized=True).validate_environment(device_map=None)
     except ImportError as error:
         method = own.get("quant_method")
         raise ImportError(f"model.name_or_path: its files are quantised by {method}: {error}") from error
-    except Exception as error:  # of a machine without a GPU
+    except Exception as error:  # on a machine without a GPU
         raise NotAtHandError(f"its quantised files are not for this machine: {error}") from error

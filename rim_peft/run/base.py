@@ -1,4 +1,4 @@
-"""The frozen base of a run: loaded by its name, or built from a configuration with random weights."""
+"""The frozen base of a run: loaded by name, or built from a configuration with random weights."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ EOS, PAD = "<|endoftext|>", "<|pad|>"
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _MAX_TOKENIZER_BYTES = 256 << 20
 _LEAST_TOKENS = 256
-"""A tokenizer without a file of tokens has one for each byte at least, or its file is missing."""
+"""A tokenizer without ``tokenizer.json`` has at least one token per byte; with fewer, that file is missing."""
 
 
 def locate_base(source: str, options: ModelOptions, *, only_here: bool = False) -> str:
     """Return the folder or Hub id that transformers loads a base from.
 
     Args:
-        source: folder or Hub id of a base, a name of one, or a folder or Hub id with a GGUF file.
-        options: which file, if one is to be made a base of, and which revision.
-        only_here: ask nothing of the Hub or the package index.
+        source: folder, Hub id or name of a base, or a folder or Hub id with a GGUF file.
+        options: the GGUF file to convert, if any, and the revision.
+        only_here: do not ask the Hub or the package index.
 
     Raises:
-        OSError: it is not there.
-        ValueError: it cannot be made a base of.
+        OSError: the base or the file does not exist.
+        ValueError: the file cannot be converted to a base.
     """
     name = options.gguf_file
     if name is not None and (path := Path(source, name)).is_file():
@@ -66,39 +66,39 @@ def locate_base(source: str, options: ModelOptions, *, only_here: bool = False) 
     if name is not None and _is_own(source, options):
         if parse_name(source) is not None:
             raise ValueError(
-                f"model.gguf_file: must be left out for {source}, whose file is known, got {name!r}. Remove it."
+                f"model.gguf_file: must be omitted for {source}, whose file is known, got {name!r}. Remove it."
             )
         if Path(source).is_dir():
-            raise FileNotFoundError(f"model.gguf_file: must be a file in {source}, got {name!r}, which is not there.")
+            raise FileNotFoundError(f"model.gguf_file: must be a file in {source}, got {name!r}, which does not exist.")
         with nullcontext() if only_here else asking_hub(source):
             path = Path(hf_hub_download(source, name, revision=options.revision, local_files_only=only_here))
         return str(gguf_folder(path))
     found = find_base(source, only_here=only_here)
     if _revision(source, options) is not None and parse_name(source) is not None and Path(found).is_dir():
         raise ValueError(
-            f"model.revision: must be left out for a base of a package, got {options.revision!r} for {source}. Remove "
+            f"model.revision: must be omitted for a base of a package, got {options.revision!r} for {source}. Remove "
             f"it, or name the Hub's weights: {source.partition('@')[0]}@hub."
         )
     return found
 
 
 def _is_own(source: str, options: ModelOptions) -> bool:
-    """Tell whether a source is the options' own base, however its folder is written."""
+    """Tell whether a source is the options' own base, however its path is written."""
     own = options.name_or_path
     return source == own or (own is not None and Path(own).is_dir() and Path(source).resolve() == Path(own).resolve())
 
 
 @contextmanager
 def _own_code_named(source: str, options: ModelOptions) -> Iterator[None]:
-    """Say how code that comes with a base is let run, where transformers names an argument of its own."""
+    """Name this package's option for running a base's code, where transformers' error names its own argument."""
     try:
         yield
     except ValueError as error:
         if options.trust_remote_code or "trust_remote_code" not in str(error):
             raise
         raise ValueError(
-            f"model.trust_remote_code: {source} comes with code of its own, which runs only if you say so. If you "
-            "trust it: model.trust_remote_code=true in your recipe, or --trust-remote-code where a folder is loaded "
+            f"model.trust_remote_code: {source} comes with its own code, which runs only if you allow it. If you "
+            "trust it: model.trust_remote_code=true in your recipe, or --trust-remote-code when loading a folder "
             "(in Python trust_remote_code=True)."
         ) from error
 
@@ -108,17 +108,17 @@ def load_base(source: str, options: ModelOptions, *, only_look: bool = False) ->
 
     Args:
         source: folder or Hub id.
-        options: how.
-        only_look: find and open the files without reading weights, which stay on the device ``meta``, unquantised.
+        options: how to load it.
+        only_look: open the files without reading weights, which stay on the device ``meta``, unquantised.
 
     Raises:
-        OSError: there is no such model.
-        ValueError: its files are damaged, or lack weights that its configuration asks for.
-        ImportError: bitsandbytes is needed and not installed.
+        OSError: the model does not exist.
+        ValueError: its files are damaged, or lack weights that its configuration requires.
+        ImportError: bitsandbytes is needed but not installed.
     """
     named, source = source, locate_base(source, options)
     quantization = None if only_look else _quantization(options)
-    # Quantised weights cannot be moved later; the others go to their device with the adapter (`to_device`).
+    # Quantised weights cannot be moved later; others go to their device with the adapter (`to_device`).
     device = torch.cuda.current_device() if quantization and torch.cuda.is_available() else None
     device_map = {"": "meta"} if only_look else None if device is None else {"": device}
     with asking_hub(source), _own_code_named(source, options), _weights_named(source):
@@ -127,27 +127,27 @@ def load_base(source: str, options: ModelOptions, *, only_look: bool = False) ->
             revision=_revision(named, options),
             dtype=options.dtype,
             attn_implementation=options.attn_implementation,
-            # None would hide from transformers that weights are stored quantised.
+            # With None transformers would not notice that weights are stored quantised.
             **({} if quantization is None else {"quantization_config": quantization}),
             device_map=device_map,
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
         )
     base: PreTrainedModel
-    base, found = loaded  # with what was found in the files
+    base, found = loaded  # found: the loading info
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
-            f"model.name_or_path: the files in {source} must hold all weights of its config.json, and lack "
+            f"model.name_or_path: the files in {source} must hold all weights of its config.json, but lack "
             f"{len(missing)}, such as {missing[0]}, which would be random each time. Fetch the whole base again."
         )
-    if source != named:  # an adapter that is used elsewhere finds nothing in this machine's cache
+    if source != named:  # an adapter used elsewhere must not refer to this machine's cache
         base.name_or_path = public_name(named)
     return base
 
 
 @contextmanager
 def _weights_named(source: str) -> Iterator[None]:
-    """Say whose weights cannot be read, where libraries name no file, or a way that would run code."""
+    """Say whose weights cannot be read, where a library names no file or suggests a way that would run code."""
     try:
         yield
     except OSError as error:
@@ -158,8 +158,8 @@ def _weights_named(source: str) -> Iterator[None]:
         if "ignore_mismatched_sizes" in str(error):
             why = "have other shapes than its config.json says"
         elif isinstance(error, UnpicklingError) or "PytorchStreamReader" in str(error):
-            why = "are a pickle (pytorch_model.bin) that is damaged or holds more than tensors, and is not read"
-        elif isinstance(error, RuntimeError):  # of the device, such as its memory
+            why = "are a pickle (pytorch_model.bin) that is damaged or holds more than tensors, so it is not read"
+        elif isinstance(error, RuntimeError):  # from the device, such as out of memory
             raise
         else:
             why = f"cannot be read ({error})"
@@ -167,12 +167,12 @@ def _weights_named(source: str) -> Iterator[None]:
 
 
 def load_config(source: str | None, options: ModelOptions, *, only_local: bool = False) -> PretrainedConfig:
-    """Load a base's configuration from a folder or the Hub, or make that of a base that is built from scratch.
+    """Load a base's configuration from a folder or the Hub, or create the one for a base built from scratch.
 
     Args:
-        source: folder or Hub id; None for the configuration that the options hold.
-        options: which revision of it, and whether its code is run.
-        only_local: ask nothing of the Hub.
+        source: folder or Hub id; None for the configuration in the options.
+        options: its revision, and whether its code may run.
+        only_local: do not ask the Hub.
 
     Raises:
         OSError: there is none.
@@ -193,17 +193,17 @@ def load_config(source: str | None, options: ModelOptions, *, only_local: bool =
 def build_meta_base(
     config: PretrainedConfig, options: ModelOptions, *, has_bf16: bool | None = None
 ) -> PreTrainedModel:
-    """Return a base without weights, on the device ``meta``: the layers that :func:`load_base` would give it.
+    """Return a base without weights, on the device ``meta``, with the layers that :func:`load_base` would give it.
 
     Args:
-        config: of the base.
-        options: type, attention and quantisation of its weights.
-        has_bf16: whether nf4 weights are computed with in bfloat16; None for what this machine does.
+        config: the base's configuration.
+        options: dtype, attention and quantisation.
+        has_bf16: whether nf4 weights compute in bfloat16; None for what this machine supports.
 
     Raises:
-        ImportError: bitsandbytes is needed and not installed.
+        ImportError: bitsandbytes is needed but not installed.
     """
-    config = copy.deepcopy(config)  # which transformers notes the type and the quantisation in
+    config = copy.deepcopy(config)  # transformers writes dtype and quantisation into it
     dtype = config.get_text_config().dtype or torch.float32 if options.dtype == "auto" else options.dtype
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
@@ -214,10 +214,10 @@ def build_meta_base(
         )
     own = stored_quantization(config)
     quantization = _quantization(options, has_bf16=has_bf16)
-    if own.get("quant_method") == "bitsandbytes":  # weights that are stored so stay so, whatever the options say
+    if own.get("quant_method") == "bitsandbytes":  # stored quantised weights stay as they are, whatever the options say
         quantization = BitsAndBytesConfig.from_dict(own)
     if quantization is not None:
-        # transformers' own way: it knows which layers stay as they are.
+        # transformers' quantizer knows which layers not to quantise.
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
         quantizer.preprocess_model(model=model, device_map=None)
         quantizer.postprocess_model(model)
@@ -225,17 +225,17 @@ def build_meta_base(
 
 
 def stored_quantization(config: PretrainedConfig) -> dict[str, Any]:
-    """Return how a base's weights are quantised in its files, with ``quant_method``; empty where they are not."""
+    """Return how a base's weights are quantised in its files, with ``quant_method``; empty if they are not."""
     own: Any = getattr(config, "quantization_config", None) or {}
     return dict(own) if isinstance(own, Mapping) else own.to_dict()
 
 
 def pin_base(recipe: Recipe, *, kept: str | None = None) -> Recipe:
-    """Return a recipe whose base, if it has a name of :mod:`rim_peft.run.named_bases`, says which weights it has.
+    """Return the recipe with its base's name, if it is one of :mod:`rim_peft.run.named_bases`, pinned to a source.
 
     Args:
         recipe: with a base or without.
-        kept: what a run that goes on calls its base, whatever has come to this machine since.
+        kept: the base's name in a resumed run, which stays whatever has been fetched since.
     """
     name = recipe.model.name_or_path
     is_same = name is not None and kept is not None and parse_name(name) is not None and kept.startswith(f"{name}@")
@@ -248,7 +248,8 @@ def pin_base(recipe: Recipe, *, kept: str | None = None) -> Recipe:
 def to_device(model: PeftModel, options: ModelOptions) -> PeftModel:
     """Move a model to this process's GPU, if there is one; quantised weights are there already.
 
-    One that FSDP will shard stays: each GPU gets its part of every layer then, and need not have room for the whole.
+    A model that FSDP will shard stays on the CPU: each GPU then gets its part of every layer, and the whole need not
+    fit on one.
     """
     if options.quantization is None and torch.cuda.is_available() and not shards_weights():
         model.to("cuda")
@@ -256,17 +257,17 @@ def to_device(model: PeftModel, options: ModelOptions) -> PeftModel:
 
 
 def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; EOS serves as padding where it has none, so that the vocabulary stays as it is.
+    """Load a tokenizer; if it has no padding token EOS is used, so that the vocabulary does not change.
 
     Args:
         source: folder or Hub id.
-        options: which revision of it, and whether its code is run.
-        only_local: ask nothing of the Hub.
+        options: its revision, and whether its code may run.
+        only_local: do not ask the Hub.
 
     Raises:
-        ValueError: it has no EOS token, which closes every readout; its chat template cannot be rendered in bounds; or
-            it comes with code, which nobody lets run.
-        OSError: there is no such tokenizer.
+        ValueError: it has no EOS token, which closes every readout; its chat template cannot be rendered within
+            bounds; or it comes with code that is not trusted.
+        OSError: the tokenizer does not exist.
     """
     named, source = source, locate_base(source, options, only_here=only_local)
     revision = _revision(named, options)
@@ -283,20 +284,20 @@ def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = Fal
 
 
 def read_tokenizer(folder: Path, options: ModelOptions, *, otherwise: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies in an adapter's or an export's folder, or another one if there is none.
+    """Load the tokenizer from an adapter's or an export's folder, or a fallback if there is none.
 
     Args:
-        folder: of the adapter.
+        folder: folder of the adapter or export.
         options: as for :func:`load_tokenizer`.
-        otherwise: folder or Hub id of the tokenizer to take if the folder has none.
+        otherwise: folder or Hub id of the fallback.
 
     Raises:
-        ValueError: the folder's tokenizer is damaged, or not whole.
+        ValueError: the folder's tokenizer is damaged or incomplete.
     """
     config = folder / _TOKENIZER_CONFIG
     if not config.exists():
         if (folder / _TOKENIZER).exists():
-            raise ValueError(f"{config}: must be there beside {_TOKENIZER}, and is not. {AGAIN}")
+            raise ValueError(f"{config}: must be beside {_TOKENIZER}, but is missing. {AGAIN}")
         return load_tokenizer(otherwise, options)
     for path in folder.glob("*token*.json"):
         if (size := path.stat().st_size) > _MAX_TOKENIZER_BYTES:
@@ -304,18 +305,18 @@ def read_tokenizer(folder: Path, options: ModelOptions, *, otherwise: str) -> Pr
     try:
         tokenizer = load_tokenizer(str(folder), options)
         tokenizer("")
-    except Exception as error:  # of several libraries, one of which raises `Exception` itself
+    except Exception as error:  # from several libraries; one of them raises plain `Exception`
         for path in sorted(folder.glob("*token*.json")):
             read_object(path, max_bytes=_MAX_TOKENIZER_BYTES)
         if is_ours(error):
             raise
         raise ValueError(
-            f"{folder}: its tokenizer ({_TOKENIZER}, {_TOKENIZER_CONFIG}) must be one that transformers can load, and "
+            f"{folder}: its tokenizer ({_TOKENIZER}, {_TOKENIZER_CONFIG}) must be one that transformers can load, but "
             f"is not ({brief(error)}). {AGAIN}"
         ) from error
     if not (folder / _TOKENIZER).exists() and len(tokenizer) < _LEAST_TOKENS:
         raise ValueError(
-            f"{folder}: its tokenizer must have tokens for any text, and has {len(tokenizer)} ({_TOKENIZER}, "
+            f"{folder}: its tokenizer must have tokens for any text, but has {len(tokenizer)} ({_TOKENIZER}, "
             f"{_TOKENIZER_CONFIG}). {AGAIN}"
         )
     return tokenizer
@@ -324,14 +325,14 @@ def read_tokenizer(folder: Path, options: ModelOptions, *, otherwise: str) -> Pr
 def build_base(
     config: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, templates: Templates, seed: int, folder: Path
 ) -> None:
-    """Write a base with random weights, and a tokenizer made from training rows, to a folder, at once.
+    """Write a base with random weights, and a tokenizer trained on the rows, to a folder, atomically.
 
     Args:
         config: ``model_type`` and the fields of its configuration.
         rows: training rows with question, steps and answer.
         templates: how rows are written.
         seed: seed of the weights.
-        folder: where to write to; it appears when it is complete.
+        folder: where to write; appears only once complete.
     """
     settings = dict(config)
     model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
@@ -347,12 +348,12 @@ def build_base(
 def train_tokenizer(
     rows: Iterable[Mapping[str, Any]], templates: Templates, *, vocab_size: int
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on rows: any text can be written in it, and back.
+    """Train a byte-level BPE on rows; any text survives encoding and decoding.
 
     Args:
         rows: training rows with question, steps and answer.
         templates: how rows are written.
-        vocab_size: tokens at most.
+        vocab_size: maximum number of tokens.
 
     Raises:
         ValueError: the vocabulary has no room for the 256 bytes and two special tokens.
@@ -375,7 +376,7 @@ def train_tokenizer(
 
 
 def _texts(rows: Iterable[Mapping[str, Any]], templates: Templates) -> Iterator[str]:
-    """Yield the texts of the rows that could be read."""
+    """Yield the texts of the readable rows."""
     for row in rows:
         if row.get(ROW_ERROR) is not None:
             continue
@@ -394,7 +395,7 @@ def _quantization(options: ModelOptions, *, has_bf16: bool | None = None) -> Bit
     if find_spec("bitsandbytes") is None:
         raise ImportError(
             f"model.quantization: needs bitsandbytes, which is not installed, got {options.quantization!r}. "
-            "pip install 'rim-peft[quantized]', or leave it out for a base as it is."
+            "pip install 'rim-peft[quantized]', or omit it for an unquantised base."
         )
     if options.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -409,5 +410,5 @@ def _quantization(options: ModelOptions, *, has_bf16: bool | None = None) -> Bit
 
 
 def _revision(source: str, options: ModelOptions) -> str | None:
-    """Return the options' revision where it is about this source, not about another one's tokenizer or a folder."""
+    """Return the options' revision if ``source`` is their base; it does not apply to other tokenizers or folders."""
     return options.revision if source == options.name_or_path else None

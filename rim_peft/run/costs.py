@@ -1,4 +1,4 @@
-"""What a stage costs, before anything is trained: its rows' lengths, steps and batches, and its memory at the peak."""
+"""Estimate a stage's cost before training: its rows' lengths, its steps and batches, and its peak memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rim_peft.training.readout_trainer import arrange_rows
 from rim_peft.training.simulation import StepMemory, optimizer_bytes, simulate_step
 
 TEXT_TOKENS = 8
-"""Tokens of each step and answer in a row of which nothing but its length is stated."""
+"""Tokens of each step and answer in a row of which only the length is given."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class StageRows:
     Attributes:
         rows: tokenised rows that the stage can train on.
         lengths: tokens of each: prompt, blocks and readouts.
-        bad: index and reason of rows that it cannot train on.
+        bad: index of each row that it cannot train on, with the reason.
     """
 
     rows: Dataset
@@ -52,17 +52,17 @@ def lay_out(
     *,
     max_positions: int | None,
 ) -> StageRows:
-    """Tokenise rows as a stage does, and count each one's tokens.
+    """Tokenise rows as a stage does, and count each row's tokens.
 
     Args:
-        objective: what the stage trains of a row.
+        objective: the stage's objective.
         args: the stage's options.
         rows: rows with question, steps and answer.
         tokenizer: the base's.
-        max_positions: positions that the base has; None for any number.
+        max_positions: number of the base's positions; None if unlimited.
 
     Raises:
-        ValueError: the rows are bad throughout, or the tokenizer cannot write them.
+        ValueError: all rows are bad, or the tokenizer cannot encode them.
     """
     options: dict[str, Any] = {
         "templates": args.templates,
@@ -84,12 +84,12 @@ def lay_out(
 
 
 def stated_row(objective: Objective, length: int, *, num_blocks: int) -> TokenizedRow:
-    """Return a tokenised row of so many tokens, for want of real ones: short texts, and a prompt that takes the rest.
+    """Return an artificial tokenised row of ``length`` tokens: short texts, and a prompt that takes the rest.
 
     Args:
-        objective: what the stage trains of a row.
-        length: tokens of the row; one that its blocks and readouts exceed gets a prompt of one token.
-        num_blocks: of the adapter; the row has as many steps.
+        objective: the stage's objective.
+        length: tokens of the row; if its blocks and readouts exceed that, the prompt has one token.
+        num_blocks: the adapter's; the row has that many steps.
     """
     num_steps = max(1, num_blocks)
     row: TokenizedRow = {"prompt_ids": [], "step_ids": [[0]] * num_steps, "answer_ids": [0]}
@@ -103,7 +103,7 @@ def stated_row(objective: Objective, length: int, *, num_blocks: int) -> Tokeniz
 
 
 def find_unreadable(rows: Iterable[Mapping[str, Any]], *, needs_steps: bool) -> list[tuple[int, str]]:
-    """Return index and reason of rows that no tokenizer could make good."""
+    """Return index and reason of each row that is bad whatever the tokenizer."""
     bad = []
     for index, row in enumerate(rows):
         try:
@@ -117,9 +117,9 @@ def find_unreadable(rows: Iterable[Mapping[str, Any]], *, needs_steps: bool) -> 
 def find_changed(
     rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, templates: Templates
 ) -> tuple[int, tuple[str, str] | None]:
-    """Count rows with a text that a tokenizer changes, white space aside; with one such text and what it becomes.
+    """Count rows with a text that a tokenizer changes, apart from white space; also return a text before and after.
 
-    Rows that cannot be read are not looked at.
+    Unreadable rows are skipped.
     """
     encoder = Encoder(tokenizer, templates)
     texts: list[str] = []
@@ -151,9 +151,9 @@ def count_batches(args: Any, lengths: Sequence[int]) -> int:
 
 
 def find_largest_batch(args: Any, lengths: Sequence[int]) -> list[int]:
-    """Return the indices of the rows of the batch that takes most memory.
+    """Return the row indices of the batch that takes the most memory.
 
-    With a number of rows for each batch, the longest rows can meet in one. Where tokens are counted, it is the largest
+    With a fixed number of rows per batch, it has the longest rows. With ``max_tokens_per_batch``, it is the largest
     batch of one epoch in a random order.
 
     Raises:
@@ -176,7 +176,7 @@ def _by_tokens(args: Any, lengths: Sequence[int]) -> list[list[int]]:
 
 
 def count_steps(args: Any, num_batches: int | None) -> int | None:
-    """Count a stage's steps on one device, as the Trainer does; None if its batches must be known for that."""
+    """Count a stage's steps on one device, as the Trainer does; None if that needs the unknown number of batches."""
     if args.max_steps > 0:
         return int(args.max_steps)
     if num_batches is None:
@@ -187,7 +187,7 @@ def count_steps(args: Any, num_batches: int | None) -> int | None:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """A batch as it goes through the model: ``samples`` in ``rows`` rows of ``length`` tokens, padding included."""
+    """A batch as the model sees it: ``samples`` in ``rows`` rows of ``length`` tokens, padding included."""
 
     samples: int
     rows: int
@@ -196,17 +196,17 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class PeakMemory(StepMemory):
-    """Bytes that training holds at its peak: all of a step's parts, and what the optimiser keeps.
+    """Bytes that training holds at its peak: all parts of a step, and the optimiser's state.
 
     Attributes:
-        optimizer: its state; None where it is not known, and then not in the total.
+        optimizer: the optimiser's state; None if unknown, and then not in the total.
     """
 
     optimizer: int | None
 
     @property
     def total(self) -> int:
-        """All parts of the peak together."""
+        """Sum of all parts."""
         return self.weights + self.adapter + (self.optimizer or 0) + self.step
 
 
@@ -214,8 +214,8 @@ def precision(values: dict[str, Any], *, device: str) -> torch.dtype | None:
     """Return the type of a stage's mixed precision on a device, None for none.
 
     Args:
-        values: what the recipe gives of the stage; bf16 is on where a GPU has it unless it is set.
-        device: ``"cuda"`` or ``"cpu"``; a GPU that is not here is one with bf16.
+        values: the stage's options in the recipe; bf16 defaults to on if the GPU supports it.
+        device: ``"cuda"`` or ``"cpu"``; a GPU of another machine is assumed to support bf16.
     """
     if values.get("fp16"):
         return torch.float16
@@ -235,16 +235,16 @@ def estimate(
     device: str,
     head: Head = Head.FUSED,
 ) -> tuple[BatchSize, PeakMemory]:
-    """Simulate a stage's step on a batch where all readouts count.
+    """Simulate a stage's step on a batch in which all readouts count.
 
     Args:
-        model: base and adapter on the device ``meta``; of no use afterwards.
-        objective: what the stage trains of a row.
+        model: base and adapter on the device ``meta``; consumed by this call.
+        objective: the stage's objective.
         args: the stage's options.
         rows: the batch, tokenised.
         autocast: type of mixed precision, None for none.
         device: ``"cuda"`` or ``"cpu"``.
-        head: what scores labels.
+        head: which head scores labels.
     """
     kind: Any = args.gradient_checkpointing_kwargs or {}
     layout, weights = arrange(objective, args, rows)
@@ -268,7 +268,7 @@ def estimate(
 
 
 def prepare(model: PeftModel, objective: Objective, args: ReadoutConfig) -> None:
-    """Make of a model what the stage's trainer makes of it: what is trained, and LoRA's dropout."""
+    """Set a model up as the stage's trainer does: trained parameters and LoRA's dropout."""
     base_model: Any = model.base_model
     base_model.memory.rows(model.active_adapter).requires_grad_(objective.trains_memory)
     if args.dropout is not None:
@@ -276,7 +276,7 @@ def prepare(model: PeftModel, objective: Objective, args: ReadoutConfig) -> None
 
 
 def arrange(objective: Objective, args: ReadoutConfig, rows: Sequence[TokenizedRow]) -> tuple[Layout, torch.Tensor]:
-    """Return a batch's rows and its readouts' weights, as the trainer's loss arranges them where all of them count."""
+    """Return a batch's rows and its readouts' weights, arranged as in the trainer's loss when all readouts count."""
     batch = objective.collator(pad_id=0)(rows)
     num_steps = batch.pop("num_steps")
     layout = Layout(**batch)
@@ -285,7 +285,7 @@ def arrange(objective: Objective, args: ReadoutConfig, rows: Sequence[TokenizedR
 
 
 def count_parameters(model: PeftModel) -> tuple[int, int]:
-    """Count trained and frozen numbers of a model on the device ``meta``, whose shapes are those before packing."""
+    """Count trained and frozen numbers of a model on the device ``meta``, where weights are not packed yet."""
     sizes = {True: 0, False: 0}
     for parameter in model.parameters():
         sizes[parameter.requires_grad] += math.prod(parameter.shape)

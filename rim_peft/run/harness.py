@@ -1,6 +1,6 @@
-"""Runs under EleutherAI's lm-evaluation-harness (the extra ``lm-eval``): its model ``rim``, and its tasks on a run.
+"""Evaluate runs with EleutherAI's lm-evaluation-harness (the extra ``lm-eval``), as its model ``rim``.
 
-Importing this module registers the model, for ``lm_eval.simple_evaluate(model="rim", model_args=...)`` too.
+Importing this module registers the model, also for ``lm_eval.simple_evaluate(model="rim", model_args=...)``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from rim_peft.data.examples import Templates
 from rim_peft.data.sources import asking_hub
 from rim_peft.data.tokenization import Encoder
-from rim_peft.evaluation.harness import BlockLM  # first, since it says what to install where the harness is missing
+from rim_peft.evaluation.harness import BlockLM  # first: it says what to install if the harness is missing
 from rim_peft.methods import get_method
 from rim_peft.run.loading import Run, load_run
 
@@ -33,7 +33,7 @@ __all__ = ["RimLM", "make_table", "run_harness"]
 class RimLM(BlockLM):
     """A run, or an adapter's folder or Hub id, as the harness's model ``rim``.
 
-    Of ``HFLM``'s options those about loading have no effect: a run says itself how its base is loaded.
+    ``HFLM``'s loading options have no effect: the run determines how its base is loaded.
     """
 
     def __init__(
@@ -54,24 +54,25 @@ class RimLM(BlockLM):
             num_blocks: blocks after each context; the adapter's own if not given.
             base: folder or Hub id of the base, if it is not where the adapter says.
             revision: branch, tag or commit of the adapter on the Hub.
-            trust_remote_code: let code run that comes with the base or the tokenizer.
-            device: where to put the model; the GPU if there is one. A quantised base stays where it was loaded.
-            options: of ``HFLM``, as ``batch_size`` and ``max_length``.
+            trust_remote_code: allow code that comes with the base or the tokenizer to run.
+            device: where to put the model; by default the GPU, if there is one. A quantised base stays where it was
+                loaded.
+            options: options of ``HFLM``, such as ``batch_size`` and ``max_length``.
 
         Raises:
             FileNotFoundError: there is no adapter.
-            ValueError: it is of another kind or an export, its method answers in another way than after blocks, or
+            ValueError: it is of another kind or an export, its method does not answer after blocks or at once, or
                 there are several processes.
         """
         if (num_processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
             raise ValueError(
                 f"processes: must be one, which evaluates everything, got {num_processes}. Start it without accelerate "
-                "launch or torchrun, and share the tasks out by hand."
+                "launch or torchrun, and distribute the tasks by hand."
             )
         run = load_run(pretrained, base=base, revision=revision, trust_remote_code=trust_remote_code)
         if run.exported is not None:
             raise ValueError(
-                f"{pretrained}: must be an adapter, got an export, whose tokenizer puts blocks behind whole texts. "
+                f"{pretrained}: must be an adapter, got an export, whose tokenizer puts blocks after whole texts. "
                 "Give the adapter that it was made from."
             )
         _check_method(run, num_blocks)
@@ -81,7 +82,7 @@ class RimLM(BlockLM):
         self.source = pretrained
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what the harness writes down about a model, with adapter and blocks."""
+        """Return the harness's description of the model, with adapter and blocks."""
         return {**super().get_model_info(), "rim_adapter": self.source, "rim_num_blocks": self.num_blocks}
 
 
@@ -106,11 +107,11 @@ def run_harness(
         num_blocks: blocks after each context; the adapter's own if not given.
         base: folder or Hub id of the base, if it is not where the adapter says.
         revision: branch, tag or commit of the adapter on the Hub.
-        trust_remote_code: let code run that comes with the base or the tokenizer.
-        include_path: folder with files of tasks beside the harness's own; such files can run code.
+        trust_remote_code: allow code that comes with the base or the tokenizer to run.
+        include_path: folder with task files in addition to the harness's own; task files can run code.
         output_path: folder or ``.json`` file for the results.
         log_samples: keep every request and answer among the results, and write them to ``output_path``.
-        options: of ``lm_eval.simple_evaluate``, as ``limit``, ``num_fewshot`` and ``batch_size``.
+        options: options of ``lm_eval.simple_evaluate``, such as ``limit``, ``num_fewshot`` and ``batch_size``.
 
     Raises:
         FileNotFoundError: there is no adapter.
@@ -148,7 +149,7 @@ def run_harness(
 
 
 def _find_tasks(tasks: Sequence[str], include_path: str | None) -> TaskManager:
-    """Return a manager that knows some tasks; the harness's own thousands only if they are among them."""
+    """Return a manager that knows the given tasks; loads the harness's thousands only if needed."""
     if include_path is not None and not Path(include_path).is_dir():
         raise ValueError(f"include_path: must be a folder with files of tasks, got {include_path!r}.")
     for include_defaults in (False, True):
@@ -163,7 +164,7 @@ def _find_tasks(tasks: Sequence[str], include_path: str | None) -> TaskManager:
 
 
 def _check_method(run: Run, num_blocks: int | None) -> None:
-    """Refuse methods that answer in a way of their own, and blocks for those that have none."""
+    """Refuse methods with their own way of answering, and blocks for methods without."""
     if run.recipe is None:
         return
     method = run.recipe.method
@@ -173,17 +174,17 @@ def _check_method(run: Run, num_blocks: int | None) -> None:
             "cannot score. Use rim-peft evaluate."
         )
     if num_blocks and not run.recipe.rim_config().num_blocks:
-        raise ValueError(f"num_blocks: must not be given for method {method!r}, which has no blocks. Leave it out.")
+        raise ValueError(f"num_blocks: must not be given for method {method!r}, which has no blocks. Omit it.")
 
 
 def _spells_tokens(run: Run) -> bool:
-    """Tell whether the training's templates spell special tokens, which a task must write out where it follows them."""
+    """Tell whether the training's templates spell out special tokens; a task that follows them spells them out too."""
     encoder = Encoder(run.tokenizer, Templates())
     return any(encoder.spells_tokens(text) for text in (run.templates.prompt, run.templates.answer))
 
 
 def _move(run: Run, device: str | None) -> None:
-    """Move a model that can be moved to a device that there is: the harness asks for a GPU by default."""
+    """Move an unquantised model to ``device`` if that exists; the harness asks for a GPU by default."""
     is_there = device is not None and (device == "cpu" or torch.cuda.is_available())
     if is_there and (run.recipe is None or run.recipe.model.quantization is None):
         run.model.to(device)

@@ -1,4 +1,4 @@
-"""Output folders: can a run write to one; and a finished one → a model that answers, without naming the base again."""
+"""Output folders: check that a run can write to one, and load a finished one without naming its base again."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from rim_peft.tuner.tensors import AGAIN
 from rim_peft.values import shown
 
 PROBE = ".rim-peft-"
-"""Prefix of a folder that is made to see whether one can be; a kill may leave it."""
+"""Prefix of the folder that :func:`check_writable` creates as a test; a kill may leave it."""
 
 
 def check_writable(folder: Path) -> None:
-    """Check that a folder is there, or could be made, and that files can be written to it.
+    """Check that a folder exists or can be created, and that files can be written to it.
 
     Raises:
         RecipeError: they cannot.
@@ -49,8 +49,8 @@ def check_writable(folder: Path) -> None:
         os.lstat(folder)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError) as error:  # a name that is too long, or holds what no file's name can
-        reason = error.strerror if isinstance(error, OSError) else "no name of a file has such characters"
+    except (OSError, ValueError) as error:  # a name that is too long or has invalid characters
+        reason = error.strerror if isinstance(error, OSError) else "file names cannot have these characters"
         raise RecipeError(f"output_dir: cannot be {str(folder)[:200]!r} ({reason}). Give another folder.") from None
     try:
         check_folder_path("output_dir", folder)
@@ -58,18 +58,18 @@ def check_writable(folder: Path) -> None:
         raise RecipeError(str(error)) from None
     place = _nearest(folder)
     try:
-        # What permissions, mounts and quotas allow is known when it is tried.
+        # Only an attempt shows what permissions, mounts and quotas allow.
         with tempfile.TemporaryDirectory(dir=place, prefix=PROBE):
             pass
     except OSError as error:
         raise RecipeError(
-            f"output_dir: must be a folder that can be written to, {place} cannot ({error.strerror}). "
-            "Give another folder."
+            f"output_dir: must be a folder that can be written to, but {place} cannot ({error.strerror}). Give another "
+            "folder."
         ) from None
 
 
 def lacking_space(folder: Path, stages: Sequence[tuple[Any, PeakMemory | None, int | None]]) -> str | None:
-    """Return a sentence if the checkpoints of a run will not fit on the disk; None if they will, as far as is known.
+    """Return a sentence if the checkpoints of a run will not fit on the disk, None if they will as far as is known.
 
     Args:
         folder: output folder of the run.
@@ -81,12 +81,12 @@ def lacking_space(folder: Path, stages: Sequence[tuple[Any, PeakMemory | None, i
         return None
     return (
         f"output_dir: the checkpoints take about {_gib(needed)}, {_gib(free)} are free in {_nearest(folder)}. "
-        "save_total_limit keeps the last ones alone, save_steps makes fewer."
+        "Set save_total_limit to keep only the last ones, or a larger save_steps."
     )
 
 
 def _checkpoints(args: Any, num_steps: int | None) -> int:
-    """Count the checkpoints that a stage leaves; 1 where it is not known."""
+    """Count the checkpoints that a stage leaves; 1 if unknown."""
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     if strategy == "no":
         return 0
@@ -100,14 +100,14 @@ def _checkpoints(args: Any, num_steps: int | None) -> int:
 
 
 def _size(memory: PeakMemory) -> int:
-    """Return the bytes of a checkpoint: the adapter and what the optimiser keeps of it."""
+    """Return the bytes of a checkpoint: the adapter and the optimiser's state."""
     return memory.adapter + (memory.optimizer or 0)
 
 
 def _nearest(folder: Path) -> Path:
-    """Return the folder itself, or the nearest one above it that is there."""
+    """Return the folder itself, or the nearest parent that exists."""
     folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if os.path.isdir(place))  # False for no name of a file
+    return next(place for place in (folder, *folder.parents) if os.path.isdir(place))  # False for an invalid name
 
 
 def _gib(size: int) -> str:
@@ -119,14 +119,14 @@ _PAPER = "Put back a copy, or delete it: the adapter answers without it."
 
 @dataclass(frozen=True)
 class Run:
-    """A trained adapter on its base, with all that is needed to ask it.
+    """A trained adapter on its base, with everything needed to ask it questions.
 
     Attributes:
         model: the base with the adapter.
         tokenizer: the base's tokenizer.
         recipe: how it was trained; None for an adapter that was saved by hand.
-        record: what ``run.json`` says about the training; empty for an adapter that was saved by hand.
-        exported: what an export, whose ``model`` is a plain one, says of itself; None for an adapter.
+        record: contents of ``run.json``; empty for an adapter that was saved by hand.
+        exported: record of an export, whose ``model`` is a plain one; None for an adapter.
     """
 
     model: PeftModel
@@ -143,22 +143,22 @@ class Run:
 
     @property
     def templates(self) -> Templates:
-        """How prompts are written: as in training, else the defaults."""
+        """Templates of the training, or the defaults."""
         return self.recipe.data.templates if self.recipe is not None else Templates()
 
     @property
     def separator(self) -> str | None:
-        """What stands behind each step of the method's answers; None where it writes no steps."""
+        """Text after each step of the method's answers; None if it writes no steps."""
         return separator_of(self.recipe) if self.recipe is not None else None
 
     def answerer(
         self, *, num_blocks: int | None = None, max_new_tokens: int | None = None, model: Any = None
     ) -> Answerer:
-        """Return what answers questions as they were asked in training.
+        """Return an answerer that asks questions as in training.
 
         Args:
             num_blocks: blocks after each prompt; the adapter's own if not given.
-            max_new_tokens: tokens of an answer at most, EOS included; the recipe's if not given.
+            max_new_tokens: maximum length of an answer, EOS included; the recipe's if not given.
             model: another model to ask in the same way.
         """
         evaluation = self.recipe.evaluation if self.recipe is not None else EvaluationOptions()
@@ -176,13 +176,13 @@ class Run:
         return method.answerer(model, self.tokenizer, getattr(self.recipe, method.stages[-1]) or {}, **settings)
 
     def task(self, name: str | None = None) -> Task:
-        """Return a task, with the options of the training if it is the task of the training.
+        """Return a task, with the training's options if it is the training's task.
 
         Args:
-            name: as in a recipe's ``data.task``; the task of the training if not given.
+            name: as in a recipe's ``data.task``; the training's task if not given.
 
         Raises:
-            ValueError: there is none, or a folder's recipe alone names the class that would be imported.
+            ValueError: there is none, or only a folder's recipe names the class that would be imported.
         """
         recipe = self.recipe
         if recipe is None or name not in (None, recipe.data.task):
@@ -193,24 +193,24 @@ class Run:
 
 
 def separator_of(recipe: Recipe) -> str | None:
-    """Return what stands behind each step of the answers of a recipe's method; None where it writes no steps."""
+    """Return the text after each step in answers of a recipe's method; None if it writes no steps."""
     return get_method(recipe.method).separator(recipe.data.step_separator)
 
 
 def load_untrained(recipe: Recipe) -> Run:
-    """Load a recipe's base with an adapter that does nothing yet: the base as it is, asked in the method's way.
+    """Load a recipe's base with an adapter that changes nothing, to ask the untrained base in the method's way.
 
     Raises:
-        ValueError: the method has blocks, or the base is not a folder's or the Hub's.
-        OSError: there is no such base.
+        ValueError: the method has blocks, or the base is not from a folder or the Hub.
+        OSError: the base does not exist.
     """
     source = recipe.model.name_or_path
     config = recipe.rim_config()
     method = get_method(recipe.method)
     if source is None or method.has_blocks or not method.is_plain:
         raise ValueError(
-            "method: the base as it is can be asked without blocks alone (answer, cot), and must have been trained "
-            f"before (model.name_or_path), got method {recipe.method!r} and base {source!r}."
+            "method: the untrained base can only be asked without blocks (answer, cot), and must be an existing model "
+            f"(model.name_or_path), got method {recipe.method!r} and base {source!r}."
         )
     config.init_lora_weights = True
     model = get_peft_model(load_base(source, recipe.model), config)
@@ -223,34 +223,34 @@ def load_run(
 ) -> Run:
     """Load an output folder, an adapter's folder or Hub id, or a merged export, for evaluation and generation.
 
-    The base is the folder's own if it has one, so that the folder may be moved, else the one that the adapter names.
-    Nothing in the folder decides that code runs: its recipe is a :class:`~rim_peft.recipe.sections.FoundRecipe`.
+    The base is the folder's own if it has one, so that the folder may be moved; otherwise the one that the adapter
+    names. Nothing in the folder can make code run: its recipe is a :class:`~rim_peft.recipe.sections.FoundRecipe`.
 
     Args:
         source: folder or Hub id.
         base: folder or Hub id of the base, if it is not where the adapter says.
         revision: branch, tag or commit of the adapter on the Hub.
-        trust_remote_code: let code run that comes with the base or the tokenizer.
+        trust_remote_code: allow code that comes with the base or the tokenizer to run.
 
     Raises:
         FileNotFoundError: the folder holds no adapter.
-        RecipeError: its recipe cannot be read, or asks to run code of the base without ``trust_remote_code``.
+        RecipeError: its recipe cannot be read, or needs to run code of the base without ``trust_remote_code``.
         ValueError: the adapter is of another kind, of a later version, or made for another base; or its files are
             damaged.
         OSError: adapter or base cannot be found; the message says which.
-        ConnectionError: the download was broken off, and could not be resumed.
+        ConnectionError: the download was interrupted and could not be resumed.
     """
     is_local = Path(source).exists()
     if is_local and revision is not None:
         raise ValueError(
-            f"revision: must be left out for a folder, got {revision!r}: it belongs to an id on the Hub, and {source} "
+            f"revision: must be omitted for a folder, got {revision!r}: it belongs to an id on the Hub, but {source} "
             "is a folder here."
         )
     folder = Path(source) if is_local else _download(str(source), revision)
     if is_export(folder):
         if base is not None:
             raise ValueError(
-                f"base: must be left out for an export, which holds all its weights, got {base!r} (--base)."
+                f"base: must be omitted for an export, which holds all its weights, got {base!r} (--base)."
             )
         recipe = _recipe_of(folder, trust_remote_code)
         plain, tokenizer, exported = load_export(folder, trust_remote_code=trust_remote_code)
@@ -262,24 +262,24 @@ def load_run(
     record = _read_record(folder, recipe)
     pinned = None if recipe is None else recipe.model.name_or_path
     if base is not None and pinned is not None and parse_name(base) is not None and pinned.startswith(f"{base}@"):
-        base = pinned  # the weights that it was trained on, whichever are on this machine
+        base = pinned  # the weights that it was trained on, whichever this machine has
     found = base or (pinned if pinned and parse_name(pinned) else _base_source(folder, config))
     options = ModelOptions(name_or_path=found, trust_remote_code=trust_remote_code)
     if recipe is not None:
         options = recipe.model
         if base is None and options.gguf_file is not None:
-            options = replace(options, name_or_path=found)  # the file is wanted wherever the folder lies now
+            options = replace(options, name_or_path=found)  # the GGUF file is needed wherever the folder is now
     try:
         model = load_base(found, options)
     except OSError as error:
         raise OSError(
             f"the base {found!r} of {source} cannot be loaded: {str(error).rstrip('.')}. Name the base if it was moved."
         ) from error
-    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of its configuration
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # from its configuration
         if is_ours(error):
             raise
         raise ValueError(
-            f"{found}: must be a model that transformers can load, and is not ({brief(error)}). "
+            f"{found}: must be a model that transformers can load, but is not ({brief(error)}). "
             "Copy or download the base again, or name another one (--base)."
         ) from error
     tokenizer = read_tokenizer(folder, options, otherwise=options.tokenizer or found)
@@ -289,7 +289,7 @@ def load_run(
 
 
 def describe_asking(recipe: Recipe) -> dict[str, Any]:
-    """Return what a recipe's answers depend on besides the adapter's own files, for the record."""
+    """Return the settings, besides the adapter's own files, that a recipe's answers depend on, for the record."""
     return {
         "method": recipe.method,
         **{f"templates.{name}": text for name, text in asdict(recipe.data.templates).items()},
@@ -300,10 +300,10 @@ def describe_asking(recipe: Recipe) -> dict[str, Any]:
 
 
 def _read_record(folder: Path, recipe: Recipe | None) -> dict[str, Any]:
-    """Read ``run.json``, and check that the folder's files are those of the run that it tells of.
+    """Read ``run.json``, and check that the folder's files are the ones it lists.
 
     Raises:
-        ValueError: it is damaged, or a file is missing, damaged or another run's.
+        ValueError: it is damaged, or a file is missing, damaged or from another run.
     """
     path = folder / RECORD_FILE
     if not path.exists():
@@ -317,7 +317,7 @@ def _read_record(folder: Path, recipe: Recipe | None) -> dict[str, Any]:
 
 
 def _check_recipe(path: Path, record: dict[str, Any], recipe: Recipe | None) -> None:
-    """Check that a folder's recipe is the one that its record tells of, as far as answers depend on it."""
+    """Check that a folder's recipe agrees with its record in everything that answers depend on."""
     asked = record.get("asked", {} if path.name == RECORD_FILE else None)
     if asked is None:  # an export of an adapter without a recipe
         return
@@ -325,12 +325,12 @@ def _check_recipe(path: Path, record: dict[str, Any], recipe: Recipe | None) -> 
         raise ValueError(f"{path}: asked: must be an object, got {shown(asked)}. {AGAIN}")
     other = path.parent / RECIPE_FILE
     if recipe is None:
-        raise ValueError(f"{other}: must be there, since prompts are written by it, and is not. {AGAIN}")
+        raise ValueError(f"{other}: must be there, since prompts depend on it, but is missing. {AGAIN}")
     for name, value in describe_asking(recipe).items():
         if (noted := asked.get(name, value)) != value:
             raise ValueError(
-                f"{other}: {name}: must be {shown(noted)}, as {path.name} says, got {shown(value)}: it is another "
-                f"run's or was changed. {AGAIN} If you changed it on purpose, change asked in {path.name} too."
+                f"{other}: {name}: must be {shown(noted)}, as {path.name} says, got {shown(value)}: it is from another "
+                f"run or was changed. {AGAIN} If you changed it on purpose, change asked in {path.name} too."
             )
 
 
@@ -349,10 +349,10 @@ def _download(name: str, revision: str | None) -> Path:
         with asking_hub(name):
             return Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{name}: is no folder, and cannot be read from the Hub{at}: {error}") from error
-    except Exception as error:  # of the network, which has its own classes in each version of huggingface_hub
+        raise FileNotFoundError(f"{name}: is not a folder, and cannot be read from the Hub{at}: {error}") from error
+    except Exception as error:  # network errors, whose classes differ between versions of huggingface_hub
         raise ConnectionError(
-            f"{name}: could not be downloaded from the Hub{at}: {error}. Run it again: whole files are kept."
+            f"{name}: could not be downloaded from the Hub{at}: {error}. Run it again: complete files are kept."
         ) from error
 
 
@@ -371,6 +371,6 @@ def _base_source(folder: Path, config: RiMConfig) -> str:
         return str(folder / BASE_FOLDER)
     if not config.base_model_name_or_path:
         raise ValueError(
-            f"{folder / ADAPTER_FILE}: base_model_name_or_path: must name the base, and does not. Name it (--base)."
+            f"{folder / ADAPTER_FILE}: base_model_name_or_path: must name the base, but does not. Name it (--base)."
         )
     return config.base_model_name_or_path

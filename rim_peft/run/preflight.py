@@ -1,4 +1,4 @@
-"""What can be said of a run before it begins: without weights, without a GPU, with every error at once."""
+"""Check a run before it begins: without weights, without a GPU, reporting every error at once."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ T = TypeVar("T")
 
 @dataclass
 class StageFindings:
-    """What is known of a stage; None where it could not be found out.
+    """Findings about a stage; None for anything unknown.
 
     Attributes:
         stage: its section.
         num_rows: rows that it trains on.
         num_bad_rows: rows that it cannot train on.
-        mean_tokens: of a row as it is laid out, readouts included.
-        longest_tokens: the same of the longest row.
-        tokens_per_epoch: of all rows.
+        mean_tokens: mean tokens of a row as laid out, readouts included.
+        longest_tokens: tokens of the longest row.
+        tokens_per_epoch: tokens of all rows.
         num_steps: optimiser steps on one device.
         batch: the largest batch.
-        stated_tokens: tokens of the rows in it, where they are not real ones.
+        stated_tokens: tokens per row of that batch, if its rows are artificial.
         precision: type of mixed precision, such as ``"bfloat16"``; None for none.
         optimizer: its name.
-        memory: at the peak of a step on that batch.
+        memory: peak memory of a step on that batch.
     """
 
     stage: str
@@ -89,20 +89,20 @@ class StageFindings:
 
 @dataclass
 class RunFindings:
-    """What is known of a run.
+    """Findings about a run.
 
     Attributes:
         base: folder or Hub id of the base; None if it is built from scratch.
         device: ``"cuda"`` or ``"cpu"``, for which memory is estimated.
-        is_of_another: whether another machine is to train it, so that what is missing on this one stops nothing.
+        is_of_another: whether another machine will train it, so that missing packages here are not errors.
         architecture: the base's class.
         attention: its attention implementation.
         num_trainable: trained numbers.
-        num_frozen: the base's numbers, each counted as one in quantised weights too.
-        stages: of each stage.
-        errors: what would stop the run.
-        not_checked: what could not be looked at, why, and what to do.
-        notes: what does not stop it, but should be known.
+        num_frozen: the base's numbers, each counted once even in quantised weights.
+        stages: findings about each stage.
+        errors: problems that would stop the run.
+        not_checked: what could not be checked, why, and what to do.
+        notes: problems that do not stop it.
     """
 
     base: str | None
@@ -118,12 +118,12 @@ class RunFindings:
     notes: list[str] = field(default_factory=list)
 
     def attempt(self, what: str, look: Callable[[], T], *, section: str = "") -> T | None:
-        """Return what a look gives. Its errors are findings, and what is not at hand was not checked; then None.
+        """Return the result of a check, or None after recording its failure as an error or as not checked.
 
         Args:
-            what: what is not checked where the look fails.
-            look: may raise anything.
-            section: of the recipe, whose keys errors are about.
+            what: name of the check, for messages.
+            look: the check; may raise anything.
+            section: section of the recipe whose keys the errors are about.
         """
         try:
             return look()
@@ -142,11 +142,11 @@ class RunFindings:
 
     @property
     def peak(self) -> int | None:
-        """Bytes at the peak of the stage that takes most; None if no stage's are known."""
+        """Peak bytes of the stage that takes the most; None if no stage's peak is known."""
         return max((stage.memory.total for stage in self.stages if stage.memory is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON takes it; memory in bytes, with ``total``."""
+        """Return everything as JSON-compatible values; memory in bytes, with ``total``."""
         values = {name: value for name, value in asdict(self).items() if name != "is_of_another"}
         for stage, entry in zip(self.stages, values["stages"], strict=True):
             if stage.memory is not None:
@@ -155,7 +155,7 @@ class RunFindings:
 
 
 def _with_section(section: str, message: str) -> str:
-    """Return an error with the full name of the key that it begins with, if that is one of the section's."""
+    """Return an error; if it begins with a key of the section, with the key's full name."""
     is_key = section != "" and message.partition(":")[0] in option_names(section)
     return f"{section}.{message}" if is_key else message
 
@@ -170,30 +170,30 @@ _SHORT: dict[str, Any] = {
     "save_steps": 1,
     "eval_delay": 0,
     "compile_layers": False,  # takes minutes
-    "full_determinism": False,  # for all of the process
-    "optim_target_modules": None,  # which have the names of the base's layers
+    "full_determinism": False,  # would affect the whole process
+    "optim_target_modules": None,  # names layers of the base
     "push_to_hub": False,
 }
-"""Options in whose place a rehearsal has its own: they change how long it takes, or what is left of it."""
+"""Options that a rehearsal overrides, since they change how long it takes or what it leaves behind."""
 
 _TOKENIZER_OPTIONS = ("eos_token", "pad_token")
 
 
 def rehearse(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase | None, *, num_steps: int | None) -> None:
-    """Make a stage's trainer with the recipe's options, and let it train, evaluate and save one step on the CPU.
+    """Build a stage's trainer with the recipe's options, and train, evaluate and save one step on the CPU.
 
-    Trackers, optimisers, schedules, special tokens, strategies and launchers' settings are refused here as they would
-    be after the base has been loaded or, in a later stage, after the first one has been trained.
+    This finds invalid trackers, optimisers, schedules, special tokens, strategies and launcher settings now, not after
+    the base has been loaded or, in a later stage, after the first stage has been trained.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         stage: one of its stages.
-        tokenizer: the base's; another one stands in for it if it is not at hand.
-        num_steps: of the stage; None if they are not known.
+        tokenizer: the base's; None to use a substitute.
+        num_steps: the stage's number of steps; None if unknown.
 
     Raises:
-        ValueError: the training would stop; begins with the key, if one alone is to blame.
-        NotAtHandError: the rehearsal itself cannot be had here.
+        ValueError: the training would fail; the message begins with the key if a single key is to blame.
+        NotAtHandError: the rehearsal itself does not work here.
     """
     given: Mapping[str, Any] = {key: value for key, value in getattr(recipe, stage).items() if key not in HARDWARE}
     if tokenizer is None:
@@ -209,7 +209,7 @@ def rehearse(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase | No
     except Exception as error:
         message = str(error)
         if _fails(play):
-            raise NotAtHandError(f"it cannot be rehearsed on a tiny model ({message}). Try a step.") from error
+            raise NotAtHandError(f"it cannot be rehearsed on a tiny model ({message}). Run a step.") from error
         named_first = dict(sorted(given.items(), key=lambda option: option[0] not in message))
         key = find_culprit(play, named_first, message)
         text = " ".join(message.split())
@@ -217,7 +217,7 @@ def rehearse(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase | No
 
 
 def _fails(play: Callable[[], None]) -> bool:
-    """Tell whether a rehearsal fails without any of the recipe's options, which is not the recipe's fault."""
+    """Tell whether a rehearsal fails even without the recipe's options, so that the recipe is not to blame."""
     try:
         play()
     except Exception:
@@ -227,11 +227,11 @@ def _fails(play: Callable[[], None]) -> bool:
 
 def _play(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase, *, num_steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-        # An epoch of a few rows is over at once, so that the steps are given; the schedule depends on them.
+        # An epoch of a few rows has almost no steps, so set the number of steps: the schedule depends on it.
         changes = {**_SHORT, "output_dir": folder, "max_steps": num_steps}
         if not recipe.data.streaming:
             changes["max_tokens_per_batch"] = None
-            changes |= {"length_shares": None, "length_accuracy": None}  # these rows have one length
+            changes |= {"length_shares": None, "length_accuracy": None}  # these rows all have the same length
         trainer_class, args = recipe.stage_trainer(stage, anywhere=True, **changes)
         rim = recipe.rim_config()
         adapter = RiMConfig(r=2, num_blocks=rim.num_blocks, block_size=rim.block_size)
@@ -249,7 +249,7 @@ def _play(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase, *, num
             callbacks=[_OneStep()],
         )
         for callback in list(trainer.callback_handler.callbacks):
-            # Trackers would begin a run of their own.
+            # Trackers would start a run.
             if isinstance(callback, PrinterCallback) or type(callback).__module__.startswith("transformers.integr"):
                 trainer.remove_callback(callback)
         trainer.train()
@@ -280,17 +280,17 @@ class _OneStep(TrainerCallback):
 
 
 _LOOKED_AT = 10_000
-"""Rows of which texts are read back."""
+"""How many rows' texts are checked for changes by the tokenizer."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """Looks at runs.
+    """Checks runs before they begin.
 
     Attributes:
-        at_hand: finds what they need.
-        row_tokens: tokens of the rows for which memory is estimated; those of the longest rows if None.
-        device: ``"cuda"`` or ``"cpu"``; None for a GPU where there is one or the recipe asks for what only GPUs have.
+        at_hand: finds what the runs need.
+        row_tokens: tokens of the rows for which memory is estimated; None for the longest rows.
+        device: ``"cuda"`` or ``"cpu"``; None for a GPU if there is one or the recipe needs one, otherwise the CPU.
     """
 
     at_hand: AtHand = field(default_factory=AtHand)
@@ -298,7 +298,7 @@ class Preflight:
     device: str | None = None
 
     def check(self, recipe: Recipe) -> RunFindings:
-        """Say what can be said of a recipe that was read without errors."""
+        """Check a parsed recipe."""
         is_of_another = self.device == "cuda" and not torch.cuda.is_available()
         found = RunFindings(self.at_hand.source(recipe), self.device or _device(recipe), is_of_another)
         looks = found.attempt("stages", lambda: self._stages(found, recipe)) or []
@@ -308,11 +308,11 @@ class Preflight:
         if base is not None and found.base is not None:
             tokenizer = found.attempt("tokens", lambda: self.at_hand.tokenizer(recipe))
         rows: RunRows | None = None
-        # Rows that are made would be made for nothing.
+        # Do not generate rows that nothing could use.
         if found.base is None or tokenizer is not None or not isinstance(recipe.task(), GeneratedTask):
             rows = found.attempt("rows", lambda: self.at_hand.rows(recipe), section="data")
         if base is not None and found.base is None and rows is not None:
-            tokenizer = found.attempt("tokens", lambda: self.at_hand.tokenizer(recipe))  # made from the rows
+            tokenizer = found.attempt("tokens", lambda: self.at_hand.tokenizer(recipe))  # trained on the rows
         if rows is not None and rows.validation is not None:
             found.attempt("validation", partial(check_validation, rows.validation))
         for look in looks:
@@ -337,10 +337,10 @@ class Preflight:
         return looks
 
     def _look_at_machine(self, found: RunFindings, recipe: Recipe) -> None:
-        """Say what this machine lacks of what the stages ask for, which stops a run here alone."""
+        """Record the hardware that the stages need and this machine lacks."""
         for stage in recipe.stages:
             if getattr(recipe, stage).get("push_to_hub"):
-                found.not_checked.append(f"{stage}.push_to_hub: the Hub is asked when the training begins.")
+                found.not_checked.append(f"{stage}.push_to_hub: access to the Hub is checked when the training begins.")
             try:
                 recipe.stage_trainer(stage)
             except ValueError as error:
@@ -349,7 +349,7 @@ class Preflight:
                 if self.device == "cpu" or torch.cuda.is_available():
                     found.errors.append(message)
                 elif self.device is None:
-                    found.notes.append(f"{message} This machine cannot train it; looked at for one with a GPU.")
+                    found.notes.append(f"{message} This machine cannot train it; checked for one with a GPU.")
 
     def _look_at_disk(self, found: RunFindings, recipe: Recipe, looks: Sequence[_StageLook]) -> None:
         folder = Path(recipe.output_dir)
@@ -357,7 +357,7 @@ class Preflight:
             found.notes.append(note)
 
     def _look_at_base(self, found: RunFindings, recipe: Recipe, looks: Sequence[_StageLook]) -> MetaBase | None:
-        """Check whether the base can have the adapter and train the stages; None if its configuration is not here."""
+        """Check whether the base supports the adapter and the stages; None if its configuration is not here."""
         config = found.attempt("base, parameters, memory and tokens", lambda: self.at_hand.config(recipe))
         if config is None:
             return None
@@ -368,12 +368,12 @@ class Preflight:
         found.architecture, found.attention = found.attempt("base", base.check, section="model") or (None, None)
         if found.architecture is not None and found.attempt("output head", base.choose_head) is Head.OWN:
             found.notes.append(
-                f"TRL's fused head does not give the logits of {found.architecture}: its own head is trained through, "
+                f"TRL's fused head does not give the logits of {found.architecture}: training uses its own head, "
                 "which takes more memory."
             )
         model = found.attempt("adapter, parameters and memory", base.attach, section="adapter")
         is_own = model is not None
-        if model is None:  # the stages' errors can be told by another adapter with the same blocks
+        if model is None:  # the stages can still be checked, with another adapter that has the same blocks
             model = RunFindings(found.base, found.device).attempt("", base.attach_blocks)
         if model is None:
             return base
@@ -389,7 +389,7 @@ class Preflight:
 
 
 def _note_changed(found: RunFindings, recipe: Recipe, rows: RunRows, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Note rows whose texts the tokenizer changes: what is learned and answered is what it makes of them."""
+    """Note rows whose texts the tokenizer changes: the model learns and writes the changed texts."""
     for which, part in (("training", rows.train), ("validation", rows.validation)):
         if isinstance(part, Dataset):
             part = part.select(range(min(len(part), _LOOKED_AT)))
@@ -398,13 +398,13 @@ def _note_changed(found: RunFindings, recipe: Recipe, rows: RunRows, tokenizer: 
                 text, written = (shown[:40] for shown in changed)
                 found.notes.append(
                     f"{count} of {len(part)} {which} rows have texts that the tokenizer changes, such as {text!r} to "
-                    f"{written!r}. Answers are judged as it writes them."
+                    f"{written!r}. Answers are judged in the changed form."
                 )
 
 
 @dataclass
 class _StageLook:
-    """Looks at one stage of a run, and notes what it finds."""
+    """Checks one stage of a run, and records the findings."""
 
     preflight: Preflight
     found: RunFindings
@@ -414,13 +414,13 @@ class _StageLook:
     args: Any
 
     def objective(self, base: MetaBase, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
-        """Return what the stage trains of a row."""
+        """Return the stage's objective."""
         if base.adapter is None:
             raise NotAtHandError("the adapter could not be attached to the base.")
         return self.trainer_class.objective_of(self.args, base.adapter, tokenizer)
 
     def at_model(self, model: Any) -> None:
-        """Refuse a base and an adapter that the stage cannot train.
+        """Check that the stage can train the base and the adapter.
 
         Raises:
             ValueError: it cannot.
@@ -432,7 +432,7 @@ class _StageLook:
         self.trainer_class.check_model(model)
 
     def at_rows(self, rows: RunRows | None, base: MetaBase | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Note the stage's tokens, steps and memory, as far as rows, base and tokenizer are there."""
+        """Record the stage's tokens, steps and memory, as far as rows, base and tokenizer are available."""
         stage, batch = self.stage, None
         stage.num_steps = count_steps(self.args, None)
         if base is not None and base.adapter is not None and rows is not None and tokenizer is not None:
@@ -449,7 +449,7 @@ class _StageLook:
     def _count_tokens(
         self, rows: RunRows, base: MetaBase, tokenizer: PreTrainedTokenizerBase
     ) -> list[TokenizedRow] | None:
-        """Note the lengths of rows; return the largest batch."""
+        """Record the lengths of rows; return the largest batch."""
         stage, objective = self.stage, self.objective(base, tokenizer)
         limit = num_positions(base.config)
         laid_out = self._lay_out(rows.train, "training", objective, tokenizer, limit)
@@ -457,7 +457,7 @@ class _StageLook:
             self._lay_out(rows.validation, "validation", objective, tokenizer, limit)
         if laid_out is None:
             return None
-        if self.args.length_shares is not None:  # whether each phase has rows
+        if self.args.length_shares is not None:  # checks that each phase has rows
             pace = Pace.of(self.args, len(laid_out.rows), num_processes=1)
             order_by_length(laid_out.rows, self.args.length_shares, pace)
         stage.num_rows, stage.num_bad_rows = len(laid_out.lengths), len(laid_out.bad)
@@ -475,7 +475,7 @@ class _StageLook:
         tokenizer: PreTrainedTokenizerBase,
         max_positions: int | None,
     ) -> StageRows | None:
-        """Return rows as the stage lays them out, and note the bad ones; None if no other is there."""
+        """Return rows as the stage lays them out, and record bad ones; None if all are bad."""
         try:
             laid_out = lay_out(objective, self.args, rows, tokenizer, max_positions=max_positions)
         except BadRowsError as error:
@@ -487,9 +487,9 @@ class _StageLook:
         return laid_out
 
     def _count_rows(self, rows: RunRows) -> None:
-        """Note what can be seen of rows that were not tokenised."""
+        """Record what is known about rows without tokenising them."""
         config = self.recipe.rim_config()
-        config.first_memory_id = 1  # it stands for the base's, which is not at hand: ids do not matter here
+        config.first_memory_id = 1  # a placeholder, since the base is missing: ids do not matter here
         objective = self.trainer_class.objective_of(self.args, config)
         bad = find_unreadable(rows.train, needs_steps=objective.needs_steps)
         self.stage.num_bad_rows = len(bad)
@@ -505,7 +505,7 @@ class _StageLook:
         text = f"{self.stage.stage}: {len(bad)} bad {which} rows"
         if self.args.on_bad_rows == "error":
             self.found.errors.append(
-                f"{text}. Correct the data, or leave such rows out with data.on_bad_rows=drop.\n{listed}"
+                f"{text}. Correct the data, or omit these rows with data.on_bad_rows=drop.\n{listed}"
             )
         else:
             self.found.notes.append(f"{text} are dropped.\n{listed}")
@@ -517,20 +517,20 @@ class _StageLook:
     def _estimate(
         self, base: MetaBase, tokenizer: PreTrainedTokenizerBase | None, batch: list[TokenizedRow] | None
     ) -> None:
-        """Note the memory at the peak of a step."""
+        """Record the peak memory of a step."""
         stage = self.stage
         if not get_method(self.recipe.method).branches:
-            raise NotAtHandError("Coconut's passes, one after the other, are not simulated. Try a step.")
+            raise NotAtHandError("Coconut's sequential passes are not simulated. Run a step.")
         method = stored_quantization(base.config).get("quant_method", "bitsandbytes")
         if method != "bitsandbytes":
-            raise NotAtHandError(f"the base's files are quantised by {method}, which is not simulated. Try a step.")
+            raise NotAtHandError(f"the base's files are quantised by {method}, which is not simulated. Run a step.")
         values = {name: value for name, value in getattr(self.recipe, stage.stage).items() if name in HARDWARE}
         autocast = precision(values, device=self.found.device)
         stage.precision = None if autocast is None else _name(autocast)
         objective = self.objective(base, tokenizer)
         if batch is None or self.preflight.row_tokens is not None:
             batch = self._stated_batch(base, objective, tokenizer)
-        # Flex attention skips what is hidden, and takes no more than this.
+        # Flex attention skips masked blocks, so it takes no more than sdpa.
         model = base.attach(attention="sdpa" if self.found.attention == "flex_attention" else None)
         stage.batch, stage.memory = estimate(
             model, objective, self.args, batch, autocast=autocast, device=self.found.device, head=base.head
@@ -541,16 +541,16 @@ class _StageLook:
     def _stated_batch(
         self, base: MetaBase, objective: Objective, tokenizer: PreTrainedTokenizerBase | None
     ) -> list[TokenizedRow]:
-        """Return a batch of rows of a stated length, or of the longest that the recipe allows."""
+        """Return a batch of artificial rows of ``row_tokens`` tokens, or as long as the recipe allows."""
         limits = [limit for limit in (self.args.max_length, num_positions(base.config)) if limit is not None]
         most = min(limits, default=None)
         length = self.preflight.row_tokens or most
         if length is None:
-            raise NotAtHandError("no row and no limit of their length is known. Give --row-tokens.")
+            raise NotAtHandError("neither the rows nor a limit of their length is known. Give --row-tokens.")
         if most is not None and length > most:
             raise NotAtHandError(f"rows of {length} tokens would be refused as longer than {most}. Give --row-tokens.")
         if getattr(self.args, "written_steps", False) and tokenizer is None:
-            raise NotAtHandError("what stands between written steps is not known without the base's tokenizer.")
+            raise NotAtHandError("the separator between written steps is unknown without the base's tokenizer.")
         self.stage.stated_tokens = length
         size = self.args.per_device_train_batch_size
         if self.args.max_tokens_per_batch is not None:
@@ -563,7 +563,7 @@ def _listed(bad: Sequence[tuple[int, str]]) -> str:
 
 
 def _device(recipe: Recipe) -> str:
-    """Return the device that a recipe is looked at for: a GPU, where one is here or asked for."""
+    """Return the device that a recipe is checked for: a GPU if this machine has one or the recipe needs one."""
     stages = [getattr(recipe, stage) for stage in recipe.stages]
     asks = any(stage.get(name) for stage in stages for name in HARDWARE)
     asks = asks or any(str(stage.get("optim", "")).startswith("paged_") for stage in stages)
@@ -572,7 +572,7 @@ def _device(recipe: Recipe) -> str:
 
 
 def _number_of_rows(recipe: Recipe) -> int | None:
-    """Return the number of training rows where it follows from the options of a task that draws its rows."""
+    """Return the number of training rows if it follows from the options of a task that draws its rows."""
     task, data = recipe.task(), recipe.data
     if not isinstance(task, DrawnTask) or (data.validation_rows and data.validation_split is None):
         return None
@@ -580,5 +580,5 @@ def _number_of_rows(recipe: Recipe) -> int | None:
 
 
 def _name(value: Any) -> str:
-    """Return the name of an enum's member or a type of torch."""
+    """Return the name of an enum member or a torch dtype."""
     return str(getattr(value, "value", value)).removeprefix("torch.")

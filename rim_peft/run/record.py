@@ -1,4 +1,4 @@
-"""What a run leaves on paper: how its files are written, which go with its adapter, its record and its card."""
+"""A run's files: how they are written, which ones belong to its adapter, its record and its card."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ PACKAGES = (
 
 
 def write_files(folder: Path, save: Callable[[Path], None], *, last: str) -> None:
-    """Let ``save`` write files to a folder of its own and move them into ``folder`` when all are complete.
+    """Let ``save`` write files to a temporary folder, and move them into ``folder`` when all are complete.
 
-    The file ``last`` is moved last, so that where it is the others are too.
+    The file ``last`` is moved last: if it exists, so do the others.
     """
     for left_behind in folder.glob(".partial-*"):
         shutil.rmtree(left_behind, ignore_errors=True)
@@ -52,18 +52,18 @@ def write_files(folder: Path, save: Callable[[Path], None], *, last: str) -> Non
 
 
 def describe_versions() -> dict[str, str]:
-    """Return the versions of Python, this package and those that it stands on."""
+    """Return the versions of Python, this package and its main dependencies."""
     versions = {"python": platform.python_version(), "rim-peft": __version__}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # bitsandbytes need not be there
+        except PackageNotFoundError:  # bitsandbytes is optional
             continue
     return versions
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return what the run was made on."""
+    """Return a description of this machine."""
     hardware: dict[str, Any] = {
         "platform": platform.platform(),
         "cpu": platform.machine(),
@@ -80,46 +80,46 @@ RECIPE_FILE = "recipe.yaml"
 ADAPTER_FILE = CONFIG_NAME
 
 _SUFFIXES = (".json", ".yaml", ".md", ".safetensors", ".jinja", ".model")
-"""Of an adapter, its papers, its base and most tokenizers; pickles are not among them."""
+"""Suffixes of an adapter's files, its documents, its base and most tokenizers; no pickles."""
 
 _TOKENIZER_FILES = ("merges.txt", "vocab.txt")
 
 _LEFT_OUT = ("best.safetensors", "trainer_state.json")
-"""What only a training that goes on reads."""
+"""Files that only a resumed training reads."""
 
 
 def check_adapter(folder: Path) -> None:
-    """Check that a folder holds an adapter whose files are whole.
+    """Check that a folder holds an adapter with intact files.
 
     Raises:
-        FileNotFoundError: there is none, or its training has not ended.
+        FileNotFoundError: there is none, or its training has not finished.
         ValueError: its files are damaged.
     """
     if not (folder / ADAPTER_FILE).exists():
         remedy = "Give the folder of an adapter."
         if (folder / RECIPE_FILE).exists():
             remedy = (
-                f"Its training has not ended. If it is yours: rim-peft train {folder / RECIPE_FILE} "
+                f"Its training has not finished. If it is yours: rim-peft train {folder / RECIPE_FILE} "
                 f"output_dir={folder} resume=true."
             )
         if (folder / STAGING).exists():
-            remedy = "Its export has not ended: give the same rim-peft export again."
-        raise FileNotFoundError(f"{folder}: must hold an adapter ({ADAPTER_FILE}), and does not. {remedy}")
+            remedy = "Its export has not finished: run the same rim-peft export again."
+        raise FileNotFoundError(f"{folder}: must hold an adapter ({ADAPTER_FILE}), but does not. {remedy}")
     check_files(folder)
 
 
 def shared_files(folder: Path, *, papers_only: bool = False) -> dict[str, Path]:
     """Return the files of an adapter's folder that others need, by their path in it.
 
-    These are adapter, tokenizer, card, recipe and record, and the base if it lies in the folder; not checkpoints.
+    These are adapter, tokenizer, card, recipe and record, and the base if it is in the folder; not checkpoints.
 
     Args:
         folder: output folder of a run, or an adapter's folder.
-        papers_only: without the adapter's own two files.
+        papers_only: omit the adapter's own two files.
 
     Raises:
-        ValueError: one of them is a link out of the folder, by which a stranger's folder could have any file of this
-            machine copied or uploaded.
+        ValueError: one of them is a link out of the folder. Through such links a stranger's folder could have any
+            file of this machine copied or uploaded.
     """
     left_out = (*_LEFT_OUT, *((ADAPTER_FILE, SAFETENSORS_WEIGHTS_NAME) if papers_only else ()))
     paths = sorted([*folder.glob("*"), *folder.glob(f"{BASE_FOLDER}/*")])
@@ -134,24 +134,24 @@ def shared_files(folder: Path, *, papers_only: bool = False) -> dict[str, Path]:
     for name, path in shared.items():
         if not _is_own(folder, path):
             raise ValueError(
-                f"{folder}: its files must lie in it, and {name} is a link to {path.resolve()}. Copy that file here if "
+                f"{folder}: its files must be in it, but {name} is a link to {path.resolve()}. Copy that file here if "
                 "it belongs to the adapter, or remove the link."
             )
     return shared
 
 
 def _is_own(folder: Path, path: Path) -> bool:
-    """Tell whether a file lies in a folder, or among the contents that the Hub's cache links its folders to."""
+    """Tell whether a file is in a folder, or in the blobs that the Hub's cache links its folders to."""
     inside, target = folder.resolve(), path.resolve()
     in_cache = inside.parent.name == "snapshots" and target.is_relative_to(inside.parent.parent / "blobs")
     return target.is_relative_to(inside) or in_cache
 
 
 def listed_files(folder: Path) -> list[str]:
-    """Names of a run's files that its record lists: those that answers depend on, but for what people may edit.
+    """Return the names of the files that a run's record lists: those that answers depend on and nobody should edit.
 
-    ``adapter_config.json`` and ``recipe.yaml`` name folders, which may be moved: what answers depend on in them is
-    noted with the weights and in the record.
+    ``adapter_config.json`` and ``recipe.yaml`` name folders, which may be moved. Their settings that answers depend on
+    are noted with the weights and in the record instead.
     """
     return [name for name in shared_files(folder) if name not in (ADAPTER_FILE, RECIPE_FILE, RECORD_FILE, CARD_FILE)]
 
@@ -170,19 +170,19 @@ _QUESTIONS = {
     "prosqa": "Every gerpus is a terpus. Bob is a gerpus. Is Bob a terpus or zhorpus?",
     "strategyqa": "Could a giraffe stand upright in a room with an ordinary ceiling?",
 }
-"""For the code in the card, in the form of the task's own."""
+"""Example questions for the code in the card, in the task's own form."""
 
 
 def render_run_card(name: str, record: Mapping[str, Any], recipe: str) -> str:
     """Return the card of a run's adapter.
 
     Args:
-        name: of its folder, or its id on the Hub.
-        record: what ``run.json`` says.
-        recipe: the recipe as run, YAML.
+        name: name of its folder, or its id on the Hub.
+        record: contents of ``run.json``.
+        recipe: the recipe as run, as YAML.
     """
     data, base = record["data"], public_name(record["base"]) if record["base"] else record["base"]
-    named = parse_name(base) if base else None  # then the weights of a package, which the Hub has not
+    named = parse_name(base) if base else None  # if set, the base has a package's weights, which are not on the Hub
     usage = Usage(
         base if named is None else None,
         (read_yaml(recipe).get("model") or {}).get("revision"),
@@ -269,7 +269,7 @@ def _training(record: Mapping[str, Any], revision: str | None) -> str:
 
 
 def _rows(rows: Mapping[str, Any] | None, path: str | None) -> str:
-    """Return how many rows there were, where from, and their hash."""
+    """Return the number of rows, their source and their hash."""
     if rows is None:
         return "none"
     origin = f" of {_code(path)}" if path else ""

@@ -1,4 +1,4 @@
-"""The rows of a run: which are trained on, which are validated on, and a fingerprint of both."""
+"""A run's training and validation rows, and their fingerprints."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class RunRows:
 
 
 def load_rows(options: DataOptions, task: Task) -> RunRows:
-    """Load what a recipe's section ``data`` says; no question is in both parts where one was held out of the other.
+    """Load the rows of a recipe's section ``data``; held-out validation rows share no question with training rows.
 
     Raises:
-        ValueError: there are too few rows to hold ``validation_rows`` out.
-        FileNotFoundError: there is no such path or split.
+        ValueError: there are too few rows to hold out ``validation_rows``.
+        FileNotFoundError: the path or split does not exist.
     """
     train = task.load(options.train_split, path=options.path, streaming=options.streaming)
     validation = None
@@ -50,7 +50,7 @@ def load_rows(options: DataOptions, task: Task) -> RunRows:
 
 
 def check_validation(rows: Sized) -> None:
-    """Check that there are rows to validate on, where a recipe asks for some.
+    """Check that there are rows to validate on.
 
     Raises:
         ValueError: there are none.
@@ -64,11 +64,11 @@ def read_examples(rows: Iterable[Mapping[str, Any]], *, on_bad_rows: str, limit:
 
     Args:
         rows: rows with question, steps and answer.
-        on_bad_rows: ``"error"`` lists the rows that are none and stops, ``"drop"`` leaves them out and logs them.
-        limit: how many rows to read at most.
+        on_bad_rows: ``"error"`` lists bad rows and stops, ``"drop"`` omits and logs them.
+        limit: maximum number of rows to read.
 
     Raises:
-        BadRowsError: there are bad rows and they are not dropped.
+        BadRowsError: there are bad rows, and they are not dropped.
     """
     examples: list[Example] = []
     bad: list[tuple[int, str]] = []
@@ -89,7 +89,7 @@ def read_examples(rows: Iterable[Mapping[str, Any]], *, on_bad_rows: str, limit:
 
 
 def fingerprint(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return how many rows there are and a SHA-256 of their contents in order, whatever file they came from.
+    """Return the number of rows and a SHA-256 of their contents in order, independent of the file format.
 
     >>> fingerprint([{"answer": "7", "question": "1 + 6?"}])["num_rows"]
     1

@@ -1,4 +1,4 @@
-"""Accuracy of a run on a task's split, or its loss on plain text, as one JSON document."""
+"""Score a run: accuracy on a task's split, or loss on plain text, as one JSON document."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def evaluate(
     on_bad_rows: str = "error",
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Judge a run's answers; the same call gives the same document, to the last digit.
+    """Judge a run's answers; the same call returns the same document, to the last digit.
 
     Args:
         run: the adapter on its base.
-        task_name: as in a recipe's ``data.task``; the one it was trained on if not given, unless that is a class of
-            somebody's own in a folder that was loaded: it is imported only if it is named here.
+        task_name: as in a recipe's ``data.task``; the training's task if not given. A custom task class from a loaded
+            folder is imported only if it is named here.
         split: split of the task.
-        path: file, folder or Hub id of the rows; those of the training if not given and the task is the same.
-        limit: judge the first so many rows.
+        path: file, folder or Hub id of the rows; the training's if not given and the task is the same.
+        limit: judge only the first ``limit`` rows.
         num_blocks: blocks after each prompt; the adapter's own if not given.
         by_block: judge every block's readout too.
-        max_new_tokens: tokens of an answer at most, EOS included; the recipe's if not given.
+        max_new_tokens: maximum length of an answer, EOS included; the recipe's if not given.
         batch_size: questions at a time; the recipe's if not given.
         on_bad_rows: ``"error"`` or ``"drop"``.
         progress: show a progress bar on stderr.
@@ -51,7 +51,7 @@ def evaluate(
     _check_blocks(run, num_blocks, by_block)
     if run.exported is not None and by_block:
         raise ValueError(
-            "by_block: must not be given for an export, which reads out its last block alone. Give the adapter."
+            "by_block: must not be given for an export, which only reads out its last block. Give the adapter."
         )
     task = run.task(task_name)
     data = run.recipe.data if run.recipe is not None and task_name in (None, run.recipe.data.task) else None
@@ -80,13 +80,13 @@ def evaluate_text(
     batch_size: int = 4,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Measure what a run's adapter does to the base's loss on plain text; see :func:`measure_text_loss`.
+    """Measure how a run's adapter changes the base's loss on plain text; see :func:`measure_text_loss`.
 
     Args:
         run: the adapter on its base.
         paths: UTF-8 files of text.
         num_blocks: blocks between context and predicted tokens; the adapter's own if not given.
-        window_tokens: tokens of a window, at least 2; the first half is read, the rest is predicted.
+        window_tokens: tokens per window, at least 2; the first half is read, the rest is predicted.
         batch_size: windows at a time.
         progress: show a progress bar on stderr.
 
@@ -96,7 +96,7 @@ def evaluate_text(
     """
     if run.exported is not None:
         raise ValueError(
-            "text: must not be given for an export, whose base is not to be had from it. Give the adapter."
+            "text: must not be given for an export, from which the base cannot be restored. Give the adapter."
         )
     _check_blocks(run, num_blocks)
     check_number("window_tokens", window_tokens, least=2)
@@ -129,6 +129,6 @@ def read_text(path: str | Path) -> str:
 def _check_blocks(run: Run, num_blocks: int | None, by_block: bool = False) -> None:
     if (num_blocks or by_block) and run.recipe is not None and not run.recipe.rim_config().num_blocks:
         raise ValueError(
-            f"num_blocks, by_block: must not be given for method {run.recipe.method!r}, which has no blocks. Leave "
-            "them out (--num-blocks, --by-block)."
+            f"num_blocks, by_block: must not be given for method {run.recipe.method!r}, which has no blocks. Omit "
+            "them (--num-blocks, --by-block)."
         )

@@ -1,4 +1,4 @@
-"""A run's adapter, handed on: an export, checked on the task's rows or on prompts of a file, or a commit on the Hub."""
+"""Share a run's adapter: as an export, checked on the task's rows or a file's prompts, or as a commit on the Hub."""
 
 from __future__ import annotations
 
@@ -52,30 +52,30 @@ def export(
 
     Args:
         source: output folder of a training, or an adapter's folder or Hub id.
-        folder: where to write to.
+        folder: where to write.
         form: one of ``FORMATS``.
         options: how to write it.
-        questions: what to check it on; the first rows of the task's test split if not given, or of validation.
-        max_new_tokens: tokens of a checked answer at most; the recipe's if not given.
-        task_name: the task whose rows it is checked on, as in a recipe's ``data.task``; that of the training if not
-            given, unless that is a class of somebody's own: it is imported only if it is named here.
+        questions: questions for the check; if not given, the first rows of the task's test (or validation) split.
+        max_new_tokens: maximum length of a checked answer; the recipe's if not given.
+        task_name: the task whose rows it is checked on, as in a recipe's ``data.task``; the training's if not given.
+            A custom task class is imported only if it is named here.
         base: folder or Hub id of the base, if it is not where the adapter says.
         revision: branch, tag or commit of the adapter on the Hub.
-        trust_remote_code: let code run that comes with the base or the tokenizer.
+        trust_remote_code: allow code that comes with the base or the tokenizer to run.
 
     Raises:
-        ValueError: the adapter cannot be expressed so, ``folder`` is in use, or there are too few prompts.
-        ExportCheckError: the export answers otherwise; its files are kept.
+        ValueError: the format cannot express the adapter, ``folder`` is in use, or there are too few prompts.
+        ExportCheckError: the export gives other answers; its files are kept.
     """
     if form == "merged":
-        check_new(folder)  # before a base is loaded, and before anything can be written to what is there
+        check_new(folder)  # before a base is loaded or anything is written
     run = load_run(source, base=base, revision=revision, trust_remote_code=trust_remote_code)
     if run.exported is not None:
         raise ValueError(f"{source}: is an export already. Give the adapter that it was made from.")
     if run.recipe is not None and not get_method(run.recipe.method).is_plain:
         raise ValueError(
             f"method: must be one that answers after tokens, got {run.recipe.method!r}: plain models have no "
-            "continuous thoughts. Ask it with this package (rim-peft generate)."
+            "continuous thoughts. Use it with this package (rim-peft generate)."
         )
     evaluation = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
     prompts = Prompts(
@@ -83,7 +83,7 @@ def export(
         templates=run.templates,
         max_new_tokens=max_new_tokens or evaluation.max_new_tokens,
     )
-    # The files of an export that fails its check are kept, and evaluated to see why.
+    # Given before the check, since the files of an export that fails it are kept, to be evaluated.
     more: dict[str, Any] = {}
     if form == "merged" and run.recipe is not None:
         more["papers"] = {RECIPE_FILE: write_yaml(resolve(run.recipe))}
@@ -92,7 +92,7 @@ def export(
 
 
 def _task_questions(run: Run, task_name: str | None) -> list[Question]:
-    """Return the first questions of the task's test split, or of validation where there is none.
+    """Return the first questions of the task's test split or, if there is none, of validation.
 
     Raises:
         ValueError: the adapter does not say what it was trained on, or its rows cannot be found.
@@ -125,16 +125,16 @@ def push(
     base: str | None = None,
     licence: str | None = None,
 ) -> str:
-    """Upload an adapter with all that it needs elsewhere, without checkpoints, and return the commit's address.
+    """Upload an adapter with everything that others need, but no checkpoints, and return the commit's URL.
 
-    In the repository the card calls the adapter by its id, and ``adapter_config.json`` names a base that others can
-    load. The folder itself stays as it is.
+    In the repository the card uses the adapter's id, and ``adapter_config.json`` names a base that others can load.
+    The folder itself does not change.
 
     Args:
         folder: output folder of a run, or an adapter's folder.
-        repo_id: ``owner/name``, or a name of your own; made if need be.
+        repo_id: ``owner/name``, or only a name for your own account; created if missing.
         private: whether a new repository is private.
-        revision: branch; made if need be.
+        revision: branch; created if missing.
         message: title of the commit.
         license: id of the adapter's licence on the Hub, such as ``apache-2.0``.
         base: Hub id of the base, if the adapter was trained on a copy in a folder.
@@ -144,11 +144,11 @@ def push(
         FileNotFoundError: the folder holds no adapter.
         ValueError: its files are damaged, it is of another kind, others could not load its base, or the Hub refuses
             the card.
-        PermissionError: the Hub lets you not write there.
+        PermissionError: the Hub does not let you write there.
         ConnectionError: the Hub cannot be reached.
     """
     if licence is not None:
-        warnings.warn("push: licence is license now.", FutureWarning, stacklevel=2)
+        warnings.warn("push: licence is now called license.", FutureWarning, stacklevel=2)
         license = licence
     folder = Path(folder)
     check_adapter(folder)
@@ -185,7 +185,7 @@ def push(
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise PermissionError(
-                f"{repo_id}: the Hub must let you write there, and does not ({error.response.status_code}). Log in "
+                f"{repo_id}: the Hub must let you write there, but does not ({error.response.status_code}). Log in "
                 "with a token that can write (hf auth login), or set HF_TOKEN."
             ) from error
         raise
@@ -193,12 +193,12 @@ def push(
 
 
 def _public_base(folder: Path, named: str | None, base: str | None) -> str:
-    """Return the name of the base under which others find it."""
+    """Return the name by which others find the base."""
     found = hub_id(base if base is not None else named)
     if found is None:
         raise ValueError(
             f"base: must be an id on the Hub, so that others can load it, got {(base or named)!r} in {folder}. Give "
-            "the id of the model that it is a copy of (--base), or push your own base first."
+            "the id of the original model (--base), or push your own base first."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Recipe → trained adapter in a folder of its own."""
+"""Train a recipe's adapter into its own folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _STAGE_FIGURES = ("step", "epoch", "train_loss", "train_runtime", "eval_loss", "
 
 
 def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
-    """Train what a recipe says and write everything to its ``output_dir``.
+    """Train a recipe and write everything to its ``output_dir``.
 
     The folder holds the adapter, the tokenizer, ``recipe.yaml`` as run, ``run.json`` (metrics, versions, data,
     hardware), a model card, each stage's checkpoints, and the base if it was built from a configuration.
@@ -68,7 +68,7 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     folder = Path(recipe.output_dir)
     started = time.time()
     recipe = pin_base(recipe, kept=on_main(lambda: _kept_base(folder)) if recipe.resume else None)
-    on_main(lambda: check_folder(folder, recipe))  # what is refused is said before the work, and leaves no folder
+    on_main(lambda: check_folder(folder, recipe))  # refuse before any work, and without leaving a folder
     stages = recipe.stage_trainers()
     task = recipe.task()
     rows = main_first(lambda: load_rows(recipe.data, task))
@@ -114,21 +114,21 @@ def _train(recipe: Recipe, rows: RunRows, stages: Sequence[Any], *, started: flo
     }
     adapter = gather_adapter(model)
     on_main(lambda: _write_end(folder, model, tokenizer, record, adapter))
-    if adapter is None:  # a model whose weights are spread over processes cannot be saved again as it is
+    if adapter is None:  # a sharded model cannot be saved again as it is
         attach_papers(model, shared_files(folder, papers_only=True))
     return Run(model, tokenizer, recipe, record)
 
 
 def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
-    """Train a recipe into its folder, go on where that was stopped, or load it if it is finished.
+    """Train a recipe into its folder: start it, resume it if it was stopped, or load it if it is finished.
 
     Args:
-        recipe: what to train; its ``resume`` is not read.
+        recipe: what to train; its ``resume`` is ignored.
         command: the command line, for the record.
 
     Raises:
         RecipeError: the folder holds a run with other values, or something else.
-        Interrupted: a signal stopped the training; the same call goes on.
+        Interrupted: a signal stopped the training; repeat the call to resume it.
     """
     folder = Path(recipe.output_dir)
     recipe = pin_base(recipe, kept=on_main(lambda: _kept_base(folder)))
@@ -148,7 +148,7 @@ def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
 
 @dataclass(frozen=True)
 class _Validation:
-    """Scores a model by its greedy answers after the last block on the rows held out."""
+    """Scores a model by its greedy answers after the last block on the validation rows."""
 
     recipe: Recipe
     examples: list[Any]
@@ -181,7 +181,7 @@ class _Validation:
 
 
 def holds_run(folder: Path) -> bool:
-    """Tell whether a folder holds anything but what a run left that was stopped before it began."""
+    """Tell whether a folder holds anything besides the files of a run that was stopped before it began training."""
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     entries = {name for name in entries if not name.startswith(PROBE)}
     unbegun = {f".{RECIPE_FILE}.partial", LOCK, HOLDER, f".{HOLDER}.partial"}
@@ -191,11 +191,10 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_folder(folder: Path, recipe: Recipe) -> bool:
-    """Return whether there is a run to go on with; writes nothing.
+    """Return whether the folder holds a run to resume; writes nothing.
 
     Raises:
-        RecipeError: the folder cannot be written to, is in use by something else than this run, or ``resume`` is not
-            set.
+        RecipeError: the folder cannot be written to, holds something other than this run, or ``resume`` is not set.
         InUseError: another process trains into it.
     """
     check_writable(folder)
@@ -204,12 +203,12 @@ def check_folder(folder: Path, recipe: Recipe) -> bool:
         return False
     if not recipe.resume:
         raise RecipeError(
-            f"output_dir: must be new or empty, {folder} is not. Give another folder, or resume=true to go on with the "
-            "run in it."
+            f"output_dir: must be new or empty, {folder} is not. Give another folder, or resume=true to resume the run "
+            "in it."
         )
     started = folder / RECIPE_FILE
     if not started.exists():
-        raise RecipeError(f"resume: {folder} holds no run to go on with (no {RECIPE_FILE}). Give the folder of a run.")
+        raise RecipeError(f"resume: {folder} holds no run to resume (no {RECIPE_FILE}). Give the folder of a run.")
     kept = _read_started(started)
     if differing := differing_keys(kept, resolve(recipe)):
         raise RecipeError(
@@ -218,8 +217,8 @@ def check_folder(folder: Path, recipe: Recipe) -> bool:
         )
     if "allow_special_tokens" not in (kept.get("data") or {}) and not recipe.data.allow_special_tokens:
         logger.warning(
-            "resume: the run in %s was started by a version that read special tokens which rows spell as such. If "
-            "yours spell any, give data.allow_special_tokens=true to go on to the same weights.",
+            "resume: the run in %s was started by a version that read special tokens spelt out in rows as special "
+            "tokens. If yours contain any, give data.allow_special_tokens=true to end with the same weights.",
             folder,
         )
     return True
@@ -235,13 +234,13 @@ def _read_started(path: Path) -> dict[str, Any]:
         return read_mapping(path, example="output_dir: outputs/run")
     except RecipeError as error:
         raise RecipeError(
-            f"{error}\n{path}: must say what the run was started with, and is damaged. Put back a copy, or "
+            f"{error}\n{path}: must say what the run was started with, but is damaged. Restore it from a copy, or "
             "give another output_dir."
         ) from None
 
 
 def _kept_base(folder: Path) -> str | None:
-    """Return what the run in a folder calls its base, None where there is none."""
+    """Return the name of the base in a folder's run; None if there is none."""
     path = folder / RECIPE_FILE
     model = _read_started(path).get("model") if path.exists() else None
     name = model.get("name_or_path") if isinstance(model, dict) else None
@@ -249,11 +248,11 @@ def _kept_base(folder: Path) -> str | None:
 
 
 def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:
-    """Write the recipe and, if it is to be built, the base."""
+    """Write the recipe and, if the base is built from scratch, the base."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{PROBE}*"):
         left.rmdir()
-    if not holds_run(folder):  # a base that was left by a run that failed before it began
+    if not holds_run(folder):  # remove the base of a run that failed before it began
         shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
     write_text(folder / RECIPE_FILE, write_yaml(resolve(recipe)))
     options, base_folder = recipe.model, folder / BASE_FOLDER
@@ -272,7 +271,7 @@ def _attach(folder: Path, recipe: Recipe) -> tuple[PeftModel, PreTrainedTokenize
     if source is None:
         source = str(folder / BASE_FOLDER)
     elif Path(source).is_dir():
-        source = str(Path(source).resolve())  # the adapter names its base, and is used from other folders too
+        source = str(Path(source).resolve())  # absolute: the adapter names its base and is used from other folders
     try:
         tokenizer = load_tokenizer(options.tokenizer or source, options)
         base = load_base(source, options)
@@ -280,14 +279,14 @@ def _attach(folder: Path, recipe: Recipe) -> tuple[PeftModel, PreTrainedTokenize
         if Path(source).is_dir():
             raise
         raise OSError(
-            f"model.name_or_path: {source!r} is no folder in {Path.cwd()}, and cannot be loaded from the Hub: {error}"
+            f"model.name_or_path: {source!r} is not a folder in {Path.cwd()} and cannot be loaded from the Hub: {error}"
         ) from error
     set_seed(recipe.seed)
     return to_device(get_peft_model(base, recipe.rim_config()), options), tokenizer
 
 
 def _metrics(result: CurriculumResult, report: AccuracyReport | None) -> dict[str, Any]:
-    """Return the validation's report, where the best weights came from, and each stage's last figures."""
+    """Return the validation report, the origin of the best weights, and each stage's last figures."""
     stages = {}
     for stage, lines in result.history.items():
         latest = {name: value for line in lines for name, value in line.items()}
@@ -296,7 +295,7 @@ def _metrics(result: CurriculumResult, report: AccuracyReport | None) -> dict[st
 
 
 def _describe_training(result: CurriculumResult) -> dict[str, Any]:
-    """Return what the stages took together: samples (None for a stream), tokens of their rows, and seconds."""
+    """Return the stages' total samples (None for a stream), tokens of their rows, and seconds."""
     stages = [{name: value for line in lines for name, value in line.items()} for lines in result.history.values()]
     is_counted = all("num_samples" in stage for stage in stages)
     return {
@@ -308,7 +307,7 @@ def _describe_training(result: CurriculumResult) -> dict[str, Any]:
 
 def _describe_data(recipe: Recipe, rows: RunRows) -> dict[str, Any]:
     data = recipe.data
-    # A stream is read while training; reading it once more for a fingerprint could take as long again.
+    # A stream is read during training; reading it again for a fingerprint could take as long as the training.
     train = {"streamed": True} if data.streaming else fingerprint(rows.train)
     validation = fingerprint(rows.validation) if rows.validation is not None else None
     return {
@@ -327,13 +326,13 @@ def _write_end(
     record: dict[str, Any],
     adapter: dict[str, Tensor] | None,
 ) -> None:
-    """Write what makes the folder an adapter's; its tensors are given where the model does not hold them whole."""
+    """Write the adapter and its documents; ``adapter`` holds its tensors if the model is sharded."""
 
     recipe_text = (folder / RECIPE_FILE).read_text(encoding="utf-8")
 
     def save(partial: Path) -> None:
         tokenizer.save_pretrained(partial)
-        # The vocabulary never changes, and PEFT would ask the Hub whether it did.
+        # The vocabulary never changes, so keep PEFT from asking the Hub whether it did.
         model.save_pretrained(str(partial), save_embedding_layers=False, state_dict=adapter)
         record["files"] = {
             **file_digests(folder, [name for name in listed_files(folder) if name.startswith(f"{BASE_FOLDER}/")]),

@@ -1,4 +1,4 @@
-"""Where tokens lie and who attends to whom: pure torch, no model, no tokenizer."""
+"""Positions of tokens in rows and attention masks: plain torch, no model, no tokenizer."""
 
 from rim_peft.sequence.layout import (
     IGNORE_INDEX,

@@ -1,12 +1,12 @@
-"""Where prompt, blocks and readouts lie in a row: token ids, segment, position, label.
+"""Layout of prompt, blocks and readouts in a row: token ids, segments, positions, labels.
 
 All readouts of a sample share one row, so that one forward pass trains them all::
 
     x  m_1  readout_1  m_2  readout_2  ...  m_K  readout_K
 
-The *trunk*, ``x, m_1 … m_K``, is what exists at inference. A readout is a side branch: its tokens carry the
-positions they would have if they followed their block directly, and the mask (:mod:`rim_peft.sequence.masks`) hides
-them from everything but themselves.
+The *trunk*, ``x, m_1 … m_K``, is the input at inference. A readout is a side branch: its tokens have the positions
+they would have directly after their block, and the mask (:mod:`rim_peft.sequence.masks`) hides them from everything
+but themselves.
 
 Source: arXiv 2605.30343; the row is described in ``docs/concepts.md``.
 """
@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
-"""The label of a position that predicts nothing, as everywhere in transformers."""
+"""Label of a position that predicts nothing, as in transformers."""
 
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """The three token ids that blocks are made of, and how many memory tokens a block has.
+    """The three token ids of blocks, and the number of memory tokens in a block.
 
     >>> BlockTokens(begin=90, memory=91, end=92, block_size=2).ids(2)
     [90, 91, 91, 92, 90, 91, 91, 92]
 
-    ``per_readout`` blocks in a row count as one, that is, only the last of them has a readout; with none at all, the
-    one readout follows the prompt.
+    A group of ``per_readout`` blocks counts as one block: only the last of the group has a readout. With 0, blocks
+    are empty and the only readout follows the prompt.
     """
 
     begin: int
@@ -46,16 +46,16 @@ class BlockTokens:
         return (self.block_size + 2) * self.per_readout
 
     def ids(self, num_blocks: int) -> list[int]:
-        """Token ids of ``num_blocks`` blocks in a row, ``[<b>, <m> × M, </b>] × K``."""
+        """Return the token ids of ``num_blocks`` consecutive blocks, ``[<b>, <m> × M, </b>] × K``."""
         return [self.begin, *[self.memory] * self.block_size, self.end] * (num_blocks * self.per_readout)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt and what is to be read out after each of its blocks.
+    """One prompt and the readouts after its blocks.
 
-    ``readouts[k - 1]`` directly follows block ``k``; an empty one leaves the block without a readout. The number of
-    readouts is the sample's number of blocks, so ``[[]] * K`` is a bare trunk.
+    ``readouts[k - 1]`` directly follows block ``k``; if it is empty, the block has no readout. A sample has as many
+    blocks as readouts, so ``[[]] * K`` is a trunk without readouts.
     """
 
     prompt: Sequence[int]
@@ -64,18 +64,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Layout:
-    """A batch of D samples in R rows, one sample to a row unless they are packed; every tensor is int64.
+    """A batch of D samples in R rows, one sample per row unless packed; every tensor is int64.
 
     Attributes:
         input_ids: (R, S) token ids.
         attention_mask: (R, S) 1 for a token, 0 for padding.
-        position_ids: (R, S) trunk tokens count their sample's trunk tokens alone; token ``j`` of readout ``k`` has
-            ``n + k·B + j``.
+        position_ids: (R, S) a trunk token's position counts only its sample's trunk tokens; token ``j`` of readout
+            ``k`` has ``n + k·B + j``.
         segment_ids: (R, S) 0 for the trunk and for padding, ``k`` for the tokens of readout ``k``.
-        document_ids: (R, S) number of the sample that a token belongs to, from 0; -1 for padding.
-        shift_labels: (R, S) the token that this position is to predict, ``IGNORE_INDEX`` for none. A block's end
+        document_ids: (R, S) number of the token's sample, from 0; -1 for padding.
+        shift_labels: (R, S) the token that this position must predict, ``IGNORE_INDEX`` for none. A block's end
             predicts its readout's first token; the last token of a readout predicts nothing.
-        block_ends: (D, K) index of each block's last token among the R·S tokens, row after row; -1 where a sample has
+        block_ends: (D, K) index of each block's last token among the R·S tokens, row by row; -1 where a sample has
             fewer blocks.
     """
 
@@ -88,9 +88,9 @@ class Layout:
     block_ends: Tensor
 
     def labels(self) -> Labels:
-        """List the positions that predict something, row after row."""
+        """Return the positions that predict something, row by row."""
         places = (self.shift_labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
-        # A position predicts the token behind it, whose segment says which readout that is.
+        # A position predicts the next token, so that token's segment is the readout's number.
         return Labels(
             places,
             self.shift_labels.flatten()[places],
@@ -103,19 +103,19 @@ class Layout:
         return Layout(**{name: _send(tensor, device) for name, tensor in self.to_dict().items()})
 
     def to_dict(self) -> dict[str, Tensor]:
-        """The tensors by name, as data loaders want them; ``Layout(**batch)`` is the way back."""
+        """Return the tensors by name, as data loaders need them; ``Layout(**batch)`` reverses it."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The N labels of a batch: a loss needs hidden states and logits at their places alone.
+    """The N labels of a batch, for losses that need hidden states and logits only at their places.
 
     Attributes:
-        places: (N,) index of the predicting position among the R·S tokens, row after row.
-        token_ids: (N,) what it is to predict.
-        documents: (N,) the sample that it belongs to, from 0.
-        blocks: (N,) the number ``k`` of the readout that it belongs to, from 1.
+        places: (N,) index of the predicting position among the R·S tokens, row by row.
+        token_ids: (N,) the token to predict.
+        documents: (N,) the label's sample, from 0.
+        blocks: (N,) number ``k`` of the label's readout, from 1.
     """
 
     places: Tensor
@@ -129,7 +129,7 @@ class Labels:
 
 
 def _send(tensor: Tensor, device: torch.device | str) -> Tensor:
-    # A copy from pinned memory does not wait for what a GPU is still doing.
+    # A copy from pinned memory does not wait for the GPU's pending work.
     pinned = tensor.pin_memory() if torch.device(device).type == "cuda" and tensor.device.type == "cpu" else tensor
     return pinned.to(device, non_blocking=True)
 
@@ -142,7 +142,7 @@ def build_layout(
     padding_side: str = "right",
     min_length: int = 0,
 ) -> Layout:
-    """Lay every sample out as one row of interleaved blocks and readouts, and pad the rows to one length.
+    """Build one row of interleaved blocks and readouts per sample, and pad the rows to one length.
 
     A prompt of two tokens, one block with ``M = 1``, and a readout of two tokens:
 
@@ -164,12 +164,12 @@ def build_layout(
     Args:
         samples: at least one; their prompts, readouts and numbers of blocks may differ.
         blocks: the ids of the block tokens.
-        pad_id: id of padding; its value is never read by a real token.
+        pad_id: id of padding; no real token reads its value.
         padding_side: ``"right"`` or ``"left"``.
         min_length: rows are padded to at least this many tokens.
 
     Raises:
-        ValueError: no samples, an empty prompt, or another padding side.
+        ValueError: no samples, an empty prompt, or an unknown padding side.
     """
     if not samples:
         raise ValueError("samples: at least one sample is needed, got none.")

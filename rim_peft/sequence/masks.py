@@ -1,13 +1,14 @@
-"""Who attends to whom: one predicate over segment and document ids, as dense masks and as a flex-attention block mask.
+"""Attention masks: one predicate over segment and document ids, as dense masks and as a flex-attention block mask.
 
 Query ``q`` may attend to key ``i`` of its own document when ``i <= q`` and ``segment[i] in (0, segment[q])``: blocks
-never see readouts, readouts never see each other, and samples that share a row don't meet.
+never see readouts, readouts never see each other, and samples in the same row do not see each other.
 
 Source: "All readouts in one forward pass" of ``docs/concepts.md``.
 
-The edits know columns alone, not how rows are laid out, so that they serve training rows, plain forward passes and
-decoding on a cache alike. A mask is bool (True where a query attends) or additive (0 there, the type's smallest number
-elsewhere), (B or 1, heads or 1, Q, K): the last Q columns of K keys are the queries.
+The mask edits (``hide_memory``, ``join_blocks``) depend only on columns, not on the layout of rows, so they work for
+training rows, plain forward passes and decoding with a cache. A mask is bool (True where a query attends) or additive
+(0 there, the dtype's smallest number elsewhere), (B or 1, heads or 1, Q, K): the last Q of the K keys' columns are the
+queries.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from torch import Tensor, nn
 from rim_peft.sequence.layout import Layout
 
 MaskFunction = Callable[[Tensor, Any, Tensor, Tensor], Tensor]
-"""``f(batch, head, query index, key index) -> bool``, the form flex attention takes."""
+"""``f(batch, head, query index, key index) -> bool``, as flex attention expects it."""
 
 AttentionMasks = Any
-"""What goes into a model as ``attention_mask``: a tensor, a ``BlockMask``, or a dict of either by layer type."""
+"""A model's ``attention_mask`` argument: a tensor, a ``BlockMask``, or a dict of either by layer type."""
 
 SUPPORTED_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
 _WINDOWED = "sliding_attention"
@@ -34,10 +35,10 @@ _LAYER_TYPES = ("full_attention", _WINDOWED)
 
 
 def branching_mask(layout: Layout, *, window: int | None = None) -> MaskFunction:
-    """Return the predicate "query may attend to key" of a batch of rows.
+    """Return the predicate "query may attend to key" for a batch of rows.
 
-    Row ``i``, column ``j`` is x where token ``i`` attends to token ``j``; the row is a prompt of one token, then a
-    block (``M = 1``) with a readout of two tokens, then a block with a readout of one:
+    Row ``i``, column ``j`` is x where token ``i`` attends to token ``j``. The row is a prompt of one token, a block
+    (``M = 1``) with a readout of two tokens, and a block with a readout of one:
 
     >>> from rim_peft.sequence.layout import BlockTokens, Sample, build_layout
     >>> blocks = BlockTokens(begin=90, memory=91, end=92, block_size=1)
@@ -57,11 +58,11 @@ def branching_mask(layout: Layout, *, window: int | None = None) -> MaskFunction
 
     Args:
         layout: the rows.
-        window: a key must be less than this many *positions* before the query (sliding-window layers); None for all.
+        window: a key must be less than this many *positions* before the query (sliding-window layers); None: no limit.
 
     Returns:
-        A function for :func:`torch.nn.attention.flex_attention.create_block_mask`. Every query sees itself, padding
-        too, so that no row of the attention is empty.
+        A function for :func:`torch.nn.attention.flex_attention.create_block_mask`. Every query sees itself, even in
+        padding, so no row of the attention is empty.
     """
     document, segment, position = layout.document_ids, layout.segment_ids, layout.position_ids
 
@@ -79,11 +80,11 @@ def branching_mask(layout: Layout, *, window: int | None = None) -> MaskFunction
 def attention_masks(
     config: Any, layout: Layout, *, dtype: torch.dtype, places: tuple[Tensor, Tensor] | None = None
 ) -> AttentionMasks:
-    """Build the masks that a model with this config takes as its ``attention_mask``.
+    """Build the masks for the ``attention_mask`` of a model with this config.
 
-    Training computes all places of a row at once. Decoding computes some of them, on a cache whose columns hold places
-    in the order in which they were computed; who attends to whom stays the same. A prompt of one token and two blocks
-    (``M = 1``), then the first token of either readout:
+    Training computes all places of a row at once. Decoding computes some of them, with a cache whose columns hold
+    places in the order of their computation; the attention pattern is the same. A prompt of one token and two blocks
+    (``M = 1``), then the first token of both readouts:
 
     >>> from rim_peft.sequence.layout import BlockTokens, Sample, build_layout
     >>> blocks = BlockTokens(begin=90, memory=91, end=92, block_size=1)
@@ -95,18 +96,18 @@ def attention_masks(
     xxxxxxx.x
 
     Args:
-        config: the base model's config; its text part, attention implementation, layer types and window are read.
+        config: the base model's config; its text part, attention implementation, layer types and window are used.
         layout: the rows.
-        dtype: floating type of the dense mask, the one the model computes in.
-        places: (Q,) places of a row that attend, and (C,) places that they may attend to, themselves among them; all
-            S and all S if not given.
+        dtype: dtype of the dense mask: the one that the model computes in.
+        places: (Q,) places of a row that attend, and (C,) places that they may attend to, including themselves; by
+            default all S places for both.
 
     Returns:
         An additive (R, 1, Q, C) tensor, 0 where a query attends and the dtype's smallest number elsewhere, for eager
-        and sdpa; a ``BlockMask`` for flex attention; a dict of them by layer type where layers differ (Gemma 2 and 3).
+            and sdpa; a ``BlockMask`` for flex attention; a dict of them by layer type if layers differ (Gemma 2 and 3).
 
     Raises:
-        ValueError: for what :func:`check_config` refuses.
+        ValueError: :func:`check_config` refuses the config.
     """
     check_config(config)
     is_flex = config.get_text_config()._attn_implementation == "flex_attention"
@@ -115,14 +116,14 @@ def attention_masks(
 
 
 def by_layer_type(config: Any, build: Callable[[int | None], Any]) -> AttentionMasks:
-    """Build a mask for each kind of layer that a model has, in the form it takes.
+    """Build a mask for each kind of layer in a model, in the form that the model takes.
 
     Args:
         config: the base model's config.
-        build: makes the mask of layers with a window of so many positions, or without one (None).
+        build: builds the mask of layers with a window of the given length, or without a window (None).
 
     Returns:
-        What ``build`` makes, or a dict of that by layer type where layers differ.
+        The result of ``build``, or a dict of results by layer type if layers differ.
     """
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -133,7 +134,7 @@ def by_layer_type(config: Any, build: Callable[[int | None], Any]) -> AttentionM
 
 
 def check_architecture(model: nn.Module) -> None:
-    """Refuse a base model that cannot run branching rows, with the reason.
+    """Refuse a base model that cannot run branching rows, and say why.
 
     Raises:
         ValueError: the attention implementation takes no 4D mask, a layer is recurrent or attends by index, or the
@@ -144,7 +145,7 @@ def check_architecture(model: nn.Module) -> None:
     parameters = inspect.signature(model.forward).parameters
     if "position_ids" not in parameters:
         raise ValueError(
-            f"model: readouts need positions of their own, but {type(model).__name__} takes no `position_ids` "
+            f"model: readouts need their own positions, but {type(model).__name__} takes no `position_ids` "
             "(ALiBi, relative or recurrent models). Use a base with rotary or learned positions."
         )
 
@@ -156,12 +157,12 @@ def check_config(config: Any) -> None:
     if (implementation := config._attn_implementation) not in SUPPORTED_IMPLEMENTATIONS:
         raise ValueError(
             f"attn_implementation: training readouts needs a mask per query, which {implementation!r} cannot express "
-            f"(it takes a padding mask alone). Load the base with one of {', '.join(SUPPORTED_IMPLEMENTATIONS)}."
+            f"(it takes only a padding mask). Load the base with one of {', '.join(SUPPORTED_IMPLEMENTATIONS)}."
         )
 
 
 def check_layers(config: Any) -> None:
-    """Refuse a config whose model has layers that see more than a mask allows; see :func:`check_architecture`."""
+    """Refuse a config with layers that see more than a mask allows; see :func:`check_architecture`."""
     name = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"model: {name!r} is an encoder-decoder model; blocks need a decoder-only causal model.")
@@ -176,8 +177,8 @@ def check_layers(config: Any) -> None:
 
 
 def _layer_types(config: Any) -> set[str]:
-    """The kinds of attention among the layers, under transformers' names."""
-    # Hybrid and older models name their layers in fields of their own.
+    """Return the layers' kinds of attention, by transformers' names."""
+    # Hybrid and older models name their layers in other fields.
     for field in ("layer_types", "layers_block_type", "attention_layers"):
         if kinds := getattr(config, field, None):
             return {"full_attention" if kind in ("attention", "global") else kind for kind in kinds}
@@ -188,7 +189,7 @@ def _layer_types(config: Any) -> set[str]:
 
 
 def _evaluate(attends: MaskFunction, layout: Layout, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """(R, Q, C) bool: the predicate at every pair of places."""
+    """Evaluate the predicate at every pair of places, to (R, Q, C) bool."""
     rows, columns = (torch.arange(size, device=layout.input_ids.device) for size in layout.input_ids.shape)
     queries, keys = (columns, columns) if places is None else places
     return attends(rows[:, None, None], None, queries[None, :, None], keys[None, None, :])
@@ -196,7 +197,7 @@ def _evaluate(attends: MaskFunction, layout: Layout, places: tuple[Tensor, Tenso
 
 def _dense(layout: Layout, window: int | None, places: tuple[Tensor, Tensor] | None, *, dtype: torch.dtype) -> Tensor:
     attends = _evaluate(branching_mask(layout, window=window), layout, places)
-    # Not a bool mask: eager attention adds what it is given. Not -inf: a kernel may subtract two of them.
+    # Not a bool mask, because eager attention adds the mask. Not -inf, because a kernel may subtract two of them.
     mask = torch.zeros(attends.shape, dtype=dtype, device=attends.device)
     return mask.masked_fill_(~attends, torch.finfo(dtype).min)[:, None]
 
@@ -218,7 +219,7 @@ def _block_sparse(layout: Layout, window: int | None, places: tuple[Tensor, Tens
 
 
 def number_blocks(input_ids: Tensor, first_memory_id: int, *, before: Tensor | None = None) -> Tensor:
-    """Say which tokens belong to the same block.
+    """Number the blocks, so that tokens of the same block have the same number.
 
     >>> number_blocks(torch.tensor([[5, 90, 91, 92, 6, 90, 91, 92]]), 90).tolist()
     [[0, 2, 2, 2, 0, 3, 3, 3]]
@@ -226,10 +227,10 @@ def number_blocks(input_ids: Tensor, first_memory_id: int, *, before: Tensor | N
     Args:
         input_ids: (B, S) token ids.
         first_memory_id: the id of ``<b>``; memory ids start here.
-        before: (B, P) numbers of tokens that came before; a block that began among them goes on.
+        before: (B, P) numbers of preceding tokens; a block that began among them continues.
 
     Returns:
-        (B, S) int64: a number of its own for each block of a row, 0 for other tokens. 1 is memory before any ``<b>``.
+        (B, S) int64: a different number for each block of a row, 0 for other tokens. 1 is memory before any ``<b>``.
     """
     begun = (input_ids == first_memory_id).cumsum(1) + 1
     if before is not None and before.shape[1] > 0:
@@ -244,7 +245,7 @@ def causal_mask(numbers: Tensor, num_queries: int) -> Tensor:
 
 
 def hide_memory(mask: Tensor, numbers: Tensor) -> Tensor:
-    """Hide memory from every query; a memory token still sees itself, so that no query is left without a key.
+    """Hide memory from every query; a memory token still sees itself, so that every query has a key.
 
     >>> numbers = number_blocks(torch.tensor([[5, 90, 91, 92, 6]]), 90)
     >>> for query in hide_memory(causal_mask(numbers, 5), numbers)[0, 0]:

@@ -1,4 +1,4 @@
-"""Rows made anew from rows: without readouts that weigh nothing, and with several samples to a row."""
+"""Rebuild rows: drop readouts without weight, and pack several samples into a row."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from rim_peft.sequence.layout import IGNORE_INDEX, Layout
 
 
 def keep_readouts(layout: Layout, keep: Tensor) -> Layout:
-    """Take the tokens of unwanted readouts out of the rows, and close the gaps.
+    """Remove the tokens of unwanted readouts from the rows, and close the gaps.
 
-    What is left is unchanged, since no kept token attends to a dropped one and positions don't depend on them: a
-    readout whose loss weight is 0 need not be computed, nor a block behind the sample's last readout. Rows come back
-    padded on the right.
+    This also removes blocks after a sample's last kept readout. The other tokens give the same results, since none
+    attends to a removed one and positions do not depend on them. Rows are padded on the right.
 
     Args:
         layout: rows of D samples with K blocks.
         keep: (D, K) bool, whether readout ``k`` of a sample stays.
     """
-    wanted = torch.cat([keep.new_ones(len(keep), 1), keep.bool()], dim=1)  # segment 0, the trunk, always stays
+    wanted = torch.cat([keep.new_ones(len(keep), 1), keep.bool()], dim=1)  # segment 0, the trunk, is always kept
     stays = wanted[layout.document_ids, layout.segment_ids] & layout.attention_mask.bool()
-    last = torch.where(keep.bool(), layout.block_ends, -1).amax(dim=1)  # the end of a sample's last block that is read
+    last = torch.where(keep.bool(), layout.block_ends, -1).amax(dim=1)  # end of a sample's last block with a readout
     last = torch.where(last < 0, stays.numel(), last)
     place = torch.arange(stays.numel(), device=stays.device).view_as(stays)
     stays &= (layout.segment_ids > 0) | (place <= last[layout.document_ids])
@@ -34,9 +33,9 @@ def keep_readouts(layout: Layout, keep: Tensor) -> Layout:
 
 
 def pack_rows(layout: Layout, row_length: int | None, *, multiple_of: int = 1) -> Layout:
-    """Put the samples into as few rows of about equal length as hold them, several to a row.
+    """Pack the samples into as few rows as possible, of about equal length.
 
-    Tokens, positions, segments and labels stay as they are: the mask keeps samples apart by ``document_ids``.
+    Tokens, positions, segments and labels do not change: the mask separates samples by ``document_ids``.
 
     >>> from rim_peft.sequence.layout import BlockTokens, Sample, build_layout
     >>> blocks = BlockTokens(begin=90, memory=91, end=92, block_size=1)
@@ -46,10 +45,9 @@ def pack_rows(layout: Layout, row_length: int | None, *, multiple_of: int = 1) -
 
     Args:
         layout: rows of D samples, packed or not.
-        row_length: tokens in a row at most, or those of the longest sample, since none is cut. None: one sample to a
-            row.
-        multiple_of: rows are padded to a multiple of this, so that kernels that are compiled for a length can be used
-            again.
+        row_length: most tokens in a row; raised to the longest sample, since samples are never cut. None: one sample
+            per row.
+        multiple_of: rows are padded to a multiple of this, so that kernels compiled for a length can be reused.
     """
     is_token = layout.attention_mask.bool()
     documents = layout.document_ids[is_token]
@@ -61,33 +59,33 @@ def pack_rows(layout: Layout, row_length: int | None, *, multiple_of: int = 1) -
     for number, row in enumerate(rows):
         members = torch.tensor(row, device=sizes.device)
         starts[members] = number * length + sizes[members].cumsum(0) - sizes[members]
-    # A sample's tokens lie side by side in their order; what counts is how far each lies behind the first.
+    # A sample's tokens are contiguous and in order, so only the distance to the sample's first token matters.
     order = torch.arange(len(documents), device=documents.device)
     first = order.new_full((len(sizes),), len(order)).scatter_reduce(0, documents, order, "amin")
     return _move(layout, is_token, starts[documents] + order - first[documents], num_rows=len(rows), length=length)
 
 
 def _fill_rows(sizes: list[int], row_length: int | None) -> list[list[int]]:
-    """Say which documents share a row, in as few tokens, padding included, as is easily found."""
+    """Assign documents to rows with few tokens in total, padding included; a heuristic."""
     if row_length is None:
         return [[document] for document in range(len(sizes))]
     row_length = max(row_length, *sizes)
     fitting: list[list[list[int]]] = []
     num_rows = -(-sum(sizes) // row_length)
-    # More rows than are needed may be shorter by more than those rows. With a row for each document all fit.
+    # More rows than necessary can be so much shorter that the total shrinks. One row per document always fits.
     while len(fitting) < 2 and (num_rows <= len(sizes) or not fitting):
         rows = _spread(sizes, min(num_rows, len(sizes)))
         if max(sum(sizes[document] for document in row) for row in rows) <= row_length:
             fitting.append(rows)
-        num_rows += 1 + num_rows // 16  # many rows need not be tried one by one
+        num_rows += 1 + num_rows // 16  # skip some counts if there are many rows
     return min(fitting, key=lambda rows: len(rows) * max(sum(sizes[document] for document in row) for row in rows))
 
 
 def _spread(sizes: list[int], num_rows: int) -> list[list[int]]:
-    """Spread documents over so many rows of about equal length, by Karmarkar and Karp's largest differencing method.
+    """Spread documents over that many rows of about equal length, by Karmarkar and Karp's largest differencing method.
 
-    Every document begins as a spread of its own, alone in one of the rows. Time and again the two spreads whose rows
-    differ most in length are joined, the longest row of one with the shortest of the other.
+    Every document begins as its own spread, alone in one of the rows. Repeatedly, the two spreads whose rows differ
+    most in length are joined: the longest row of one with the shortest row of the other.
 
     Source: Karmarkar and Karp, The Differencing Method of Set Partitioning, UCB/CSD 82/113, 1982.
 
@@ -108,7 +106,7 @@ def _spread(sizes: list[int], num_rows: int) -> list[list[int]]:
 
 
 def _move(layout: Layout, is_moved: Tensor, target: Tensor, *, num_rows: int, length: int) -> Layout:
-    """Make new rows of those of the (R, S) tokens that are moved, the i-th to place ``target[i]``; else padding."""
+    """Move the chosen (R, S) tokens to new rows, the i-th to place ``target[i]``; other places become padding."""
     source = is_moved.flatten().nonzero()[:, 0]
 
     def place(values: Tensor, fill: int) -> Tensor:
@@ -118,7 +116,7 @@ def _move(layout: Layout, is_moved: Tensor, target: Tensor, *, num_rows: int, le
 
     new_place = source.new_full((is_moved.numel(),), -1)
     new_place[source] = target
-    # A block's end whose readout is gone predicts nothing any more: what is behind it has moved away from it.
+    # A block's end predicts nothing once its readout is removed, since another token follows it then.
     labels = place(layout.shift_labels, IGNORE_INDEX)
     segments = place(layout.segment_ids, 0)
     following = torch.zeros_like(segments)

@@ -31,13 +31,13 @@ TASKS = {
     "strategyqa": "rim_peft.tasks.logic:StrategyQA",
     "svamp": "rim_peft.tasks.math:SVAMP",
 }
-"""The tasks that come along. Each is imported when it is asked for."""
+"""Built-in tasks; each is imported on first use."""
 
 
 def get_task(name: str, /, **options: Any) -> Task:
-    """Return a task by its name, or one of your own as ``"package.module:ClassName"``, whose module is imported.
+    """Return a task by its name, or your own as ``"package.module:ClassName"``, whose module is imported.
 
-    The module is looked for on Python's path, and in the working directory last.
+    The module is searched on Python's path, with the working directory last.
 
     >>> get_task("gsm8k", steps="sentences").steps
     'sentences'
@@ -58,11 +58,11 @@ def _task_class(name: str) -> type[Task]:
     module_name, colon, class_name = TASKS.get(name, name).partition(":")
     if not colon or not re.fullmatch(r"[\w.]+:\w+", f"{module_name}:{class_name}"):
         raise ValueError(
-            f"task: no task {shown(name)}{_suggest(name, list(TASKS))} Choose one of {', '.join(TASKS)}, or name a "
-            "class of your own as package.module:ClassName."
+            f"task: no task {shown(name)}{_suggest(name, list(TASKS))} Choose one of {', '.join(TASKS)}, or name "
+            "your own class as package.module:ClassName."
         )
     if name not in TASKS and os.getcwd() not in sys.path:
-        # Only for a class of the user's own: what lies in a working directory must not pass for a package otherwise.
+        # Only for the user's own class: files in the working directory must not otherwise be imported as packages.
         sys.path.append(os.getcwd())
     try:
         task: Any = getattr(import_module(module_name), class_name)

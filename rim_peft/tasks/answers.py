@@ -1,17 +1,17 @@
-r"""Answer rules: how the answer is read out of a generated text, and when it is right. Pure functions, by their names.
+r"""Answer rules: how an answer is read from a generated text, and when it is right. Pure functions, by name.
 
-| rule | reads | right where |
+| rule | reads | right if |
 |---|---|---|
 | ``last-number-float`` | without commas, the last ``-?\d+\.?\d*`` | equal as floats |
 | ``abs-1e-3`` | the same | differs by less than 0.001 |
-| ``strict-string`` | without commas, what follows the first ``####``, else the whole text | equal as strings |
-| ``yes-no`` | the last of the words yes, no, true and false | the same of the two |
-| ``leading-letter`` | a letter A to D with which the text begins | equal |
+| ``strict-string`` | without commas, the text after the first ``####``, else the whole text | equal as strings |
+| ``yes-no`` | the last of the words yes, no, true and false | the same: yes = true, no = false |
+| ``leading-letter`` | a letter A to D at the start of the text | equal |
 | ``exact-digits`` | the text without white space and a final full stop | equal |
 | ``boxed-string`` | the last box of LaTeX, else the whole text, normalised | equal |
 | ``math-verify`` | the last box, else the whole text | ``math_verify`` finds them equal |
 
-``exact-text`` is the rule of tasks that name none. Traps: ``docs/tasks.md``.
+``exact-text`` is the rule of tasks that name none. Pitfalls: ``docs/tasks.md``.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _LEADING_LETTER = re.compile(r"\s*\(?([A-D])\b")
 
 @dataclass(frozen=True)
 class AnswerRule:
-    """A rule's two halves.
+    """A rule: how to read an answer, and how to compare it.
 
     Attributes:
-        read: returns the answer that a text gives, None if it gives none; the same string for the same answer where
-            the rule can tell.
-        is_right: tells whether what was read is the gold answer; raises ``ValueError`` on a gold that the rule cannot
-            read, so that nothing ever equals such a gold.
+        read: returns the answer in a text, None if there is none; equal answers give equal strings, as far as the rule
+            can tell.
+        is_right: tells whether a read answer equals the gold answer; raises ``ValueError`` on a gold that the rule
+            cannot read, so that no answer ever equals it.
     """
 
     read: Callable[[str], str | None]
@@ -43,15 +43,15 @@ class AnswerRule:
 
 
 def exact_text(text: str) -> str | None:
-    """Return a text without white space around it and a final full stop."""
+    """Return a text without surrounding white space and a final full stop."""
     return text.strip().removesuffix(".").rstrip() or None
 
 
 def last_number(text: str) -> str | None:
-    """Return a text's last number as CODI finds it, written in one way.
+    """Return a text's last number as CODI finds it, in a normal form.
 
-    A number must begin with a digit or a minus sign before one, so the last number of ``.5`` is 5, and a minus sign
-    before a digit always counts, so that of ``10-5`` is -5.
+    A number starts with a digit, or a minus sign before one: the last number of ``.5`` is 5, and that of ``10-5`` is
+    -5.
 
     >>> [last_number(text) for text in ("18.", "18.0", "1,000", ".5", "10-5", "none")]
     ['18', '18', '1000', '5', '-5', None]
@@ -63,7 +63,7 @@ def last_number(text: str) -> str | None:
 
 
 def strict_string(text: str) -> str | None:
-    """Return what follows the first ``####``, else the whole text, without commas, as iCoT has it.
+    """Return the text after the first ``####``, else the whole text, without commas, as iCoT does.
 
     >>> strict_string("12+6 #### 1,018"), strict_string("18."), strict_string("#### 18 #### 20")
     ('1018', '18.', '18 #### 20')
@@ -84,7 +84,7 @@ def yes_or_no(text: str) -> str | None:
 
 
 def leading_letter(text: str) -> str | None:
-    """Return the letter A to D with which a text begins, as ``B``, ``(B)`` or ``B. because``.
+    """Return the letter A to D at the start of a text, as in ``B``, ``(B)`` or ``B. because``.
 
     >>> leading_letter(" (B) because"), leading_letter("The answer is B"), leading_letter("Because")
     ('B', None, None)
@@ -94,7 +94,7 @@ def leading_letter(text: str) -> str | None:
 
 
 def exact_digits(text: str) -> str | None:
-    """Return a text without any white space and a final full stop, so that tokenizers' spaces do not matter.
+    """Return a text without white space and a final full stop, so that a tokenizer's spaces do not matter.
 
     >>> exact_digits(" 5 5 6 0.")
     '5560'
@@ -103,7 +103,7 @@ def exact_digits(text: str) -> str | None:
 
 
 def boxed_string(text: str) -> str | None:
-    r"""Return the last box's content, normalised; that of the whole text if it has no box.
+    r"""Return the content of the last box, or the whole text if it has none, normalised.
 
     >>> boxed_string(r"So $x = \boxed{\dfrac12}$."), boxed_string(" 1/2 ")
     ('\\frac{1}{2}', '\\frac{1}{2}')
@@ -112,7 +112,7 @@ def boxed_string(text: str) -> str | None:
 
 
 def boxed_text(text: str) -> str | None:
-    r"""Return the last box's content as it stands; the whole text if it has no box.
+    r"""Return the content of the last box, or the whole text if it has none, unchanged.
 
     >>> boxed_text(r"So $x = \boxed{\dfrac12}$."), boxed_text(" 1/2 ")
     ('\\dfrac12', '1/2')
@@ -122,10 +122,10 @@ def boxed_text(text: str) -> str | None:
 
 
 def parse_gold_number(gold: str) -> float:
-    """Return the number that a gold answer is, or that follows its last ``####``.
+    """Return a gold answer as a number, or the number after its last ``####``.
 
     Raises:
-        ValueError: it is none, or not finite.
+        ValueError: it is not a finite number.
     """
     try:
         number = float(gold.rpartition("####")[2].replace(",", "").strip())
@@ -152,7 +152,7 @@ def _is_string(answer: str | None, gold: str) -> bool:
 
 
 def _same(read: Callable[[str], str | None], must_be: str) -> AnswerRule:
-    """Return the rule that a text and the gold are read alike and must give the same."""
+    """Return a rule that reads text and gold in the same way and requires equal results."""
 
     def is_right(answer: str | None, gold: str) -> bool:
         if (wanted := read(gold)) is None:
@@ -169,7 +169,7 @@ def _is_verified(answer: str | None, gold: str) -> bool:
 
 
 def _plain(number: str) -> str:
-    """Return a number without needless zeros, points and signs."""
+    """Return a number without redundant zeros, points and signs."""
     sign, digits = ("-", number[1:]) if number.startswith("-") else ("", number)
     whole, _, fraction = digits.partition(".")
     whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
@@ -187,7 +187,7 @@ RULES: Mapping[str, AnswerRule] = {
     "boxed-string": _same(boxed_string, "an answer"),
     "math-verify": AnswerRule(boxed_text, _is_verified),
 }
-"""The rules that tasks share, by name."""
+"""The shared rules, by name."""
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
@@ -208,9 +208,9 @@ _REPLACED = (
 
 
 def find_boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""Return all ``\boxed{...}``, ``\fbox{...}`` and ``\boxed 5`` as (start, end, content); braces are matched.
+    r"""Return all ``\boxed{...}``, ``\fbox{...}`` and ``\boxed 5`` as (start, end, content), with matched braces.
 
-    A box whose brace is never closed has no content and runs to the text's end.
+    A box that is never closed has no content and extends to the end of the text.
 
     >>> find_boxes(r"$\boxed{\frac{1}{2}}$ or $\boxed 5$")
     [(1, 20, '\\frac{1}{2}'), (26, 34, '5')]
@@ -232,7 +232,7 @@ def find_boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def last_box(text: str) -> str | None:
-    r"""Return the content of a text's last box, None if there is none or it is never closed.
+    r"""Return the content of a text's last box; None if there is none or it is never closed.
 
     >>> last_box(r"$\boxed{1}$, no, $\boxed{2}$"), last_box("12"), last_box(r"\boxed{1} \boxed{")
     ('2', None, None)
@@ -242,7 +242,7 @@ def last_box(text: str) -> str | None:
 
 
 def unbox(text: str) -> str:
-    r"""Return a text with its boxes' contents in place of the boxes.
+    r"""Replace each box in a text by its content.
 
     >>> unbox(r"So $x = \boxed{12}$.")
     'So $x = 12$.'
@@ -255,11 +255,11 @@ def unbox(text: str) -> str:
 
 
 def normalise_latex(text: str) -> str:
-    r"""Return an answer in the form in which MATH's authors compare answers as strings.
+    r"""Normalise an answer as MATH's authors do to compare answers as strings.
 
-    Spaces, ``\left``, ``\right``, degrees, dollar and per cent signs and a unit in ``\text{ ...}`` at the end go;
-    fractions and roots get their braces; ``.5`` becomes ``0.5``, ``0.5`` and ``a/b`` of integers become fractions; a
-    name of at most two characters before ``=`` goes.
+    Removes spaces, ``\left``, ``\right``, degrees, dollar and per cent signs, a final unit in ``\text{ ...}``, and a
+    name of at most two characters before ``=``. Adds the braces of fractions and roots. ``.5`` becomes ``0.5``; ``0.5``
+    and ``a/b`` of integers become fractions.
 
     >>> [normalise_latex(text) for text in (r"\tfrac 34", "x = 5", r"12\text{ cm}", r"\sqrt3", "50\\%", "0.5")]
     ['\\frac{3}{4}', '5', '12', '\\sqrt{3}', '50', '\\frac{1}{2}']
@@ -285,7 +285,7 @@ def normalise_latex(text: str) -> str:
 
 
 def check_math_verify() -> None:
-    """Check that ``math_verify`` is there.
+    """Check that ``math_verify`` is installed.
 
     Raises:
         ImportError: it is not installed.
@@ -300,7 +300,7 @@ def check_math_verify() -> None:
 
 
 def are_equal_expressions(answer: str, gold: str) -> bool:
-    """Tell whether ``math_verify`` finds two LaTeX expressions equal; a text that it cannot parse is not.
+    """Tell whether ``math_verify`` finds two LaTeX expressions equal; an unparsable text equals nothing.
 
     Raises:
         ImportError: ``math_verify`` is not installed.
@@ -308,7 +308,7 @@ def are_equal_expressions(answer: str, gold: str) -> bool:
     check_math_verify()
     from math_verify import parse, verify
 
-    # Its time limit is an alarm signal, which only the main thread can set.
+    # Its timeout uses an alarm signal, which only the main thread can set.
     seconds = 5 if threading.current_thread() is threading.main_thread() else None
     left, right = (parse(f"${text.strip('$. ')}$", parsing_timeout=seconds) for text in (gold, answer))
     return bool(verify(left, right, timeout_seconds=seconds))
@@ -320,7 +320,7 @@ def _brace_fraction(match: re.Match[str]) -> str:
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    """Return where the brace that opens at ``start`` is closed."""
+    """Return the index of the brace that closes the one at ``start``."""
     depth = 0
     for place in range(start, len(text)):
         is_escaped = place > 0 and text[place - 1] == "\\"
@@ -336,17 +336,17 @@ _FORMULA = re.compile(
     r"|(?<!\\)\\\[.*?\\\]|(?<!\\)\\\(.*?\\\)",
     re.DOTALL,
 )
-"""What is never split: formulas and drawings."""
+"""Formulas and drawings, which are never split."""
 
 _GAP = re.compile(r"\n\s*\n|\s+(?=[A-Z$\\(\"'0-9])")
-"""Where a sentence may end: before an empty line, or before what may begin one."""
+"""Where a sentence may end: at an empty line, or before a character that may start a sentence."""
 
 _END = re.compile(r"[.!?][\"')\]]*(?:\$\$?|\\\]|\\\))?$")
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|e\.g|i\.e|etc|vs|cf|resp|Dr|Mr|Mrs|Ms|St|No|Fig|Eq)\.$")
 
 
 def split_sentences(text: str) -> list[str]:
-    r"""Split a text into its sentences, never inside a formula; a formula may end a sentence with its own full stop.
+    r"""Split a text into sentences, never inside a formula; a full stop inside a formula may end a sentence.
 
     >>> split_sentences("So $x = 1.5. Y$ holds. Then $y=2.$ Mr. Fox has \\$3.50. Done!")
     ['So $x = 1.5. Y$ holds.', 'Then $y=2.$', 'Mr. Fox has \\$3.50.', 'Done!']

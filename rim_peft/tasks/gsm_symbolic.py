@@ -1,9 +1,9 @@
-"""GSM-Symbolic, generated: GSM8K's problems with other names and numbers, by the package reasoning-gym.
+"""GSM-Symbolic, generated with the package reasoning-gym: GSM8K's problems with other names and numbers.
 
-Each of its 85 templates writes a problem and its solution. The steps are the solution's equations, as GSM8K-Aug has
-them, or its lines. A problem is left out where an equation is not true, has a number that comes from nowhere, or where
-the last one does not give the answer: about half of them. Ten templates are never trained on: their problems are the
-split ``new-templates``.
+Each of its 85 templates writes a problem and its solution. The steps are the solution's equations, as in GSM8K-Aug, or
+its lines. A problem is omitted if an equation is false or uses a number that comes from nowhere, or if the last
+equation does not give the answer: about half of all. Ten templates are never trained on; their problems are the split
+``new-templates``.
 
 Source: Mirzadeh et al., "GSM-Symbolic: Understanding the Limitations of Mathematical Reasoning in Large Language
 Models", arXiv 2410.05229; Stojanovski et al., "Reasoning Gym", arXiv 2505.24760.
@@ -28,14 +28,14 @@ from rim_peft.tasks.stories import SPLITS, DrawnTask, split_of
 logger = logging.getLogger(__name__)
 
 NEW_TEMPLATES = "new-templates"
-"""The split of the templates that are in no other."""
+"""The split with the held-out templates, which are in no other split."""
 
 _NUMBER = r"\$?\d[\d,]*(?:\.\d+)?%?"
 _EQUATION = re.compile(rf"({_NUMBER}(?:\s*[-+*/x×÷]\s*{_NUMBER})+)\s*=\s*({_NUMBER})")
 _TAIL = " Give the result as your final answer. Do not include units."
-"""What reasoning-gym adds to a problem."""
+"""The instruction that reasoning-gym appends to a problem."""
 _KNOWN = {*map(float, range(13)), 24.0, 52.0, 60.0, 100.0, 365.0, 1000.0}
-"""Numbers that a solution may have from nowhere: small ones, and those of clocks, calendars and percents."""
+"""Numbers that a solution may use without a source: small ones, and those of clocks, calendars and percentages."""
 _CHUNK = 1000
 _MOST_EMPTY_CHUNKS = 50
 
@@ -48,11 +48,11 @@ class GSMSymbolic(DrawnTask):
     answer_rules: ClassVar[tuple[str, ...]] = ("last-number-float", "strict-string")
 
     lengths: tuple[int, ...] = (1, 2, 3, 4)
-    """Numbers of equations that a problem may have."""
+    """Allowed numbers of equations in a problem."""
     steps: Literal["equations", "sentences"] = "equations"
-    """A step's text: the solution's equations, or its lines with one."""
+    """A step's text: an equation of the solution, or a line with one."""
     num_new_templates: int = 10
-    """Templates that are held out, the same ones under every seed."""
+    """Number of held-out templates, the same ones for every seed."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -83,10 +83,10 @@ class GSMSymbolic(DrawnTask):
         return super().num_in(split)
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split, each question once, with ``template`` and ``length``, its number of equations.
+        """Yield the rows of a split, each question once, with ``template`` and ``length`` (number of equations).
 
         Raises:
-            ValueError: there is no such split, or too few problems have so many equations.
+            ValueError: there is no such split, or too few problems have the requested numbers of equations.
         """
         wanted, found = self.num_in(split), 0
         left_out: Counter[str] = Counter()
@@ -103,7 +103,7 @@ class GSMSymbolic(DrawnTask):
                 if isinstance(steps, str):
                     left_out[steps] += 1
                 elif len(steps) not in self.lengths:
-                    left_out["another number of equations than asked for"] += 1
+                    left_out["a number of equations not in lengths"] += 1
                 else:
                     seen.add(question)
                     found += 1
@@ -116,17 +116,17 @@ class GSMSymbolic(DrawnTask):
                     }
                 if found == wanted:
                     reasons = ", ".join(f"{reason}: {times}" for reason, times in left_out.most_common())
-                    logger.info("gsm-symbolic, %s: %d problems, and left out: %s", split, found, reasons or "none")
+                    logger.info("gsm-symbolic, %s: %d problems; omitted: %s", split, found, reasons or "none")
                     return
             if found == before and number >= _MOST_EMPTY_CHUNKS:
                 raise ValueError(
                     f"num_rows, num_held_out: split {split!r} has {found} problems of {self.lengths!r} equations, got "
-                    f"{wanted}. Ask for fewer, or for other lengths."
+                    f"{wanted}. Request fewer, or other lengths."
                 )
 
 
 def read_steps(problem: dict[str, Any], *, wants_equations: bool) -> list[str] | str:
-    """Return the steps of a problem's solution, or why it is left out.
+    """Return the steps of a problem's solution, or the reason to omit the problem.
 
     >>> solution = "He buys 2*3=6 eggs.\\nSo he has 6 + 6 = $12.\\n#### 12"
     >>> problem = {"question": "How many?", "answer": "12", "metadata": {"answer_cot": solution}}
@@ -154,7 +154,7 @@ def read_steps(problem: dict[str, Any], *, wants_equations: bool) -> list[str] |
 
 @cache
 def new_templates(num: int) -> frozenset[int]:
-    """Return the numbers of the held-out templates: those whose hashes come first among the ones with solutions."""
+    """Return the indices of the held-out templates: those with the smallest hashes among those with solutions."""
     solvable = {
         template
         for number in range(4)
@@ -167,25 +167,25 @@ def new_templates(num: int) -> frozenset[int]:
 
 
 def _problems(seed: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield problems with the numbers of their templates, the same ones for a seed."""
+    """Yield the indices of templates with their problems, the same for the same seed."""
     from reasoning_gym import create_dataset
 
-    dataset = create_dataset("gsm_symbolic", size=_CHUNK, seed=seed * _CHUNK)  # row i is drawn by the seed plus i
+    dataset = create_dataset("gsm_symbolic", size=_CHUNK, seed=seed * _CHUNK)  # row i is drawn with seed + i
     yield from zip(dataset.task_indices, dataset, strict=True)
 
 
 def _numbers(text: str) -> set[float]:
-    """Return the numbers in a text, without signs; 8% is 8 here."""
+    """Return the numbers in a text, without signs; 8% counts as 8."""
     return {float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", text)}
 
 
 def _plain(text: str) -> str:
-    """Write an expression as Python does: no signs of money, no white space, no commas, ``*`` and ``/``."""
+    """Write an expression in Python's notation: no currency signs, white space or commas; ``*`` and ``/``."""
     return re.sub(r"[\s$,]", "", text).translate(str.maketrans("x×÷", "**/"))
 
 
 def _value(expression: str) -> float:
-    """Compute an expression of numbers, ``+``, ``-``, ``*`` and ``/``; a number with ``%`` is a hundredth of it."""
+    """Evaluate an expression of numbers, ``+``, ``-``, ``*`` and ``/``; ``%`` divides its number by 100."""
     total, product, sign = 0.0, math.nan, "+"
     for operator, number in re.findall(r"([-+*/]?)([\d.]+%?)", expression):
         value = float(number.rstrip("%")) / (100 if number.endswith("%") else 1)

@@ -1,13 +1,13 @@
-"""Word problems with small numbers: who has how many things, each number from 1 to 9, so that it is one token.
+"""Word problems with small numbers: who has how many things. Each number is from 1 to 9, so that it is one token.
 
-A question gives one number, and tells each other one by the person before:
+A question gives one number, and each other one relative to the previous person:
 
     Cleo has 3 marbles more than Ben. Ben has half as many marbles as Ann. Ann has 8 marbles. How many does Cleo have?
 
-Twice, three times, half, a third and "together they have 10" stand among "more" and "fewer", so that the answer is no
-sum of the numbers in the text, and no statement can be left out. The statements come in reverse order, the one asked
-for first, unless another order is asked for: in the order of the chain a running value could be carried along the words
-of the question.
+"Twice", "three times", "half", "a third" and "together they have 10" are mixed with "more" and "fewer". So the answer
+is not a sum of the numbers in the text, and no statement can be ignored. By default the statements come in reverse
+order, starting with the person asked about: in the order of the chain, a model could carry a running value along the
+words of the question.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 from rim_peft.tasks.stories import StoryTask
 
 LARGEST = 9
-"""Numbers of things are from 1 to this."""
+"""The largest number of things; the smallest is 1."""
 
 NAMES = (
     *("Ann", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jon", "Kim", "Liv", "Moe", "Nora", "Otto"),
@@ -53,12 +53,12 @@ THINGS = (
 
 @dataclass(frozen=True)
 class _Operation:
-    """A way to tell a number by another one.
+    """A relation that gives a new number from an old one.
 
     Attributes:
-        apply: the new number, from the old one and the operation's own.
-        equation: how it is written.
-        numbers: what its own number can be.
+        apply: computes the new number from the old one and the operand.
+        equation: template of the equation.
+        numbers: possible operands.
         wordings: sentences about ``a``, who has the old number, and ``b``, who has the new one.
     """
 
@@ -134,7 +134,7 @@ OPERATIONS: Mapping[str, _Operation] = {
         ),
     ),
 }
-"""By name. One wording can be of two operations: which of its persons is the one before tells them apart."""
+"""Operations by name. Two can share a wording; they differ in which of the two people comes earlier in the chain."""
 
 _GIVEN = ("{a} has {n} {things}.", "There are {n} {things} in {a}'s bag.", "{a} counts {n} {things}.")
 _ASKED = (
@@ -159,19 +159,19 @@ class Handfuls(StoryTask):
     lengths: tuple[int, ...] = (2, 3, 4, 5)
     """Numbers of operations to draw from."""
     steps: Literal["values", "equations"] = "values"
-    """A step's text: the number alone, or how it comes about, as ``8/2=4``; the first one is the number given."""
+    """A step's text: the number alone, or its equation, such as ``8/2=4``; the first step is the given number."""
     order: Literal["reverse", "shuffled", "forward"] = "reverse"
-    """Order of the statements: the chain backwards, any, or the chain's own."""
+    """Order of the statements: the chain reversed, random, or the chain's own."""
 
     @property
     def longest(self) -> int:
-        """The most operations that there are people for."""
+        """The most operations that the number of names allows."""
         return len(NAMES) - 1
 
     def draw_row(self, rng: random.Random, length: int) -> dict[str, Any]:
         """Draw a problem of ``length`` operations, whatever its split.
 
-        With equations the last one is a step, too: it gives the answer.
+        With equations, the last one, which gives the answer, is also a step.
         """
         people, things = rng.sample(NAMES, length + 1), rng.choice(THINGS)
         value = rng.randint(2, LARGEST)
@@ -193,9 +193,9 @@ class Handfuls(StoryTask):
         return {"question": " ".join([*sentences, asked]), "steps": steps, "answer": str(values[-1])}
 
     def answer_from(self, question: str, step: int, value: str) -> str:
-        """Return the answer to a question if the number after ``step`` operations had been another one.
+        """Return the answer to a question if the number after ``step`` operations were ``value``.
 
-        It can be less than 1, and no whole number.
+        It can be less than 1, and need not be a whole number.
 
         >>> question = (
         ...     "Cleo has 3 marbles more than Ben. Ben has half as many marbles as Ann. Ann has 8 marbles. "
@@ -206,11 +206,11 @@ class Handfuls(StoryTask):
 
         Args:
             question: a question of this task.
-            step: how many operations have been done, 0 to the chain's length.
-            value: the number that is then there.
+            step: number of operations done, 0 to the chain's length.
+            value: the number at that point.
 
         Raises:
-            ValueError: the text is no question of this task, or a value is out of range.
+            ValueError: the text is not a question of this task, or an argument is out of range.
         """
         _, chain = read_chain(question)
         if not 0 <= step <= len(chain):
@@ -223,17 +223,17 @@ class Handfuls(StoryTask):
 
 @cache
 def _results(kind: str, value: int) -> list[tuple[int, int]]:
-    """Return an operation's own numbers with which a number stays small and whole, each with the result."""
+    """Return the operands for which the result is whole and within range, each with the result."""
     operation = OPERATIONS[kind]
     found = ((number, operation.apply(value, number)) for number in operation.numbers)
     return [(number, int(result)) for number, result in found if result == int(result) and 1 <= result <= LARGEST]
 
 
 def read_chain(question: str) -> tuple[int, list[tuple[str, int]]]:
-    """Return the number that a question gives, and the operations from there to the one that it asks for.
+    """Return the given number of a question, and the operations from there to the number asked for.
 
     Raises:
-        ValueError: the text is no question of this task.
+        ValueError: the text is not a question of this task.
     """
     *statements, asked = re.split(r"(?<=[.?]) ", question)
     given = [match for text in statements for match in _matches(text, _GIVEN)]
@@ -265,7 +265,7 @@ def _matches(text: str, wordings: Iterable[str]) -> list[re.Match[str]]:
 
 @cache
 def _pattern(wording: str) -> re.Pattern[str]:
-    """Return what finds the names and numbers in a sentence of a wording."""
+    """Return a pattern that extracts the names and numbers from a sentence of a wording."""
     places = {"{n}": r"(?P<n>\d+)", "{things}": r"(?:\w+)", "{a}": r"(?P<a>[A-Z]\w+)", "{b}": r"(?P<b>[A-Z]\w+)"}
     text = re.escape(wording).replace(r"\{", "{").replace(r"\}", "}")
     for place, pattern in places.items():
@@ -276,4 +276,4 @@ def _pattern(wording: str) -> re.Pattern[str]:
 
 
 def _no_question(question: str) -> ValueError:
-    return ValueError(f"question: must be one of task 'handfuls', got {question[:80]!r}.")
+    return ValueError(f"question: must be a question of task 'handfuls', got {question[:80]!r}.")

@@ -18,24 +18,23 @@ _LETTER = re.compile(r"\s*\(?([A-Da-d])\s*(?:([.,:)?])|\s(?=\S))\s*")
 
 @dataclass(frozen=True)
 class LogiQA(Task):
-    """LogiQA: which of four options follows from a text.
+    """LogiQA: which of four options follows from a text. An answer is the letter at the start of the generated text.
 
-    Forms that are read:
+    Supported formats:
 
-    * the authors' ``Train.txt``, ``Eval.txt`` and ``Test.txt``, eight lines a problem: an empty one, the right letter,
-      the text, the question, four options;
-    * columns, or JSON in a line, as on the Hub: the text as ``context`` or ``text``, the question as ``question`` or
-      ``query``, ``options`` (four), and the right one as ``answer``, ``correct_option`` or ``label``: a letter, or its
-      index from 0. Bring steps of your own in a column ``steps``; the data have none, which leaves stage 2 alone.
+    * the authors' ``Train.txt``, ``Eval.txt`` and ``Test.txt``, eight lines per problem: an empty one, the right
+      letter, the text, the question, four options;
+    * columns, or one JSON object per line, as on the Hub: the text as ``context`` or ``text``, the question as
+      ``question`` or ``query``, ``options`` (four), and the right one as ``answer``, ``correct_option`` or ``label``:
+      a letter, or its index from 0. The data have no steps, so that only stage 2 can be trained; add your own in a
+      column ``steps``.
 
-    The options are written ``A. ...`` to ``D. ...``. Where the four options of a row carry letters of their own, these
-    count: in 19 problems of ``Test.txt`` C stands before B, and the right letter is one of those that are written.
-    (Readers that go by an option's place, as the Hub's do, have another right option there.)
+    The options are written ``A. ...`` to ``D. ...``. If all four options of a row have their own letters, these count:
+    in 19 problems of ``Test.txt`` C comes before B, and the right letter refers to the written letters. (Readers that
+    go by an option's position, such as the Hub's, get another right option there.)
 
     Source: Liu et al., "LogiQA: A Challenge Dataset for Machine Reading Comprehension with Logical Reasoning", arXiv
     2007.08124.
-
-    The task; answers are read by the letter with which a text begins.
     """
 
     name: ClassVar[str] = "logiqa"
@@ -44,10 +43,10 @@ class LogiQA(Task):
     lines_per_row: ClassVar[int] = 8
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row of any of the forms above.
+        """Read a row in any of the formats above.
 
         Raises:
-            RowError: a line or field is missing or not what it must be.
+            RowError: a line or field is missing or invalid.
         """
         if set(row) == {"text"}:
             row = _read_lines(row["text"])
@@ -63,7 +62,7 @@ class LogiQA(Task):
 
 
 def _read_lines(text: object) -> Mapping[str, Any]:
-    """Read the eight lines of a problem, or one line of JSON."""
+    """Read a problem from its eight lines, or from one line of JSON."""
     if not isinstance(text, str):
         raise RowError(f"text: must be a text, got {text!r}")
     if text.lstrip().startswith("{"):
@@ -71,7 +70,7 @@ def _read_lines(text: object) -> Mapping[str, Any]:
     lines = [line.strip() for line in text.split("\n")]
     if len(lines) != 8 or lines[0] or not all(lines[1:]):
         rule = "must be eight lines: an empty one, the letter, the text, the question, four options"
-        raise RowError(f"{rule}, got {len(lines)} that begin {text[:60]!r}")
+        raise RowError(f"{rule}, got {len(lines)} starting with {text[:60]!r}")
     return {"answer": lines[1], "context": lines[2], "question": lines[3], "options": lines[4:]}
 
 
@@ -86,13 +85,13 @@ def _read_letter(value: object) -> str:
 
 
 def _order(options: Sequence[str]) -> list[str]:
-    """Return the options' texts in the order of their letters: those they carry, else those of their places."""
+    """Return the options' texts in the order of their written letters, else of their positions."""
     matches = [_LETTER.match(option) for option in options]
     written = [match[1].upper() if match else "" for match in matches]
     texts = [option[match.end() :] if match else option for option, match in zip(options, matches, strict=True)]
     if sorted(written) == list(LETTERS):
         return [text.strip() for _, text in sorted(zip(written, texts, strict=True))]
-    # Without a mark behind it an "A" may be a word.
+    # Without a punctuation mark after it, "A" may be a word.
     is_mark = [
         bool(match and match[2] and match[1].upper() == letter) for letter, match in zip(LETTERS, matches, strict=True)
     ]
@@ -101,15 +100,15 @@ def _order(options: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class StrategyQA(Task):
-    """StrategyQA: yes or no, by steps that the question does not name.
+    """StrategyQA: yes-or-no questions whose reasoning steps are implicit.
 
     Rows are as in the authors' files and on the Hub: ``question``, ``answer`` (true or false), ``facts`` and
-    ``decomposition`` (lists, or one text whose sentences count).
+    ``decomposition`` (lists, or one text that is split into sentences).
 
-    The labels of the authors' test set are not public; what is reported is accuracy on their ``dev.json`` (229 rows).
-    It is therefore the split ``test`` here, and ``validation`` is a fifteenth of ``train.json`` (2,061 rows), carved
-    out by a hash of the question. Nothing is ever selected on ``dev.json``; who asks for a split ``dev`` is told so. 53
-    % of its answers are no.
+    The labels of the authors' test set are not public, and papers report accuracy on ``dev.json`` (229 rows, 53 % of
+    the answers are no). So ``dev.json`` is the split ``test`` here, and is never used for selection; asking for a split
+    ``dev`` is an error that says so. ``validation`` is a fifteenth of ``train.json`` (2,061 rows), by a hash of the
+    question.
 
     Source: Geva et al., "Did Aristotle Use a Laptop?", arXiv 2101.02235.
     """
@@ -120,20 +119,20 @@ class StrategyQA(Task):
     answer_rules: ClassVar[tuple[str, ...]] = ("yes-no",)
 
     steps: Literal["facts", "decomposition"] = "facts"
-    """The column that steps come from: statements, or the questions that lead to the answer."""
+    """The column with the steps: statements, or the questions that lead to the answer."""
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
         """Read a row; the answer becomes ``yes`` or ``no``.
 
         Raises:
-            RowError: a field is missing or of another type, or the row has only the other kind of steps.
+            RowError: a field is missing or of the wrong type, or the row has only the other kind of steps.
         """
         question, answer = require_text(row, "question"), require_one_of(row, "answer")
         if not isinstance(answer, bool):
             raise RowError(f"answer: must be true or false, got {answer!r}")
         if self.steps not in row and {"facts", "decomposition"} & set(row):
             there = ", ".join(row)
-            raise RowError(f"{self.steps}: the row has no such field, only {there}; the option steps names another")
+            raise RowError(f"{self.steps}: the row has no such field; its fields: {there}. Set the option steps")
         return Example(question, answer="yes" if answer else "no", steps=read_texts(row, self.steps))
 
 
@@ -141,14 +140,12 @@ class StrategyQA(Task):
 class ProsQA(Task):
     """ProsQA: which of two properties follows through a chain of made-up kinds.
 
-    Rows are as in Coconut's repository: ``question``, ``steps``, ``answer`` (and the graph, which is not read). Answers
-    are compared as whole sentences (rule ``exact-text``: without white space around them and a final full stop).
-    Coconut compares what follows the last ``#`` of its output, without commas, in the same way; our readout is the
-    answer alone.
+    The files ``prosqa_train.json``, ``prosqa_valid.json`` and ``prosqa_test.json`` are in Coconut's repository, with
+    ``question``, ``steps`` and ``answer`` (and the graph, which is not read). Answers are compared as whole sentences
+    (rule ``exact-text``: without surrounding white space and a final full stop). Coconut compares the text after the
+    last ``#`` of its output, without commas, in the same way; our readout is only the answer.
 
     Source: Hao et al., "Training Large Language Models to Reason in a Continuous Latent Space", arXiv 2412.06769.
-
-    The task; ``prosqa_train.json``, ``prosqa_valid.json`` and ``prosqa_test.json`` are in Coconut's repository.
     """
 
     name: ClassVar[str] = "prosqa"

@@ -1,4 +1,4 @@
-"""Mathematics in words: GSM8K, GSM8K-Aug, GSM-Hard, SVAMP, MultiArith and MATH."""
+"""Mathematical word problems: GSM8K, GSM8K-Aug, GSM-Hard, SVAMP, MultiArith and MATH."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _BARE_EQUATION = re.compile(r"[\d\s.,+*/()%$-]+=[\d\s.,+*/()%$=-]+")
 class GSM8K(Task):
     """GSM8K and GSM8K-Aug: grade-school problems, with steps as equations or as sentences.
 
-    Forms that are read, from files or the Hub:
+    Supported formats, from files or the Hub:
 
     * official: ``question``, and ``answer`` with the solution, its equations as ``<<48/2=24>>``, and ``#### 24``;
     * GSM8K-Aug as text lines ``question||<<48/2=24>> <<24*2=48>> #### 48``;
     * GSM8K-Aug with columns: ``question``, ``steps`` (list) or ``cot`` (one text), ``answer`` (the number).
 
-    All forms give the same steps, ``48/2=24`` without the brackets: every step is a readout of its own, closed by EOS,
-    so brackets would only be four characters to learn per step. ``step_template: "<<{step}>>"`` brings them back.
+    All formats give the same steps, ``48/2=24`` without the brackets: each step is its own readout that ends with EOS,
+    so brackets would only be four more characters to learn. ``step_template: "<<{step}>>"`` restores them.
 
-    GSM8K-Aug's validation rows are rows of the official training file: beside that file they select nothing. The
-    official rows have a fifteenth of their own training questions carved out instead.
+    GSM8K-Aug's validation rows are in the official training file, so do not select on them after training on that
+    file. For the official rows, a fifteenth of their own training questions is held out instead.
     """
 
     name: ClassVar[str] = "gsm8k"
@@ -37,16 +37,16 @@ class GSM8K(Task):
     answer_rules: ClassVar[tuple[str, ...]] = ("last-number-float", "strict-string")
 
     steps: Literal["equations", "sentences"] = "equations"
-    """A step's text: the solution's equations, or its lines without them."""
+    """A step's text: an equation of the solution, or a line without its equations."""
     answer_rule: Literal["last-number-float", "strict-string"] = "last-number-float"
-    """The rule that decides: as floats, the text's last number (as CODI does); or as strings, what follows the first
-    ``####``, else the whole text (as iCoT does). Both without commas; both are reported."""
+    """The deciding rule: the text's last number, compared as floats (as CODI does); or the text after the first
+    ``####``, else the whole text, compared as strings (as iCoT does). Both ignore commas; both are reported."""
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row of any of the forms above.
+        """Read a row in any of the formats above.
 
         Raises:
-            RowError: a field is missing, the answer is no number, or the row holds no sentences and they are asked for.
+            RowError: a field is missing, the answer is not a number, or sentences are requested and the row has none.
         """
         if set(row) == {"text"}:
             row = _split_line(require_text(row, "text"))
@@ -72,13 +72,13 @@ class GSM8K(Task):
             return [equation.strip() for line in lines for equation in _EQUATION.findall(line)]
         sentences = [_EQUATION.sub("", line).strip() for line in lines if line.strip()]
         if "" in sentences:
-            raise RowError("steps: the row has equations alone, no sentences; use the option steps='equations'")
+            raise RowError("steps: the row has only equations, no sentences; use the option steps='equations'")
         return sentences
 
 
 @dataclass(frozen=True)
 class GSM8KAug(GSM8K):
-    """GSM8K-Aug: 385k rows to train on, and 500 for selection, which its own training rows leave out."""
+    """GSM8K-Aug: 385k training rows, and 500 for selection that are not in them."""
 
     name: ClassVar[str] = "gsm8k-aug"
     source: ClassVar[str | None] = "whynlp/gsm8k-aug"
@@ -92,7 +92,7 @@ def _split_line(line: str) -> dict[str, str]:
 
 
 def _solution_lines(row: Mapping[str, Any], *, wants_equations: bool) -> list[str]:
-    """Return the steps of a row whose answer does not hold them: from ``steps`` or ``cot``, or none."""
+    """Return the steps in ``steps`` or ``cot``, for a row whose answer does not hold them; may be empty."""
     steps = row.get("steps", row.get("cot"))
     if steps is None:
         return []
@@ -103,9 +103,9 @@ def _solution_lines(row: Mapping[str, Any], *, wants_equations: bool) -> list[st
     lines = [f"<<{step}>>" if _BARE_EQUATION.fullmatch(step) else step for step in steps]
     for index, line in enumerate(lines):
         if wants_equations and "=" in line and not _EQUATION.search(line):
-            # Left out, it would be a hole in the chain.
+            # Omitting it would leave a gap in the chain.
             raise RowError(
-                f"steps[{index}]: must be an equation of numbers alone or mark it as <<..>>, got {line[:60]!r}; or use "
+                f"steps[{index}]: must be an equation of only numbers or mark it as <<..>>, got {line[:60]!r}; or use "
                 "the option steps='sentences'"
             )
     return lines
@@ -121,14 +121,14 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class GSMHard(Task):
-    """GSM-Hard: GSM8K's test questions with large numbers in them.
+    """GSM-Hard: GSM8K's test questions with large numbers.
 
     Rows are as in PAL's repository and on the Hub: ``input``, ``target`` (a number), and ``code``, which is not read;
-    there are no steps. All 1,319 rows are test rows, also on the Hub, where their split is called ``train``.
+    there are no steps. All 1,319 rows are test rows, although the Hub calls their split ``train``.
 
-    303 answers are no integers and 146 are negative. The figures of CODI and SIM-CoT are under ``last-number-float``,
-    which is the default for that reason: it asks for every digit of the 303. ``abs-1e-3``, the authors' own rule,
-    stands beside it; it takes 0 for the 31 answers between -0.001 and 0.001 that are not 0.
+    303 answers are not integers and 146 are negative. The default rule is ``last-number-float``, since CODI and SIM-CoT
+    report under it; it requires every digit of the 303. The authors' own rule, ``abs-1e-3``, is reported as well; it
+    accepts 0 for the 31 answers between -0.001 and 0.001 that are not 0.
 
     Source: Gao et al., "PAL: Program-aided Language Models", arXiv 2211.10435.
     """
@@ -139,13 +139,13 @@ class GSMHard(Task):
     split_names: ClassVar[Mapping[str, str]] = {"train": "test"}
 
     answer_rule: Literal["last-number-float", "strict-string", "abs-1e-3"] = "last-number-float"
-    """The rule that decides; all three are reported."""
+    """The deciding rule; all three are reported."""
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
         """Read a row; the answer becomes a decimal without an exponent, which the rules would misread.
 
         Raises:
-            RowError: a field is missing or of another type.
+            RowError: a field is missing or of the wrong type.
         """
         return Example(require_text(row, "input"), answer=require_number(row, "target"))
 
@@ -154,9 +154,9 @@ class GSMHard(Task):
 class MultiArith(Task):
     """MultiArith: problems of a few operations on small integers.
 
-    Forms that are read: the Hub's (420 train, 180 test) with ``question`` and ``final_ans``, and PAL's (all 600 rows in
-    ``multiarith.jsonl``, which should be named ``test.jsonl``) with ``input`` and ``target``. CODI judges on the Hub's
-    test split. There are no steps.
+    Supported formats: the Hub's (420 train, 180 test) with ``question`` and ``final_ans``, and PAL's (all 600 rows in
+    ``multiarith.jsonl``, which should be named ``test.jsonl``) with ``input`` and ``target``. CODI evaluates on the
+    Hub's test split. There are no steps.
 
     Source: Roy and Roth, "Solving General Arithmetic Word Problems", arXiv 1608.01413.
     """
@@ -166,13 +166,13 @@ class MultiArith(Task):
     answer_rules: ClassVar[tuple[str, ...]] = ("last-number-float", "strict-string")
 
     answer_rule: Literal["last-number-float", "strict-string"] = "last-number-float"
-    """The rule that decides; both are reported."""
+    """The deciding rule; both are reported."""
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row of either form.
+        """Read a row in either format.
 
         Raises:
-            RowError: a field is missing or of another type.
+            RowError: a field is missing or of the wrong type.
         """
         return Example(require_text(row, "question", "input"), answer=require_number(row, "final_ans", "target"))
 
@@ -182,14 +182,14 @@ _POINT_ZERO = re.compile(r"(?<=\d)\.0+\b")
 
 @dataclass(frozen=True)
 class SVAMP(Task):
-    """SVAMP: one-operation problems, worded so that key words mislead.
+    """SVAMP: one-operation problems with misleading key words.
 
-    Forms that are read:
+    Supported formats:
 
-    * the authors' and the Hub's (700 train, 300 test): ``Body``, ``Question``, ``Answer``, ``Equation``, whose
-      equation is the only step: ``( 76.0 - 25.0 )`` becomes ``76-25=51``;
-    * PAL's (``svamp.jsonl``, all 1,000 rows): ``input``, ``target``. Name the file ``test.jsonl``. The Hub's training
-      rows are among them, so what was trained on those must not be judged on this file.
+    * the authors' and the Hub's (700 train, 300 test): ``Body``, ``Question``, ``Answer``, ``Equation``. The equation
+      is the only step: ``( 76.0 - 25.0 )`` becomes ``76-25=51``;
+    * PAL's (``svamp.jsonl``, all 1,000 rows): ``input``, ``target``. Name the file ``test.jsonl``. It includes the
+      Hub's training rows, so do not evaluate on it after training on those.
 
     Source: Patel et al., "Are NLP Models really able to Solve Simple Math Word Problems?", arXiv 2103.07191.
     """
@@ -199,13 +199,13 @@ class SVAMP(Task):
     answer_rules: ClassVar[tuple[str, ...]] = ("last-number-float", "strict-string")
 
     answer_rule: Literal["last-number-float", "strict-string"] = "last-number-float"
-    """The rule that decides; both are reported."""
+    """The deciding rule; both are reported."""
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row of either form.
+        """Read a row in either format.
 
         Raises:
-            RowError: a field is missing or of another type.
+            RowError: a field is missing or of the wrong type.
         """
         if "input" in row:
             return Example(require_text(row, "input"), answer=require_number(row, "target"))
@@ -229,13 +229,13 @@ _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 class MATH(Task):
     r"""MATH: competition problems with worked solutions in LaTeX.
 
-    Rows are as in the authors' files and on the Hub (``EleutherAI/hendrycks_math``, one configuration a subject, and
-    ``HuggingFaceH4/MATH-500``, 500 test rows): ``problem``, ``solution``, and perhaps ``answer``; ``level``, ``type``
-    and ``subject`` are not read. The answer is the content of the solution's last ``\boxed{}``, braces matched,
-    ``\fbox{}`` and ``\boxed 5`` included; without one it is the field ``answer``.
+    Rows are as in the authors' files and on the Hub (``EleutherAI/hendrycks_math``, one configuration per subject, and
+    ``HuggingFaceH4/MATH-500``, 500 test rows): ``problem``, ``solution``, and optionally ``answer``; ``level``,
+    ``type`` and ``subject`` are not read. The answer is the content of the solution's last ``\boxed{}`` (braces
+    matched; ``\fbox{}`` and ``\boxed 5`` included), else the field ``answer``.
 
-    Steps are the solution's sentences, never split inside a formula and without drawings. A box is taken off, so that
-    no step reads as an answer; a last sentence that is nothing but the answer is left to the answer's own readout.
+    Steps are the solution's sentences, never split inside a formula and without drawings. Boxes are removed, so that
+    no step looks like an answer; a last sentence that is only the answer is no step.
 
     Source: Hendrycks et al., "Measuring Mathematical Problem Solving With the MATH Dataset", arXiv 2103.03874.
 
@@ -247,16 +247,16 @@ class MATH(Task):
     answer_rules: ClassVar[tuple[str, ...]] = ("boxed-string",)
 
     answer_rule: Literal["boxed-string", "math-verify"] = "boxed-string"
-    """The rule that decides."""
+    """The deciding rule."""
     math_verify: bool = False
-    """Report ``math-verify`` beside ``boxed-string``, as always where it decides. Needs ``rim-peft[math]``."""
+    """Also report ``math-verify``, as is always done if it decides. Needs ``rim-peft[math]``."""
 
     def __post_init__(self) -> None:
-        """Check the options, and that ``math_verify`` is there if it is asked for.
+        """Check the options, and that ``math_verify`` is installed if it is needed.
 
         Raises:
-            ValueError: an option is none of its values.
-            ImportError: ``math_verify`` is asked for and not installed.
+            ValueError: an option has an invalid value.
+            ImportError: ``math_verify`` is needed and not installed.
         """
         if self.math_verify or self.answer_rule == "math-verify":
             check_math_verify()
@@ -272,7 +272,7 @@ class MATH(Task):
         problem, solution = require_text(row, "problem"), require_text(row, "solution")
         answer = last_box(solution) or row.get("answer")
         if answer is None:
-            raise RowError(f"solution: must hold \\boxed{{}} where there is no answer, got ...{solution[-60:]!r}")
+            raise RowError(f"solution: must hold \\boxed{{}} if there is no answer, got ...{solution[-60:]!r}")
         steps = split_sentences(unbox(_DRAWING.sub(" ", solution)))
         if steps and steps[-1].strip("$. ") == str(answer).strip("$. "):
             steps.pop()

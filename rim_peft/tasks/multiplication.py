@@ -1,13 +1,13 @@
-"""Multi-digit multiplication, generated: digits apart and the ones first, as in iCoT's data.
+"""Multi-digit multiplication, generated: digits separated by spaces, the ones first, as in iCoT's data.
 
     3 2 * 4 1        23 times 14
     2 9 0            step 1: 23 times the ones of 14, with room for its carry
     0 3 2 0          step 2: 23 times the tens
     2 2 3 0          answer
 
-Between the first and the last partial product each step has the running sum in parentheses, as in
-``0 0 6 4 9 0 ( 5 5 1 1 1 1 )``. The steps, joined by `` + ``, are iCoT's chain of thought, character by character. All
-numbers have zeros in front (at their right end here) up to the length that any such number can need.
+Each step but the first and the last also has the running sum in parentheses, as in ``0 0 6 4 9 0 ( 5 5 1 1 1 1 )``. The
+steps joined by `` + `` equal iCoT's chain of thought, character by character. All numbers have leading zeros (here at
+the right end) up to the largest length that they can have.
 
 Source: Deng et al., "From Explicit CoT to Implicit CoT: Learning to Internalize CoT Step by Step", arXiv 2405.14838.
 """
@@ -36,9 +36,9 @@ class Multiplication(DrawnTask):
     answer_rules: ClassVar[tuple[str, ...]] = ("exact-digits",)
 
     num_digits: int = 4
-    """Digits of either factor, and steps of a row; iCoT has 4, 5, 7, 9 and more."""
+    """Digits of each factor, and steps of a row; iCoT has 4, 5, 7, 9 and more."""
     num_rows: int = 10000
-    """Rows to train on."""
+    """Number of training rows."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -52,11 +52,11 @@ class Multiplication(DrawnTask):
         check_ranges(self, {"num_digits": Range(2, 1000)})
         num_products = (9 * 10 ** (self.num_digits - 1)) ** 2
         for name, share in (("num_rows", 0.9), ("num_held_out", 0.05)):
-            # Drawing the last products that are left would take long.
+            # Drawing the last remaining products would take long.
             most = int(0.8 * share * num_products)
             if getattr(self, name) > most:
                 raise ValueError(
-                    f"{name}: must be at most {most} with {self.num_digits} digits, got {getattr(self, name)}. Take "
+                    f"{name}: must be at most {most} with {self.num_digits} digits, got {getattr(self, name)}. Use "
                     "more digits."
                 )
 
@@ -74,10 +74,10 @@ class Multiplication(DrawnTask):
         return {"question": question, "steps": steps, "answer": _write(total, 2 * size)}
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split, each question once: the products drawn whose question hashes into it.
+        """Yield the rows of a split, each question once: drawn products whose question hashes into it.
 
         Raises:
-            ValueError: on a split that is none of train, validation and test.
+            ValueError: the split is not train, validation or test.
         """
         wanted = self.num_in(split)
         rng = random.Random(f"multiplication {self.seed}")
@@ -101,7 +101,7 @@ def split_of(question: str) -> str:
 
 
 def _write(number: int, num_digits: int) -> str:
-    """Write a number's digits from the ones on, with zeros up to a length.
+    """Write a number's digits, the ones first, padded with zeros to ``num_digits``.
 
     >>> _write(230, 4)
     '0 3 2 0'

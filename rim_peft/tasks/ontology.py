@@ -1,24 +1,24 @@
-"""ProsQA's task, generated: of which of two kinds is somebody, through a chain of made-up kinds.
+"""ProsQA's task, generated: which of two kinds a person is, through a chain of made-up kinds.
 
-Two people each start a chain of kinds, both equally long; the last kind of a chain follows from its own person and
-never from the other. All other kinds and further statements are grown around the two chains in the manner of ProsQA: a
-kind gets its statements from what was there before it, from deep kinds more often than from shallow ones, and is barred
-from what follows from the one person, or from the other, or from neither.
+Two people each start a chain of kinds of the same length; the last kind of a chain follows from its own person and
+never from the other. The other kinds and further statements are grown around the two chains as in ProsQA: a new kind
+gets its statements from earlier people and kinds, from deep kinds more often than from shallow ones; and it may be
+barred from everything that follows from the first person, or from the second.
 
-The two chains are drawn alike and the first person is asked about, so whatever is counted at the two kinds that a
-question offers, without following the statements, differs by chance alone.
+Both chains are drawn in the same way, and the question is about the first person. So any count at the two offered
+kinds that does not follow the statements differs only by chance.
 
     ... Sally is a gerpus. Every worpus is a rempus. Every gerpus is a terpus. ... Is Sally a hilpus or terpus?
 
-The steps are the statements on a shortest way, "Sally is a gerpus." and "Every gerpus is a terpus." here; the answer is
-"Sally is a terpus.". The other kind is one that somebody else is of, never the person asked about.
+The steps are the statements on a shortest path, here "Sally is a gerpus." and "Every gerpus is a terpus."; the answer
+is "Sally is a terpus.". The wrong kind follows from somebody else, never from the person asked about.
 
-The defaults are what ProsQA's validation and test rows are on the average: 36.0 statements on 20.3 kinds and 2.6
-people, 2.7 statements about a person, chains of 3 to 6 steps (0.41, 0.44, 0.13, 0.02), and offered kinds of which
-nothing follows. They differ in one thing. There, the wrong kind is nearer to its person (2.1 steps) than the right one
-(3.8), so that the kind from which more can be reached backwards is right in 0.71 of the 800 rows, and the one with
-fewer statements about who is of it in 0.66, whatever the question. Here both are equally far, and no such count is
-better than chance.
+The defaults match the averages of ProsQA's validation and test rows: 36.0 statements on 20.3 kinds and 2.6 people, 2.7
+statements about a person, chains of 3 to 6 steps (0.41, 0.44, 0.13, 0.02), and offered kinds from which nothing
+follows. There is one difference. In ProsQA the wrong kind is nearer to its person (2.1 steps) than the right one (3.8).
+So, without reading the question, the kind from which more can be reached backwards is right in 0.71 of the 800 rows,
+and the one with fewer statements about its members in 0.66. Here both are equally far, and no count of this sort beats
+chance.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NAMES = (
     "Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam",
     "Stella", "Tom", "Wren",
 )
-"""The people of the published rows."""
+"""People in the published rows."""
 
 KINDS = (
     "bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus", "grimpus", "gwompus",
@@ -46,21 +46,21 @@ KINDS = (
     "rorpus", "scrompus", "shumpus", "sterpus", "storpus", "terpus", "timpus", "tumpus", "vumpus", "worpus", "wumpus",
     "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus",
 )
-"""The kinds of the published rows."""
+"""Kinds in the published rows."""
 # fmt: on
 
 BARRED = {0: 0.35, 1: 0.35, None: 0.3}
-"""How often a kind outside the chains must not follow from the first person, from the second, or may from both."""
+"""How often a kind outside the chains must not follow from the first person, or from the second, or is free."""
 
 
 @dataclass(frozen=True)
 class Story:
-    """One question before it is written down.
+    """One question as data.
 
     Attributes:
-        statements: all of them, each as (who or what, kind), in the order of the question.
-        path: the person asked about and the kinds on the way, of which the last is the right one.
-        choices: the right kind and the wrong one, in the order of the question.
+        statements: all statements, each as (person or kind, kind), in the order of the question.
+        path: the person asked about and the kinds on the path, ending with the right one.
+        choices: the right and the wrong kind, in the order of the question.
     """
 
     statements: tuple[tuple[str, str], ...]
@@ -75,17 +75,17 @@ class Story:
 
     @property
     def steps(self) -> list[str]:
-        """The statements on the way from the person to the right kind."""
+        """The statements on the path from the person to the right kind."""
         return [state(subject, kind) for subject, kind in pairwise(self.path)]
 
     @property
     def answer(self) -> str:
-        """What follows."""
+        """The statement that follows."""
         return state(self.path[0], self.path[-1])
 
 
 def state(subject: str, kind: str) -> str:
-    """Return a statement about a person or about a kind.
+    """Return a statement about a person or a kind.
 
     >>> state("Sally", "terpus"), state("gerpus", "impus")
     ('Sally is a terpus.', 'Every gerpus is a impus.')
@@ -95,12 +95,12 @@ def state(subject: str, kind: str) -> str:
 
 @dataclass(frozen=True)
 class World:
-    """How large the questions are.
+    """The size of the questions.
 
     Attributes:
         num_kinds: kinds in every question.
-        num_statements: statements in a question; fewer where there is no room for so many different ones.
-        num_people: the most people in a question; there are two of them or more.
+        num_statements: statements in a question; fewer if there is no room for that many different ones.
+        num_people: the most people in a question; there are at least two.
 
     Raises:
         ValueError: a number is out of range.
@@ -123,11 +123,11 @@ class World:
 
     @property
     def longest(self) -> int:
-        """The most steps of a chain: there are two chains, without a kind in common."""
+        """The most steps of a chain; the two chains have no kind in common."""
         return self.num_kinds // 2
 
     def draw_story(self, rng: random.Random, length: int) -> Story:
-        """Draw a story of two chains of `length` steps, the first of which is asked for.
+        """Draw a story of two chains of `length` steps; the question is about the first.
 
         >>> story = World(num_kinds=4, num_statements=5).draw_story(random.Random(0), 2)
         >>> story.question.split(". ")[2:]
@@ -158,7 +158,7 @@ class World:
 
 
 class _Growth:
-    """People and kinds so far, with their statements and their distances from the first two people."""
+    """The people and kinds so far, with their statements and their distances from the first two people."""
 
     def __init__(self, rng: random.Random, people: tuple[str, str], length: int) -> None:
         self.rng, self.length = rng, length
@@ -170,17 +170,17 @@ class _Growth:
         self.missing = 0
 
     def join(self, person: str) -> None:
-        """Let another person be a source from now on: one who comes late has no more statements than a kind."""
+        """Add a person as a source of statements; one who joins late gets no more statements than a kind."""
         self.sources.append(person)
         self.depths[person] = 0
         for distances in self.distances:
             distances[person] = math.inf
 
     def add(self, kind: str, owner: int | None, wanted: int) -> None:
-        """Add a kind, with `wanted` statements and those that earlier kinds found no room for, as far as there is room.
+        """Add a kind with `wanted` statements, plus those that earlier kinds had no room for, as far as there is room.
 
-        A chain's kind gets the statement about the one before it, and others that make no shorter way and none from the
-        other chain's person. A chain's last kind is never the source of another.
+        A kind of a chain gets the statement from its predecessor, and others that give neither a shorter path nor one
+        from the other chain's person. The last kind of a chain is never a source.
         """
         wanted += self.missing
         taken: list[str] = []
@@ -207,21 +207,21 @@ class _Growth:
 
 @dataclass(frozen=True)
 class Ontology(StoryTask):
-    """The task's options; `lengths` are numbers of statements on the way."""
+    """The task's options; `lengths` are numbers of statements on the path."""
 
     name: ClassVar[str] = "ontology"
     answer_rules: ClassVar[tuple[str, ...]] = ("exact-text",)
 
     lengths: tuple[int, ...] = (3, 4, 5, 6)
-    """Numbers of statements on the way to the right kind, as published."""
+    """Numbers of statements on the path to the right kind, as published."""
     weights: tuple[float, ...] | None = (0.41, 0.44, 0.13, 0.02)
-    """How often each of `lengths` is drawn, relative to the others, as published; equally often where null."""
+    """Relative frequency of each of `lengths`, as published; equal if null."""
     num_kinds: int = 20
     """Kinds in a question, up to 38; at least twice the longest chain."""
     num_statements: int = 36
-    """Statements in a question; fewer where there is no room for so many different ones."""
+    """Statements in a question; fewer if there is no room for that many different ones."""
     num_people: int = 3
-    """The most people in a question; there are two of them or more."""
+    """The most people in a question; there are at least two."""
 
     @property
     def world(self) -> World:
@@ -230,11 +230,11 @@ class Ontology(StoryTask):
 
     @property
     def longest(self) -> int:
-        """The most statements that a chain has room for: `num_kinds // 2`."""
+        """The most statements that a chain can have: `num_kinds // 2`."""
         return self.world.longest
 
     def draw_row(self, rng: random.Random, length: int) -> dict[str, Any]:
-        """Draw a question whose right kind is `length` statements away, whatever its split."""
+        """Draw a question whose right kind is `length` statements away, regardless of split."""
         story = self.world.draw_story(rng, length)
         return {"question": story.question, "steps": story.steps, "answer": story.answer}
 

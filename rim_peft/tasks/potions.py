@@ -1,18 +1,16 @@
-"""The demo's generated task: which colour a brew has after a chain of kitchen work.
+"""The demo's generated task: the colour of a brew after a chain of kitchen work.
 
-The demo's world has five colours, seven verbs and sixteen names. A larger one keeps these words and adds others, so
-that every verb does the same work in every world that has it.
-
-The colours lie on a ring and every verb is one affine map of that ring, so neither the order of the verbs nor
-any single statement can be ignored. The statements stand in reverse order, the brew to ask for first and the known
-colour last, so that no running value can be carried along the words of the question:
+The colours form a ring and each verb is an affine map of that ring, so neither the order of the verbs nor any single
+statement can be ignored. The statements come in reverse order, the brew asked for first and the known colour last, so
+that a model cannot carry a running value along the words of the question:
 
     Tom boils Kim's brew. Kim salts Pam's brew. Pam's brew is red. What colour is Tom's brew?
 
-What a verb does is never said. It is what a model trained on this world knows, as others know that 7 x 8 is 56.
+What a verb does is never stated. A model trained on this world knows it, as others know that 7 x 8 is 56.
 
-The demo has five colours, sixteen names and no distractors. More of each, and longer chains, make it as hard as one
-likes; the world is then another, and needs a base that was trained on it (`World` draws the stories).
+The demo's world has five colours, seven verbs, sixteen names and no distractors. More of each, and longer chains, make
+it as hard as you like. A larger world keeps these words and adds others, and a verb means the same operation in every
+world that has it; but it is a different world, and needs a base trained on it (`World` draws the stories).
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from typing import Any, ClassVar, Literal
 from rim_peft.tasks.stories import SPLITS, Split, StoryTask, split_of
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23)
-"""How many colours a ring can have: with a prime number of them every factor permutes them."""
+"""Possible numbers of colours; with a prime, every factor permutes the ring."""
 
 # fmt: off
 _COLOUR_WORDS = (
@@ -39,13 +37,13 @@ _SHIFT_WORDS = (
     "stirs", "salts", "cools", "shakes", "heats", "dries", "soaks", "peels", "chops", "mixes", "rinses", "skims",
     "folds", "beats", "bakes", "fries", "grills", "steams", "thaws", "smokes", "drains", "tosses",
 )
-"""The verb that adds 1, the one that adds 2, ..."""
+"""Verbs that add 1, 2, ..."""
 
 _FACTOR_WORDS = (
     "boils", "sieves", "burns", "whisks", "mashes", "blends", "grinds", "presses", "strains", "kneads", "rolls",
     "melts", "roasts", "toasts", "pickles", "glazes", "stews", "brews", "ferments", "churns", "chills",
 )
-"""The verb that multiplies by 2, the one that multiplies by 3, ..."""
+"""Verbs that multiply by 2, 3, ..."""
 
 NAMES = (
     "Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jon", "Kim", "Liv", "Moe", "Nell", "Pam",
@@ -62,9 +60,9 @@ _ASKED = re.compile(r"What colour is (\w+)'s brew\?")
 
 @dataclass(frozen=True)
 class Chain:
-    """One story before it is written down: person 0's brew has colour 0, person `t` makes hers from that of `t - 1`.
+    """One story as data: person 0's brew has colour 0, and person `t` makes a brew from that of person `t - 1`.
 
-    ``distractors`` holds statements about other people, each with its place among all statements.
+    ``distractors`` holds statements about other people, each with its position among all statements.
     """
 
     people: tuple[str, ...]
@@ -89,7 +87,7 @@ class Chain:
 
     @property
     def thoughts(self) -> list[str]:
-        """Every brew with its colour, from the root to the answer, as the base model writes them."""
+        """Each brew with its colour, from the root to the answer, as the base model writes them."""
         return [f"{person} {colour}" for person, colour in zip(self.people, self.colours, strict=True)]
 
 
@@ -104,8 +102,8 @@ class World:
         num_colours: colours on the ring, p: a prime up to 23. The verbs are all shifts (p - 1) and all factors but 1
             (p - 2).
         num_names: people who can brew, the demo's sixteen first.
-        distractors: statements in every story about people outside its chain: a known colour, and brews made from one
-            another, all with a maker and a colour of their own.
+        distractors: statements per story about people outside its chain: one known colour, and brews made from one
+            another, each with its own maker and colour.
 
     Raises:
         ValueError: a number is out of range.
@@ -129,18 +127,18 @@ class World:
 
     @cached_property
     def colours(self) -> tuple[str, ...]:
-        """The ring: colour `c` is the number `c` modulo its length."""
+        """The ring: the colour at index `c` is the number `c` modulo the ring's length."""
         return _COLOUR_WORDS[: self.num_colours]
 
     @cached_property
     def verbs(self) -> dict[str, tuple[int, int]]:
-        """Verb to `(factor, shift)`: the brew's number `c` becomes `(factor * c + shift) % num_colours`."""
+        """Map each verb to `(factor, shift)`: colour `c` becomes `(factor * c + shift) % num_colours`."""
         shifts = {_SHIFT_WORDS[shift - 1]: (1, shift) for shift in range(1, self.num_colours)}
         return shifts | {_FACTOR_WORDS[factor - 2]: (factor, 0) for factor in range(2, self.num_colours)}
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The people, the demo's first, then two syllables each."""
+        """The people: the demo's first, then names of two syllables."""
         syllables = [consonant + vowel for consonant in "bdfghjklmnprstvz" for vowel in "aeiou"]
         made = ("".join(pair).capitalize() for pair in product(syllables, syllables))
         taken = {*NAMES, *(word.capitalize() for word in (*_COLOUR_WORDS, *_SHIFT_WORDS, *_FACTOR_WORDS))}
@@ -149,12 +147,12 @@ class World:
 
     @property
     def longest(self) -> int:
-        """The most operations that a story can have: one name for each and one for the root remain."""
+        """The most operations of a story: each needs one name, and so do the root and each distractor."""
         return self.num_names - 1 - self.distractors
 
     @property
     def words(self) -> list[str]:
-        """All words that differ between worlds: colours, verbs, names."""
+        """All words that depend on the world: colours, verbs, names."""
         return [*self.colours, *self.verbs, *self.names]
 
     def apply_verb(self, verb: str, colour: str) -> str:
@@ -185,7 +183,7 @@ class World:
     def _draw_distractors(
         self, rng: random.Random, others: tuple[str, ...], num_statements: int
     ) -> tuple[tuple[int, str], ...]:
-        """Draw a statement about each of `others` and its place; as in the chain, who is made from whom comes first."""
+        """Draw a statement and its position for each of `others`, in reverse order like the chain."""
         if not others:
             return ()
         statements = [f"{others[0]}'s brew is {rng.choice(self.colours)}."]
@@ -195,10 +193,10 @@ class World:
         return tuple(zip(places, reversed(statements), strict=True))
 
     def read_verbs(self, question: str) -> tuple[str, ...]:
-        """Return the verbs on the way from the root to the brew that a question asks for, in the order of their work.
+        """Return the verbs from the root to the brew asked for, in the order in which they apply.
 
         Raises:
-            ValueError: the text is no question of this world.
+            ValueError: the text is not a question of this world.
         """
         asked = _ASKED.search(question)
         made = {person: (verb, source) for person, verb, source in _STATEMENT.findall(question)}
@@ -208,7 +206,7 @@ class World:
             verb, person = made[person]
             verbs.append(verb)
         if not asked or f"{person}'s brew is " not in question or not set(verbs) <= set(self.verbs):
-            raise ValueError(f"question: must be one of this world of {self.num_colours} colours, got {question!r}.")
+            raise ValueError(f"question: must be from this world of {self.num_colours} colours, got {question!r}.")
         return tuple(reversed(verbs))
 
 
@@ -231,16 +229,16 @@ __all__ = [
 _DEMO = World()
 
 COLOURS = _DEMO.colours
-"""The demo's ring: colour `c` is the number `c` modulo five."""
+"""The demo's ring: the colour at index `c` is the number `c` modulo five."""
 
 VERBS = _DEMO.verbs
-"""The demo's verbs, each with `(factor, shift)`: the brew's number `c` becomes `(factor * c + shift) % 5`."""
+"""The demo's verbs, each with `(factor, shift)`: colour `c` becomes `(factor * c + shift) % 5`."""
 
 apply_verb, draw_chain = _DEMO.apply_verb, _DEMO.draw_chain
 
 
 def read_answer(text: str) -> str | None:
-    """Return the last of the demo's colours named in a generated text, or None where it names none.
+    """Return the last of the demo's colours in a generated text; None if there is none.
 
     >>> read_answer("Kim red, Tom gold"), read_answer("Tom")
     ('gold', None)
@@ -274,11 +272,11 @@ class Potions(StoryTask):
     steps: Literal["values", "sentences"] = "values"
     """A step's text: the colour alone, or the brew's owner and its colour."""
     num_colours: int = 5
-    """Colours on the ring, a prime up to 23; there are 2 p - 3 verbs."""
+    """Colours on the ring, a prime p up to 23; there are 2 p - 3 verbs."""
     num_names: int = 16
     """People who can brew."""
     distractors: int = 0
-    """Statements in every question about people outside its chain."""
+    """Statements per question about people outside its chain."""
 
     @property
     def world(self) -> World:
@@ -287,17 +285,17 @@ class Potions(StoryTask):
 
     @property
     def longest(self) -> int:
-        """The most operations that names and distractors leave room for: `num_names - 1 - distractors`."""
+        """The most operations that names and distractors allow: `num_names - 1 - distractors`."""
         return self.world.longest
 
     def draw_row(self, rng: random.Random, length: int) -> dict[str, Any]:
-        """Draw a story of `length + 1` colours, of which the last is the answer, whatever its split."""
+        """Draw a story of `length + 1` colours, the last of which is the answer, regardless of split."""
         chain = self.world.draw_chain(rng, length)
         steps = list(chain.colours[:-1]) if self.steps == "values" else chain.thoughts[:-1]
         return {"question": chain.question, "steps": steps, "answer": chain.answer}
 
     def read_answer(self, text: str) -> str | None:
-        """Return the last of the world's colours named in a generated text, or None where it names none."""
+        """Return the last of the world's colours in a generated text; None if there is none."""
         return _last_colour(text, self.world.colours)
 
     def is_correct(self, text: str, gold: str) -> bool:
@@ -305,10 +303,10 @@ class Potions(StoryTask):
         return self.read_answer(text) == gold.strip().lower()
 
     def answer_from(self, question: str, step: int, colour: str) -> str:
-        """Return the answer to a question if its brew had another colour on the way.
+        """Return the answer to a question if the colour after `step` operations were `colour`.
 
-        The row's `steps[t]` is the brew's colour after `t` operations, that of the root for `t = 0`; so
-        `answer_from(question, t, steps[t])` is the answer, and another colour in its place gives the counterfactual.
+        The row's `steps[t]` is the colour after `t` operations, with the root at `t = 0`. So
+        `answer_from(question, t, steps[t])` is the answer, and any other colour gives the counterfactual.
 
         >>> question = "Finn shakes Moe's brew. Moe stirs Dan's brew. Dan's brew is blue. What colour is Finn's brew?"
         >>> [Potions().answer_from(question, step, colour) for step, colour in ((0, "blue"), (1, "plum"), (1, "red"))]
@@ -316,11 +314,11 @@ class Potions(StoryTask):
 
         Args:
             question: a question of this world.
-            step: how many operations have been done, 0 to the chain's length.
-            colour: the colour that the brew then has.
+            step: number of operations done, 0 to the chain's length.
+            colour: the brew's colour at that point.
 
         Raises:
-            ValueError: the text is no question of this world, or a value is out of range.
+            ValueError: the text is not a question of this world, or an argument is out of range.
         """
         verbs = self.world.read_verbs(question)
         if not 0 <= step <= len(verbs):

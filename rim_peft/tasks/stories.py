@@ -1,4 +1,4 @@
-"""Tasks whose rows are drawn by a seed: how many there are in a split; stories of so many steps, and their splits."""
+"""Base classes of tasks that draw rows from a seed, and the assignment of questions to splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 def split_of(question: str) -> Split:
     """Return the split a question belongs to: 90 % train, 5 % validation, 5 % test, by a hash of its text.
 
-    A question has one text and a text has one split, so no question is ever in two splits, whatever the seeds.
+    So no question is ever in two splits, whatever the seed.
 
     >>> split_of("Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?")
     'train'
@@ -32,14 +32,14 @@ def split_of(question: str) -> Split:
 
 @dataclass(frozen=True)
 class DrawnTask(GeneratedTask):
-    """Base of tasks that draw as many rows as they are asked for; the same options give the same rows."""
+    """Base of tasks that draw a given number of rows; the same options give the same rows."""
 
     num_rows: int = 1000
-    """Rows to train on."""
+    """Number of training rows."""
     num_held_out: int = 1000
-    """Rows in each of the other splits."""
+    """Number of rows in each of the other splits."""
     seed: int = 0
-    """Seed of the rows; a split holds other questions than the other splits under every seed."""
+    """Seed of the rows; the splits share no question, whatever the seed."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -56,7 +56,7 @@ class DrawnTask(GeneratedTask):
         """Return the number of rows in a split.
 
         Raises:
-            ValueError: on a split that is none of train, validation and test.
+            ValueError: the split is not train, validation or test.
         """
         if split not in SPLITS:
             raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -68,9 +68,9 @@ class StoryTask(DrawnTask):
     """Base of tasks that draw stories."""
 
     lengths: tuple[int, ...] = (1, 2, 3, 4)
-    """Numbers of steps to draw from: as many dependent steps has a question."""
+    """Numbers of dependent steps in a question, to draw from."""
     weights: tuple[float, ...] | None = None
-    """How often each of `lengths` is drawn, relative to the others; equally often where absent."""
+    """Relative frequency of each of `lengths`; equal if not given."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -96,19 +96,19 @@ class StoryTask(DrawnTask):
 
     @abstractmethod
     def draw_row(self, rng: random.Random, length: int) -> dict[str, Any]:
-        """Draw a row with ``question``, ``steps`` and ``answer``, whatever its split."""
+        """Draw a row with ``question``, ``steps`` and ``answer``, regardless of split."""
 
     def row(self, index: int) -> dict[str, Any]:
-        """Return candidate `index`, whatever its split, with its ``length``."""
+        """Return candidate row `index` with its ``length``, regardless of split."""
         rng = random.Random(f"{self.name} {self.seed} {index}")
         length = rng.choices(self.lengths, self.weights)[0]
         return {**self.draw_row(rng, length), "length": length}
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split: the candidates whose question hashes into it.
+        """Yield the rows of a split: candidates whose question hashes into it.
 
         Raises:
-            ValueError: on a split that is none of train, validation and test.
+            ValueError: the split is not train, validation or test.
         """
         left = self.num_in(split)
         for index in count():

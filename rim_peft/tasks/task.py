@@ -1,4 +1,4 @@
-"""What a task is: its rows → examples, and how its answers are read and compared."""
+"""Base classes of tasks: how rows become examples, and how answers are read and compared."""
 
 from __future__ import annotations
 
@@ -24,25 +24,24 @@ from rim_peft.tasks.answers import split_sentences
 logger = logging.getLogger(__name__)
 
 VALIDATION_SHARE = 1 / 15
-"""Share of the training questions that serves as validation where a source has no such split."""
+"""Share of the training questions used as validation if a source has no validation split."""
 
 
 class Task:
-    """Base of all tasks. A task is a frozen dataclass, whose fields are its options, with a name and answer rules.
+    """Base of all tasks. A task is a frozen dataclass with a name and answer rules; its fields are its options.
 
-    A task of your own overrides what differs: :meth:`read_row` for rows of another form than ``question``, ``steps``,
-    ``answer``, and :meth:`read_answer` and :meth:`is_correct` for answers that no rule of
-    :data:`~rim_peft.tasks.answers.RULES` reads. With several rules ``answer_rule`` is an option, and an override
-    looks there which of them is asked for.
+    In your own task, override :meth:`read_row` if rows have other fields than ``question``, ``steps``, ``answer``, and
+    :meth:`read_answer` and :meth:`is_correct` if no rule of :data:`~rim_peft.tasks.answers.RULES` can read the answers.
+    With several rules ``answer_rule`` is an option, and an override must follow it.
 
     Attributes:
         name: the task's name.
-        source: the path that is read where none is given.
-        answer_rules: names of all rules under which answers are judged side by side; the first is the default.
-        answer_rule: name of the rule that decides where there is one verdict: in validation and selection.
+        source: the path to read if none is given.
+        answer_rules: names of all rules by which answers are judged; the first is the default.
+        answer_rule: name of the deciding rule, for the single verdict in validation and selection.
         selection_split: the split for every choice among weights, blocks and settings; never the test split.
-        split_names: what a source's own split, or the file of that name, is here, where that is not the usual.
-        lines_per_row: lines of a text file that make a row.
+        split_names: names for splits or files of the source that are not the standard ones, by their names there.
+        lines_per_row: number of lines of a text file per row.
     """
 
     name: ClassVar[str]
@@ -54,7 +53,7 @@ class Task:
     lines_per_row: ClassVar[int] = 1
 
     def __init_subclass__(cls) -> None:
-        """Let a class write its rule, or its rules, alone."""
+        """Let a class set only one of ``answer_rule`` and ``answer_rules``."""
         super().__init_subclass__()
         own = vars(cls)
         if "answer_rule" in own and "answer_rules" not in own and own["answer_rule"] not in cls.answer_rules:
@@ -76,27 +75,27 @@ class Task:
     def load(self, split: str, *, path: str | None = None, streaming: bool = False) -> Rows:
         """Return a split's rows, each with ``question``, ``steps`` (None if there are none) and ``answer``.
 
-        A row that cannot be read keeps its place and says why in the column ``row_error``; whoever trains or evaluates
-        on it meets the reason there. A source without ``validation`` gives a fifteenth of its training questions to it,
-        chosen by a hash of the question, so that the two never share one. Test rows never serve as anything else.
+        An unreadable row keeps its place, with the reason in the column ``row_error``, which training and evaluation
+        report. If a source has no ``validation``, a fifteenth of its training questions is used, chosen by a hash of
+        the question, so that the two never share one. Test rows are never used for anything else.
 
         Args:
-            split: ``train``, ``validation``, ``test``, or a split of the source's own.
+            split: ``train``, ``validation``, ``test``, or a name from the source.
             path: a file, folder or Hub id as in :func:`~rim_peft.data.sources.find_splits`; the task's source if None.
-            streaming: read rows when they are asked for.
+            streaming: read rows lazily.
 
         Raises:
             FileNotFoundError: there is no such path or split; says what there is.
             ValueError: a file is damaged or empty, the split has another name here (``split_names``), or no path is
-                given and the task has no source of its own.
+                given and the task has no source.
             ConnectionError: the Hub cannot be reached.
         """
         path = path if path is not None else self.source
         if path is None:
-            raise ValueError(f"path: task {self.name!r} has no source of its own. Give a file, a folder or a Hub id.")
+            raise ValueError(f"path: task {self.name!r} has no default source. Give a file, a folder or a Hub id.")
         if split in self.split_names:
             here = self.split_names[split]
-            raise ValueError(f"split: {split!r} of its source is {here!r} in task {self.name!r}. Ask for {here!r}.")
+            raise ValueError(f"split: {split!r} of its source is {here!r} in task {self.name!r}. Use {here!r}.")
         splits = find_splits(
             str(path), prefix=self.name, streaming=streaming, names=self.split_names, lines_per_row=self.lines_per_row
         )
@@ -109,7 +108,7 @@ class Task:
             )
         if not is_carved:
             return self._read(splits[split]())
-        logger.info("%s has no validation split: 1 in 15 training questions, by hash, serves as one.", path)
+        logger.info("%s has no validation split: 1 in 15 training questions is used, chosen by hash.", path)
         return self._read(splits["train"]()).filter(
             _is_in_split, fn_kwargs={"split": split, "source": source_hash(__name__, is_held_out.__module__)}
         )
@@ -123,16 +122,16 @@ class Task:
         return read_example(row)
 
     def read_answer(self, text: str) -> str | None:
-        """Return the answer that a generated text gives under ``answer_rule``, or None if it gives none.
+        """Return the answer in a generated text by ``answer_rule``; None if there is none.
 
-        Equal answers are equal strings where the rule can tell. Without a rule of
-        :data:`~rim_peft.tasks.answers.RULES` it is the text without white space around it and a final full stop.
+        Equal answers are equal strings, as far as the rule can tell. Without a rule of
+        :data:`~rim_peft.tasks.answers.RULES` it is the text without surrounding white space and a final full stop.
         """
         rule = answers.RULES.get(self.answer_rule)
         return rule.read(text) if rule else answers.exact_text(text)
 
     def is_correct(self, text: str, gold: str) -> bool:
-        """Tell whether a generated text gives the answer ``gold`` under ``answer_rule``.
+        """Tell whether a generated text gives the answer ``gold`` by ``answer_rule``.
 
         Raises:
             ValueError: the rule cannot read ``gold``.
@@ -157,7 +156,7 @@ class Task:
         return {rule: self._under(rule).is_correct(text, gold) for rule in self.answer_rules}
 
     def _under(self, rule: str) -> Task:
-        """Return the task with another deciding rule."""
+        """Return the task with another deciding rule, itself if it is the same."""
         if rule == self.answer_rule:
             return self
         other = copy.copy(self)
@@ -185,7 +184,7 @@ class Task:
 
 
 class GeneratedTask(Task, ABC):
-    """Base of tasks whose rows are made, not read."""
+    """Base of tasks whose rows are generated, not read."""
 
     @abstractmethod
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
@@ -198,7 +197,7 @@ class GeneratedTask(Task, ABC):
             ValueError: a path is given, or there is no such split.
         """
         if path is not None:
-            raise ValueError(f"path: task {self.name!r} makes its rows, got {path!r}. Leave it out.")
+            raise ValueError(f"path: task {self.name!r} generates its rows, got {path!r}. Omit it.")
         rows = Dataset.from_list(list(self.rows(split_name(split))))
         return rows.to_iterable_dataset() if streaming else rows
 
@@ -213,17 +212,17 @@ def require_one_of(row: Mapping[str, Any], *names: str) -> Any:
     """Return the first of several fields that a row has.
 
     Raises:
-        RowError: it has none of them; names the fields that there are.
+        RowError: it has none of them; lists its fields.
     """
     name = next((name for name in names if name in row), None)
     return require_field(row, " or ".join(names)) if name is None else row[name]
 
 
 def require_text(row: Mapping[str, Any], *names: str) -> str:
-    """Return the first of several fields that a row has, a text.
+    """Return the first of several fields that a row has, which must be a text.
 
     Raises:
-        RowError: it has none of them, or it is empty or no text.
+        RowError: it has none of them, or the value is empty or not a text.
     """
     value = require_one_of(row, *names)
     if not isinstance(value, str) or not has_content(value):
@@ -232,15 +231,15 @@ def require_text(row: Mapping[str, Any], *names: str) -> str:
 
 
 def require_number(row: Mapping[str, Any], *names: str) -> str:
-    """Return the first of several fields that a row has, a number, as a plain decimal text without an exponent.
+    """Return the first of several fields that a row has, which must be a number, as a decimal without an exponent.
 
-    A float is written with the digits that tell it from its neighbours, so its value does not change.
+    A float is written with enough digits to keep its exact value.
 
     >>> [require_number({"target": value}, "target") for value in (51.0, -2.0107e-06, "1,050.0")]
     ['51', '-0.0000020107', '1050']
 
     Raises:
-        RowError: it has none of them, or it is no finite number.
+        RowError: it has none of them, or the value is not a finite number.
     """
     value = require_one_of(row, *names)
     rule = f"{' or '.join(names)}: must be a number, got {value!r}"
@@ -251,13 +250,13 @@ def require_number(row: Mapping[str, Any], *names: str) -> str:
     except InvalidOperation:
         raise RowError(rule) from None
     if not number.is_finite() or not math.isfinite(float(number)) or (number and not float(number)):
-        raise RowError(rule)  # none, or written without an exponent longer than any answer
+        raise RowError(rule)  # not finite, or far too long without an exponent
     text = f"{number:f}"
     return (text.rstrip("0").rstrip(".") if "." in text else text) if number else "0"
 
 
 def read_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
-    """Return a field that holds a list of texts, or one text, whose sentences count; None if it is absent or empty.
+    """Return a field that holds a list of texts, or one text, split into sentences; None if it is absent or empty.
 
     Raises:
         RowError: it holds something else.
@@ -273,7 +272,7 @@ def read_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
 
 
 def read_batch(batch: Mapping[str, Sequence[Any]], task: Task, is_chat: bool, source: str) -> dict[str, list[Any]]:
-    """Read a batch of a source's rows; blank lines are no rows. For ``source`` see :func:`source_hash`."""
+    """Read a batch of a source's rows, without blank lines. For ``source`` see :func:`source_hash`."""
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     read = [_read_or_explain(row, task, is_chat=is_chat) for row in rows if not _is_blank(row)]
     return {name: [row[name] for row in read] for name in ("question", "steps", "answer", ROW_ERROR)}
@@ -283,7 +282,7 @@ def _read_or_explain(row: Mapping[str, Any], task: Task, *, is_chat: bool) -> di
     try:
         example = read_example_of(row, task)
         if isinstance(example.question, str) == is_chat:
-            # A column has one type.
+            # All questions are in one column, which has one type.
             raise RowError(f"question: must be {'chat messages' if is_chat else 'a text'} as in the first row")
     except RowError as error:
         place = f"{row[ROW_PLACE]}: " if row.get(ROW_PLACE) else ""
@@ -293,21 +292,21 @@ def _read_or_explain(row: Mapping[str, Any], task: Task, *, is_chat: bool) -> di
 
 
 def read_example_of(row: Mapping[str, Any], task: Task) -> Example:
-    """Read a source's row through a task.
+    """Read a source's row with a task.
 
     Raises:
-        RowError: it cannot be read, whatever the task's reader stumbles over.
+        RowError: it cannot be read, whatever error the task's reader raises.
     """
     try:
         return task.read_row(_parse(row))
     except RowError:
         raise
-    except Exception as error:  # one row's fault must not end the load of the others
+    except Exception as error:  # one bad row must not stop the others from loading
         raise RowError(f"task {task.name!r} cannot read the row: {type(error).__name__}: {error}") from error
 
 
 def _parse(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Parse the row of a JSON file; others are returned as they are, without what their file's reader says of them."""
+    """Parse a row of a JSON file; other rows are returned without the columns that the file reader added."""
     if row.get(ROW_ERROR) is not None:
         raise RowError(str(row[ROW_ERROR]))
     if ROW_PLACE not in row:
@@ -317,20 +316,20 @@ def _parse(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_blank(row: Mapping[str, Any]) -> bool:
-    """Tell whether a row is a line without anything in it."""
+    """Tell whether a row is a blank line."""
     values = [value for name, value in row.items() if name not in (ROW_PLACE, ROW_ERROR)]
     is_line = len(values) == 1 and isinstance(values[0], str) and row.get(ROW_ERROR) is None
     return is_line and not values[0].strip()
 
 
 def _one_line(text: str, most: int = 400) -> str:
-    """Return a reason as a text that a table and a terminal can hold."""
+    """Return a reason as one line of encodable characters, with a limited length."""
     text = " ".join(text.encode(errors="backslashreplace").decode().split())
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def has_chats(rows: Rows, task: Task, *, look_at: int = 100) -> bool:
-    """Tell whether the questions are chat messages: whether that of the first row is that can be read."""
+    """Tell whether the questions are chat messages, by the first readable row."""
     for row in islice(rows, look_at):
         try:
             return not isinstance(read_example_of(row, task).question, str)

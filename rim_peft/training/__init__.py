@@ -1,4 +1,4 @@
-"""Training both stages, and what they are compared with."""
+"""Trainers for both stages and for the baselines."""
 
 from rim_peft.training.baseline import BaselineConfig, BaselineTrainer
 from rim_peft.training.coconut import CoconutConfig, CoconutTrainer

@@ -1,4 +1,4 @@
-"""A model as a trainer is given it → a base with an adapter that can be trained; the card beside its checkpoints."""
+"""Turn a trainer's ``model`` argument into a base with a trainable adapter; write the card beside its checkpoints."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def write_card(folder: Path, *, name: str | None, stage: str, base: str) -> None
     """Write ``README.md``.
 
     Args:
-        folder: the checkpoints' folder; made if need be.
+        folder: the checkpoints' folder; created if missing.
         name: what to call the adapter; the folder's name if None.
         stage: the trainer's class.
-        base: name of the base, to load the adapter on; empty if it has none.
+        base: name of the base that the adapter is loaded on; empty if it has none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     card = CardText(f"An adapter trained by `rim_peft.{stage}`.", Usage(base), metadata={"tags": [*TAGS, "trl"]})
@@ -42,7 +42,7 @@ def attach(
     *,
     quantization_config: Any,
 ) -> Any:
-    """Load the base where only its name is given, and attach the adapter where one is asked for."""
+    """Load the base if ``model`` is a name, and attach an adapter if ``peft_config`` is given."""
     base: Any = model
     if isinstance(model, str):
         kwargs: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
@@ -67,7 +67,7 @@ def attach(
 def check_adapter(
     model: PeftModel, config: RiMConfig, *, min_blocks: int = 1, block_range: list[int] | None = None
 ) -> None:
-    """Refuse adapters that training would leave as they are, and those with other numbers of blocks than it trains."""
+    """Refuse an adapter that training would not change, or whose number of blocks it does not train."""
     if config.num_blocks < min_blocks:
         raise ValueError(
             f"num_blocks: training needs at least one block, got {config.num_blocks}. Attach an adapter with "
@@ -75,8 +75,8 @@ def check_adapter(
         )
     if block_range is not None and not block_range[0] <= config.num_blocks <= block_range[1]:
         raise ValueError(
-            f"block_range: must hold the adapter's num_blocks, {config.num_blocks}, with which it answers and is "
-            f"validated, got {block_range}. Widen it, or give the adapter another num_blocks."
+            f"block_range: must include the adapter's num_blocks, {config.num_blocks}, which it answers and is "
+            f"validated with, got {block_range}. Widen it, or give the adapter another num_blocks."
         )
     base_model: Any = model.base_model
     rows = base_model.memory.rows(model.active_adapter)
@@ -90,19 +90,18 @@ def check_adapter(
 
 
 def fall_back_from_flex(base: Any, *, device_type: str) -> None:
-    """Train a base with flex attention through sdpa where flex attention has no backward pass: on a CPU."""
+    """Switch flex attention to sdpa on a CPU, where flex attention has no backward pass."""
     if device_type == "cpu" and base.config.get_text_config()._attn_implementation == "flex_attention":
         logger.warning("attn_implementation: flex_attention has no backward pass on a CPU; training with sdpa.")
         base.set_attn_implementation("sdpa")
 
 
 def checkpoint_for(base: Any, args: ConfigT) -> ConfigT:
-    """Return the options with the kind of gradient checkpointing that spares memory on this base, unless one is named.
-
-    8-bit layers of bitsandbytes keep their inputs where PyTorch's usual kind, which hooks what autograd saves, cannot
-    drop them: a step would take more than without quantisation. The reentrant kind runs layers without autograd first.
-    It cannot have DDP look for unused parameters, of which a step has none.
-    """
+    """Return the options with the kind of gradient checkpointing that saves memory on this base, unless one is set."""
+    # bitsandbytes' 8-bit layers keep their inputs outside autograd's saved tensors, so PyTorch's default
+    # (non-reentrant) checkpointing cannot drop them, and a step would take more memory than without quantisation.
+    # The reentrant kind first runs layers without autograd. It does not work with DDP's search for unused parameters;
+    # a step has none.
     if not (args.gradient_checkpointing and is_8_bit(base)) or args.gradient_checkpointing_kwargs:
         return args
     args = copy(args)
@@ -115,5 +114,5 @@ def checkpoint_for(base: Any, args: ConfigT) -> ConfigT:
 
 
 def is_8_bit(base: Any) -> bool:
-    """Whether a base has 8-bit layers of bitsandbytes."""
+    """Whether a base has bitsandbytes' 8-bit layers."""
     return bool(getattr(base, "is_loaded_in_8bit", False))

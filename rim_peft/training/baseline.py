@@ -1,4 +1,4 @@
-"""One readout a sample: answering at once, a written chain of thought, and pause tokens."""
+"""Baselines with one readout per sample: direct answers, a written chain of thought, and pause tokens."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class BaselineConfig(ReadoutConfig):
 
     written_steps: bool = field(
         default=False,
-        metadata={"help": "Write the steps out before the answer, step_separator behind each (a chain of thought)."},
+        metadata={"help": "Write out the steps before the answer, each followed by step_separator (chain of thought)."},
     )
     step_separator: str = field(
-        default=Templates.separator, metadata={"help": "Text behind each step where steps are written out."}
+        default=Templates.separator, metadata={"help": "Text after each step if steps are written out."}
     )
 
     def __post_init__(self) -> None:
@@ -38,18 +38,18 @@ class BaselineConfig(ReadoutConfig):
         """
         super().__post_init__()
         if self.block_range is not None:
-            raise ValueError(f"block_range: must be null, got {self.block_range!r}: there is one readout, not several.")
+            raise ValueError(f"block_range: must be null, got {self.block_range!r}: there is only one readout.")
         if not self.step_separator:
             raise ValueError(f"step_separator: must not be empty, got {self.step_separator!r}.")
 
 
 @dataclass(frozen=True)
 class FinalAnswer(Objective):
-    """The answer alone, after all blocks taken as one, or after none."""
+    """The answer alone, after all blocks (treated as one) or after none."""
 
     @property
     def trains_memory(self) -> bool:
-        """Without blocks the memory rows are left as they are."""
+        """Whether there are blocks; without them the memory rows do not change."""
         return self.blocks.per_readout > 0
 
     def readouts(self, row: TokenizedRow, *, num_blocks: int | None = None) -> list[list[int]]:
@@ -62,7 +62,7 @@ class WrittenChain(FinalAnswer):
     """Steps and answer as one text.
 
     Attributes:
-        separator_ids: tokens behind each step.
+        separator_ids: tokens after each step.
     """
 
     separator_ids: tuple[int, ...] = ()
@@ -74,24 +74,24 @@ class WrittenChain(FinalAnswer):
         return [[token for part in chain_parts(row, separator_ids=self.separator_ids) for token in part]]
 
     def describe_length(self, row: TokenizedRow) -> tuple[str, str]:
-        """Return what takes a row's tokens and what reaches its last position."""
+        """Return texts that say how many tokens a row takes and which position it reaches."""
         text = f"it takes {self.num_tokens(row)} tokens"
         return text, text
 
     def most_tokens(self, rows: pa.Table) -> NDArray[np.int64]:
-        """Return the tokens that rows do not exceed: a step's separator stands in the place of its EOS."""
+        """Return an upper bound on each row's tokens: each step ends with the separator instead of EOS."""
         separators = list_lengths(rows["step_ids"]) * len(self.separator_ids)
         return super().most_tokens(rows) + step_lengths(rows) + separators
 
 
 class BaselineTrainer(ReadoutTrainer):
-    """Trains ``- log p(y | x, m_<=K)``: one readout, after all blocks that the adapter has.
+    """Trains ``- log p(y | x, m_<=K)``: one readout, after all the adapter's blocks.
 
-    With ``num_blocks=0`` that is plain fine-tuning by LoRA, on the answer or, with ``written_steps``, on steps and
-    answer; the memory rows are then left as they are. With blocks they are pause tokens: they come with the prompt,
-    and nothing but the answer behind the last one tells them what to hold.
+    With ``num_blocks=0`` this is plain LoRA fine-tuning, on the answer or, with ``written_steps``, on steps and answer;
+    the memory rows do not change. With blocks, the memory tokens are pause tokens: part of the prompt, and supervised
+    only through the answer after the last block.
 
-    Rows are those of the other stages. See :class:`ReadoutTrainer` for the arguments.
+    Rows have the same format as for the other stages. See :class:`ReadoutTrainer` for the arguments.
 
     Source: pause tokens: Goyal et al., arXiv 2310.02226.
     """
@@ -102,7 +102,7 @@ class BaselineTrainer(ReadoutTrainer):
 
     @classmethod
     def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
-        """Return what is trained of a row: all blocks of the adapter as one, since they have one readout."""
+        """Return the objective; all blocks of the adapter count as one, since they share one readout."""
         blocks = replace(config.block_tokens, per_readout=config.num_blocks)
         if not args.written_steps:
             return FinalAnswer(blocks, 1)
@@ -110,7 +110,7 @@ class BaselineTrainer(ReadoutTrainer):
 
 
 def separator_of(args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
-    """Return the tokens of ``step_separator``; none without a tokenizer, where lengths are not asked for."""
+    """Return the tokens of ``step_separator``; none without a tokenizer, when nobody needs lengths."""
     if tokenizer is None:
         return ()
     return tuple(tokenize_separator(tokenizer, args.step_separator, vocab_size=config.block_tokens.begin))

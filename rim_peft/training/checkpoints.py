@@ -1,4 +1,4 @@
-"""What a checkpoint holds, however many processes trained; the best and the last weights."""
+"""Checkpoints independent of the number of processes; files with the best and the last weights."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ ADAPTER_WEIGHTS, OPTIMIZER, SCHEDULER = "adapter_model.safetensors", "optimizer.
 
 
 class Checkpoints(SFTTrainer):
-    """A trainer that resumes from whole checkpoints alone, and to the same weights.
+    """A trainer that resumes only from intact checkpoints and ends with the same weights as without a stop.
 
-    Where the model is sharded it gathers the adapter and its optimiser: transformers would gather the whole base to
-    write its adapter, and keep the optimiser in another form.
+    With a sharded model it gathers only the adapter and its optimiser. transformers would gather the whole base to
+    write the adapter, and would store the optimiser in another format.
     """
 
     model: Any
     lr_scheduler: Any
-    trains_sharded = True  # all passes over the base lie in one forward pass of the model
+    trains_sharded = True  # one forward pass of the model contains all passes over the base
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,60 +56,58 @@ class Checkpoints(SFTTrainer):
         check_launch(self)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, or go on from a checkpoint: the one that is named, or with True the latest that is whole.
+        """Train, or resume from a checkpoint: the given one or, with True, the latest intact one.
 
         Raises:
-            ValueError: the checkpoint is damaged, or none is whole.
+            ValueError: the checkpoint is damaged, or there is no intact one.
         """
         if resume_from_checkpoint is True:
             folder = Path(str(self.args.output_dir))
             if (latest := on_main(lambda: last_checkpoint(folder))) is None:
-                raise ValueError(
-                    f"resume_from_checkpoint: must have a whole checkpoint in {folder}, got none. Leave it out."
-                )
+                raise ValueError(f"resume_from_checkpoint: needs an intact checkpoint in {folder}, got none. Omit it.")
             resume_from_checkpoint = str(latest)
         elif resume_from_checkpoint:
             checkpoint = Path(resume_from_checkpoint)
             if (damage := on_main(lambda: check_checkpoint(checkpoint))) is not None:
                 raise ValueError(
-                    f"resume_from_checkpoint: must be whole, got {checkpoint}, where {damage}. Give an older one."
+                    f"resume_from_checkpoint: must be intact, got {checkpoint}, where {damage}. Give an older one."
                 )
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The Trainer looks at the number of steps after a step alone: from a checkpoint of the last one it would take
-        # one more. What an epoch's end brings is in it (`SaveAfterEpoch`).
+        # The Trainer compares the number of steps only after a step, so from a checkpoint of the last step it would
+        # take one more. That checkpoint already has the log line and scores of the epoch's end (`SaveAfterEpoch`).
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         if skip_scheduler and self.state.global_step > 0:
-            return {}  # `eval_on_start` of a run that goes on, which has not started now
+            return {}  # `eval_on_start`, but this run is resumed, not started
         metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         return metrics
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         folder = Path(str(self.args.output_dir)) / name
-        on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # one that was cut off or damaged
+        on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # an incomplete or damaged one
         super()._save_checkpoint(*args, **kwargs)
         on_main(lambda: write_manifest(folder))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # The state, which is written next, says that a checkpoint is complete: so other processes' parts come first.
+        # The state is written next and marks the checkpoint as complete, so wait for the other processes' parts.
         self.accelerator.wait_for_everyone()
 
     def release(self) -> None:
-        """Let go of the model after training, so that another trainer can take it up; only DeepSpeed holds it."""
+        """Release the model after training so that another trainer can use it; only DeepSpeed holds on to it."""
         if self.is_deepspeed_enabled:
             self.accelerator.free_memory()
-            AcceleratorState._reset_state()  # accelerate takes one DeepSpeed plugin, and each stage comes with its own
+            AcceleratorState._reset_state()  # accelerate takes one DeepSpeed plugin, but each stage has its own
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if is_sharded(self.model):
-            # The stage before has left it so. accelerate would look for layers to shard, whose classes have new names,
-            # and transformers would wrap `generate` twice, after which the weights are let go of too early.
+            # Sharded by the previous stage. accelerate would look for layer classes to shard, which have new names by
+            # now, and transformers would wrap `generate` twice, which releases the weights too early.
             self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
             vars(self.model).pop("generate", None)
         prepared = super()._prepare_for_training(*args, **kwargs)
@@ -122,7 +120,7 @@ class Checkpoints(SFTTrainer):
         if not is_sharded(self.model):
             super().save_model(output_dir, _internal_call)
             return
-        self._save(output_dir, state_dict=gather_adapter(self.model))  # which writes in the main process alone
+        self._save(output_dir, state_dict=gather_adapter(self.model))  # writes in the main process only
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not is_sharded(self.model):
@@ -146,14 +144,14 @@ class Checkpoints(SFTTrainer):
         path = self._adapter_file(str(self.state.best_model_checkpoint))
         if not path.is_file():
             raise FileNotFoundError(
-                f"load_best_model_at_end: {path} must hold the best weights, and is not there. Keep the checkpoints "
+                f"load_best_model_at_end: {path} must hold the best weights, but is missing. Keep the checkpoints "
                 "until the training has ended."
             )
         fill_adapter(self.model, read_tensors(path))
-        self.model.eval()  # as PEFT leaves a model that it has loaded
+        self.model.eval()  # as PEFT does after loading
 
     def _adapter_file(self, checkpoint: str) -> Path:
-        """Return the active adapter's file in a checkpoint; PEFT gives every name but the default a folder."""
+        """Return the active adapter's file in a checkpoint; PEFT gives every adapter but ``default`` a subfolder."""
         name = str(self.model.active_adapter)
         return Path(checkpoint, "" if name == "default" else name, ADAPTER_WEIGHTS)
 
@@ -169,13 +167,13 @@ class Checkpoints(SFTTrainer):
 logger = logging.getLogger(__name__)
 
 SCORE = "accuracy"
-"""The name among ``validate``'s scores by which the best adapter is chosen; larger is better."""
+"""The score of ``validate`` that chooses the best adapter; larger is better."""
 
 
 class BestWeights:
-    """The best adapter so far and its score, in one file that is replaced at once.
+    """The best adapter so far and its score, in one file that is replaced atomically.
 
-    Among equals the later one is the best, in whichever order they come: a run that is resumed offers some again.
+    Among equal scores the later step wins, in whatever order they are offered: a resumed run offers some again.
 
     Args:
         path: the file.
@@ -188,14 +186,14 @@ class BestWeights:
         self._lost = path.with_name(f".{path.stem}.lost.json")
 
     def begin(self) -> None:
-        """Forget what a run that was in the folder before has noted beside the file."""
+        """Delete the note that an earlier run left beside the file."""
         self._lost.unlink(missing_ok=True)
 
     def read(self) -> dict[str, Any]:
         """Return stage, step and score of the weights in the file.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: the file is damaged.
         """
         return self._open()[0]
 
@@ -203,7 +201,7 @@ class BestWeights:
         """Keep the model's adapter if it is at least as good as the one in the file; every process must call it.
 
         Raises:
-            ValueError: the score is no finite number, or the weights are not finite.
+            ValueError: the score is not a finite number, or the weights are not finite.
         """
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
             raise ValueError(
@@ -215,23 +213,20 @@ class BestWeights:
             save_weights(model, self.path, best=new)
 
     def load(self, model: PeftModel) -> dict[str, Any]:
-        """Read the weights into the model's active adapter, and return what :meth:`read` does."""
+        """Load the weights into the model's active adapter; returns the same as :meth:`read`."""
         best, tensors = self._open()
         fill_adapter(model, tensors)
         return best
 
     def check(self, offered: Iterable[dict[str, Any]], *, at: tuple[str, float]) -> None:
-        """Check that the file holds the best of a run that goes on.
-
-        Weights that a kill has taken from the log are noted beside the file: on a GPU the same steps may get another
-        score when they are taken again, and the file's would be in no log.
+        """Check that the file holds the best adapter of a run that is being resumed.
 
         Args:
-            offered: stage, step and score of all that the run has offered up to where it goes on.
-            at: stage and step where it goes on; what was offered from there on, and lost by a kill, may be the best.
+            offered: stage, step and score of everything that the run offered before the point where it resumes.
+            at: stage and step where it resumes. The best may also be from later steps, whose log a kill lost.
 
         Raises:
-            ValueError: it is missing, damaged, or of another run.
+            ValueError: the file is missing, damaged, or from another run.
         """
         lost = self._read_lost()
         known = (entry for entry in (*offered, *lost) if math.isfinite(entry[SCORE]))
@@ -251,14 +246,16 @@ class BestWeights:
                 f"{self.path}: must hold the best adapter of the run so far, {expected}, got {_describe(found)}. "
                 f"{remedy}"
             )
+        # The file's weights are from steps that the log lost. On a GPU these steps may get another score when they
+        # are repeated, so no log would ever name the file's score: note it.
         write_text(self._lost, json.dumps([*lost, found]))
 
     def _read_lost(self) -> list[dict[str, Any]]:
-        """Return stage, step and score of weights that were offered, and are in no log."""
+        """Return stage, step and score of weights that were offered but are in no log."""
         try:
             lost: list[dict[str, Any]] = json.loads(self._lost.read_text(encoding="utf-8"))
             return sorted(lost, key=self._rank)
-        except (OSError, ValueError, KeyError, TypeError):  # none, or none that says anything: the log counts alone
+        except (OSError, ValueError, KeyError, TypeError):  # missing or unreadable: only the log counts
             return []
 
     def _rank(self, best: dict[str, Any]) -> tuple[float, int, float]:
@@ -286,7 +283,7 @@ def _describe(best: dict[str, Any]) -> str:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the latest checkpoint that is whole, None if there is none; says which ones are not, and why."""
+    """Return the latest intact checkpoint, None if there is none; logs which ones are damaged, and how."""
     numbered = [
         (int(found[1]), path)
         for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -295,15 +292,15 @@ def last_checkpoint(folder: Path) -> Path | None:
     for _, checkpoint in sorted(numbered, reverse=True):
         if (damage := check_checkpoint(checkpoint)) is None:
             return checkpoint
-        logger.warning("%s: %s. It is passed over.", checkpoint, damage)
+        logger.warning("%s: %s. It is skipped.", checkpoint, damage)
     return None
 
 
 def check_checkpoint(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, None if it is whole and its weights are finite."""
+    """Return what is wrong with a checkpoint, None if it is intact and its weights are finite."""
     adapters = sorted(checkpoint.rglob("adapter_model.*"))
-    names = ["trainer_state.json"]  # which the Trainer writes last
-    if not (checkpoint / "latest").exists():  # where DeepSpeed's own files are
+    names = ["trainer_state.json"]  # the Trainer writes it last
+    if not (checkpoint / "latest").exists():  # DeepSpeed writes it, and its own files instead of these
         states = [path.name for path in checkpoint.glob("rng_state*.pth")]
         names += [path.relative_to(checkpoint).as_posix() for path in adapters] or ["adapter_model.safetensors"]
         names += ["optimizer.pt", "scheduler.pt", *(states or ["rng_state.pth"])]
@@ -314,12 +311,12 @@ def check_checkpoint(checkpoint: Path) -> str | None:
 
 
 def save_weights(model: PeftModel, path: Path, *, best: dict[str, Any] | None = None) -> None:
-    """Write the active adapter's tensors to one file, at once; every process must call it, and the main one writes.
+    """Write the active adapter's tensors to one file, atomically; every process must call it, the main one writes.
 
     Args:
         model: the model.
         path: the file.
-        best: what to note in it.
+        best: stage, step and score to note in the file.
 
     Raises:
         ValueError: the weights are not finite.
@@ -331,7 +328,7 @@ def save_weights(model: PeftModel, path: Path, *, best: dict[str, Any] | None = 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         if (found := not_finite(tensors)) is not None:
             raise ValueError(
-                f"{path}: is not written, since weights must be finite to be kept, {found}: the training has diverged. "
+                f"{path}: not written, since weights must be finite, {found}: the training has diverged. "
                 "Lower learning_rate, and start again in another output_dir."
             )
         note = {"format": "pt", **({} if best is None else {"best": json.dumps(best)})}
@@ -346,9 +343,9 @@ def save_weights(model: PeftModel, path: Path, *, best: dict[str, Any] | None = 
 
 
 def load_weights(model: PeftModel, path: Path) -> None:
-    """Read what :func:`save_weights` wrote into the active adapter.
+    """Load a file of :func:`save_weights` into the active adapter.
 
     Raises:
-        ValueError: the file is damaged, or is another adapter's; the model stays as it is.
+        ValueError: the file is damaged or belongs to another adapter; the model does not change.
     """
     fill_adapter(model, read_tensors(path))

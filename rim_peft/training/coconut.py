@@ -1,4 +1,4 @@
-"""Coconut: steps replaced by continuous thoughts, stage by stage. Source: arXiv 2412.06769."""
+"""Coconut: continuous thoughts replace steps, stage by stage. Source: arXiv 2412.06769."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rim_peft.values import Range, check_ranges
 
 
 def count_longest(row: TokenizedRow, *, separator_ids: Sequence[int], thoughts_per_step: int, num_stages: int) -> int:
-    """Count the tokens that a row takes at the stage where it takes most: prompt, ``<b>``, thoughts, ``</b>`` and text.
+    """Count a row's tokens at the stage where it is longest: prompt, ``<b>``, thoughts, ``</b>`` and text.
 
     >>> row = {"prompt_ids": [1], "step_ids": [[5, 6, 2], [7, 2]], "answer_ids": [8, 2]}
     >>> count_longest(row, separator_ids=[3], thoughts_per_step=1, num_stages=2)
@@ -44,10 +44,10 @@ def count_longest(row: TokenizedRow, *, separator_ids: Sequence[int], thoughts_p
 
 @dataclass(frozen=True)
 class CoconutCollator:
-    """Pad tokenised rows to a batch from which every stage's texts can be cut (:func:`cut_texts`).
+    """Pad tokenised rows to a batch; :func:`cut_texts` then cuts a stage's texts from it.
 
     Attributes:
-        parts: a row's written chain in parts, one a step, then the answer.
+        parts: returns a row's written chain in parts: one for each step, then the answer.
         pad_id: id of padding.
     """
 
@@ -59,8 +59,8 @@ class CoconutCollator:
 
         Returns:
             All int64: ``input_ids`` and ``attention_mask`` (B, P), prompts padded on the left; ``text_ids`` (B, L),
-            whole chains, with ``IGNORE_INDEX`` behind; ``part_starts`` (B, T + 1), where in its chain each part
-            begins, the answer's place repeated for chains of fewer than T steps.
+            whole chains, padded on the right with ``IGNORE_INDEX``; ``part_starts`` (B, T + 1), where each part begins
+            in its chain, the answer's start repeated for chains of fewer than T steps.
         """
         parts = [self.parts(row) for row in rows]
         starts = [[0, *accumulate(len(part) for part in chain[:-1])] for chain in parts]
@@ -83,11 +83,11 @@ class CoconutCollator:
 
 
 def cut_texts(batch: Mapping[str, Tensor], num_steps: int | None) -> Tensor:
-    """Return what is left of a batch's chains without their first steps.
+    """Return a batch's chains without their first steps.
 
     Args:
         batch: a collated batch.
-        num_steps: steps to leave out; None for all, which leaves the answers.
+        num_steps: steps to omit; None for all, which leaves the answers.
 
     Returns:
         (B, Q) int64 labels, padded on the right with ``IGNORE_INDEX``.
@@ -116,8 +116,8 @@ _REFUSED: dict[str, Any] = {
 class CoconutConfig(ReadoutConfig):
     """Options of :class:`CoconutTrainer`.
 
-    Stage ``k`` writes the chain without its first ``k`` steps, behind ``k · thoughts_per_step`` thoughts; the last
-    stage, ``num_stages``, the answer alone. ``step_template`` and ``answer_template`` write the chain's parts.
+    Stage ``k`` has ``k · thoughts_per_step`` thoughts, then the chain without its first ``k`` steps; the last stage,
+    ``num_stages``, has only the answer. ``step_template`` and ``answer_template`` format the chain's parts.
     """
 
     num_stages: int = field(
@@ -128,36 +128,36 @@ class CoconutConfig(ReadoutConfig):
         },
     )
     thoughts_per_step: int = field(
-        default=1, metadata={"help": "Continuous thoughts that replace a step; the paper has 2 for GSM8K."}
+        default=1, metadata={"help": "Continuous thoughts that replace a step; the paper uses 2 for GSM8K."}
     )
     stage_shares: list[float] | None = field(
         default=None,
-        metadata={"help": "Share of the training that each stage takes, stage 0 first, in sum 1; equal if not set."},
+        metadata={"help": "Each stage's share of the training, from stage 0; they sum to 1. Equal shares if not set."},
     )
     mix_share: float = field(
         default=0.0,
-        metadata={"help": "Share of the steps, in [0, 1), that train a stage drawn from all of them, not the current."},
+        metadata={"help": "Share of training steps, in [0, 1), that train a stage drawn at random from all stages."},
     )
     reset_optimizer: bool = field(
-        default=True, metadata={"help": "Forget the optimiser's state where a stage begins, as the paper does."}
+        default=True, metadata={"help": "Reset the optimiser's state at the start of each stage, as the paper does."}
     )
-    step_separator: str = field(default="\n", metadata={"help": "Text behind each step of a written chain."})
+    step_separator: str = field(default="\n", metadata={"help": "Text after each step of a written chain."})
     gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Must stay off: a thought needs the cache of the passes before."}
+        default=False, metadata={"help": "Must stay off: a thought needs the KV cache of the earlier passes."}
     )
 
     def __post_init__(self) -> None:
         """Check the options.
 
         Raises:
-            ValueError: one is out of range, or cannot be had with thoughts.
+            ValueError: one is out of range, or does not work with thoughts.
         """
         super().__post_init__()
         for name, needed in _REFUSED.items():
             if (value := getattr(self, name)) != needed:
                 raise ValueError(
-                    f"{name}: must stay {needed!r} for Coconut, got {value!r}: its thoughts take one pass after the "
-                    "other on a cache. Remove it."
+                    f"{name}: must stay {needed!r} for Coconut, got {value!r}: its thoughts run one after another on a "
+                    "KV cache. Remove it."
                 )
         for name in ("num_stages", "thoughts_per_step"):
             value = getattr(self, name)
@@ -174,17 +174,17 @@ class CoconutConfig(ReadoutConfig):
 
     @property
     def num_thoughts(self) -> int:
-        """Thoughts of the last stage, with which a trained model answers."""
+        """Thoughts of the last stage, which a trained model uses to answer."""
         return self.num_stages * self.thoughts_per_step
 
     def stage_at(self, progress: float) -> int:
-        """Return the stage at a share of the training, in [0, 1]."""
+        """Return the stage after a share ``progress`` of the training, in [0, 1]."""
         return phase_at(progress, self.stage_shares or [1 / (self.num_stages + 1)] * (self.num_stages + 1))
 
 
 @dataclass(frozen=True)
 class Thoughts(WrittenChain):
-    """The chain that is written after thoughts, which take the place of its first steps; ``num_blocks`` is the stages.
+    """A written chain whose first steps are replaced by thoughts; ``num_blocks`` is the number of stages.
 
     Attributes:
         thoughts_per_step: thoughts that replace a step.
@@ -194,7 +194,7 @@ class Thoughts(WrittenChain):
 
     @property
     def trains_memory(self) -> bool:
-        """``<b>`` and ``</b>`` stand around the thoughts."""
+        """Always: ``<b>`` and ``</b>`` enclose the thoughts."""
         return True
 
     def readouts(self, row: TokenizedRow, *, num_blocks: int | None = None) -> list[list[int]]:
@@ -202,11 +202,11 @@ class Thoughts(WrittenChain):
         return chain_parts(row, separator_ids=self.separator_ids)
 
     def collator(self, **options: Any) -> CoconutCollator:
-        """Return what makes batches of prompts and chains."""
+        """Return the collator of prompts and chains."""
         return CoconutCollator(self.readouts, pad_id=options["pad_id"])
 
     def num_tokens(self, row: TokenizedRow) -> int:
-        """Count the tokens that a row takes at the stage where it takes most."""
+        """Count a row's tokens at the stage where it is longest."""
         return count_longest(
             row,
             separator_ids=self.separator_ids,
@@ -219,7 +219,7 @@ class Thoughts(WrittenChain):
         return self.num_tokens(row)
 
     def most_tokens(self, rows: pa.Table) -> NDArray[np.int64]:
-        """Return the tokens that rows do not exceed: the whole chain behind all thoughts."""
+        """Return an upper bound on each row's tokens: all thoughts and the whole chain."""
         steps, separators = step_lengths(rows), list_lengths(rows["step_ids"]) * len(self.separator_ids)
         text = steps + separators + list_lengths(rows["answer_ids"])
         return list_lengths(rows["prompt_ids"]) + 2 + self.num_blocks * self.thoughts_per_step + text
@@ -228,9 +228,9 @@ class Thoughts(WrittenChain):
 class CoconutTrainer(ReadoutTrainer):
     """Trains ``- log p(r_{k+1} ... r_T, y | x, <b>, c·k thoughts, </b>)``, stage by stage ``k``.
 
-    All stages are one training: the stage follows from the step. Every row of a batch has as many thoughts, also one
-    with fewer steps than ``k``. ``<m>``'s row and ``num_blocks`` of the adapter are not used. Rows must have steps. The
-    evaluation loss is that of the last stage throughout. See :class:`ReadoutTrainer` for the arguments.
+    All stages are one training: the step determines the stage. All rows of a batch have the same number of thoughts,
+    including rows with fewer steps than ``k``. The row of ``<m>`` and the adapter's ``num_blocks`` are not used. Rows
+    must have steps. The evaluation loss is always the last stage's. See :class:`ReadoutTrainer` for the arguments.
 
     Source: arXiv 2412.06769.
     """
@@ -245,25 +245,25 @@ class CoconutTrainer(ReadoutTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.check_model(self.model)
-        self._last_stage = 0  # that was trained
+        self._last_stage = 0  # the last one trained
         if self.args.reset_optimizer:
             self.add_callback(_ResetOptimizer())
 
     @classmethod
     def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
-        """Return what is trained of a row."""
+        """Return the objective."""
         separator_ids = separator_of(args, config, tokenizer)
         return Thoughts(config.block_tokens, args.num_stages, separator_ids, args.thoughts_per_step)
 
     @classmethod
     def check_model(cls, model: PeftModel) -> None:
-        """Refuse a model that cannot be given thoughts."""
+        """Refuse a model that does not support thoughts."""
         check_thinks(model)
 
     def stage(self, step: int) -> int:
-        """Return the stage that an optimiser step, counted from 0, trains: the current one, or one drawn from all."""
+        """Return the stage trained at an optimiser step, counted from 0: the current one, or one drawn from all."""
         args = self.args
-        random = torch.Generator().manual_seed(args.seed * 1_000_003 + step)  # of the step alone, for resuming
+        random = torch.Generator().manual_seed(args.seed * 1_000_003 + step)  # depends only on the step, for resuming
         if args.mix_share and float(torch.rand((), generator=random)) < args.mix_share:
             return int(torch.randint(args.num_stages + 1, (), generator=random))
         return args.stage_at(step / max(1, self.state.max_steps))
@@ -275,7 +275,7 @@ class CoconutTrainer(ReadoutTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Return a stage's loss for a batch, in nats per sample: the current stage's, in evaluation the last one's."""
+        """Return the loss of a batch, in nats per sample: the current stage's, or the last stage's in evaluation."""
         mode = "train" if self.model.training else "eval"
         args = self.args
         stage = self.stage(self.state.global_step) if mode == "train" else args.num_stages
@@ -293,7 +293,7 @@ class CoconutTrainer(ReadoutTrainer):
             thoughts = think(rim, prompt_ids, mask, num_thoughts=num_thoughts)
         with record_function("rim_peft.forward"):
             end = labels.new_full((len(labels), 1), self._rim_config.block_tokens.end)
-            # `</b>` predicts the first token of the text, and the last one predicts nothing.
+            # `</b>` predicts the first token of the text; the last token predicts nothing.
             text_ids = torch.cat([end, labels[:, :-1].clamp(min=0)], dim=1)
             is_label = labels != IGNORE_INDEX
             text = thoughts.followed_by(rim.get_base_model(), text_ids, is_label.long())
@@ -303,23 +303,23 @@ class CoconutTrainer(ReadoutTrainer):
         metrics.add(outputs.is_top1[:, -labels.shape[1] :], is_label)
         loss = -outputs.log_probs.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None:
-            # The count is that of all processes, whose gradients are averaged.
+            # The count is over all processes, and their gradients are averaged.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     def figures(self, mode: str) -> dict[str, float]:
-        """Return the share of tokens that were the likeliest and, in training, the last step's stage."""
+        """Return the token accuracy and, in training, the last step's stage."""
         figures = super().figures(mode)
         return {**figures, "stage": float(self._last_stage)} if mode == "train" else figures
 
 
 class _ResetOptimizer(TrainerCallback):
-    """Forgets the optimiser's state where a stage begins: known from the step alone, so that resuming is exact."""
+    """Resets the optimiser's state when a stage begins; depends only on the step, so that resuming is exact."""
 
     def on_step_begin(
         self, args: CoconutConfig, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """Clear the state if the step before was another stage's."""
+        """Clear the state if the previous step trained another stage."""
         before, now = (
             args.stage_at(max(0, step) / state.max_steps) for step in (state.global_step - 1, state.global_step)
         )

@@ -1,4 +1,4 @@
-"""Both stages in a row: what is reset between them, what is kept, and how an interrupted run goes on."""
+"""Train stages in sequence: what is reset between them, what is kept, and how an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from rim_peft.tuner.config import active_config
 logger = logging.getLogger(__name__)
 
 FINAL, HISTORY, MOMENTS = "final.safetensors", "history.json", "optimizer.pt"
-"""What a finished stage leaves in its folder; the optimiser's moments only where the next stage goes on with them."""
+"""Files of a finished stage; the optimiser's moments only if the next stage continues with them."""
 
 __all__ = ["CurriculumResult", "Interrupted", "run_curriculum", "run_stages"]
 
 
 @dataclass(frozen=True)
 class CurriculumResult:
-    """What a run of both stages left behind.
+    """Result of a run of both stages.
 
     Attributes:
         history: each stage's log lines, as the Trainer keeps them.
-        best: ``stage``, ``step`` and ``accuracy`` of the adapter that was kept; empty without ``validate``.
+        best: ``stage``, ``step`` and ``accuracy`` of the best adapter; empty without ``validate``.
     """
 
     history: dict[str, list[dict[str, float]]]
@@ -69,29 +69,29 @@ def run_curriculum(
 ) -> CurriculumResult:
     """Train stage 1, then stage 2 from its weights with optimiser, schedule and random state reset.
 
-    With ``validate``, the adapter's weights at every evaluation and at the end of each stage compete, and the model
-    is left with the best ones (the latest among equals). SIGINT and SIGTERM stop the run after the current step, with
-    a checkpoint; with ``resume`` it goes on from the last complete checkpoint and ends with the same weights as if it
-    had not been stopped (exactly so on a CPU in fp32). A stream of rows is read over and over, as one long pass.
+    With ``validate``, the adapter's weights compete at every evaluation and at the end of each stage, and the model
+    ends with the best ones (the latest among equals). SIGINT and SIGTERM stop the run after the current step, with
+    a checkpoint; with ``resume`` it continues from the last complete checkpoint and ends with the same weights as
+    without the stop (exactly the same on a CPU in fp32). A stream of rows is repeated, as one long pass.
 
-    Under a launcher every process calls it with the same arguments and leaves it with the same weights; the main one
-    writes. Under FSDP the model stays spread over the processes.
+    Under a launcher every process makes the same call and ends with the same weights; the main process writes. Under
+    FSDP the model stays sharded.
 
     Args:
         model: the base with its RIM adapter; changed in place.
         tokenizer: the base's tokenizer.
         train_dataset: rows of question, steps and answer for both stages.
-        output_dir: where the best weights are kept while training; a stage's checkpoints lie in its own
+        output_dir: folder of the best weights during training; each stage's checkpoints are in its own
             ``args.output_dir``.
-        grounding: options of stage 1, None to leave it out.
-        refinement: options of stage 2, None to leave it out.
+        grounding: options of stage 1; None to skip it.
+        refinement: options of stage 2; None to skip it.
         eval_dataset: held-out rows for the evaluation loss.
         validate: scores a model; must return ``accuracy``.
-        resume: go on where a run with the same arguments was stopped.
+        resume: continue a stopped run with the same arguments.
 
     Raises:
-        Interrupted: a signal asked the run to stop.
-        ValueError: there is another run's work in the folders and ``resume`` is not set; checkpoints would lack what
+        Interrupted: a signal stopped the run.
+        ValueError: the folders hold another run's work and ``resume`` is not set; checkpoints would lack what
             resuming needs; or ``validate`` returns no ``accuracy``.
     """
     both: list[tuple[type[ReadoutTrainer], ReadoutConfig | None]] = [
@@ -122,18 +122,18 @@ def run_stages(
     validate: Validate | None = None,
     resume: bool = False,
 ) -> CurriculumResult:
-    """Train any stages one after the other, as :func:`run_curriculum` does its two, which has the arguments."""
+    """Train any stages in sequence; see :func:`run_curriculum` for the other arguments."""
     check_stages(stages)
     names = [trainer_class.__name__.removesuffix("Trainer").lower() for trainer_class, _ in stages]
     best = BestWeights(Path(output_dir) / "best.safetensors", names)
     folders = [best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)]
     on_main(lambda: _check_folders(folders, resume=resume))
     if isinstance(train_dataset, IterableDataset):
-        train_dataset = train_dataset.repeat(None)  # the Trainer finds its place again within one pass alone
+        train_dataset = train_dataset.repeat(None)  # the Trainer can resume only within one pass
     tuner: Any = model.base_model
     own_dropout = active_config(model).lora_dropout
     history: dict[str, list[dict[str, float]]] = {}
-    moments: Path | None = None  # of the stage before, where the next one goes on with them
+    moments: Path | None = None  # of the previous stage, if the next one continues with them
     with hold(best.path.parent), explain_write_errors(best.path.parent), SignalWatch() as signals:
         if not resume:
             on_main(best.begin)
@@ -146,7 +146,7 @@ def run_stages(
                 history[stage] = lines
                 continue
             set_seed(args.seed)
-            tuner.set_dropout(own_dropout)  # not what the stage before had set
+            tuner.set_dropout(own_dropout)  # the previous stage may have set another
             trainer = trainer_class(
                 model,
                 args,
@@ -172,7 +172,7 @@ def run_stages(
             history[stage] = trainer.state.log_history
             _mark_finished(trainer, folder, left)
             trainer.release()
-            if (received := signals.agree()) is not None:  # while the last weights were scored
+            if (received := signals.agree()) is not None:  # received while the last weights were scored
                 raise Interrupted(received)
     tuner.set_dropout(own_dropout)
     if validate is not None and best.path.exists():
@@ -182,40 +182,38 @@ def run_stages(
 
 
 def _keeps_optimizer(following: Sequence[tuple[type[ReadoutTrainer], ReadoutConfig]]) -> bool:
-    """Tell whether the next stage goes on with the optimiser of the one before it."""
+    """Whether the first of these stages continues with the previous stage's optimiser."""
     args = following[0][1] if following else None
     return isinstance(args, RefinementConfig) and not args.reset_optimizer
 
 
 def check_stages(stages: Sequence[tuple[type[ReadoutTrainer], ReadoutConfig]]) -> None:
-    """Check what stages need of each other, and to be resumed.
+    """Check that stages fit together and can be resumed.
 
     Raises:
-        ValueError: checkpoints would lack what resuming needs, or a stage would go on with an optimiser that is not
-            there, or of another kind.
+        ValueError: checkpoints would lack what resuming needs, or a stage would continue with an optimiser that does
+            not exist or is of another kind.
     """
     if any(args.save_only_model for _, args in stages):
-        raise ValueError(
-            "save_only_model: must be False, since a run resumes from the optimiser's state too. Remove it."
-        )
+        raise ValueError("save_only_model: must be False, since resuming needs the optimiser's state too. Remove it.")
     for index, (_, args) in enumerate(stages):
         if _keeps_optimizer(stages[index:]):
             before = stages[index - 1][1] if index else None
             if before is None or before.optim != args.optim:
                 raise ValueError(
-                    f"reset_optimizer: must be True without a stage before that has the same optimiser, got False with "
-                    f"optim {args.optim} after {before.optim if before else 'no stage'}. Leave it out, or give both "
-                    "stages one optim."
+                    f"reset_optimizer: must be True unless the previous stage has the same optimiser, got False with "
+                    f"optim {args.optim} after {before.optim if before else 'no stage'}. Omit it, or give both "
+                    "stages the same optim."
                 )
-            if (before.loraplus_lr_ratio is None) != (args.loraplus_lr_ratio is None):  # parameters in another order
+            if (before.loraplus_lr_ratio is None) != (args.loraplus_lr_ratio is None):  # another order of parameters
                 raise ValueError(
-                    "reset_optimizer: must be True where one stage alone has loraplus_lr_ratio, got False with "
-                    f"{before.loraplus_lr_ratio} and {args.loraplus_lr_ratio}. Leave it out, or give both stages one."
+                    "reset_optimizer: must be True if only one stage has loraplus_lr_ratio, got False with "
+                    f"{before.loraplus_lr_ratio} and {args.loraplus_lr_ratio}. Omit it, or give both stages one."
                 )
 
 
 class _GoOnWith(TrainerCallback):
-    """Gives a stage's new optimiser the moments of the stage before; rates and decay stay the stage's own."""
+    """Gives a stage's new optimiser the previous stage's moments; rates and decay stay the stage's own."""
 
     def __init__(self, moments: Path) -> None:
         self._moments = moments
@@ -227,26 +225,27 @@ class _GoOnWith(TrainerCallback):
 
 
 def _mark_finished(trainer: ReadoutTrainer, folder: Path, names: Sequence[str]) -> None:
-    """Write what a finished stage leaves, the weights last but for the manifest, since they mark it as finished."""
+    """Write a finished stage's files."""
     state = gather_optimizer(trainer.optimizer) if MOMENTS in names else None
 
     def write() -> None:
         if state is not None:
-            replace_file(folder / MOMENTS, partial(torch.save, state))  # read back as tensors alone
+            replace_file(folder / MOMENTS, partial(torch.save, state))  # loaded with weights_only=True
         write_text(folder / HISTORY, json.dumps(trainer.state.log_history))
 
     on_main(write)
+    # Last but for the manifest: the weights mark the stage as finished.
     save_weights(trainer.model, folder / FINAL)
     on_main(lambda: write_manifest(folder, names))
 
 
 def _read_finished(folder: Path, names: Sequence[str]) -> list[dict[str, float]] | None:
-    """Return the log lines of a stage that is finished, None if it is not, or if what it has left is damaged."""
+    """Return the log lines of a finished stage, None if it is not finished or its files are damaged."""
     marks = folder / MANIFEST, folder / FINAL
     if not any(mark.exists() for mark in marks):
         return None
     if (damage := find_damage(folder, names)) is not None:
-        logger.warning("%s: %s. The stage goes on from its last checkpoint, to the same weights.", folder, damage)
+        logger.warning("%s: %s. The stage resumes from its last checkpoint, to the same weights.", folder, damage)
         for mark in marks:
             mark.unlink(missing_ok=True)
         return None
@@ -255,7 +254,7 @@ def _read_finished(folder: Path, names: Sequence[str]) -> list[dict[str, float]]
 
 
 def _read_log(checkpoint: Path | None) -> tuple[list[dict[str, float]], int]:
-    """Return the log lines that a checkpoint holds, and its step; none and 0 without one."""
+    """Return a checkpoint's log lines and step; no lines and 0 without a checkpoint."""
     if checkpoint is None:
         return [], 0
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -263,7 +262,7 @@ def _read_log(checkpoint: Path | None) -> tuple[list[dict[str, float]], int]:
 
 
 def _offered(history: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """Return stage, step and score of the weights that have competed to be the best."""
+    """Return stage, step and score of all weights offered as the best."""
     return [
         {"stage": stage, "step": line["step"], SCORE: line[f"eval_{SCORE}"]}
         for stage, lines in history.items()
@@ -273,12 +272,12 @@ def _offered(history: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]
 
 
 def _check_folders(folders: Sequence[Path], *, resume: bool) -> None:
-    """Refuse folders that hold another run's work, which would be taken for this one's."""
+    """Refuse folders that hold another run's work, since resuming would mistake it for this run's."""
     patterns = ("*.safetensors", f"{PREFIX_CHECKPOINT_DIR}-*")
     found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
     if found and not resume:
         raise ValueError(
-            f"output_dir: must hold no other run's work, got {found[0]}. Give another folder, or resume=True to go on."
+            f"output_dir: must hold no other run's work, got {found[0]}. Give another folder, or resume=True to resume."
         )
 
 
@@ -293,13 +292,13 @@ class _KeepBest(TrainerCallback):
         score = kwargs["metrics"].get(f"eval_{SCORE}")
         if score is None:
             raise ValueError(
-                f"validate: must return a score named {SCORE!r}, by which the best adapter is chosen, got none. Add it."
+                f"validate: must return a score named {SCORE!r}, which chooses the best adapter, got none. Add it."
             )
         self._best.offer(kwargs["model"], score, stage=self._stage, step=state.global_step)
 
 
 def _compete_at_end(trainer: ReadoutTrainer, best: BestWeights, stage: str, validate: Validate) -> None:
-    """Offer a stage's last weights, and log their scores, unless its last step has been evaluated already."""
+    """Score, log and offer a stage's last weights, unless its last step has been evaluated already."""
     step = trainer.state.global_step
     logged = [line for line in trainer.state.log_history if f"eval_{SCORE}" in line]
     if logged and logged[-1]["step"] == step:

@@ -29,7 +29,7 @@ MANIFEST = ".manifest.json"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WORDS_OF_NO_ROOM = re.compile(
-    # Writers that are not Python's give no error number: safetensors and tokenizers, then torch.
+    # Native writers give no error number: safetensors and tokenizers, then torch.
     r"os error (28|122|27)\b|code: (28|122|27)\b|No space left|quota exceeded|File too large"
     r"|PytorchStreamWriter failed|inline_container\.cc.*unexpected pos",
     re.IGNORECASE | re.DOTALL,
@@ -37,24 +37,24 @@ _WORDS_OF_NO_ROOM = re.compile(
 
 
 class WriteError(OSError):
-    """A file could not be written; says which, why, and what to do."""
+    """A file could not be written; the message says which, why, and what to do."""
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` write a file beside ``path`` and put it there, so that a kill leaves the old or the new one.
+    """Let ``write`` write a temporary file, then rename it to ``path``, so that a kill leaves the old or the new one.
 
-    What a kill leaves beside it is overwritten the next time.
+    The next call overwrites a temporary file that a kill left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     write(partial)
     with partial.open("rb") as file:
-        os.fsync(file.fileno())  # or the new name could survive a power cut, and what it names not
+        os.fsync(file.fileno())  # otherwise the new name could survive a power cut without its contents
     partial.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file at once."""
+    """Write a text file atomically."""
 
     def write(partial: Path) -> None:
         partial.write_text(text, encoding="utf-8")
@@ -63,11 +63,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Note names, sizes and hashes of a folder's files; the last thing that is written there.
+    """Write a manifest with names, sizes and hashes of a folder's files; must be the last write there.
 
     Args:
-        folder: whose files are complete.
-        names: the files to note; if not given, all of them but cards and hidden ones, folders within included.
+        folder: a folder whose files are complete.
+        names: the files to list; by default all files, subfolders included, except cards and hidden files.
     """
     if names is None:
         paths = (path for path in folder.rglob("*") if path.is_file())
@@ -78,7 +78,7 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def save_base(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a base and its tokenizer, with a manifest, to a new folder, which appears when it is complete."""
+    """Write a base and its tokenizer, with a manifest, to a new folder, which appears only once complete."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
@@ -88,11 +88,11 @@ def save_base(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def find_damage(folder: Path, names: Iterable[str]) -> str | None:
-    """Return which file of a folder is not as it was written, and in what way; None if all are.
+    """Return which file of a folder is damaged, and how; None if all are intact.
 
     Args:
         folder: a folder with or without a manifest.
-        names: files that must be there; readable, where there is no manifest, as in a folder of an earlier version.
+        names: files that must exist; without a manifest (a folder from an earlier version) they must be readable.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -100,15 +100,15 @@ def find_damage(folder: Path, names: Iterable[str]) -> str | None:
     try:
         files: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["files"]
         if missing := [name for name in names if name not in files]:
-            return f"{MANIFEST} does not name {missing[0]}"
+            return f"{MANIFEST} does not list {missing[0]}"
         for name, kept in files.items():
             found = folder / name
             if not found.is_file():
                 return f"{name} is missing"
             if found.stat().st_size != kept["size"]:
-                return f"{name} has {found.stat().st_size} bytes, and was written with {kept['size']}"
+                return f"{name} has {found.stat().st_size} bytes, but was written with {kept['size']}"
             if _hash(found) != kept["sha256"]:
-                return f"{name} has other contents than were written"
+                return f"{name} does not have the contents it was written with"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None
@@ -116,13 +116,13 @@ def find_damage(folder: Path, names: Iterable[str]) -> str | None:
 
 @contextmanager
 def explain_write_errors(folder: Path) -> Iterator[None]:
-    """Say of an error that a disk is full, or that a folder cannot be written, and what to do.
+    """Replace errors caused by a full disk or an unwritable folder with one that says what to do.
 
     Args:
         folder: output folder of the run.
 
     Raises:
-        WriteError: in place of whatever a library has made of it.
+        WriteError: instead of the library's own error.
     """
     try:
         yield
@@ -135,7 +135,7 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
 
 
 def _explain(error: BaseException, folder: Path) -> str | None:
-    """Return what an error says of a disk, None if it is about something else."""
+    """Return the message for a write error, None if the error is about something else."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
@@ -148,11 +148,11 @@ def _explain(error: BaseException, folder: Path) -> str | None:
         if number in _NO_ROOM or _WORDS_OF_NO_ROOM.search(str(cause)):
             limit = " or over a limit" if number != errno.ENOSPC else ""
             return (
-                f"output_dir: no room to write in {place} ({_free(place)}): the disk is full{limit}. What was written "
-                f"before is kept: make room, and resume=true goes on with the run in {folder}."
+                f"output_dir: no room to write in {place} ({_free(place)}): the disk is full{limit}. Earlier files are "
+                f"kept: make room, and resume the run in {folder} with resume=true."
             )
         if number in _NOT_WRITABLE and place.resolve().is_relative_to(folder.resolve()):
-            return f"output_dir: {place} cannot be written ({os.strerror(number or 0)}). Give a folder that can."
+            return f"output_dir: {place} cannot be written ({os.strerror(number or 0)}). Give a writable folder."
     return None
 
 
@@ -164,7 +164,7 @@ def _free(place: Path) -> str:
 
 
 def _find_unreadable(path: Path) -> str | None:
-    """Return what keeps a file from being read as what its name says it is, None if nothing does."""
+    """Return why a file cannot be read as the type its name implies, None if it can."""
     if not path.is_file():
         return f"{path.name} is missing"
     try:
@@ -176,7 +176,7 @@ def _find_unreadable(path: Path) -> str | None:
         elif path.suffix in (".pt", ".pth"):
             with safe_globals():
                 torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of whichever library reads it, each of which has its own
+    except Exception as error:  # each of the libraries raises its own
         return f"{path.name} cannot be read ({type(error).__name__})"
     return None
 
@@ -192,26 +192,26 @@ def _hash(path: Path) -> str:
 logger = logging.getLogger(__name__)
 
 LOCK, HOLDER = ".lock", ".holder.json"
-"""The kernel lets go of the lock when its process ends, however it ends; who holds it stands in a file beside it."""
+"""The kernel releases the lock when its process ends in any way; the file beside it names the holder."""
 
-_WAIT_SECONDS = 1.0  # for one who only looks
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # as of NFS without its lock service
+_WAIT_SECONDS = 1.0  # in case `find_holder` has the lock for a moment
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # for example NFS without its lock service
 
 
 class InUseError(OSError):
-    """Another process works in the folder."""
+    """Another process uses the folder."""
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made if it is not there, for as long as the context lasts.
+    """Lock a folder, created if missing, for the duration of the context.
 
-    Of several processes of one training the main one holds it, and every one must enter. Who holds it already may
-    enter again. Where the file system has no locks, nobody is kept out, and the log says so.
+    With several processes in one training every process must enter, and the main one holds the lock. The holder may
+    enter again. On a file system without locks nobody is kept out, and a warning is logged.
 
     Raises:
         InUseError: another process, or another thread of this one, holds it.
-        WriteError: it cannot be made or written.
+        WriteError: the folder cannot be created or written.
     """
     held: list[FileLock | None] = []
     on_main(lambda: held.append(_acquire(folder)))
@@ -225,9 +225,9 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def find_holder(folder: Path) -> str | None:
-    """Return which process works in a folder, such as ``process 12 on HOST, since 2026-01-31 12:00:00``.
+    """Return which process uses a folder, such as ``process 12 on HOST, since 2026-01-31 12:00:00``.
 
-    None if none does, or if that cannot be found out because the folder cannot be written.
+    None if none does, or if the folder is not writable, so that there is no way to know.
     """
     if not (folder / LOCK).exists():
         return None
@@ -241,7 +241,7 @@ def find_holder(folder: Path) -> str | None:
 
 
 def check_free(folder: Path) -> None:
-    """Check that no other process works in a folder, as far as that can be found out.
+    """Check that no other process uses a folder, as far as :func:`find_holder` can tell.
 
     Raises:
         InUseError: one does.
@@ -269,7 +269,7 @@ def _acquire(folder: Path) -> FileLock | None:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            logger.warning("%s: its file system has no locks. Let no other process work in it.", folder)
+            logger.warning("%s: its file system has no locks. Make sure that no other process uses it.", folder)
             return None
         if lock.lock_counter == 1:
             own = {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -285,5 +285,5 @@ def _describe_holder(folder: Path) -> str:
     try:
         kept = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
         return f"process {int(kept['pid'])} on {kept['host']}, since {kept['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has the lock, and has not said who it is yet
+    except (OSError, ValueError, KeyError, TypeError):  # it has the lock but has not written its name yet
         return "another process"

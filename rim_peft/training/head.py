@@ -1,8 +1,8 @@
-"""A pass over rows with the output head on supervised positions alone; layers compiled for it.
+"""A forward pass with the output head on supervised positions only; compiled layers.
 
-TRL's fused head computes the loss from the backbone's states and the output matrix, without holding all logits. It
-knows the scales and caps that some models put on their logits, but not layers between the states and the matrix. So it
-is compared with the model itself once, and the model's own head is used where the two differ.
+TRL's fused head computes the loss from the backbone's hidden states and the output matrix, without holding all logits.
+It knows the scales and caps that some models apply to their logits, but not layers between states and matrix. So it
+is compared with the model once, and the model's own head is used if the two differ.
 """
 
 from __future__ import annotations
@@ -24,32 +24,31 @@ from rim_peft.tuner.bases import input_device, mask_dtype, not_causal, on_small_
 
 
 class CompiledLayers:
-    """While entered, a base's decoder layers run compiled: one compilation serves all layers and all row lengths.
+    """While entered, a base's decoder layers run compiled; one compilation serves all layers and row lengths."""
 
-    Not the model as a whole, which takes longer, breaks at the output head, and is compiled anew for each part. And not
-    for good: answers, with their caches and their pass for each token, would be compiled too.
-    """
+    # Compiling the whole model takes longer, breaks at the output head, and compiles each part again. Compiling
+    # permanently would also compile generation, with its caches and one pass per token.
 
     def __init__(self, base: Any, *, backend: str = "inductor") -> None:
-        """Get ready; the first step compiles.
+        """Prepare; the first step compiles.
 
         Args:
             base: the model under the adapter.
-            backend: what makes the code, as for ``torch.compile``.
+            backend: backend of ``torch.compile``.
 
         Raises:
-            ValueError: the model has no layers of transformers' usual kind.
+            ValueError: the model has none of transformers' usual decoder layers.
         """
         self._layers: list[Any] = [layer for layer in base.modules() if isinstance(layer, GradientCheckpointingLayer)]
         if not self._layers:
             raise ValueError(
-                f"compile_layers: found no decoder layers in {type(base).__name__}, which is not built as "
-                "transformers' models are. Leave it out."
+                f"compile_layers: found no decoder layers in {type(base).__name__}, which is not built like "
+                "transformers' models. Omit it."
             )
         self._compiled = [torch.compile(layer._call_impl, dynamic=True, backend=backend) for layer in self._layers]
 
     def __enter__(self) -> None:
-        # What `nn.Module.compile` sets.
+        # The attribute that `nn.Module.compile` sets.
         for layer, compiled in zip(self._layers, self._compiled, strict=True):
             layer._compiled_call_impl = compiled
 
@@ -61,7 +60,7 @@ class CompiledLayers:
 logger = logging.getLogger(__name__)
 
 FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")
-"""What TRL's trainer asks its fused head for."""
+"""The outputs that TRL's trainer requests from its fused head."""
 
 _PROBE_TOKENS = 8
 
@@ -74,10 +73,10 @@ class Head(Enum):
 
 
 class Scores(NamedTuple):
-    """What the model's own head says of labels, under the names of the fused head's output.
+    """Scores from the model's own head, named like the fused head's outputs.
 
     Attributes:
-        log_probs: each label's log-probability, float32; 0 where there is no label.
+        log_probs: each label's log-probability, float32; 0 at positions without a label.
         is_top1: whether the label was the likeliest token.
     """
 
@@ -86,17 +85,17 @@ class Scores(NamedTuple):
 
 
 def score_labels(model: Any, base: Any, layout: Layout, labels: Labels, *, head: Head = Head.FUSED) -> Any:
-    """Run a model on rows, and its head on the positions that predict something.
+    """Run a model on rows, and its head on the positions that predict a label.
 
     Args:
         model: the model as a trainer calls it, with TRL's fused head.
         base: the model under its adapter.
         layout: R rows, on the model's device.
         labels: the N labels of these rows.
-        head: what scores them.
+        head: which head scores them.
 
     Returns:
-        ``log_probs`` and ``is_top1``, (1, N) each, of the labels in their order.
+        ``log_probs`` and ``is_top1``, (1, N) each, in the order of the labels.
     """
     with record_function("rim_peft.mask"):
         mask = attention_masks(base.config, layout, dtype=mask_dtype(base))
@@ -112,12 +111,12 @@ def score_labels(model: Any, base: Any, layout: Layout, labels: Labels, *, head:
 
 
 def run_head(model: Any, token_ids: Tensor, *, head: Head, **inputs: Any) -> Any:
-    """Run a model, and score a token at each position that its head is given.
+    """Run a model and score a token at each position that reaches its head.
 
     Args:
         model: as for :func:`score_labels`.
         token_ids: (R, N) the tokens, -100 for none.
-        head: what scores them.
+        head: which head scores them.
         inputs: the model's other arguments.
 
     Returns:
@@ -134,15 +133,15 @@ def run_head(model: Any, token_ids: Tensor, *, head: Head, **inputs: Any) -> Any
 
 @contextmanager
 def head_at(base: Any, places: Tensor) -> Iterator[None]:
-    """While entered, the base's head is given the hidden states at some places alone, as one row (1, N, H).
+    """While entered, the base's head gets only the hidden states at ``places``, as one row (1, N, H).
 
     Args:
         base: the model under the adapter.
-        places: (N,) index among the R·S tokens, row after row.
+        places: (N,) indices into the R·S tokens, row by row.
     """
 
     def select(backbone: nn.Module, args: Any, output: Any) -> Any:
-        hidden = output.last_hidden_state  # on another device than the places where a base is spread over several
+        hidden = output.last_hidden_state  # on another device than `places` if the base is spread over several
         output.last_hidden_state = hidden.flatten(0, 1)[places.to(hidden.device)][None]
         return output
 
@@ -154,34 +153,35 @@ def head_at(base: Any, places: Tensor) -> Iterator[None]:
 
 
 def choose_head(base: Any, *, is_sharded: bool = False) -> Head:
-    """Return the head that gives a base's own probabilities, found out by two short rows.
+    """Return the head that reproduces a base's own probabilities on two short rows.
 
-    Modes, weights and random state are left as they are.
+    Does not change modes, weights or random state.
 
     Args:
         base: the model under the adapter, with TRL's fused head.
-        is_sharded: whether weights will be spread over processes, so that they lie where a pass would take long.
+        is_sharded: whether weights will be sharded over processes; until then they are on the CPU, where a pass would
+            take long, so a small copy is tried first.
 
     Raises:
-        ValueError: the base's tokens see later ones, or no head gives its probabilities.
+        ValueError: the base's tokens attend to later ones, or no head gives its probabilities.
     """
     found = find_head(base) if is_sharded else None
     found = _try_heads(base) if found is None else found
     head = check_heads(base, found)
     if head is Head.OWN:
         logger.warning(
-            "model: TRL's fused head does not give the logits of %s, so that its own head is trained through, which "
-            "takes more memory.",
+            "model: TRL's fused head does not give the logits of %s, so training uses its own head, which takes more "
+            "memory.",
             type(base).__name__,
         )
     return head
 
 
 class FoundHead(NamedTuple):
-    """What a trial of the heads found.
+    """Result of trying the heads.
 
     Attributes:
-        head: the one that gives the model's own probabilities; None where neither does.
+        head: the one that gives the model's own probabilities; None if neither does.
         is_causal: whether a token changes nothing before it.
     """
 
@@ -190,23 +190,23 @@ class FoundHead(NamedTuple):
 
 
 def check_heads(base: Any, found: FoundHead) -> Head:
-    """Return the head that a base is trained by.
+    """Return the head to train a base with.
 
     Raises:
-        ValueError: its tokens see later ones, or no head gives its own probabilities.
+        ValueError: its tokens attend to later ones, or no head gives its own probabilities.
     """
     if not found.is_causal:
         raise ValueError(not_causal(base))
     if found.head is None:
         raise ValueError(
             f"model: its logits must follow from its backbone's last hidden state, token by token, got "
-            f"{type(base).__name__}, whose own probabilities differ from those. Use another base."
+            f"{type(base).__name__}, whose own probabilities are different. Use another base."
         )
     return found.head
 
 
 def find_head(model: Any) -> FoundHead | None:
-    """Return what a trial on a small copy of a model finds, without its weights; None where there is no such copy."""
+    """Try the heads on a small copy of a model, without its weights; None if there is no small copy."""
 
     def try_copy(copy: Any) -> FoundHead:
         add_fused_lm_head(copy, outputs=FUSED_OUTPUTS)
@@ -218,7 +218,7 @@ def find_head(model: Any) -> FoundHead | None:
 
 @torch.no_grad()
 def _try_heads(base: Any) -> FoundHead:
-    """Compare what the heads say with a model's own logits, on two rows that differ in their last token."""
+    """Compare the heads with a model's own logits, on two rows that differ in their last token."""
     was_training = [module for module in base.modules() if module.training]
     base.eval()
     try:
@@ -234,7 +234,7 @@ def _try_heads(base: Any) -> FoundHead:
 
 
 def _agrees(base: Any, head: Head, ids: Tensor, logits: Tensor) -> bool:
-    """Whether a head that is given some places alone says what the (2, S, V) logits do."""
+    """Whether a head that gets only some places agrees with the (2, S, V) logits."""
     places = torch.arange(0, ids.numel(), 3, device=ids.device)
     labels = ids.flatten()[places].roll(1)
     expected = logits.log_softmax(-1).flatten(0, 1)[places.to(logits.device)]
@@ -250,10 +250,10 @@ def _agrees(base: Any, head: Head, ids: Tensor, logits: Tensor) -> bool:
 
 
 def _distance(one: Tensor, other: Tensor, *, scale: Tensor) -> float:
-    """Return the largest difference, in units of the largest logit."""
+    """Return the largest difference relative to the largest logit."""
     return float((one - other).abs().max() / scale.abs().max())
 
 
 def _is_exact(base: Any) -> bool:
-    """Whether a base computes in float32, so that the order of sums hardly shows."""
+    """Whether a base computes in float32, so that the order of sums hardly matters."""
     return mask_dtype(base) == torch.float32 and getattr(base, "hf_quantizer", None) is None

@@ -1,4 +1,4 @@
-"""Stopping a training from outside: signals, and the checkpoint they leave."""
+"""Stop a training by signal, with a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 logger = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):  # noqa: N818 - a stop that was asked for, not an error
+class Interrupted(Exception):  # noqa: N818 - a requested stop, not an error
     """The run was stopped by a signal, after writing a checkpoint to resume from.
 
     Attributes:
@@ -27,14 +27,14 @@ class Interrupted(Exception):  # noqa: N818 - a stop that was asked for, not an 
 
 
 class SignalWatch:
-    """While entered, remembers the first SIGINT or SIGTERM; the second one acts as usual."""
+    """While entered, records the first SIGINT or SIGTERM; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.received: int | None = None  # by this process
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalWatch:
-        # Python delivers signals to the main thread alone; elsewhere the caller has them in hand.
+        # Python delivers signals only to the main thread; in another thread they are the caller's business.
         if threading.current_thread() is threading.main_thread():
             self._previous = {
                 number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
@@ -52,9 +52,9 @@ class SignalWatch:
         logger.warning("%s: stopping after this step, with a checkpoint.", signal.Signals(number).name)
 
     def agree(self) -> int | None:
-        """Return a signal that some process has received, the same in all, so that they stop at the same step.
+        """Return a signal that any process has received, the same in all, so that they stop at the same step.
 
-        One that comes while they ask each other waits for the next time.
+        A signal that arrives during the exchange is seen at the next call.
         """
         received = [self.received]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -69,48 +69,48 @@ class SignalWatch:
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends training after the current step, with a checkpoint, once a signal has come."""
+    """Ends training after the current step, with a checkpoint, once a signal has arrived."""
 
     def __init__(self, signals: SignalWatch) -> None:
         self._signals = signals
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop if a signal has come to any process."""
+        """Stop if any process has received a signal."""
         if self._signals.agree() is not None:
             control.should_save = True
             control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop after an evaluation too, which may have taken long."""
+        """Stop after an evaluation too, since it may take long."""
         self.on_step_end(args, state, control)
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Do nothing of what the end of an epoch brings where a signal has stopped the Trainer within one."""
+        """Skip what is due at an epoch's end if a signal stopped the Trainer in the middle of the epoch."""
         if not ends_epoch(state):
             control.should_log = control.should_evaluate = control.should_save = False
 
 
 class SaveAfterEpoch(TrainerCallback):
-    """Lets a checkpoint wait that is due at an epoch's last step, if the epoch's end brings a log line or a score.
+    """Delays a checkpoint due at an epoch's last step until the log line and scores of the epoch's end are there.
 
-    The Trainer would save first: what resumes from there would never see them.
+    The Trainer would save first, and a run resumed from that checkpoint would never have them.
     """
 
     def __init__(self) -> None:
         self._is_due = False
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put off a checkpoint."""
+        """Delay a checkpoint that is due."""
         by_epoch = "epoch" in (args.logging_strategy, args.eval_strategy, args.save_strategy)
         self._is_due = control.should_save and by_epoch and ends_epoch(state)
         control.should_save = control.should_save and not self._is_due
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put off one that a signal asks for after a score within the step."""
+        """Delay one that a signal requests after an evaluation within the step."""
         control.should_save = control.should_save and not self._is_due
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save what was put off."""
+        """Save the delayed checkpoint."""
         control.should_save, self._is_due = control.should_save or self._is_due, False
 
 

@@ -1,7 +1,7 @@
-"""The loss over all readouts of a batch, how much each readout counts, and what is logged, as pure functions.
+"""Pure functions for the loss over a batch's readouts, the weight of each readout, and the logged sums.
 
 Source: arXiv 2605.30343; ``hold``, trailing blocks and the curriculum by length are this package's own
-(``docs/concepts.md``). Coconut's stages, which take the place of weights there: arXiv 2412.06769.
+(``docs/concepts.md``). Coconut has stages instead of weights: arXiv 2412.06769.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SCHEDULES = ("relative", "linear", "uniform")
 def grounding_weights(
     num_steps: Tensor, num_blocks: Tensor, *, progress: float, schedule: str = "relative", hold: float = 0.0
 ) -> Tensor:
-    """Return the weight of every block's readout at one moment of stage 1.
+    """Return the weight of every block's readout at one point of stage 1.
 
-    With ``T`` steps, step ``t`` of the chain weighs, at training step ``s`` of ``S``:
+    With ``T`` steps, the weight of step ``t`` of the chain at training step ``s`` of ``S`` is:
 
     * ``relative``: ``max(0, 1 - s / (S · t/T))``, so early blocks fade first and the answer last;
     * ``linear``: ``t / T`` throughout;
     * ``uniform``: 1 throughout.
 
     A sample with more blocks than steps has *trailing* blocks: every block from ``T`` on reads out the answer and
-    carries ``1 / (K - T + 1)`` of the answer's weight.
+    has ``1 / (K - T + 1)`` of the answer's weight.
 
     >>> grounding_weights(torch.tensor([2, 4]), torch.tensor([4, 4]), progress=0.25)
     tensor([[0.5000, 0.2500, 0.2500, 0.2500],
@@ -43,7 +43,7 @@ def grounding_weights(
         hold: share of the stage, in [0, 1), during which ``relative`` stays at 1 before it falls over the rest.
 
     Returns:
-        (B, largest K) float32; 0 where a sample has no such block.
+        (B, largest K) float32; 0 for blocks that a sample does not have.
     """
     block = torch.arange(1, int(num_blocks.max()) + 1, device=num_steps.device)
     steps, blocks = num_steps[:, None], num_blocks[:, None]
@@ -78,7 +78,7 @@ def refinement_weights(num_blocks: int) -> Tensor:
 
 
 def phase_at(progress: float, shares: Sequence[float]) -> int:
-    """Return the phase of a curriculum at one moment: phase ``k`` lasts ``shares[k]`` of the training.
+    """Return the phase of a curriculum at one point: phase ``k`` lasts ``shares[k]`` of the training.
 
     >>> [phase_at(step / 6, [1 / 3] * 3) for step in range(7)]
     [0, 0, 1, 1, 2, 2, 2]
@@ -87,14 +87,14 @@ def phase_at(progress: float, shares: Sequence[float]) -> int:
 
     Args:
         progress: share of the training that is done, in [0, 1].
-        shares: one for each phase, from 0 on; they sum to 1.
+        shares: one for each phase, from phase 0; they sum to 1.
     """
     ends = list(accumulate(shares))[:-1]
-    return sum(end <= progress + 1e-9 for end in ends)  # a sum of shares may lie a rounding above its step
+    return sum(end <= progress + 1e-9 for end in ends)  # a sum of shares may exceed its step by a rounding error
 
 
 def label_weights(block_weights: Tensor, labels: Labels) -> Tensor:
-    """Give every label the weight of the readout it belongs to.
+    """Return the weight of every label, which is its readout's weight.
 
     Args:
         block_weights: (D, K) weight of each sample's readouts.
@@ -109,12 +109,12 @@ def label_weights(block_weights: Tensor, labels: Labels) -> Tensor:
 def readout_loss(log_probs: Tensor, weights: Tensor, *, num_samples: int | Tensor) -> Tensor:
     """Return ``L = - sum_k weight_k · log p(readout_k | x, m_<=k)``, the mean over samples, in nats per sample.
 
-    Both stages share it: ``L1`` with ``lambda_t(s)`` as weights, ``L2`` with ``alpha_k``.
+    Both stages use it: ``L1`` with weights ``lambda_t(s)``, ``L2`` with ``alpha_k``.
 
     Args:
         log_probs: (N,) log-probability of each label.
         weights: (N,) weight of each label.
-        num_samples: samples of the whole optimiser step: D, or more with gradient accumulation.
+        num_samples: samples in the whole optimiser step: D, or more with gradient accumulation.
 
     Source: arXiv 2605.30343.
     """

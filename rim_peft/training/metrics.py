@@ -1,4 +1,4 @@
-"""What is logged of each block, and one short line of it under the progress bar."""
+"""Logged metrics of each block, and a one-line summary under the progress bar."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from rim_peft.training.losses import block_sums
 
 
 class Metrics(ABC):
-    """Sums over the batches since the last log line: no number is read, and no process waited for, at each step."""
+    """Sums over the batches since the last log line; adding a batch waits for neither the device nor processes."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
 
     @abstractmethod
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the metrics over all processes, which must all ask, and begin anew."""
+        """Return the metrics over all processes and reset the sums; every process must call it."""
 
     def running(self, accelerator: Accelerator) -> list[Any] | None:
-        """Return each process's sums so far, with all their digits; all must ask. None where there are none yet."""
+        """Return each process's sums so far at full precision, None without any; every process must call it."""
         if self._sums is None:
             return None
         last = self._sums.dim() - 1
         return accelerator.gather(accelerator.pad_across_processes(self._sums, dim=last)[None]).tolist()
 
     def go_on(self, running: list[Any] | None, *, process: int, device: torch.device) -> None:
-        """Go on from what :meth:`running` has returned."""
+        """Continue from the sums that :meth:`running` returned."""
         self._sums = None if running is None else torch.tensor(running[process], device=device)
 
 
@@ -55,13 +55,13 @@ class BlockMetrics(Metrics):
         """
         by_block = block_sums(log_probs, is_top1, labels.blocks, num_blocks=weights.shape[1])
         sums = torch.cat([by_block, weights.sum(0)[None].float(), has_block.sum(0)[None].float()])
-        if self._sums is not None:  # batches may differ in their number of blocks
+        if self._sums is not None:  # batches may have different numbers of blocks
             most = max(sums.shape[1], self._sums.shape[1])
             sums = pad(sums, (0, most - sums.shape[1])) + pad(self._sums, (0, most - self._sums.shape[1]))
         self._sums = sums
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the metrics over all processes, which must all ask, and begin anew."""
+        """Return the metrics over all processes and reset the sums; every process must call it."""
         if self._sums is None:
             return {}
         table = accelerator.reduce(accelerator.pad_across_processes(self._sums, dim=1), reduction="sum")
@@ -77,7 +77,7 @@ class BlockMetrics(Metrics):
 
 
 class TextMetrics(Metrics):
-    """Share of a text's tokens that were the likeliest, since the last log line."""
+    """Token accuracy of texts since the last log line."""
 
     def add(self, is_top1: Tensor, is_label: Tensor) -> None:
         """Add a batch.
@@ -90,7 +90,7 @@ class TextMetrics(Metrics):
         self._sums = sums if self._sums is None else self._sums + sums
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the metric over all processes, which must all ask, and begin anew."""
+        """Return the metric over all processes and reset the sums; every process must call it."""
         if self._sums is None:
             return {}
         correct, tokens = accelerator.reduce(self._sums, reduction="sum").tolist()
@@ -99,9 +99,9 @@ class TextMetrics(Metrics):
 
 
 class ReadoutProgress(ProgressCallback):
-    """The Trainer's progress bar, with log lines that fit into a terminal.
+    """The Trainer's progress bar, with log lines that fit a terminal.
 
-    The Trainer prints each entry as a dict, which with three numbers for every block fills a screen. All of them still
+    The Trainer prints each entry as a dict, which fills a screen with three numbers per block. The full entries still
     reach ``state.log_history`` and the trackers of ``report_to``.
     """
 
@@ -120,10 +120,10 @@ class ReadoutProgress(ProgressCallback):
 
 
 class TrainingClock(TrainerCallback):
-    """The seconds of a training, evaluation included; one that is resumed goes on from its checkpoint.
+    """Measures the seconds of a training, evaluation included; a resumed training continues from its checkpoint.
 
     Attributes:
-        before: seconds of the parts before a resumption.
+        before: seconds before the training was resumed.
     """
 
     def __init__(self) -> None:
@@ -135,13 +135,13 @@ class TrainingClock(TrainerCallback):
         return self.before + time.perf_counter() - self._started
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start, with the seconds that a checkpoint holds."""
+        """Start, with the seconds from the checkpoint."""
         kept: Any = state.stateful_callbacks
         part = kept.get(type(self).__name__)
         self._started, self.before = time.perf_counter(), part["attributes"]["before"] if part else 0.0
 
     def keep(self, state: TrainerState) -> None:
-        """Write the seconds so far into what a checkpoint is about to hold."""
+        """Put the seconds so far into the state that a checkpoint is about to save."""
         kept: Any = state.stateful_callbacks
         kept[type(self).__name__] = {"args": {}, "attributes": {"before": self.seconds}}
 

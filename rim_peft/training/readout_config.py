@@ -1,4 +1,4 @@
-"""What both stages can be told, on top of TRL's ``SFTConfig``."""
+"""Options of both stages, on top of TRL's ``SFTConfig``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rim_peft.data.examples import Templates
 from rim_peft.tuner.config import MOST_BLOCKS, RiMConfig
 from rim_peft.values import Range, check_ranges, shown
 
-# TRL's own ways of filling rows and choosing labels, which would fight with the interleaved layout.
+# TRL's own ways of filling rows and choosing labels, which conflict with the interleaved layout.
 _REFUSED: dict[str, Any] = {
     "packing": False,
     "eval_packing": None,
@@ -27,7 +27,7 @@ _REFUSED: dict[str, Any] = {
     "chat_template_path": None,
     "dataset_kwargs": None,
     "activation_offloading": False,
-    # A mixture of experts is trained on the readouts alone: TRL's balancing loss cannot read a mask for each query.
+    # Off for mixtures of experts, since TRL's load-balancing loss does not support per-query masks.
     "router_aux_loss_coef": 0.0,
 }
 
@@ -62,21 +62,21 @@ _RANGES = {
     "max_tokens_per_batch": Range(1, MOST_LENGTH * 64),
     "pad_to_multiple_of": Range(1, _MOST_BATCH),
 }
-"""Numbers with which a training can work; what lies beyond ends in a crash or in weights that are no numbers."""
+"""Ranges in which training can work; values outside end in a crash or in weights that are not finite."""
 
 
 def check_share(name: str, value: object) -> None:
     """Check an option that is a share.
 
     Raises:
-        ValueError: it is no number in [0, 1).
+        ValueError: it is not a number in [0, 1).
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise ValueError(f"{name}: must be a number in [0, 1), got {value!r}.")
 
 
 def are_shares(value: object) -> bool:
-    """Tell whether a value is a list of shares, none negative and the last one not 0, that sum to 1."""
+    """Tell whether a value is a list of shares that sum to 1, none negative and the last one not 0."""
     return (
         isinstance(value, list | tuple)
         and all(isinstance(share, int | float) and not isinstance(share, bool) for share in value)
@@ -88,10 +88,10 @@ def are_shares(value: object) -> bool:
 
 
 def check_range(name: str, value: Any) -> None:
-    """Check an option that holds the least and the most of a count.
+    """Check an option that is the minimum and maximum of a count.
 
     Raises:
-        ValueError: it is no pair of integers, from 1 on and in order.
+        ValueError: it is not a pair of integers, at least 1 and in order.
     """
     is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(type(number) is int for number in value)
     if not is_pair or not 1 <= value[0] <= value[1] <= MOST_BLOCKS:
@@ -102,10 +102,10 @@ def check_range(name: str, value: Any) -> None:
 
 @dataclass
 class ReadoutConfig(SFTConfig):
-    """Options that both stages share; those of TRL's ``SFTConfig`` and ``TrainingArguments`` come with it.
+    """Options that both stages share, in addition to those of TRL's ``SFTConfig`` and ``TrainingArguments``.
 
-    ``max_length`` is the longest row in tokens, readouts included; a longer one is a bad row, never cut. ``bf16`` is
-    on where the machine has an accelerator that computes in it, unless it is set.
+    ``max_length`` limits a row's tokens, readouts included; a longer row is a bad row and never truncated. ``bf16``
+    defaults to on if the machine has an accelerator that supports it.
     """
 
     prompt_template: str = field(
@@ -121,15 +121,15 @@ class ReadoutConfig(SFTConfig):
     allow_special_tokens: bool = field(
         default=False,
         metadata={
-            "help": "Read special tokens that are spelt in a question, a step or an answer, such as <|im_end|>, as "
-            "special tokens; otherwise they are text like any other. Those of the templates always are special."
+            "help": "Read special tokens spelt out in a question, a step or an answer, such as <|im_end|>, as "
+            "special tokens; otherwise they are ordinary text. Those in the templates are always special."
         },
     )
     on_bad_rows: str = field(
         default="error",
         metadata={
             "help": "What to do with rows that are malformed, empty, too long, or lack the steps that the stage needs: "
-            "'error' lists them and stops, 'drop' leaves them out and logs how many.",
+            "'error' lists them and stops, 'drop' omits them and logs how many.",
             "choices": ["error", "drop"],
         },
     )
@@ -140,53 +140,54 @@ class ReadoutConfig(SFTConfig):
     loraplus_lr_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate of LoRA's B matrices over learning_rate, which A and the memory rows keep (LoRA+). "
-            "null: the same rate for all."
+            "help": "Ratio of the learning rate of LoRA's B matrices to learning_rate, which A and the memory rows use "
+            "(LoRA+). null: the same rate for all."
         },
     )
     block_range: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Least and most blocks, both included: each batch draws its own number of blocks from them, so "
-            "that answers can be asked for with any of these numbers. null: the adapter's num_blocks."
+            "help": "Minimum and maximum number of blocks, both included: each batch draws its number of blocks from "
+            "this range, so that the model can answer with any of them. null: the adapter's num_blocks."
         },
     )
     length_shares: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Curriculum by length: shares of the stage, in sum 1. During the first, rows have at most one "
-            "step, during the second two, and so on (in stage 1 with as many blocks); during the last all rows are "
-            "drawn. null: all rows from the start."
+            "help": "Curriculum by length: shares of the stage that sum to 1. During the first, rows have at most one "
+            "step, during the second two, and so on (in stage 1 with the same number of blocks); during the last all "
+            "rows are drawn. null: all rows from the start."
         },
     )
     length_accuracy: float | None = field(
         default=None,
         metadata={
-            "help": "Token accuracy, in (0, 1], of the last block's readouts since the last log line at which the next "
-            "phase of length_shares begins early; the last phase gains the time. null: each phase takes its share."
+            "help": "The next phase of length_shares begins early once the last block's readouts since the last log "
+            "line reach this token accuracy, in (0, 1]; the last phase gains the time. null: each phase takes its "
+            "share."
         },
     )
     pack_length: int | None = field(
         default=None,
         metadata={
-            "help": "Pack a batch's samples into rows of at most so many tokens, several to a row, which leaves "
-            "nearly no padding; loss and gradients stay the same. null: one sample a row."
+            "help": "Pack a batch's samples into rows of at most this many tokens, several per row, which leaves "
+            "almost no padding; loss and gradients stay the same. null: one sample per row."
         },
     )
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens in a device's batch at most, without padding (of which pack_length leaves nearly none), in "
-            "place of per_device_train_batch_size: long samples come in smaller batches. At least twice the longest "
-            "row; needs a table of rows, not a stream."
+            "help": "Maximum number of tokens in a device's batch, not counting padding (pack_length leaves almost "
+            "none), instead of per_device_train_batch_size: long samples come in smaller batches. At least twice the "
+            "longest row; needs a table of rows, not a stream."
         },
     )
 
     compile_layers: bool = field(
         default=False,
         metadata={
-            "help": "Compile the base's layers by torch.compile, once for all row lengths: a minute or two at the "
-            "start, faster steps on a GPU."
+            "help": "Compile the base's layers with torch.compile, once for all row lengths: takes a minute or two at "
+            "the start, then steps on a GPU are faster."
         },
     )
 
@@ -194,32 +195,32 @@ class ReadoutConfig(SFTConfig):
         """Check the options.
 
         Raises:
-            ValueError: an option of TRL that the interleaved rows exclude, or one out of range.
+            ValueError: an option of TRL is incompatible with interleaved rows, or one is out of range.
         """
         if self.bf16 is None and not self.fp16:
-            # TRL asks for bf16 whatever the machine, and stops on a CPU.
+            # TRL turns bf16 on by default on any machine, and fails on a CPU.
             self.bf16 = is_torch_bf16_gpu_available()
         if self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0
-        check_ranges(self, _RANGES)  # first: the parent computes with them
+        check_ranges(self, _RANGES)  # before the parent computes with them
         padded = self.pad_to_multiple_of
         if isinstance(padded, str) and not re.fullmatch("auto|none|null|[0-9]{1,6}", padded.lower()):
             raise ValueError(f"pad_to_multiple_of: must be an integer or 'auto', got {shown(padded)}.")
-        if self.torch_compile:  # said before the parent leaves word of it in the environment
+        if self.torch_compile:  # before the parent sets an environment variable for it
             raise ValueError(
-                "torch_compile: must stay False, got True: it compiles the model as a whole, which breaks at the "
+                "torch_compile: must stay False, got True: it compiles the whole model, which breaks at the "
                 "readouts' head. Use compile_layers."
             )
         super().__post_init__()
         for name, needed in _REFUSED.items():
             if (value := getattr(self, name)) != needed:
                 raise ValueError(
-                    f"{name}: must stay {needed!r}, got {value!r}: readouts lie in rows of their own layout. Remove it."
+                    f"{name}: must stay {needed!r}, got {value!r}: rows of readouts have their own layout. Remove it."
                 )
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise ValueError(
                 f"train_sampling_strategy: must be 'random' or 'sequential', got {self.train_sampling_strategy!r}: "
-                "rows get their length when they are laid out."
+                "rows have no length until they are laid out."
             )
         if self.on_bad_rows not in ("error", "drop"):
             raise ValueError(f"on_bad_rows: must be 'error' or 'drop', got {self.on_bad_rows!r}.")
@@ -235,7 +236,7 @@ class ReadoutConfig(SFTConfig):
         self._check_curriculum()
         if self.dropout is not None:
             check_share("dropout", self.dropout)
-        self.templates  # noqa: B018 - a bad template is refused here, not after the model has been loaded
+        self.templates  # noqa: B018 - refuses a bad template now, not after the model has been loaded
 
     @property
     def templates(self) -> Templates:
@@ -248,7 +249,7 @@ class ReadoutConfig(SFTConfig):
         )
 
     def most_blocks(self, config: RiMConfig) -> int:
-        """Return the number of blocks that batches have with an adapter; the most, where they draw their number."""
+        """Return the number of blocks in a batch with an adapter; the maximum if batches draw their number."""
         return config.num_blocks if self.block_range is None else self.block_range[1]
 
     def _check_curriculum(self) -> None:
@@ -268,18 +269,18 @@ class ReadoutConfig(SFTConfig):
             )
         if accuracy is not None and self.logging_strategy == "no":
             raise ValueError(
-                "logging_strategy: must not be 'no' with length_accuracy, which is taken over the steps of a log line. "
-                "Use steps."
+                "logging_strategy: must not be 'no' with length_accuracy, which is measured over the steps of a log "
+                "line. Use steps."
             )
         order = {"train_sampling_strategy": "random", "ignore_data_skip": False, "auto_find_batch_size": False}
         for name, needed in order.items():
             if (value := getattr(self, name)) != needed:
                 raise ValueError(
-                    f"{name}: must stay {needed!r} with length_shares, got {value!r}: the rows have an order of their "
-                    "own, which a resumed training goes on with. Remove it."
+                    f"{name}: must stay {needed!r} with length_shares, got {value!r}: the rows have their own order, "
+                    "which a resumed training continues. Remove it."
                 )
         if self.max_tokens_per_batch is not None:
             raise ValueError(
                 f"length_shares: must be null with max_tokens_per_batch, got {shown(self.length_shares)}: batches "
-                "counted in tokens hold every row once in each pass. Use per_device_train_batch_size."
+                "counted in tokens contain every row once per pass. Use per_device_train_batch_size."
             )

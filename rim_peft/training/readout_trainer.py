@@ -1,4 +1,4 @@
-"""What both stages share: rows of interleaved readouts through TRL's trainer, and a weighted loss over them."""
+"""The trainer that both stages share: interleaved readouts in TRL's trainer, and a weighted loss over them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from rim_peft.tuner.bases import check_uncompiled, num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
 
 Validate = Callable[[PeftModel], dict[str, float]]
-"""Scores of a model in evaluation mode by name, for instance ``{"accuracy": 0.5}``."""
+"""Returns the scores of a model in evaluation mode by name, for example ``{"accuracy": 0.5}``."""
 
 
 _REFUSED_ARGUMENTS = {
@@ -53,28 +53,26 @@ _REFUSED_ARGUMENTS = {
 class ReadoutTrainer(WatchedTrainer, ABC):
     """Trains an :class:`~rim_peft.data.objective.Objective`: :class:`GroundingTrainer`, :class:`RefinementTrainer`.
 
-    Batches stay on the host: their rows are arranged there, where lengths are known without asking a GPU.
-
     Args:
-        model: a model with a RIM adapter; or a base model, or its id or folder, together with ``peft_config``.
+        model: a model with a RIM adapter; or a base model, its id or its folder, together with ``peft_config``.
         args: the stage's options.
         train_dataset: rows with ``question``, ``answer`` and ``steps`` (:class:`rim_peft.data.Example`).
-        eval_dataset: the same, for the loss with every readout at full weight; may be absent.
+        eval_dataset: optional rows for the evaluation loss, with every readout at full weight.
         processing_class: the tokenizer; the base's own if not given.
         peft_config: the RIM adapter to attach.
         validate: called with the model at every evaluation; its scores are logged as ``eval_<name>``.
-        kwargs: what ``SFTTrainer`` takes besides (callbacks, optimizers, ...).
+        kwargs: further arguments of ``SFTTrainer`` (callbacks, optimizers, ...).
 
     Raises:
-        ValueError: the model has no RIM adapter, cannot run branching rows, is not causal, or rows are bad.
+        ValueError: the model has no RIM adapter, cannot run branching rows or is not causal, or rows are bad.
     """
 
-    model: Any  # the PeftModel; the parent declares more kinds
+    model: Any  # a PeftModel; the parent declares more types
     args: ReadoutConfig
     data_collator: Any
     _signature_columns: Any
     config_class: type[ReadoutConfig]
-    least_blocks = 1  # that an adapter must have to be trained
+    least_blocks = 1  # minimum that an adapter must have to be trained
     _tag_names = ["trl", "peft", "rim", "latent-reasoning"]  # noqa: RUF012 - TRL's own class attribute
     _name = "RiM"
 
@@ -98,12 +96,12 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             )
         for name, remedy in _REFUSED_ARGUMENTS.items():
             if kwargs.get(name) is not None:
-                raise ValueError(f"{name}: cannot be given, since readouts have rows and a loss of their own. {remedy}")
+                raise ValueError(f"{name}: cannot be given, since readouts have their own rows and loss. {remedy}")
         quantization = kwargs.pop("quantization_config", None)
         peft_model = attach(model, peft_config, args, quantization_config=quantization)
         self._rim_config = active_config(peft_model)
         self._objective: Objective | None = None
-        self._window = 0  # the first step that the next log line sums up
+        self._window = 0  # the first step that the next log line covers
         check_adapter(peft_model, self._rim_config, min_blocks=self.least_blocks, block_range=args.block_range)
         trains_memory = self.objective_of(args, self._rim_config).trains_memory
         peft_model.base_model.memory.rows(peft_model.active_adapter).requires_grad_(trains_memory)
@@ -124,8 +122,8 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             processing_class=processing_class,
             **kwargs,
         )
-        # SFTTrainer casts the adapter of a quantised base to bf16. The memory is trained in fp32, and stage 2 must
-        # start from exactly the weights that stage 1 left.
+        # SFTTrainer casts the adapter of a quantised base to bf16. But the memory is trained in fp32, and stage 2 must
+        # start from exactly the weights that stage 1 ended with.
         for name, parameter in peft_model.named_parameters():
             if name in adapter_weights and parameter.dtype != adapter_weights[name].dtype:
                 parameter.data = adapter_weights[name].to(parameter.device)
@@ -147,25 +145,25 @@ class ReadoutTrainer(WatchedTrainer, ABC):
     @classmethod
     @abstractmethod
     def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
-        """Return what a stage trains of a row; it needs no model.
+        """Return the stage's objective: what it trains on in each row. Needs no model.
 
         Args:
             args: the stage's options.
-            config: of the adapter, attached to a base before, so that it knows the memory's ids.
-            tokenizer: the base's. Without it the objective of a stage that writes steps out knows no separator.
+            config: the adapter's config, attached to a base before, so that it has the memory's token ids.
+            tokenizer: the base's. Without it, the objective of a stage that writes out steps has no separator.
         """
 
     @classmethod
     def check_model(cls, model: PeftModel) -> None:
-        """Refuse a model with which this training cannot work, beyond what all trainings need.
+        """Check the model's requirements for this training beyond those of every training.
 
         Raises:
-            ValueError: it cannot.
+            ValueError: the model does not meet them.
         """
 
     @property
     def objective(self) -> Objective:
-        """What is trained of a row."""
+        """The stage's objective."""
         if self._objective is None:
             self._objective = self.objective_of(self.args, self._rim_config, self._tokenizer)
         return self._objective
@@ -179,22 +177,22 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         formatting_func: Any,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        """Tokenise a dataset, unless that has been done.
+        """Tokenise a dataset unless it is tokenised already.
 
         Raises:
-            ValueError: rows tokenised before hold ids that are memory's, or lack the steps that this stage needs.
+            ValueError: rows already tokenised contain memory ids, or lack the steps that this stage needs.
         """
         objective = self.objective_of(args, self._rim_config, processing_class)
         if set(COLUMNS) <= set(dataset.column_names or ()):
             if objective.needs_steps and isinstance(dataset, Dataset) and not all(dataset["step_ids"]):
                 raise ValueError(
-                    f"{dataset_name} dataset: rows that are tokenised already must have steps for this training, some "
+                    f"{dataset_name} dataset: rows already tokenised must have steps for this training, but some "
                     "have none. Give rows with question, steps and answer."
                 )
             if isinstance(dataset, Dataset):
                 check_table(dataset, processing_class, objective.blocks.begin)
             return dataset
-        return main_first(  # the others find its table on the disk
+        return main_first(  # the others find its table on disk
             lambda: prepare_dataset(
                 dataset,
                 processing_class,
@@ -211,15 +209,15 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         self._signature_columns = list(COLUMNS)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of training batches, each of so many rows or, with ``max_tokens_per_batch``, of tokens.
+        """Return the loader of training batches, limited by rows or, with ``max_tokens_per_batch``, by tokens.
 
         Raises:
-            ValueError: the rows are a stream, and their lengths are needed.
+            ValueError: the rows are a stream, but their lengths are needed.
         """
         if self.args.length_shares is not None and not isinstance(self.train_dataset, Dataset):
             raise ValueError(
-                "length_shares: needs the rows' lengths, which a stream does not have. Give a Dataset, or leave "
-                "length_shares out."
+                "length_shares: needs the rows' lengths, which a stream does not have. Give a Dataset, or omit "
+                "length_shares."
             )
         if self.args.max_tokens_per_batch is None:
             return super().get_train_dataloader()
@@ -235,7 +233,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        # Each process gets as many batches; accelerate, which would see to it, needs batches of one size for that.
+        # Each process already gets the same number of batches; accelerate can only even out batches of one size.
         before, self.accelerator.even_batches = self.accelerator.even_batches, False
         try:
             return _on_host(self.accelerator.prepare(loader))
@@ -247,7 +245,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
 
     @cached_property
     def lengths(self) -> LengthCurriculum:
-        """The order of the rows in a curriculum by length."""
+        """The order of rows in a curriculum by length."""
         args: Any = self.args
         rows: Any = self.train_dataset
         pace = Pace.of(args, len(rows), num_processes=self.accelerator.num_processes)
@@ -255,13 +253,13 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         return order_by_length(rows, args.length_shares, pace, seed=seed)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Where several processes resume, the order lies deeper in their loader than anybody tells it the epoch.
+        # When several processes resume, the order is nested too deep in their loader for the epoch to reach it.
         if self.args.length_shares is not None and "epoch" in kwargs:
             self.lengths.set_epoch(int(kwargs["epoch"]))
         super()._run_epoch(*args, **kwargs)
 
     def figures(self, mode: str) -> dict[str, float]:
-        """Return what a log line says beside the loss; where short chains are learned, longer ones come."""
+        """Return a log line's figures besides the loss; starts the next phase early once short chains are learned."""
         figures = super().figures(mode)
         if mode != "train" or self.args.length_shares is None:
             return figures
@@ -272,13 +270,13 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         if longest is None:
             return figures
         if self.lengths.phase_at(first) == self.lengths.phase_at(last) and self._has_learned(figures, longest):
-            # Batches are drawn before they are trained: one by accelerate, more by worker processes.
+            # Batches are drawn ahead of training: one by accelerate, more by worker processes.
             drawn = 1 + self.args.dataloader_num_workers * (self.args.dataloader_prefetch_factor or 2)
             self.lengths.advance(last, step + 1 + math.ceil(drawn / self.args.gradient_accumulation_steps))
         return {**figures, "longest_chain": float(longest)}
 
     def _has_learned(self, figures: Mapping[str, float], longest: int) -> bool:
-        """Tell whether the last block's readouts of the chains of the moment are right."""
+        """Tell whether the last block's readouts reach ``length_accuracy`` on the current chains."""
         names = (f"block_{block}/token_accuracy" for block in range(self.objective.last_block(longest), 0, -1))
         accuracy = next((figures[name] for name in names if name in figures), 0.0)
         return self.args.length_accuracy is not None and accuracy >= self.args.length_accuracy
@@ -298,26 +296,26 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         return _on_host(super()._get_dataloader(*args, **kwargs))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Leave a batch where it is: rows are arranged on the host, where their lengths are known, and then sent."""
+        """Leave a batch on the host: rows are arranged there, where their lengths are known without a device sync."""
         return inputs
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        """Count the samples of an optimiser step, over its micro-batches and over processes."""
+        """Count the samples of an optimiser step over its micro-batches and all processes."""
         count = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; whoever trains the model afterwards is asked for blocks again."""
+        """Train; afterwards the check that a training has blocks in its rows applies again."""
         try:
             return super().train(*args, **kwargs)
         finally:
             self.model.base_model.memory.has_trained = False
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Return the optimiser, with a rate of their own for LoRA's B matrices where one is asked for.
+        """Return the optimiser, with a separate learning rate for LoRA's B matrices if ``loraplus_lr_ratio`` is set.
 
         Raises:
-            ValueError: the optimiser cannot have groups of parameters.
+            ValueError: the optimiser does not support parameter groups.
         """
         ratio = self.args.loraplus_lr_ratio
         if ratio is None or self.optimizer is not None:
@@ -334,15 +332,15 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             trained,
             optimizer_class,
             loraplus_lr_ratio=ratio,
-            loraplus_lr_embedding=options["lr"],  # PEFT's default would leave LoRA on embeddings as it is
+            loraplus_lr_embedding=options["lr"],  # PEFT's default would hardly train LoRA on embeddings
             loraplus_weight_decay=self.args.weight_decay,
             **options,
         )
         return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run forward and backward, which with gradient checkpointing runs the layers once more."""
-        with self._compiled_layers:
+        """Run forward and backward."""
+        with self._compiled_layers:  # around backward too: gradient checkpointing runs the layers again there
             return super().training_step(*args, **kwargs)
 
     def compute_loss(
@@ -352,9 +350,9 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Return the stage's loss for a batch, in nats per sample; logs it by block."""
+        """Return the stage's loss for a batch, in nats per sample, and add it to the metrics by block."""
         is_training = self.model.training
-        # Evaluation weighs all readouts, so that its loss can be compared over the run.
+        # Evaluation uses the full weight of all readouts, so that its loss is comparable over the run.
         step = self.state.global_step
         progress = step / max(1, self.state.max_steps) if is_training else None
         base = self.accelerator.unwrap_model(model).get_base_model()
@@ -377,7 +375,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         log_probs, is_top1 = outputs.log_probs[0], outputs.is_top1[0]
         loss = readout_loss(log_probs, label_weights(weights, labels), num_samples=num_samples)
         if num_items_in_batch is not None:
-            # The count is that of all processes, whose gradients are averaged.
+            # The count is over all processes, and their gradients are averaged.
             loss = loss * self.accelerator.num_processes
         metrics: Any = self._sums["train" if is_training else "eval"]
         metrics.add(log_probs, is_top1, labels, weights, has_block.to(device))
@@ -390,24 +388,24 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
-        """Return the loss alone: readouts have no logits that a metric could line up with labels."""
+        """Return only the loss: readouts have no logits that a metric could align with labels."""
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs), None, None
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Write a card that says how to load the adapter; TRL's own would load it without ``import rim_peft``."""
+        """Write a card that says how to load the adapter; TRL's card omits ``import rim_peft``."""
         if self.is_world_process_zero():
             base = str(getattr(self.model.get_base_model().config, "_name_or_path", "") or "")
             write_card(Path(str(self.args.output_dir)), name=model_name, stage=type(self).__name__, base=base)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: what a readout says is generated, not predicted token by token.
+        """Not supported: readouts are generated, not predicted token by token.
 
         Raises:
             ValueError: always; names what to use instead.
         """
         raise ValueError(
-            "predict: readouts have no logits that could be returned row by row. Use rim_peft.inference.read_blocks, "
+            "predict: readouts have no logits to return row by row. Use rim_peft.inference.read_blocks, "
             "or evaluate for the loss."
         )
 
@@ -416,7 +414,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
 
         Raises:
             DivergedError: the weights are not finite.
-            ValueError: the metric by which the best checkpoint is chosen is not finite.
+            ValueError: the metric that chooses the best checkpoint is not finite.
         """
         self.check_finite()
         output = super().evaluation_loop(*args, **kwargs)
@@ -432,11 +430,11 @@ class ReadoutTrainer(WatchedTrainer, ABC):
 
 
 def arrange_rows(args: ReadoutConfig, layout: Layout, weights: Tensor) -> Layout:
-    """Take readouts that weigh nothing out of the rows, and pack what is left if that is asked for.
+    """Drop readouts of weight 0 from the rows, and pack samples if ``pack_length`` is set.
 
     Args:
         args: the stage's options.
-        layout: rows as the collator makes them.
+        layout: the collator's rows.
         weights: (D, K) loss weights of the samples' readouts.
     """
     layout = keep_readouts(layout, weights > 0)

@@ -1,4 +1,4 @@
-"""Both stages of RiM: explicit grounding and implicit refinement. Source: arXiv 2605.30343."""
+"""The two stages of RiM: explicit grounding and implicit refinement. Source: arXiv 2605.30343."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rim_peft.tuner.config import RiMConfig
 from rim_peft.values import shown
 
 READOUT_STEPS = {"next": 1, "own": 0}
-"""How many steps a block's readout is ahead of the block."""
+"""By how many steps a block's readout is ahead of the block."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class GroundingConfig(ReadoutConfig):
     schedule: str = field(
         default="relative",
         metadata={
-            "help": "How the weight of block t's readout runs over the stage: 'relative' falls from 1 to 0, early "
+            "help": "How the weight of block t's readout changes over the stage: 'relative' falls from 1 to 0, early "
             "blocks first; 'linear' stays t/T; 'uniform' stays 1.",
             "choices": list(SCHEDULES),
         },
@@ -43,8 +43,8 @@ class GroundingConfig(ReadoutConfig):
     readout_step: str = field(
         default="next",
         metadata={
-            "help": "The step that block t reads out: 'next', r_{t+1}, so that the answer follows block T (the paper's "
-            "way); 'own', r_t, so that the answer follows block T + 1.",
+            "help": "The step that block t reads out: 'next', r_{t+1}, so that the answer follows block T (as in the "
+            "paper); 'own', r_t, so that the answer follows block T + 1.",
             "choices": list(READOUT_STEPS),
         },
     )
@@ -52,7 +52,7 @@ class GroundingConfig(ReadoutConfig):
         default=True,
         metadata={
             "help": "Give every sample at least the adapter's num_blocks blocks, and let each block from T on read "
-            "out the answer. Without it (the paper's way) a sample has one block per step."
+            "out the answer. Without it (as in the paper) a sample has one block per step."
         },
     )
 
@@ -72,8 +72,8 @@ class GroundingConfig(ReadoutConfig):
         check_share("hold", self.hold)
         if self.block_range is not None and not self.trailing_blocks:
             raise ValueError(
-                f"block_range: must be null without trailing_blocks, got {self.block_range!r}: a sample has one block "
-                "for each of its steps then."
+                f"block_range: must be null without trailing_blocks, got {self.block_range!r}: a sample then has one "
+                "block per step."
             )
         if self.hold and self.schedule != "relative":
             raise ValueError(f"hold: only 'relative' falls, so hold must be 0 with schedule={self.schedule!r}.")
@@ -81,9 +81,9 @@ class GroundingConfig(ReadoutConfig):
 
 @dataclass(frozen=True)
 class Grounding(Objective):
-    """After block ``t`` the next step ``r_{t+1}``, after block ``T`` and trailing blocks the answer; ``lambda_t(s)``.
+    """Next step ``r_{t+1}`` after block ``t``, the answer after block ``T`` and trailing blocks; ``lambda_t(s)``.
 
-    A row has a block for each of its steps, and ``num_blocks`` at the least.
+    A row has one block per step, and at least ``num_blocks``.
 
     >>> from rim_peft.sequence import BlockTokens
     >>> row = {"prompt_ids": [1], "step_ids": [[2], [3]], "answer_ids": [4]}
@@ -93,10 +93,10 @@ class Grounding(Objective):
     [[3], [4], [4], [4]]
 
     Attributes:
-        schedule: how ``lambda_t(s)`` runs, one of ``SCHEDULES``.
+        schedule: how ``lambda_t(s)`` changes, one of ``SCHEDULES``.
         hold: share of the stage during which it stays at 1.
-        steps_ahead: 1 to read out the next step after block ``t``, 0 for its own one: then a row has one block more,
-            and the answer follows block ``T + 1``.
+        steps_ahead: 1 to read out the next step after block ``t``; 0 for step ``t`` itself, so that a row has one
+            block more and the answer follows block ``T + 1``.
     """
 
     schedule: str = "relative"
@@ -106,7 +106,7 @@ class Grounding(Objective):
     needs_steps: ClassVar[bool] = True
 
     def readouts(self, row: TokenizedRow, *, num_blocks: int | None = None) -> list[list[int]]:
-        """Return the steps from the second or first on, then the answer once or, with trailing blocks, to the end."""
+        """Return the steps from the second (or first) on, then the answer, repeated for trailing blocks."""
         readouts = [*row["step_ids"][self.steps_ahead :], row["answer_ids"]]
         trailing = (self.num_blocks if num_blocks is None else num_blocks) - len(readouts)
         return readouts + [row["answer_ids"]] * trailing
@@ -114,7 +114,7 @@ class Grounding(Objective):
     def weights(
         self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None, longest: int | None = None
     ) -> Tensor:
-        """Return ``lambda_t(s)``; while a curriculum has short chains, 0 for blocks beyond the longest of them."""
+        """Return ``lambda_t(s)``; 0 for blocks beyond the longest chain that a curriculum has reached."""
         more = 1 - self.steps_ahead
         used = num_blocks if longest is None else torch.minimum(num_blocks, num_steps.clamp(min=longest) + more)
         weights = grounding_weights(
@@ -123,11 +123,11 @@ class Grounding(Objective):
         return functional.pad(weights, (0, int(num_blocks.max()) - weights.shape[1]))
 
     def last_block(self, longest: int) -> int:
-        """Return the block that reads out the answer of chains of so many steps."""
+        """Return the block that reads out the answer of chains of ``longest`` steps."""
         return longest + 1 - self.steps_ahead
 
     def most_tokens(self, rows: pa.Table) -> NDArray[np.int64]:
-        """Return the tokens that rows do not exceed: no step is read out twice."""
+        """Return an upper bound on each row's tokens; no step is read out twice."""
         num_blocks = np.maximum(list_lengths(rows["step_ids"]) + 1 - self.steps_ahead, self.num_blocks)
         longest = num_blocks * (self.blocks.length + list_lengths(rows["answer_ids"]))
         return list_lengths(rows["prompt_ids"]) + step_lengths(rows) + longest
@@ -144,7 +144,7 @@ class GroundingTrainer(ReadoutTrainer):
 
     @classmethod
     def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
-        """Return what the stage trains of a row: with trailing blocks at least the adapter's blocks."""
+        """Return the objective; with trailing blocks a row has at least the adapter's blocks."""
         num_blocks = args.most_blocks(config) if args.trailing_blocks else 0
         return Grounding(config.block_tokens, num_blocks, args.schedule, args.hold, READOUT_STEPS[args.readout_step])
 
@@ -159,15 +159,15 @@ class RefinementConfig(ReadoutConfig):
     reset_optimizer: bool = field(
         default=True,
         metadata={
-            "help": "Start from a new optimiser, as the paper does. false: go on with the moments that stage 1's "
-            "optimiser ended with; the learning rate and its schedule are this stage's own all the same."
+            "help": "Start from a new optimiser, as the paper does. false: continue with the moments of stage 1's "
+            "optimiser; the learning rate and its schedule are still this stage's own."
         },
     )
 
 
 @dataclass(frozen=True)
 class Refinement(Objective):
-    """The answer after each of ``num_blocks`` blocks, weighed by ``alpha_k``."""
+    """The answer after each of ``num_blocks`` blocks, weighted by ``alpha_k``."""
 
     def readouts(self, row: TokenizedRow, *, num_blocks: int | None = None) -> list[list[int]]:
         """Return the answer, once for each block."""
@@ -192,5 +192,5 @@ class RefinementTrainer(ReadoutTrainer):
 
     @classmethod
     def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
-        """Return what the stage trains of a row."""
+        """Return the objective."""
         return Refinement(config.block_tokens, args.most_blocks(config))

@@ -1,4 +1,4 @@
-"""The memory of a training step, found without weights and without computing: tensors have shapes and no data."""
+"""Measure the memory of a training step without weights or computation, on tensors with shapes but no data."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _attention = functional.scaled_dot_product_attention
 
 @contextmanager
 def gpu_kernels() -> Iterator[None]:
-    """While entered, operations make what they would on a GPU; for tensors without data, since results are wrong.
+    """While entered, operations allocate what they would on a GPU; only for tensors without data: results are wrong.
 
-    * Dropout keeps a mask of one byte for each number, not the numbers that it multiplies with.
-    * Attention draws its dropout anew in backward, so that it keeps no probabilities.
-    * TRL's fused head works on a tile of logits in place.
+    * Dropout keeps a mask of one byte per number, not the factors.
+    * Attention draws its dropout again in backward, so it keeps no probabilities.
+    * TRL's fused head works in place on a tile of logits.
     """
     replaced: list[tuple[Any, str, Any]] = [
         (functional, "dropout", _dropout),
@@ -63,24 +63,24 @@ def _attend(*args: Any, dropout_p: float = 0.0, **kwargs: Any) -> Tensor:
 
 
 def _in_place(*args: Any, **kwargs: Any) -> None:
-    """Do nothing: what is held stays as it is."""
+    """Allocate nothing."""
 
 
 _FLOAT = 4
-"""Bytes of a float32: the type of the adapter, and so of its optimiser's states."""
+"""Bytes of a float32, the type of the adapter and so of its optimiser's states."""
 _NUM_STATES = {"adamw": 2, "ademamix": 3, "lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0}
-"""Numbers that are kept for each trained one, in optimisers that keep the same for all."""
+"""Numbers kept for each trained number, in optimisers that treat all tensors alike."""
 _WITH_MOMENTUM = ("sgd", "rmsprop")
 _TORCH = re.compile(r"(adamw)_torch(?:_fused)?|(sgd|adagrad|rmsprop)")
 _BITSANDBYTES = re.compile(r"(?:paged_)?(adamw|ademamix|lion|rmsprop)(?:_bnb)?(_8bit|_32bit)?")
 _LEAST_8BIT, _BLOCK = 4096, 256
-"""bitsandbytes: numbers of a tensor from which on its states are 8-bit, and numbers that share one scale."""
+"""bitsandbytes: smallest tensor with 8-bit states, and how many numbers share one scale."""
 
 
 def optimizer_bytes(optim: str, shapes: Iterable[tuple[int, ...]], *, has_momentum: bool = False) -> int | None:
-    """Return the bytes of an optimiser's state; None for an optimiser that is not known here.
+    """Return the bytes of an optimiser's state; None for an unknown optimiser.
 
-    States that bitsandbytes pages are counted too: they lie on the GPU as long as there is room.
+    Paged states of bitsandbytes are counted too: they stay on the GPU as long as there is room.
 
     >>> optimizer_bytes("adamw_torch", [(100, 10)])
     8000
@@ -89,8 +89,8 @@ def optimizer_bytes(optim: str, shapes: Iterable[tuple[int, ...]], *, has_moment
 
     Args:
         optim: the option ``optim`` of ``TrainingArguments``.
-        shapes: of the trained tensors, float32 each.
-        has_momentum: whether ``sgd`` or ``rmsprop`` is given a momentum.
+        shapes: shapes of the trained tensors, all float32.
+        has_momentum: whether ``sgd`` or ``rmsprop`` uses momentum.
     """
     shapes = list(shapes)
     if optim == "adafactor":  # one number for each row and each column
@@ -107,7 +107,7 @@ def optimizer_bytes(optim: str, shapes: Iterable[tuple[int, ...]], *, has_moment
 
 
 def _bytes_8bit(size: int) -> int:
-    """Return the bytes of one state of a tensor, which is left in float32 where it is small."""
+    """Return the bytes of one state of a tensor; small tensors' states stay float32."""
     return size + _FLOAT * math.ceil(size / _BLOCK) if size >= _LEAST_8BIT else _FLOAT * size
 
 
@@ -116,15 +116,15 @@ LAYERS, HEAD, GRADIENTS = "activations", "logits", "gradients"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes that training holds, but for the optimiser's state.
+    """Bytes that training holds, except for the optimiser's state.
 
     Attributes:
-        weights: of the base, with its buffers and what quantised weights need besides.
-        adapter: of memory rows and LoRA.
-        gradients: of the adapter, as far as they are there at the step's peak.
-        activations: of the layers: what backward needs, and what is held for a moment.
-        logits: of the output head, on supervised positions.
-        most_logits: what the head holds at most, which with checkpointing is rarely when the step is at its peak.
+        weights: the base's weights and buffers, and the extra tensors of quantised weights.
+        adapter: memory rows and LoRA.
+        gradients: the adapter's gradients that exist at the step's peak.
+        activations: activations of the layers: those kept for backward, and temporary ones.
+        logits: tensors of the output head, on supervised positions.
+        most_logits: the head's own peak, which with checkpointing rarely coincides with the step's.
     """
 
     weights: int
@@ -136,7 +136,7 @@ class StepMemory:
 
     @property
     def step(self) -> int:
-        """Bytes that a step takes at its peak, on top of what is held between steps."""
+        """Bytes of a step at its peak, on top of what is held between steps."""
         return self.gradients + self.activations + self.logits
 
 
@@ -152,31 +152,31 @@ def simulate_step(
     on_gpu: bool = False,
     head: Head = Head.FUSED,
 ) -> StepMemory:
-    """Run forward and backward of a stage's loss on tensors without data, and add up what is held.
+    """Run forward and backward of a stage's loss on tensors without data, and add up the memory held.
 
-    Every operation is dispatched as in a real step and makes outputs of the real shapes and types, so that the figure
-    is that of a CPU's allocator, but for what kernels use inside themselves.
+    Every operation is dispatched as in a real step and returns outputs of the real shapes and types, so the result
+    equals a CPU allocator's figure, except for memory used inside kernels.
 
     Args:
-        model: the base with a RIM adapter on the device ``meta``, its layers those of bitsandbytes if it is to be
-            quantised; it is of no use afterwards.
+        model: the base with a RIM adapter on the device ``meta``, with bitsandbytes layers if it is to be quantised;
+            consumed by this call.
         layout: the batch's rows as a stage arranges them, on the CPU.
         weights: (D, K) loss weights of the readouts.
-        checkpointing: whether layers are computed again in backward, as ``gradient_checkpointing`` does.
-        reentrant: which kind of checkpointing; None for the one that :func:`checkpoint_for` would choose.
+        checkpointing: whether layers are computed again in backward, as with ``gradient_checkpointing``.
+        reentrant: the kind of checkpointing; None for the one that :func:`checkpoint_for` would choose.
         autocast: type of mixed precision, None for none.
-        accumulates: whether the gradients of a batch before are there already, as with ``gradient_accumulation_steps``.
-        on_gpu: whether kernels hold what a GPU's do (:mod:`rim_peft.training.simulation`).
-        head: what scores labels.
+        accumulates: whether an earlier batch's gradients exist already, as with ``gradient_accumulation_steps``.
+        on_gpu: whether kernels hold what a GPU's kernels hold (:func:`gpu_kernels`).
+        head: which head scores labels.
 
     Returns:
-        What the step holds at its peak. The optimiser's own step is not in it; it holds less than backward does but in
+        The bytes at the step's peak. The optimiser's own step is not included; it holds less than backward except in
         very small batches.
     """
     base: Any = model.get_base_model()
     labels = layout.labels()
     tracker = _Tracker()
-    # Row indices and labels are real: which places are picked, and how many, decides shapes.
+    # Row indices and labels are real, since they decide shapes.
     with FakeTensorMode(allow_non_fake_inputs=True):
         states = _make_fake(model)
         add_fused_lm_head(base, outputs=FUSED_OUTPUTS)
@@ -199,7 +199,7 @@ def simulate_step(
 
 
 class _Tracker(TorchDispatchMode):
-    """Adds up the storages that operations make and that are still held, by the part of the model that made them."""
+    """Adds up the storages that operations allocate and that are still held, by the part of the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class _Tracker(TorchDispatchMode):
         self._parts.update((tensor.untyped_storage()._cdata, None) for tensor in tensors)
 
     def follow_gradients(self, model: nn.Module, *, accumulates: bool) -> None:
-        """Count the gradients of a model's parameters by themselves; ``accumulates`` if they are there already."""
+        """Count the gradients of a model's parameters separately; ``accumulates`` if they exist already."""
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._found_gradient)
@@ -223,7 +223,7 @@ class _Tracker(TorchDispatchMode):
                     self._count(parameter.grad.untyped_storage(), GRADIENTS)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it made; a view makes nothing."""
+        """Run an operation and count what it allocated; a view allocates nothing."""
         found = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor):
@@ -241,7 +241,7 @@ class _Tracker(TorchDispatchMode):
             self.at_peak = self.held.copy()
 
     def _found_gradient(self, parameter: Tensor) -> None:
-        """Move what backward made of a parameter's gradient from the part that made it."""
+        """Move a parameter's new gradient to the gradients, from the part whose backward pass made it."""
         storage: Any = parameter.grad.untyped_storage() if parameter.grad is not None else None
         part = self._parts.get(storage._cdata) if storage is not None else None
         if part is not None:
@@ -257,7 +257,7 @@ class _Tracker(TorchDispatchMode):
 
 @contextmanager
 def _told_where(base: Any, tracker: _Tracker) -> Iterator[None]:
-    """While entered, the tracker knows when the head computes: behind the layers, until backward reaches them."""
+    """While entered, tell the tracker when the head computes: after the layers, until backward reaches them."""
 
     def enter(backbone: nn.Module, args: Any, output: Any) -> None:
         tracker.part = HEAD
@@ -274,10 +274,10 @@ def _told_where(base: Any, tracker: _Tracker) -> Iterator[None]:
 
 
 def _make_fake(model: nn.Module) -> list[Tensor]:
-    """Give a model on the device ``meta`` weights that say they lie on the CPU, in place; tied ones stay tied.
+    """Replace a ``meta`` model's weights in place by fake ones on the CPU; tied weights stay tied.
 
     Returns:
-        Tensors that quantised weights need besides.
+        The extra tensors of quantised weights.
     """
     made: dict[Tensor, nn.Parameter] = {}
     states: list[Tensor] = []
@@ -298,7 +298,7 @@ def _make_fake(model: nn.Module) -> list[Tensor]:
 
 
 def _make_4bit(layer: Any) -> list[Tensor]:
-    """Give a ``bitsandbytes.nn.Linear4bit`` a packed weight, as loading it would; return its scales."""
+    """Give a ``bitsandbytes.nn.Linear4bit`` a packed weight, as loading does; return its scales."""
     from bitsandbytes.functional import QuantState
 
     weight, shape = layer.weight, layer.weight.shape
@@ -306,7 +306,7 @@ def _make_4bit(layer: Any) -> list[Tensor]:
     scales = torch.empty(num_scales, dtype=torch.uint8 if weight.compress_statistics else torch.float32)
     tensors = [scales, torch.empty(16)]
     nested: dict[str, Any] = {}
-    if weight.compress_statistics:  # the scales are quantised once more
+    if weight.compress_statistics:  # the scales are quantised too
         tensors += [torch.empty(()), torch.empty(-(-num_scales // _NESTED_BLOCK)), torch.empty(256)]
         inner = QuantState(absmax=tensors[3], code=tensors[4], blocksize=_NESTED_BLOCK, dtype=torch.float32)
         nested = {"offset": tensors[2], "state2": inner}
@@ -343,9 +343,9 @@ def _fake_bias(layer: nn.Module) -> list[Tensor]:
 
 
 _QUANTIZED = {"Linear4bit": _make_4bit, "Linear8bitLt": _make_8bit}
-"""What fills a layer of bitsandbytes, by its class."""
+"""Functions that fill a bitsandbytes layer, by its class."""
 _NESTED_BLOCK = 256
-"""Scales that share one scale where they are quantised themselves: bitsandbytes' own number."""
+"""How many quantised scales share one scale, as in bitsandbytes."""
 
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:
@@ -353,5 +353,5 @@ def _num_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _cloned(layout: Layout) -> Layout:
-    """Return a copy, which like a batch that was sent to a device is counted."""
+    """Return a copy, so that the batch is counted as if sent to a device."""
     return Layout(**{name: tensor.clone() for name, tensor in layout.to_dict().items()})

@@ -1,4 +1,4 @@
-"""A training that is watched: its log lines, whether it stays finite, and what a checkpoint keeps of both."""
+"""Monitor a training: log lines, checks for finite values, and the part of both that checkpoints keep."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.tuner.tensors import not_finite
 
 _REMEDY = (
-    "Nothing of it was saved. Lower learning_rate, give it warmup_steps, keep max_grad_norm at 1 or less, or leave out "
+    "Nothing of it was saved. Lower learning_rate, set warmup_steps, keep max_grad_norm at 1 or less, or omit "
     "fp16, and start again in another output_dir."
 )
 
@@ -35,19 +35,19 @@ class DivergedError(ValueError):
 
 
 class LossWatch:
-    """Remembers the first loss that was not finite, where losses are made: no step waits for a number."""
+    """Records the first loss that is not finite, on the device, so that no step has to sync."""
 
     def __init__(self) -> None:
-        self._first: Tensor | None = None  # its step and its value; step 0 while there is none
+        self._first: Tensor | None = None  # its step and value; step 0 while there is none
 
     def add(self, loss: Tensor, *, step: int) -> None:
-        """Look at the loss of a step, counted from 1."""
+        """Check the loss of a step, counted from 1."""
         loss = loss.detach().float()
         found = torch.stack([torch.where(loss.isfinite(), 0.0, float(step)), loss])
         self._first = found if self._first is None else torch.where(self._first[0] > 0, self._first, found)
 
     def first(self, accelerator: Accelerator) -> tuple[int, float] | None:
-        """Return step and value of the first one in any process, which must all ask."""
+        """Return step and value of the first one in any process; every process must call it."""
         if self._first is None:
             return None
         found = accelerator.gather(self._first[None]).tolist()
@@ -59,15 +59,15 @@ def check_logged(logs: Mapping[str, float], *, stage: str, step: int, may_skip: 
 
     Args:
         logs: the line.
-        stage: what to call the training.
-        step: where it is.
-        may_skip: whether steps with infinite gradients are left out, as loss scaling does in fp16.
+        stage: name of the training.
+        step: the current step.
+        may_skip: whether steps with infinite gradients are skipped, as fp16 loss scaling does.
 
     Raises:
         DivergedError: one is not finite.
     """
     for name, value in logs.items():
-        is_loss = name in ("loss", "train_loss", "eval_loss")  # and none that somebody's `validate` returns
+        is_loss = name in ("loss", "train_loss", "eval_loss")  # not one that the user's `validate` returns
         if (is_loss or (name == "grad_norm" and not may_skip)) and not math.isfinite(value):
             raise DivergedError(stage, f"{name} at step {step} is {value}")
 
@@ -79,7 +79,7 @@ def check_weights(model: nn.Module, accelerator: Accelerator, *, stage: str, ste
         DivergedError: one is not finite.
     """
     parts = _trained(model)
-    # The largest absolute value is finite if all are, and takes a few kernels for all tensors.
+    # The largest absolute value is finite if all values are, and needs only a few kernels for all tensors.
     is_finite = get_total_norm(parts.values(), norm_type=math.inf).isfinite() if parts else torch.tensor(True)
     flag = is_finite.to(accelerator.device, torch.int32)
     if not accelerator.gather(flag[None]).all():
@@ -88,35 +88,35 @@ def check_weights(model: nn.Module, accelerator: Accelerator, *, stage: str, ste
 
 
 def diverged_part(model: nn.Module) -> str | None:
-    """Return which trained weight of this process is not finite, and what it holds; None if all are."""
+    """Return which of this process's trained weights is not finite, and its value; None if all are finite."""
     return not_finite(_trained(model))
 
 
 def check_loaded(model: nn.Module, source: str) -> None:
-    """Check the weights that a checkpoint has just filled a model with.
+    """Check the weights just loaded from a checkpoint.
 
     Raises:
         ValueError: one is not finite.
     """
     if (found := diverged_part(model)) is not None:
         raise ValueError(
-            f"{source}: must hold finite weights to go on with, {found}: the training had diverged. Delete it to go on "
-            "from the checkpoint before, or train again in another output_dir."
+            f"{source}: must hold finite weights to resume from, {found}: the training had diverged. Delete it to "
+            "resume from the previous checkpoint, or train again in another output_dir."
         )
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """Return what this process has of the parameters that are trained."""
+    """Return this process's part of the trained parameters."""
     whole = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     parts = {name: p.to_local() if isinstance(p, DTensor) else p for name, p in whole.items()}
     return {name: part for name, part in parts.items() if part.numel()}
 
 
 class WatchedTrainer(Checkpoints):
-    """The log's side of :class:`~rim_peft.training.readout_trainer.ReadoutTrainer`.
+    """The logging part of :class:`~rim_peft.training.readout_trainer.ReadoutTrainer`.
 
-    No number is read from the device at a step: losses are looked at where they are made, and read with a log line,
-    a checkpoint or an evaluation.
+    No step reads a number from the device: losses are checked on it, and read only for a log line, a checkpoint or an
+    evaluation.
     """
 
     args: ReadoutConfig
@@ -134,11 +134,11 @@ class WatchedTrainer(Checkpoints):
 
     @property
     def stage_name(self) -> str:
-        """What the training is called in logs, files and errors."""
+        """The training's name in logs, files and errors."""
         return type(self).__name__.removesuffix("Trainer").lower()
 
     def figures(self, mode: str) -> dict[str, float]:
-        """Return what a log line says beside the loss, over all processes and since the last line.
+        """Return a log line's figures besides the loss, over all processes and since the last line.
 
         Args:
             mode: ``"train"`` or ``"eval"``.
@@ -152,7 +152,7 @@ class WatchedTrainer(Checkpoints):
         return loss
 
     def check_finite(self) -> None:
-        """Check that all losses so far were finite, and that the weights are; every process must call it.
+        """Check that all losses so far and the weights are finite; every process must call it.
 
         Raises:
             DivergedError: they are not; says since which step.
@@ -162,12 +162,12 @@ class WatchedTrainer(Checkpoints):
         check_weights(self.model, self.accelerator, stage=self.stage_name, step=self.state.global_step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; a line with a loss brings each block's figures since the last one, and the tokens trained on so far.
+        """Log; a line with a loss also gets each block's figures since the last one, and the tokens trained on so far.
 
         Raises:
             DivergedError: a loss, the gradient norm or a weight is not finite.
         """
-        # Lines with a loss are the Trainer's own, which every process logs; another may come from one process alone.
+        # Lines with a loss are the Trainer's own, logged by every process; others may come from only one process.
         if any(name == "loss" or name.endswith("_loss") for name in logs):
             self.check_finite()
             may_skip = self.accelerator.scaler is not None or self.is_deepspeed_enabled
@@ -182,25 +182,25 @@ class WatchedTrainer(Checkpoints):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter; where the model is sharded, every process must call it.
+        """Write the adapter; if the model is sharded, every process must call it.
 
         Raises:
             DivergedError: it is not finite.
         """
-        if (found := diverged_part(self.model)) is not None:  # no other process need be there to be asked
+        if (found := diverged_part(self.model)) is not None:  # this process only: others may not call it
             raise DivergedError(self.stage_name, f"of the weights after step {self.state.global_step} {found}")
         super().save_model(output_dir, _internal_call)
 
     def _count_tokens(self) -> int:
         """Return the tokens of the rows trained on so far, in all processes; every process must call it."""
         new = torch.tensor(self._new_tokens, device=self.args.device)
-        # The state is part of a checkpoint, so that a run that is resumed goes on counting.
+        # The state is part of a checkpoint, so a resumed run continues the count.
         self.state.num_input_tokens_seen += int(self.accelerator.reduce(new, reduction="sum"))
         self._new_tokens = 0
         return self.state.num_input_tokens_seen
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Do nothing: the tokens of the rows as they are arranged are counted, not those of the batch."""
+        """Do nothing: tokens are counted in the arranged rows, not in the batch."""
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.check_finite()
@@ -211,8 +211,8 @@ class WatchedTrainer(Checkpoints):
         super()._save_checkpoint(*args, **kwargs)
 
     def _load_callback_state(self) -> None:
-        # With `restore_callback_states_from_checkpoint` the Trainer makes every callback that a checkpoint keeps
-        # something of anew; these here read it themselves, as parts of this trainer.
+        # With `restore_callback_states_from_checkpoint` the Trainer creates again every callback that has state in a
+        # checkpoint. These belong to this trainer and read their state themselves, so hide it.
         kept: Any = self.state.stateful_callbacks
         own = {part.__name__: kept.pop(part.__name__, None) for part in (_GoOn, TrainingClock)}
         super()._load_callback_state()
@@ -223,20 +223,20 @@ class WatchedTrainer(Checkpoints):
         check_loaded(self.model, resume_from_checkpoint)
 
     def _running(self) -> dict[str, Any]:
-        """Return what is summed up to the next log line, process by process, and over the whole training.
+        """Return the sums for the next log line, for each process, and those of the whole training.
 
-        Floats are written to JSON with all their digits, so that a training that goes on ends with the same figures.
+        JSON keeps floats at full precision, so a resumed training ends with the same figures.
         """
         return {
             "loss": self.accelerator.gather(self._tr_loss[None]).tolist(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
-            "first_step": getattr(self, "_initial_global_step", 0),  # which transformers before 5.23 does not know
+            "first_step": getattr(self, "_initial_global_step", 0),  # missing in transformers before 5.23
             "figures": self._sums["train"].running(self.accelerator),
         }
 
     def _go_on(self, running: dict[str, Any] | None) -> None:
-        """Begin a training, from what :meth:`_running` has returned if one goes on."""
+        """Begin a training or, with the result of :meth:`_running`, continue one."""
         self._losses = LossWatch()
         if running is None:  # from the start, or from a checkpoint of an earlier version
             return
@@ -248,22 +248,22 @@ class WatchedTrainer(Checkpoints):
         self._sums["train"].go_on(running["figures"], process=process, device=device)
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
-        """End with the figures of the whole training, the time of the parts before a resumption among them."""
+        """Report the figures of the whole training, including the time before it was resumed."""
         return super()._finalize_training(trial, num_train_samples, start_time - self._clock.before)
 
     def _check_metric(self, metrics: dict[str, float]) -> None:
-        """Refuse to choose by a number that nothing can be better than."""
+        """Refuse a metric that is not finite, since nothing might ever be better."""
         name = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
         value = metrics.get(name, 0.0)
         if isinstance(value, int | float) and not math.isfinite(value):
             raise ValueError(
-                f"metric_for_best_model: {name} must be finite, by which the best checkpoint is chosen, got {value} at "
+                f"metric_for_best_model: {name} must be finite, since it chooses the best checkpoint, got {value} at "
                 f"step {self.state.global_step}. Correct what validate returns, or choose by another metric."
             )
 
 
 class _GoOn(TrainerCallback):
-    """Gives a training that begins what its checkpoint keeps of sums; the Trainer has set them to zero before."""
+    """Restores the sums from a checkpoint when a training begins, after the Trainer has set them to zero."""
 
     def __init__(self, trainer: WatchedTrainer) -> None:
         self._trainer = trainer
@@ -273,5 +273,5 @@ class _GoOn(TrainerCallback):
         part = kept.get(type(self).__name__)
         self._trainer._go_on(part["attributes"] if part else None)
         best = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
-        if state.best_model_checkpoint is None and best.is_dir():  # the Trainer forgets it where the folder was moved
+        if state.best_model_checkpoint is None and best.is_dir():  # the Trainer drops it if the folder was moved
             state.best_model_checkpoint = str(best)

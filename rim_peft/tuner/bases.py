@@ -1,7 +1,7 @@
-"""What a base is and can do: its decoder layers, which adapters and targets fit it, and what only a trial shows.
+"""Checks of a base: its decoder layers, which adapters and targets fit it, and how a small copy of it behaves.
 
-The copy has few layers, a small vocabulary and narrow layers, so that a trial takes as long for any base, and the
-base's own weights, which may be on another device, quantised, offloaded or not there yet, are not touched.
+The small copy has few and narrow layers and a small vocabulary, so a trial takes equally long for any base. It leaves
+the base's own weights alone, which may be on another device, quantised, offloaded or not loaded yet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _IMPLEMENTATIONS = ("eager", "sdpa")
 
 
 class Arguments:
-    """The arguments of one call, by name, however they were passed."""
+    """The arguments of one call by name, whether passed by position or by keyword."""
 
     def __init__(self, names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.names = names
@@ -35,7 +35,7 @@ class Arguments:
         self.kwargs = dict(kwargs)
 
     def get(self, *names: str) -> Any:
-        """The first of some arguments that is given and not None."""
+        """Return the first of some arguments that is given and not None."""
         for name in names:
             index = self.names.index(name) if name in self.names else len(self.args)
             value = self.args[index] if index < len(self.args) else self.kwargs.get(name)
@@ -44,7 +44,7 @@ class Arguments:
         return None
 
     def put(self, name: str, value: Any) -> None:
-        """Pass another value."""
+        """Replace or add an argument."""
         index = self.names.index(name) if name in self.names else len(self.args)
         if index < len(self.args):
             self.args[index] = value
@@ -53,22 +53,22 @@ class Arguments:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Return where a model's inputs go: to its first weights that are not offloaded."""
+    """Return the device for a model's inputs: that of its first weights that are not offloaded."""
     devices = [parameter.device for parameter in model.parameters()]
     return next((device for device in devices if device.type != "meta"), devices[0])
 
 
 def parameter_names(module: nn.Module) -> list[str]:
-    """Names of the parameters of a module's ``forward``, ``self`` left out."""
-    # The class's own: what wraps a module's forward (accelerate) takes anything.
+    """Return the parameter names of a module's ``forward``, without ``self``."""
+    # From the class: accelerate wraps an instance's forward with one that takes any arguments.
     return list(inspect.signature(type(module).forward).parameters)[1:]
 
 
 def find_layers(model: Any) -> tuple[nn.Module, list[nn.Module]]:
-    """Return the decoder of a causal language model, which runs the layers, and its layers.
+    """Return the module that runs the decoder layers of a causal language model, and these layers.
 
     Raises:
-        ValueError: the model is not built as transformers' decoders are.
+        ValueError: the model is not built like transformers' decoders.
     """
     count = model.config.get_text_config().num_hidden_layers
     found = [
@@ -82,17 +82,17 @@ def find_layers(model: Any) -> tuple[nn.Module, list[nn.Module]]:
     if len(found) != 1 or not _is_usual(*found[0]):
         raise ValueError(
             "insertion_layer, bidirectional_blocks: need a decoder with layers of transformers' usual kind, got "
-            f"{type(model).__name__}. Leave both out, or use another base."
+            f"{type(model).__name__}. Omit both, or use another base."
         )
     return found[0]
 
 
 def check_variants(config: RiMConfig, model: Any) -> None:
-    """Refuse options of blocks that a base's layers cannot follow.
+    """Refuse block options that the base's layers do not support.
 
     Raises:
-        ValueError: ``insertion_layer`` is not one of the base's layers, or layers, masks or attention are of a kind
-            that cannot be changed for blocks.
+        ValueError: ``insertion_layer`` is not one of the base's layers, or blocks cannot change its layers, masks or
+            attention.
     """
     if not config.changes_layers:
         return
@@ -107,17 +107,17 @@ def check_variants(config: RiMConfig, model: Any) -> None:
     if config.insertion_layer > 0 and getattr(text_config, "num_kv_shared_layers", None):
         raise ValueError(
             f"insertion_layer: must be 0 for {type(model).__name__}, got {config.insertion_layer}: upper layers use "
-            "the keys of lower ones, where blocks are not there yet. Leave it out."
+            "the keys of lower ones, where blocks are not there yet. Omit it."
         )
     if config.bidirectional_blocks and any(_has_causal_buffer(layer) for layer in layers):
         raise ValueError(
-            f"bidirectional_blocks: must be False for {type(model).__name__}, got True: its attention is causal "
-            "whatever the mask says. Leave it out, or use another base."
+            f"bidirectional_blocks: must be False for {type(model).__name__}, got True: its attention is always "
+            "causal, whatever the mask. Omit it, or use another base."
         )
 
 
 def check_implementation(config: RiMConfig, model_config: Any) -> None:
-    """Refuse attention that takes no mask per query; it can be changed after an adapter was attached."""
+    """Refuse attention without a mask per query; it can still be changed after an adapter is attached."""
     implementation = model_config._attn_implementation
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(
@@ -127,20 +127,20 @@ def check_implementation(config: RiMConfig, model_config: Any) -> None:
 
 
 def check_uncompiled(name: str, config: RiMConfig) -> None:
-    """Refuse compiled layers where blocks change what goes into each layer; ``name`` is the option that asks for it.
+    """Refuse compiled layers if blocks change the inputs of layers; ``name`` is the option that compiles them.
 
     Raises:
         ValueError: the adapter has ``insertion_layer`` or ``bidirectional_blocks``.
     """
     if config.changes_layers:
         raise ValueError(
-            f"{name}: must be False with {config.describe_variants()}, got True: what goes into each layer is changed "
-            "outside of compiled code. Leave it out."
+            f"{name}: must be False with {config.describe_variants()}, got True: the inputs of the layers are changed "
+            "outside of compiled code. Omit it."
         )
 
 
 def _is_usual(decoder: nn.Module, layers: list[nn.Module]) -> bool:
-    # What the decoder does not know it hands on to its layers: so they learn of a pass's blocks.
+    # The decoder passes unknown keyword arguments on to its layers; this is how layers learn of a pass's blocks.
     parameters = inspect.signature(type(decoder).forward).parameters.values()
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     known = [{"hidden_states", "attention_mask"} <= set(parameter_names(layer)) for layer in layers]
@@ -148,7 +148,7 @@ def _is_usual(decoder: nn.Module, layers: list[nn.Module]) -> bool:
 
 
 def _has_causal_buffer(layer: nn.Module) -> bool:
-    """Whether attention holds a (1, 1, N, N) triangle of its own, as GPT-Neo's does."""
+    """Tell whether attention has its own (1, 1, N, N) causal triangle, as GPT-Neo's does."""
     shapes = [tuple(b.shape) for b in layer.buffers() if b.dtype in (torch.bool, torch.uint8)]
     return any(len(shape) == 4 and shape[-1] == shape[-2] > 1 for shape in shapes)
 
@@ -170,18 +170,18 @@ _WIDTHS = {
     **dict.fromkeys(("num_experts_per_tok", "altup_num_inputs", "laurel_rank"), 2),
     "num_kv_shared_layers": 0,
 }
-"""The most that sizes are, by the names that transformers' configs have for them."""
+"""Largest sizes in the copy, by their names in transformers' configs."""
 _MOST_PARAMETERS = 50_000_000
 _SPREAD = 0.15
-"""Of the copy's weights: wide enough for every token to matter."""
+"""Spread of the copy's weights: wide enough for every token to matter."""
 
 
 class Behaviour(NamedTuple):
-    """What a base does.
+    """How a base behaves.
 
     Attributes:
-        is_causal: whether a token changes nothing before it.
-        reads_ids_once: whether token ids matter by their input embedding alone.
+        is_causal: whether a token affects only itself and later ones.
+        reads_ids_once: whether token ids affect the result only through their input embedding.
     """
 
     is_causal: bool
@@ -192,7 +192,7 @@ _known: dict[str, Behaviour | None] = {}
 
 
 def observe(model: Any) -> Behaviour | None:
-    """Return how a base of this class and config behaves; None where no small copy of it can be made."""
+    """Return how a base of this class and config behaves, or None if no small copy of it can be made."""
     key = f"{type(model).__module__}.{type(model).__qualname__} {json.dumps(_shrunk(model.config), default=str)}"
     if key not in _known:
         _known[key] = on_small_copy(model, _observe)
@@ -200,15 +200,15 @@ def observe(model: Any) -> Behaviour | None:
 
 
 def on_small_copy(model: Any, trial: Callable[[Any], Any]) -> Any:
-    """Return what a trial finds on a small copy of a model; None where there is none, or the trial fails on it.
+    """Return the result of a trial on a small copy of a model, or None if the copy or the trial fails.
 
-    Torch's random state is left as it is.
+    Torch's random state does not change.
 
     Args:
-        model: its class and config are used, not its weights.
+        model: gives the class and the config; its weights are not used.
         trial: function of a model in float32 on the CPU, in evaluation mode.
     """
-    # Heads keep their width, which other sizes are made of, unless the base makes it of the hidden size.
+    # Heads keep their width, since other sizes derive from it, unless the base derives it from the hidden size.
     for widths in (_WIDTHS, {**_WIDTHS, "head_dim": 16}, {}):
         settings = _shrunk(model.config, widths)
         with _undisturbed():
@@ -224,7 +224,7 @@ def _observe(copy: Any) -> Behaviour:
     other_end = torch.cat([ids[:, :-1], ids[:, -1:] + 1], dim=1)
     first, second = (_logits(copy, tokens) for tokens in (ids, other_end))
     embedded = copy.get_input_embeddings()(ids)
-    # Bases may write into what the embedding gives them.
+    # Bases may modify the embedding's output in place.
     handle = copy.get_input_embeddings().register_forward_hook(lambda *_: embedded.clone())
     try:
         by_ids, by_others = (_logits(copy, tokens) for tokens in (ids, ids + 10))
@@ -256,7 +256,7 @@ def _build(model_class: Any, config_class: Any, settings: dict[str, Any], *, lik
         copy = model_class(config).float().eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in copy.parameters():
-        if parameter.dim() == 1:  # a norm's, or a gate's that may start from 0
+        if parameter.dim() == 1:  # a norm, or a gate that may start from 0
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=_SPREAD)
         else:
             parameter.normal_(0, _SPREAD, generator=generator)
@@ -264,7 +264,7 @@ def _build(model_class: Any, config_class: Any, settings: dict[str, Any], *, lik
 
 
 def _shrunk(config: Any, widths: dict[str, int] = _WIDTHS) -> dict[str, Any]:
-    """Return a config's fields with other sizes, in the configs that it holds too."""
+    """Return a config's fields with smaller sizes, nested configs included."""
     fields = dict(config.to_dict())
     for name in ("quantization_config", "per_layer_config"):
         fields.pop(name, None)
@@ -279,7 +279,7 @@ def _smaller(fields: dict[str, Any], widths: dict[str, int]) -> dict[str, Any]:
         if isinstance(value, dict):
             value = _smaller(value, widths)
         elif isinstance(value, list) and depth is not None and len(value) == depth > _NUM_LAYERS:
-            value = [value[0], value[-1]]  # one entry a layer
+            value = [value[0], value[-1]]  # one entry per layer
         elif name in sizes and isinstance(value, int) and not isinstance(value, bool):
             value = min(value, sizes[name])
         elif name in _SPECIAL_IDS and value is not None:
@@ -290,7 +290,7 @@ def _smaller(fields: dict[str, Any], widths: dict[str, int]) -> dict[str, Any]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep random numbers, warnings and log lines of what is tried to itself; without gradients."""
+    """Run without gradients, and without effects on random numbers, warnings and log output."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
@@ -305,7 +305,7 @@ def check_base(model: nn.Module) -> None:
     """Refuse models that cannot continue a prompt after blocks.
 
     Raises:
-        ValueError: if the model is not a decoder-only language model of transformers, its tokens see later ones, or it
+        ValueError: the model is not a decoder-only language model of transformers, its tokens see later ones, or it
             looks token ids up a second time.
     """
     if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
@@ -319,32 +319,32 @@ def check_base(model: nn.Module) -> None:
     if behaviour is not None and not behaviour.reads_ids_once:
         raise ValueError(
             f"model: must use token ids for its input embedding alone, got {type(model).__name__}, which looks them up "
-            "a second time (as hidden_size_per_layer_input asks for), where memory has no row. Use another base."
+            "a second time (because of hidden_size_per_layer_input), where memory has no row. Use another base."
         )
 
 
 def not_causal(model: nn.Module) -> str:
-    """Return the error of a base whose tokens see later ones."""
+    """Return the error message for a base whose tokens see later ones."""
     return (
-        f"model: must be causal, got {type(model).__name__} with a config that lets tokens see later ones, so that it "
-        "would be trained on what it is to predict. Set is_decoder=True in the config of an encoder that was trained "
-        "as a decoder, or use another base."
+        f"model: must be causal, got {type(model).__name__} with a config that lets tokens see later ones: it would "
+        "see the tokens that it must predict. Set is_decoder=True in the config of an encoder that was trained as a "
+        "decoder, or use another base."
     )
 
 
 def mask_dtype(model: Any) -> torch.dtype:
-    """Return the type of dense masks for a causal language model: the one that it computes in."""
+    """Return the dtype of dense masks for a causal language model: the dtype that it computes in."""
     head: torch.dtype = model.get_output_embeddings().weight.dtype
     own: torch.dtype = model.dtype
     return head if head.is_floating_point else own  # a quantised head holds integers
 
 
 def num_positions(config: Any) -> int | None:
-    """Return how many positions a row may take on a base with this config; None for any number.
+    """Return how many positions a row may take on a base with this config; None means any number.
 
-    These are its ``max_position_embeddings``. With ``longrope`` they are those that it was trained on first, since
-    longer rows are rotated by other frequencies, and with them all rows of their batch and all readouts of their own.
+    This is ``max_position_embeddings``; with ``longrope``, the length that the base was first trained on.
     """
+    # longrope rotates longer rows by other frequencies, and with them all other rows and readouts of their batch.
     config = config.get_text_config()
     ropes = getattr(config, "rope_parameters", None) or {}
     by_layer_type = [rope for rope in ropes.values() if isinstance(rope, dict)]
@@ -358,27 +358,25 @@ def _is_longrope(rope: dict[str, Any]) -> bool:
 
 
 def keep_unpacked(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking nf4 weights at the first inference on some CPUs (those with AVX512-BF16).
-
-    Repacked weights answer faster, but give wrong gradients in a training step that follows and are merged as noise
-    (bitsandbytes 0.50.2 and PEFT 0.21.2, measured in ``tests/integration/test_quantized.py``).
-    """
+    """Stop bitsandbytes from repacking nf4 weights at the first inference on some CPUs (those with AVX512-BF16)."""
+    # Repacked weights are faster, but give wrong gradients in later training steps and merge as noise
+    # (bitsandbytes 0.50.2 and PEFT 0.21.2, measured in tests/integration/test_quantized.py).
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
 
 
 def describe_architecture(model: Any) -> dict[str, Any]:
-    """Return what an adapter notes of its base, besides the size of its vocabulary."""
+    """Return what an adapter records about its base, besides its vocabulary size."""
     config = model.config.get_text_config()
     return {name: getattr(config, name, None) for name in ("model_type", "hidden_size", "num_hidden_layers")}
 
 
 def check_base_architecture(config: RiMConfig, model: Any) -> None:
-    """Refuse a configuration made for a base of another architecture or size; old adapters do not say theirs.
+    """Refuse a configuration made for a base of another architecture or size; old adapters did not record theirs.
 
     Raises:
-        ValueError: if ``base_architecture`` is another one's.
+        ValueError: ``base_architecture`` describes another base.
     """
     noted, found = config.base_architecture or {}, describe_architecture(model)
     differing = _differing(noted, found)
@@ -386,21 +384,21 @@ def check_base_architecture(config: RiMConfig, model: Any) -> None:
         return
     base = config.base_model_name_or_path
     raise ValueError(
-        f"base_architecture: must be that of the adapter's own base, {_list(noted, differing)}, got "
+        f"base_architecture: must match the adapter's own base, {_list(noted, differing)}, got "
         f"{_list(found, differing)}: the adapter was made for another base. Load it onto "
         f"{repr(base) if base else 'its own base'}; for a new adapter make a new RiMConfig."
     )
 
 
 def check_swap(config: RiMConfig, other: RiMConfig) -> None:
-    """Refuse to put an adapter's weights in place of another's where PEFT cannot, or where they mean nothing.
+    """Refuse to swap an adapter's weights for another's if PEFT cannot, or if they do not fit the base.
 
     Args:
-        config: of the adapter that is attached.
-        other: of the adapter that comes in its place.
+        config: of the attached adapter.
+        other: of the adapter that replaces it.
 
     Raises:
-        ValueError: one of them has no LoRA, or the other one was made for another base.
+        ValueError: one of them has no LoRA, or the new one was made for another base.
     """
     if 0 in (config.r, other.r):
         raise ValueError(
@@ -411,13 +409,13 @@ def check_swap(config: RiMConfig, other: RiMConfig) -> None:
     found = {"first_memory_id": config.first_memory_id, **(config.base_architecture or {})}
     if differing := _differing(noted, found):
         raise ValueError(
-            f"base_architecture, first_memory_id: must be those of the adapter's own base, {_list(noted, differing)}, "
-            f"got {_list(found, differing)}: the adapter that comes in was made for another base. Load it onto its own."
+            f"base_architecture, first_memory_id: must match the adapter's own base, {_list(noted, differing)}, "
+            f"got {_list(found, differing)}: the new adapter was made for another base. Load it onto its own base."
         )
 
 
 def _differing(noted: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Names of values that differ, among those that both have: other versions may note other ones."""
+    """Names in both mappings whose values differ; other versions may record other names."""
     return [name for name, value in noted.items() if name in found and value != found[name]]
 
 
@@ -426,10 +424,10 @@ def _list(values: dict[str, Any], names: list[str]) -> str:
 
 
 def check_vocabulary(config: RiMConfig, num_embeddings: int) -> None:
-    """Refuse a configuration made for another vocabulary than the base's (V) rows.
+    """Refuse a configuration made for another vocabulary than the base's ``num_embeddings`` rows (V).
 
     Raises:
-        ValueError: if ``first_memory_id`` or a token id of ``init_memory`` does not fit.
+        ValueError: ``first_memory_id`` or a token id of ``init_memory`` does not fit.
     """
     if config.first_memory_id not in (None, num_embeddings):
         raise ValueError(
@@ -445,11 +443,11 @@ def check_vocabulary(config: RiMConfig, num_embeddings: int) -> None:
 
 
 def check_targets(config: RiMConfig, model: Any, embedding: str) -> None:
-    """Refuse targets that RiM needs as they are, and those that match nothing.
+    """Refuse targets that RiM must leave unchanged, and targets that match no layer.
 
     Raises:
-        ValueError: if ``modules_to_save`` or ``target_modules`` hold the input embedding, which is named
-            ``embedding``, or the latter the output head, or no layer at all.
+        ValueError: ``modules_to_save`` or ``target_modules`` contains the input embedding, which is named
+            ``embedding``, or ``target_modules`` contains the output head or matches no layer.
     """
     for name in config.modules_to_save or []:
         if f".{embedding}.".endswith(f".{name}."):
@@ -463,14 +461,14 @@ def check_targets(config: RiMConfig, model: Any, embedding: str) -> None:
     if any(model.get_submodule(name) is model.get_output_embeddings() for name in matched):
         raise ValueError(
             f"target_modules: must not hold the output head, got {targets!r}: TRL computes the trainers' loss from the "
-            "head's own weights. Leave it out, or use 'all-linear'."
+            "head's own weights. Omit it, or use 'all-linear'."
         )
     if not matched and not config.target_parameters:
         raise ValueError(
             f"target_modules: must name layers of the base, got {targets!r}, which matches none. Use 'all-linear', or "
-            "r=0 to train the memory rows alone."
+            "r=0 to train only the memory rows."
         )
 
 
 def _not_on_embedding(field: str, value: object) -> str:
-    return f"{field}: must not hold the input embedding, got {value!r}: RiM looks its memory up there. Leave it out."
+    return f"{field}: must not hold the input embedding, got {value!r}: RiM looks up its memory there. Omit it."

@@ -1,4 +1,4 @@
-"""The model card of a RIM adapter: one text for adapters saved by hand, by a trainer and by a recipe's run."""
+"""The model card of a RIM adapter: the same text for adapters saved by hand, by a trainer and by a recipe's run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CARD = """---
 
 ## Use
 
-Without the first import, PEFT knows no such adapter and stops with `KeyError: 'RIM'`.
+Without the first import, PEFT does not know this kind of adapter and stops with `KeyError: 'RIM'`.
 
 ```python
 import rim_peft  # registers RIM with PEFT
@@ -47,8 +47,8 @@ Or in a shell: {shell}.
 {sections}
 ## Licence and citation
 
-The adapter's licence is the one at the top of this card, if its author named one; its base has a licence of its own,
-which may also hold for adapters of it. The method is that of arXiv 2605.30343, implemented independently by `rim-peft`
+The adapter's licence is the one at the top of this card, if its author named one; its base has its own licence,
+which may also apply to its adapters. The method is that of arXiv 2605.30343, implemented independently by `rim-peft`
 (Apache-2.0):
 
 ```bibtex
@@ -82,14 +82,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Usage:
-    """How an adapter is loaded and asked.
+    """How to load and prompt an adapter.
 
     Attributes:
-        base: folder or Hub id of the base, empty if it is not known; None if it lies in the adapter's folder.
-        revision: of the base.
-        has_tokenizer: whether the adapter's folder has the tokenizer.
-        template: of a prompt, with ``{question}``.
-        question: an example.
+        base: folder or Hub id of the base, empty if unknown; None if it is in the adapter's folder.
+        revision: revision of the base.
+        has_tokenizer: whether the adapter's folder contains the tokenizer.
+        template: prompt template with ``{question}``.
+        question: an example question.
     """
 
     base: str | None
@@ -101,13 +101,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class CardText:
-    """What a card says about one adapter.
+    """The text of one adapter's card.
 
     Attributes:
-        description: of the adapter, one or two sentences.
-        usage: how it is loaded and asked.
-        sections: more of the card, Markdown by heading.
-        metadata: more of its front matter, as arguments of ``ModelCardData``.
+        description: one or two sentences on the adapter.
+        usage: how to load and prompt it.
+        sections: more sections, Markdown by heading.
+        metadata: more front matter, as arguments of ``ModelCardData``.
     """
 
     description: str
@@ -117,7 +117,7 @@ class CardText:
 
 
 def render_card(name: str, card: CardText) -> str:
-    """Return the text of ``README.md`` for an adapter that is called ``name``: that of its folder, or its Hub id."""
+    """Return the text of ``README.md`` for an adapter; ``name`` is the name of its folder, or its Hub id."""
     usage = card.usage
     question = "'...'" if "\n" in usage.question else "'" + usage.question.replace("'", "'\\''") + "'"
     data = ModelCardData(
@@ -139,7 +139,7 @@ def render_card(name: str, card: CardText) -> str:
 
 
 def describe_blocks(num_blocks: int, block_size: int) -> str:
-    """Return what an adapter with memory blocks is, as a sentence."""
+    """Return a sentence that describes an adapter with memory blocks."""
     return (
         f"An adapter that lets its base reason in {num_blocks} memory blocks of {block_size} tokens each: the blocks "
         "follow the\nprompt, and the answer follows them after one forward pass."
@@ -147,20 +147,20 @@ def describe_blocks(num_blocks: int, block_size: int) -> str:
 
 
 def hub_id(source: str | None) -> str | None:
-    """Return a source if it can be an id on the Hub, None for folders and files, which the Hub could not link to."""
+    """Return a source if it can be a Hub id; None for folders and files, which the Hub could not link to."""
     return source if source and _HUB_ID.fullmatch(source) and not Path(source).exists() else None
 
 
 def name_adapter(text: str, name: str) -> str:
-    """Return a card with its adapter called by another name, such as its id on the Hub, in title and commands.
+    """Rename the adapter in a card's title and commands, for example to its id on the Hub.
 
-    What a user changed in the card stays.
+    A user's changes of the card stay.
     """
     found = re.search(rf'^adapter = (".*"){_MARK}$', text, re.MULTILINE)
     if found is None:
         return text
     old = json.loads(found[1])
-    quoted = "'" + old.replace("'", "''") + "'"  # as YAML writes names that look like numbers or dates
+    quoted = "'" + old.replace("'", "''") + "'"  # YAML's form for names that look like numbers or dates
     for before, after in (
         (found[0], f"adapter = {json_text(name)}{_MARK}"),
         *((f"\n# {title}\n", f"\n# {markdown(name)}\n") for title in (markdown(old), old)),
@@ -187,13 +187,13 @@ def read_card(text: str) -> ModelCard:
         return ModelCard(text, ignore_metadata_errors=True)
     except (YAMLError, ValueError) as error:
         raise ValueError(
-            f"{CARD_FILE}: its front matter must be YAML, and is not ({cut(str(error))}). Correct it, or "
-            "remove the file for a new one."
+            f"{CARD_FILE}: its front matter must be YAML, but is not ({cut(str(error))}). Correct it, or remove the "
+            "file to get a new one."
         ) from error
 
 
 def name_base(text: str, base: str) -> str:
-    """Return a card whose base is called by another name, such as its id on the Hub, in commands and metadata."""
+    """Rename the base in a card's commands and metadata, for example to its id on the Hub."""
     quoted = json_text(base)
     for start in ("base = AutoModelForCausalLM", "tokenizer = AutoTokenizer"):
         pattern = rf'^({re.escape(start)}\.from_pretrained\()("(?:[^"\\\n]|\\.)*"|\.\.\.)'
@@ -204,10 +204,10 @@ def name_base(text: str, base: str) -> str:
 
 
 def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (), license: str | None = None) -> str:
-    """Return a card with the metadata that every RIM adapter needs, and more if given; its words stay.
+    """Add the metadata that every RIM adapter needs to a card, and more if given; its text stays.
 
     Args:
-        text: of the card.
+        text: the card.
         base: folder or Hub id of the base, for a card that does not name it.
         tags: more tags.
         license: id of the adapter's licence, instead of the card's.
@@ -223,7 +223,7 @@ def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (
 
 
 def _command(name: str) -> str:
-    """Return how an adapter is asked in a shell, up to the question."""
+    """Return the shell command that asks an adapter, up to the question."""
     return f"rim-peft generate {one_line(shlex.quote(name))} "
 
 

@@ -14,16 +14,16 @@ from rim_peft.values import Range, check_ranges, check_regex, shown
 from rim_peft.version import __version__
 
 INIT_MEMORY = ("vocabulary", "random")
-"""Named ways to start the memory rows; a list of token ids is the third."""
+"""Named ways to start the memory rows; a list of token ids works too."""
 
 NUM_ROWS = 3
-"""Memory rows of an adapter: those of ``<b>``, ``<m>`` and ``</b>``."""
+"""Memory rows of an adapter: ``<b>``, ``<m>`` and ``</b>``."""
 
 FORMAT_VERSION = 1
-"""Version of the files that an adapter is saved as; it grows when an older rim-peft would read them wrongly."""
+"""Version of an adapter's files; it grows when an older rim-peft would misread them."""
 
 MOST_BLOCKS = 4096
-"""Most blocks, and most memory tokens in one: far more than any base has positions for."""
+"""Most blocks, and most memory tokens in a block: far more than any base has positions for."""
 
 _MOST_RANK = 1 << 16
 _MOST_TOKENS = 1 << 31
@@ -42,8 +42,8 @@ _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _REFUSED_OPTIONS = {
     "layer_replication": "changes the base, which RiM keeps as it is",
-    "megatron_config": "RiM reads its memory through transformers' input embedding, which Megatron does not have",
-    "trainable_token_indices": "wraps the input embedding, where RiM looks its memory up",
+    "megatron_config": "selects Megatron, which lacks transformers' input embedding, through which RiM reads memory",
+    "trainable_token_indices": "wraps the input embedding, where RiM looks up its memory",
     "alora_invocation_tokens": "switches LoRA on by token, while a RiM adapter works on the whole prompt",
     "arrow_config": "mixes several adapters, while memory rows belong to one",
     "auto_mapping": "names code to import, which the base of a RiM adapter does not need",
@@ -54,21 +54,21 @@ _REFUSED_OPTIONS = {
 
 @dataclass
 class RiMConfig(LoraConfig):
-    """Configuration of a RiM adapter: the memory blocks' options on top of LoRA's.
+    """Configuration of a RiM adapter: LoRA's options plus those of the memory blocks.
 
-    ``r=0`` trains the memory rows alone. LoRA's other options (``lora_dropout``, ``use_rslora``, ``rank_pattern``,
-    ...) keep their meaning and defaults.
+    ``r=0`` trains only the memory rows. LoRA's other options (``lora_dropout``, ``use_rslora``, ``rank_pattern``, ...)
+    keep their meaning and defaults.
 
     Raises:
-        ValueError: for an option out of its range; names the field, the rule, the value and the remedy.
+        ValueError: an option is out of its range; the message gives the field, the rule, the value and the remedy.
 
     Source: arXiv 2605.30343 for the defaults of ``num_blocks``, ``block_size`` and ``r``.
     """
 
     num_blocks: int = field(
-        default=8, metadata={"help": "Blocks appended to a prompt, K. A generate call can override it."}
+        default=8, metadata={"help": "Blocks appended to a prompt, K. Each generate call can override it."}
     )
-    block_size: int = field(default=2, metadata={"help": "Memory tokens in a block between its begin and end, M."})
+    block_size: int = field(default=2, metadata={"help": "Memory tokens between the begin and end of a block, M."})
     insertion_layer: int = field(
         default=0,
         metadata={
@@ -78,34 +78,34 @@ class RiMConfig(LoraConfig):
     )
     bidirectional_blocks: bool = field(
         default=False,
-        metadata={"help": "Let all tokens of a block attend to one another, not each to the earlier ones alone."},
+        metadata={"help": "Let all tokens of a block attend to one another, not only to earlier ones."},
     )
     init_memory: str | list[int] = field(
         default="vocabulary",
         metadata={
-            "help": "What the memory rows start from: 'vocabulary' (mean and spread of the vocabulary's rows), "
-            "'random' (normal, at the base's initializer_range), or a list of token ids whose rows are copied in turn "
-            "to <b>, <m> and </b>, with a little noise."
+            "help": "Start of the memory rows: 'vocabulary' (mean and spread of the vocabulary's rows), 'random' "
+            "(normal, with the base's initializer_range), or a list of token ids whose rows are copied in turn to "
+            "<b>, <m> and </b>, with a little noise."
         },
     )
     first_memory_id: int | None = field(
         default=None,
         metadata={
-            "help": "Id of <b>; <m> and </b> follow. It is the number of rows of the base's embedding, filled in when "
-            "the adapter is attached; the ids exist in the adapter alone, not in tokenizer or head."
+            "help": "Id of <b>; <m> and </b> follow. It is the number of rows of the base's embedding, set when the "
+            "adapter is attached; the ids exist only in the adapter, not in tokenizer or head."
         },
     )
     base_architecture: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "Of the base: model_type, hidden_size and num_hidden_layers, filled in when the adapter is "
-            "attached. Another base is refused."
+            "help": "The base's model_type, hidden_size and num_hidden_layers, set when the adapter is attached. "
+            "Another base is refused."
         },
     )
     format_version: int = field(
-        default=1, metadata={"help": "Version of the adapter's files; files that do not say are of version 1."}
+        default=1, metadata={"help": "Version of the adapter's files; files without a version have version 1."}
     )
-    r: int = field(default=128, metadata={"help": "LoRA rank; 0 trains the memory rows alone."})
+    r: int = field(default=128, metadata={"help": "LoRA rank; 0 trains only the memory rows."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha; updates are scaled by lora_alpha / r."})
     target_modules: list[str] | str | None = field(
         default="all-linear",
@@ -116,7 +116,7 @@ class RiMConfig(LoraConfig):
     )
 
     def __post_init__(self) -> None:
-        """Check every option and set the adapter's type."""
+        """Check every option and set the adapter's PEFT type."""
         self._check_format()  # first: later formats may have other rules
         self._check_blocks()
         self._check_init_memory()
@@ -126,10 +126,10 @@ class RiMConfig(LoraConfig):
 
     @property
     def block_tokens(self) -> BlockTokens:
-        """The ids that blocks are made of.
+        """The token ids of blocks.
 
         Raises:
-            ValueError: if the configuration was not attached to a base yet.
+            ValueError: the configuration is not attached to a base yet.
         """
         first = self.first_memory_id
         if first is None:
@@ -141,18 +141,18 @@ class RiMConfig(LoraConfig):
 
     @property
     def changes_layers(self) -> bool:
-        """Whether blocks change what goes into the base's layers, beyond the embedding."""
+        """Whether blocks change the inputs of the base's layers, not only the embedding."""
         return self.insertion_layer > 0 or self.bidirectional_blocks
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all options as they are saved, in this package's format; sets as lists in order."""
+        """Return all options as they are saved, in the current format; sets become sorted lists."""
         options = {
             name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()
         }
         return {**options, "format_version": FORMAT_VERSION}
 
     def describe_variants(self) -> str:
-        """The options behind ``changes_layers`` as text, for messages."""
+        """Return the options behind ``changes_layers`` as text for messages."""
         layer = f"insertion_layer={self.insertion_layer}" if self.insertion_layer > 0 else ""
         bidirectional = "bidirectional_blocks=True" if self.bidirectional_blocks else ""
         return " and ".join(filter(None, [layer, bidirectional]))
@@ -176,9 +176,7 @@ class RiMConfig(LoraConfig):
             _check_integer("first_memory_id", self.first_memory_id, minimum=1)
         noted: object = self.base_architecture
         if not isinstance(noted, dict | None):
-            raise ValueError(
-                f"base_architecture: must be a mapping, got {noted!r}. Leave it out; attaching fills it in."
-            )
+            raise ValueError(f"base_architecture: must be a mapping, got {noted!r}. Omit it; attaching sets it.")
 
     def _check_init_memory(self) -> None:
         value = self.init_memory
@@ -203,13 +201,13 @@ class RiMConfig(LoraConfig):
         if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"lora_dropout: must be a number in [0, 1), got {dropout!r}.")
         if self.r == 0 and self.use_dora:
-            raise ValueError("use_dora: must be False with r=0, which trains the memory rows alone, got True. Set r.")
+            raise ValueError("use_dora: must be False with r=0, which trains only the memory rows, got True. Set r.")
         if self.task_type != "CAUSAL_LM":
-            raise ValueError(f"task_type: must be 'CAUSAL_LM', got {self.task_type!r}. Leave it out.")
+            raise ValueError(f"task_type: must be 'CAUSAL_LM', got {self.task_type!r}. Omit it.")
         if self.bias != "none":
             raise ValueError(
                 f"bias: must be 'none', got {self.bias!r}: trained biases belong to the base, so that the disabled "
-                "adapter would not equal it. Leave it out."
+                "adapter would not equal it. Omit it."
             )
         if str(self.init_lora_weights).startswith(_BASE_CHANGING_INITS):
             raise ValueError(
@@ -218,8 +216,8 @@ class RiMConfig(LoraConfig):
             )
         if self.r == 0 and (self.rank_pattern or self.target_parameters):
             raise ValueError(
-                "r: must be at least 1 with rank_pattern or target_parameters, got 0, which trains the memory rows "
-                "alone. Set r, or leave those out."
+                "r: must be at least 1 with rank_pattern or target_parameters, got 0, which trains only the memory "
+                "rows. Set r, or omit those options."
             )
         for name in ("rank_pattern", "alpha_pattern"):
             for key in getattr(self, name) or ():
@@ -229,14 +227,14 @@ class RiMConfig(LoraConfig):
         for name, reason in _REFUSED_OPTIONS.items():
             value: Any = getattr(self, name, None)
             if value:
-                raise ValueError(f"{name}: is not supported by RiM, got {value!r}: it {reason}. Leave it out.")
+                raise ValueError(f"{name}: is not supported by RiM, got {value!r}: it {reason}. Omit it.")
 
 
 def active_config(model: Any) -> RiMConfig:
     """Return the config of a model's active adapter.
 
     Raises:
-        ValueError: the model has no RIM adapter that is active.
+        ValueError: the model has no active RIM adapter.
     """
     config = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None
     if not isinstance(config, RiMConfig):

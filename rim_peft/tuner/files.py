@@ -1,4 +1,4 @@
-"""Files of an adapter's folder, checked before PEFT reads them: are they there, whole, and complete?"""
+"""Check the files of an adapter's folder before PEFT reads them: they must exist, be undamaged and be complete."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from rim_peft.tuner.tensors import AGAIN, check_checksum, check_tensors_file, re
 from rim_peft.values import shown
 
 RECORD_FILE = "run.json"
-"""What a training says of itself, and of the files beside it."""
+"""A training's record of itself and of the files beside it."""
 
 MAX_JSON_BYTES = 16 << 20
-"""A configuration or record of this size is none: it is not parsed."""
+"""Most bytes of a configuration or record; larger files are not parsed."""
 
 _MAX_BLOCK_TOKENS = 1 << 16
 
 _ALWAYS_SAID = ("num_blocks", "block_size", "first_memory_id", "r", "lora_alpha", "target_modules")
-"""What every file of ours says, and an answer depends on; a default in its place would be another adapter."""
+"""Options in each of our configuration files that answers depend on; a default would mean another adapter."""
 
 _SAID_SINCE_1 = (
     *BLOCK_OPTIONS,
@@ -38,12 +38,12 @@ _SAID_SINCE_1 = (
     "alpha_pattern",
     "task_type",
 )
-"""The same for files with a ``format_version``; the first ones had none."""
+"""More such options, required in files with a ``format_version``; the first files had none."""
 
 _HINTS = get_type_hints(RiMConfig)
 
 OPTIONS_NOTE = "rim_options"
-"""Key in the metadata of an adapter's weights: the options that its answers depend on, besides its tensors."""
+"""Metadata key in an adapter's weights: the options that its answers depend on, besides its tensors."""
 
 _NOTED = (
     *BLOCK_OPTIONS,
@@ -59,7 +59,7 @@ _NOTED = (
 
 
 def note_options(config: RiMConfig) -> dict[str, str]:
-    """Return what the metadata of an adapter's weights say of its options, to tell files of two adapters apart."""
+    """Return metadata with an adapter's options for its weights file, to tell files of two adapters apart."""
     return {OPTIONS_NOTE: json.dumps({name: getattr(config, name) for name in _NOTED}, sort_keys=True)}
 
 
@@ -68,71 +68,71 @@ def read_json(path: Path, *, remedy: str = AGAIN, max_bytes: int = MAX_JSON_BYTE
 
     Args:
         path: the file.
-        remedy: what to do where it is damaged.
+        remedy: what to do if the file is damaged.
         max_bytes: a larger file is not parsed.
 
     Raises:
-        ValueError: it is too large, too deeply nested, or no JSON.
+        ValueError: it is too large, too deeply nested, or not JSON.
         OSError: it cannot be read.
     """
     if (size := path.stat().st_size) > max_bytes:
-        raise ValueError(f"{path}: must be at most {max_bytes:,} bytes, got {size:,}: it is no such file. {remedy}")
+        raise ValueError(f"{path}: must be at most {max_bytes:,} bytes, got {size:,}: it is another file. {remedy}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
-        raise ValueError(f"{path}: must be JSON, and is nested too deeply. {remedy}") from None
-    except ValueError as error:  # of JSON, of UTF-8, or a number of thousands of digits
+        raise ValueError(f"{path}: must be JSON, but is nested too deeply. {remedy}") from None
+    except ValueError as error:  # invalid JSON or UTF-8, or a number of thousands of digits
         where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{path}: must be JSON, and is damaged or cut off{where}. {remedy}") from error
+        raise ValueError(f"{path}: must be JSON, but is damaged or cut off{where}. {remedy}") from error
 
 
 def read_object(
     path: Path, *, keys: Sequence[str] = (), remedy: str = AGAIN, max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+    """Read a JSON file that contains an object.
 
     Args:
         path: the file.
-        keys: what it must have.
-        remedy: what to do where it is damaged.
+        keys: keys that it must have.
+        remedy: what to do if the file is damaged.
         max_bytes: a larger file is not parsed.
 
     Raises:
-        ValueError: it is too large, too deeply nested, no JSON, no object, or lacks a key.
+        ValueError: it is too large, too deeply nested, not JSON, not an object, or lacks a key.
         OSError: it cannot be read.
     """
     value = read_json(path, remedy=remedy, max_bytes=max_bytes)
     if not isinstance(value, dict):
         raise ValueError(f"{path}: must hold a JSON object, got {shown(value)}. {remedy}")
     if missing := [key for key in keys if key not in value]:
-        raise ValueError(f"{path}: must have {', '.join(missing)}, and has {shown(', '.join(value))}. {remedy}")
+        raise ValueError(f"{path}: must have {', '.join(missing)}, but has {shown(', '.join(value))}. {remedy}")
     return value
 
 
 def check_folder_path(name: str, path: Path) -> None:
-    """Check that a path to write to can be a folder.
+    """Check that an output path can be a folder.
 
     Raises:
-        ValueError: it, or what it would lie in, is a file.
+        ValueError: the path, or a parent of it, is a file.
     """
     there = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
     if there.exists() and not there.is_dir():
-        raise ValueError(f"{name}: must be a folder, {there} is a file. Give another one, or move the file away.")
+        raise ValueError(f"{name}: must be a folder, {there} is a file. Use another path, or move the file away.")
 
 
 def check_files(folder: Path) -> None:
-    """Check that a folder holds an adapter whose files are whole.
+    """Check that a folder contains an adapter with undamaged files.
 
     Raises:
-        FileNotFoundError: there is no configuration, or no weights as safetensors.
-        ValueError: the configuration cannot be read or lacks something, or the weights' file is damaged.
+        FileNotFoundError: the configuration, or the weights as safetensors, are missing.
+        ValueError: the configuration cannot be read or lacks something, or the weights file is damaged.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: must hold an adapter ({CONFIG_NAME}), and does not. Name its folder.")
+        raise FileNotFoundError(f"{folder}: must hold an adapter ({CONFIG_NAME}), but does not. Name its folder.")
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-        raise ValueError(f"{path}: must be a configuration of PEFT, and names no peft_type. {AGAIN}")
+        raise ValueError(f"{path}: must be a configuration of PEFT, but names no peft_type. {AGAIN}")
     check_weights(folder)
     check_checksum(folder / SAFETENSORS_WEIGHTS_NAME)
     if config["peft_type"] == NAME:
@@ -140,62 +140,62 @@ def check_files(folder: Path) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Check that a folder holds an adapter's weights, as safetensors and whole.
+    """Check that a folder contains an adapter's complete weights as safetensors.
 
     Raises:
-        FileNotFoundError: there are none, or only a pickle.
-        ValueError: their file is damaged or cut off.
+        FileNotFoundError: there are no weights, or only a pickle.
+        ValueError: the file is damaged or cut off.
     """
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.is_file():
         pickled = f"; {WEIGHTS_NAME} is a pickle, which can run code, and is not read"
         also = pickled if (folder / WEIGHTS_NAME).is_file() else ""
-        raise FileNotFoundError(f"{folder}: must hold the adapter's weights ({path.name}), and does not{also}. {AGAIN}")
+        raise FileNotFoundError(f"{folder}: must hold the adapter's weights ({path.name}), but does not{also}. {AGAIN}")
     check_tensors_file(path)
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Check an adapter's configuration as its file has it: complete, of the right types, and fit for its weights.
+    """Check the content of an adapter's configuration file: complete, of the right types, and fit for its weights.
 
     Args:
-        path: of the file, for messages; the weights are looked for beside it.
-        config: what it holds.
+        path: the file, for messages; the weights are expected beside it.
+        config: its content.
 
     Raises:
         ValueError: something is missing, has a wrong type or value, or is too large for the weights.
     """
     version = config.get("format_version", 0)
     if isinstance(version, int) and version > FORMAT_VERSION:
-        return  # which `RiMConfig` refuses: what a later format must say is not known here
+        return  # RiMConfig refuses later formats; their requirements are unknown here
     for name in (*_ALWAYS_SAID, *(_SAID_SINCE_1 if version != 0 else ())):
         if name not in config:
-            raise ValueError(f"{path}: must say {name}, and does not: a default would give other answers. {AGAIN}")
+            raise ValueError(f"{path}: must hold {name}, but does not: a default would change the answers. {AGAIN}")
     known = {field.name: config[field.name] for field in fields(RiMConfig) if field.name in config}
     try:
         checked, problem = RiMConfig(**known), None
     except ValueError as error:
         raise ValueError(f"{path}: {_first_line(error)}") from error
-    except (TypeError, AttributeError) as error:  # of a value's type, which is named below
+    except (TypeError, AttributeError) as error:  # because of a value's type, which is reported below
         checked, problem = None, error
     for name, value in known.items():
         if not _fits(value, hint := _HINTS[name]):
             raise ValueError(f"{path}: {name}: must be {_describe(hint)}, got {shown(value)}. {AGAIN}")
     if checked is None:
         raise ValueError(
-            f"{path}: must be a configuration that {NAME} was saved with, and is not. {AGAIN}"
+            f"{path}: must be a configuration that {NAME} was saved with, but is not. {AGAIN}"
         ) from problem
     _check_sizes(path, checked)
 
 
 def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of some files of a folder, by their path in it, as records list them."""
+    """Return the SHA-256 of files in a folder by their relative path, as records list them."""
     return {name: _digest(folder / name) for name in sorted(names)}
 
 
 def renew_digest(path: Path) -> None:
-    """Let the record beside a file that was written on purpose no longer speak of the one before.
+    """Remove a rewritten file from the record beside it, if its SHA-256 changed.
 
-    The weights of a training that goes on in a run's folder are others than the run's.
+    For example, continued training in a run's folder replaces the run's weights.
     """
     record_path = path.parent / RECORD_FILE
     try:
@@ -211,44 +211,44 @@ def renew_digest(path: Path) -> None:
 
 
 def check_digests(record_path: Path, listed: Any) -> None:
-    """Check that files are those that a record lists; records of older versions list none.
+    """Check that files match a record's list; records of older versions have none.
 
     Raises:
-        ValueError: one is missing, or is another one; or the record's list is none.
+        ValueError: a file is missing or does not match, or the list is invalid.
     """
     if listed is None:
         return
     if not isinstance(listed, Mapping) or not all(isinstance(digest, str) for digest in listed.values()):
-        raise ValueError(f"{record_path}: files: must list each file's SHA-256, and does not. {AGAIN}")
+        raise ValueError(f"{record_path}: files: must list each file's SHA-256, but does not. {AGAIN}")
     for name, digest in listed.items():
         path = record_path.parent / name
         if not path.is_file():
-            raise ValueError(f"{path}: must be there, since {record_path.name} lists it, and is not. {AGAIN}")
+            raise ValueError(f"{path}: must be there, since {record_path.name} lists it, but is not. {AGAIN}")
         if _digest(path) != digest:
             raise ValueError(
-                f"{path}: must be as it was written, and is another run's, changed or damaged, as {record_path.name} "
-                f"says. {AGAIN} If you changed it on purpose, remove it from files in {record_path.name}."
+                f"{path}: must be as it was written, but {record_path.name} shows that it is another run's, changed or "
+                f"damaged. {AGAIN} If you changed it on purpose, remove it from files in {record_path.name}."
             )
 
 
 def explain(source: str, error: Exception) -> Exception:
-    """Return an error of PEFT's about an adapter's files as one that names them; this package's own as it is."""
+    """Turn PEFT's error about an adapter's files into one that names them; return this package's errors unchanged."""
     of_files = ValueError | TypeError | LookupError | AttributeError | ArithmeticError | AssertionError | re.error
     if is_ours(error) or not isinstance(error, of_files):
         return error
     return ValueError(
-        f"{source}: {CONFIG_NAME} must describe an adapter of this base, and does not ({brief(error)}). Load it onto "
+        f"{source}: {CONFIG_NAME} must describe an adapter of this base, but does not ({brief(error)}). Load it onto "
         f"its own base. {AGAIN}"
     )
 
 
 def brief(error: Exception) -> str:
-    """Return another library's error for a message: its first line, or its kind where that says more."""
+    """Return another library's error for a message: its first line, or its type if that is clearer."""
     return _first_line(error) if type(error) in (ValueError, OSError) else type(error).__name__
 
 
 def is_ours(error: Exception) -> bool:
-    """Whether this package raised an error, which then says what is wrong with what."""
+    """Tell whether this package raised an error, so that its message is already clear."""
     inner = error.__traceback__
     while inner is not None and inner.tb_next is not None:
         inner = inner.tb_next
@@ -257,24 +257,24 @@ def is_ours(error: Exception) -> bool:
 
 
 def _check_sizes(path: Path, config: RiMConfig) -> None:
-    """Refuse sizes that would take all memory before the weights are looked at."""
+    """Refuse sizes that would exhaust memory before the weights are checked."""
     tokens = config.num_blocks * (config.block_size + 2)
     if tokens > _MAX_BLOCK_TOKENS:
         raise ValueError(
             f"{path}: num_blocks, block_size: must make at most {_MAX_BLOCK_TOKENS:,} tokens, got {tokens:,}. {AGAIN}"
         )
     weights = path.parent / SAFETENSORS_WEIGHTS_NAME
-    if not weights.is_file():  # a configuration alone, or one in the Hub's cache, whose weights come later
+    if not weights.is_file():  # no weights, or the configuration is in the Hub's cache and the weights come later
         return
     if config.first_memory_id is None:
-        raise ValueError(f"{path}: first_memory_id: must be what it was saved with, got null. {AGAIN}")
+        raise ValueError(f"{path}: first_memory_id: must have its saved value, got null. {AGAIN}")
     check_tensors_file(weights)
     for name, value in _noted_options(weights).items():
         if value != getattr(config, name, value):
             raise ValueError(
-                f"{path}: {name}: must be {shown(value)}, with which the weights beside it were saved, got "
-                f"{shown(getattr(config, name))}: the files are of two adapters, or were changed. {AGAIN} To change an "
-                "option, load the adapter, set it in peft_config, and save that."
+                f"{path}: {name}: must be {shown(value)}, as saved with the weights beside it, got "
+                f"{shown(getattr(config, name))}: the files belong to two adapters, or were changed. {AGAIN} To change "
+                "an option, load the adapter, set it in peft_config, and save that."
             )
     largest = max((max(shape, default=0) for shape in tensor_shapes(weights).values()), default=0)
     for name, rank in {
@@ -294,12 +294,12 @@ def _noted_options(weights: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         noted = None
     if not isinstance(noted, dict):
-        raise ValueError(f"{weights}: {OPTIONS_NOTE} in its metadata must be a JSON object, and is not. {AGAIN}")
+        raise ValueError(f"{weights}: {OPTIONS_NOTE} in its metadata must be a JSON object, but is not. {AGAIN}")
     return noted
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value of JSON fits a field's type; configurations within it are left to PEFT."""
+    """Tell whether a JSON value fits a field's type; PEFT checks nested configurations."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)

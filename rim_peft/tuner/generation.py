@@ -1,6 +1,6 @@
-"""``generate`` with memory blocks after the prompt: what a call asks for, and what cannot be done.
+"""``generate`` with memory blocks after the prompt: options of a call, and checks of what is unsupported.
 
-How the blocks get into the model is in :mod:`rim_peft.tuner.insertion`.
+:mod:`rim_peft.tuner.insertion` inserts the blocks into the model's inputs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MODES = (
 
 
 class BlockGenerator:
-    """Stands in for ``generate`` of a base that a RiM adapter is attached to; ``model`` is the base."""
+    """Replaces ``generate`` of a base with a RiM adapter; ``model`` is the base."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -42,22 +42,22 @@ class BlockGenerator:
     ) -> Any:
         """Call the base's ``generate`` with blocks after the prompt.
 
-        Takes and returns what the base's ``generate`` does: sequences are prompt and answer, lengths count both and
-        no memory. ``scores`` and ``logits`` are one per answer token; ``hidden_states``, ``attentions`` and
-        ``past_key_values`` come as the model gives them, with memory. Prompts that already end in memory ids keep
-        them and get no more. With the adapter disabled, or without blocks, this is the base's ``generate``. Where
-        ``PeftModel.generate`` is given ``adapter_names``, each row gets its own adapter's blocks.
+        Arguments and results are those of the base's ``generate``: sequences are prompt and answer, and lengths do not
+        count memory. ``scores`` and ``logits`` have one entry per answer token; ``hidden_states``, ``attentions`` and
+        ``past_key_values`` include memory. Prompts that already end in memory ids keep them and get no more. With the
+        adapter disabled, or without blocks, this is the base's ``generate``. If ``PeftModel.generate`` gets
+        ``adapter_names``, each row gets its own adapter's blocks.
 
         Args:
-            inputs: (B, S) prompts, padded on the left; ``input_ids`` is the same.
+            inputs: (B, S) prompts, padded on the left; ``input_ids`` is another name for it.
             generation_config: as for the base.
             num_blocks: blocks for this call; the adapter's ``num_blocks`` by default.
             kwargs: as for the base.
 
         Raises:
-            ValueError: for right padding, prompts without a token, ``inputs_embeds``, a cache from an earlier call,
-                decoding other than greedy, sampling and beam search, guidance by a second prompt, and memory ids
-                elsewhere than at the end of the prompts; what is masked is padding, whatever its id.
+            ValueError: right padding, prompts without a token, ``inputs_embeds``, a cache from an earlier call,
+                decoding other than greedy, sampling and beam search, guidance by a second prompt, or memory ids that
+                are not at the end of the prompts (masked ids are padding and may have any value).
         """
         plain_generate = type(self.model).generate
         kwargs["generation_config"] = generation_config
@@ -97,7 +97,7 @@ class BlockGenerator:
         return insertion.put_back(output) if held else output
 
     def _generate_mixed(self, prompts: Any, count: int | None, *, is_held: bool, **kwargs: Any) -> Any:
-        """The same where each row has its own adapter."""
+        """Generate with a different adapter for each row."""
         _check_call(self.model, prompts, kwargs)
         memory = self.model.get_input_embeddings()
         names = memory.row_adapters
@@ -115,7 +115,7 @@ class BlockGenerator:
 
 
 def _check_mixed_call(prompts: Tensor, names: Sequence[str], kwargs: dict[str, Any], *, is_held: bool) -> None:
-    """Raise for inputs whose columns cannot be moved."""
+    """Refuse inputs whose columns cannot be moved."""
     if len(names) != len(prompts):
         raise ValueError(
             f"adapter_names: must name an adapter for each of the batch's {len(prompts)} rows, got {len(names)}. Use "
@@ -124,25 +124,24 @@ def _check_mixed_call(prompts: Tensor, names: Sequence[str], kwargs: dict[str, A
     if is_held or kwargs.get("position_ids") is not None:
         raise ValueError(
             "adapter_names: prompts are moved to make room for blocks of several lengths, got "
-            f"{'input_ids with memory ids' if is_held else 'position_ids'}. Leave them out: generate appends the "
-            "blocks and counts positions by the attention_mask."
+            f"{'input_ids with memory ids' if is_held else 'position_ids'}. Omit them: generate appends the blocks and "
+            "derives positions from the attention_mask."
         )
 
 
 def _without_padding_ids(model: Any, prompts: Any, kwargs: dict[str, Any], first_memory_id: int) -> Any:
-    """The prompts without ids of memory in places that are masked: these are padding, which has no meaning.
+    """Replace memory ids in masked places of the prompts: these are padding, whose ids have no meaning.
 
     Raises:
-        ValueError: prompts are not (B, S) token ids of at least one token, or padding that is not masked has the id of
-            memory.
+        ValueError: prompts are not (B, S) token ids of at least one token, or unmasked padding has a memory id.
     """
     if prompts is None:
         return None
     if not isinstance(prompts, Tensor) or prompts.dim() != 2 or prompts.numel() == 0:
         got = f"shape {tuple(prompts.shape)}" if isinstance(prompts, Tensor) else type(prompts).__name__
         raise ValueError(
-            f"input_ids: must be a (B, S) tensor of at least one prompt of at least one token, got {got}. Leave empty "
-            "prompts out, or begin them with the tokenizer's BOS token."
+            f"input_ids: must be a (B, S) tensor of at least one prompt of at least one token, got {got}. Omit empty "
+            "prompts, or begin them with the tokenizer's BOS token."
         )
     is_memory = prompts >= first_memory_id
     if not bool(is_memory.any()):
@@ -160,7 +159,7 @@ def _without_padding_ids(model: Any, prompts: Any, kwargs: dict[str, Any], first
 
 
 def _with_prompts(prompts: Tensor, output: Any) -> Any:
-    """The output of ``generate`` with the caller's prompts as they were."""
+    """Return the output of ``generate`` with the caller's original prompts."""
     sequences = output if isinstance(output, Tensor) else output.sequences
     sequences[:, : prompts.shape[1]] = prompts.repeat_interleave(len(sequences) // len(prompts), dim=0)
     return output
@@ -169,39 +168,37 @@ def _with_prompts(prompts: Tensor, output: Any) -> Any:
 def _checked(num_blocks: int) -> int:
     if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 0:
         raise ValueError(
-            f"num_blocks: must be an integer of at least 0, got {num_blocks!r}. Leave it out for the adapter's own."
+            f"num_blocks: must be an integer of at least 0, got {num_blocks!r}. Omit it for the adapter's own number."
         )
     return num_blocks
 
 
 def _trailing_memory(prompts: Tensor | None, first_memory_id: int) -> list[int]:
-    """The memory ids that all prompts end in, [] if they hold none.
+    """Return the memory ids at the end of all prompts, [] if there are none.
 
     Raises:
-        ValueError: if prompts hold other memory ids.
+        ValueError: prompts contain other memory ids.
     """
     if prompts is None or not bool((is_memory := prompts >= first_memory_id).any()):
         return []
     count = int(is_memory[0].sum())
     if count == prompts.shape[1]:
         raise ValueError(
-            f"input_ids: must hold a prompt before memory ids (from {first_memory_id} on), got {count} of them alone. "
+            f"input_ids: must hold a prompt before memory ids (from {first_memory_id} on), got {count} of them only. "
             "Blocks follow a prompt of at least one token."
         )
     ids = prompts[0, prompts.shape[1] - count :]
     if bool(is_memory[:, :-count].any()) or not torch.equal(prompts[:, -count:], ids.expand(len(prompts), -1)):
         raise ValueError(
             f"input_ids: memory ids (from {first_memory_id} on) must be the same blocks at the end of every prompt, "
-            "got them elsewhere. Leave them out: generate appends the blocks."
+            "got them elsewhere. Omit them: generate appends the blocks."
         )
     return [int(token) for token in ids]
 
 
 def _check_held(held: Sequence[int], tokens: BlockTokens) -> None:
-    """Refuse ids that are no blocks: a tokenizer with more tokens than the base has rows gives memory's ids to texts.
-
-    Blocks may be disordered, as experiments ask for them.
-    """
+    """Refuse memory ids that do not form whole blocks; their order is free, for experiments."""
+    # A tokenizer with more tokens than the base has rows would encode text with memory ids.
     num_blocks = len(held) // tokens.length
     if sorted(held) != sorted(tokens.ids(num_blocks)):
         raise ValueError(
@@ -217,19 +214,19 @@ def _without_last(count: int, prompts: Tensor, kwargs: dict[str, Any]) -> tuple[
 
 
 def _check_call(model: Any, prompts: Tensor | None, kwargs: dict[str, Any]) -> None:
-    """Raise for calls of ``generate`` whose loop blocks cannot be put into."""
+    """Refuse calls of ``generate`` whose decoding loop does not support blocks."""
     has_embeddings = kwargs.get("inputs_embeds") is not None
     if prompts is None or has_embeddings:
         raise ValueError(
             "input_ids: must be given, since blocks are appended as token ids, got "
-            f"{'inputs_embeds' if has_embeddings else 'no prompt'}. Pass token ids alone, or num_blocks=0."
+            f"{'inputs_embeds' if has_embeddings else 'no prompt'}. Pass only token ids, or num_blocks=0."
         )
     _check_mask(prompts, kwargs.get("attention_mask"))
     cache = kwargs.get("past_key_values")
     if cache is not None and (length := int(cache.get_seq_length())) > 0:
         raise ValueError(
-            f"past_key_values: must be empty, got {length} tokens: blocks follow each prompt anew, so a cache that "
-            "holds an earlier call's blocks does not fit. Pass the whole conversation without a cache."
+            f"past_key_values: must be empty, got {length} tokens: blocks follow each new prompt, so a cache that "
+            "contains an earlier call's blocks does not fit. Pass the whole conversation without a cache."
         )
     config = _effective_config(model, kwargs)
     mode = config.get_generation_mode(kwargs.get("assistant_model"))
@@ -242,10 +239,10 @@ def _check_call(model: Any, prompts: Tensor | None, kwargs: dict[str, Any]) -> N
         "decoding": None if mode in _MODES else mode.value,
     }
     for name, value in refused.items():
-        if value is not None and value is not False:  # a guidance of 0 is one
+        if value is not None and value is not False:  # a guidance of 0 counts as given
             raise ValueError(
                 f"{name}: RiM generates by greedy search, sampling and beam search with their usual caches, got "
-                f"{value!r}. Leave it out, or set num_blocks=0."
+                f"{value!r}. Omit it, or set num_blocks=0."
             )
 
 
@@ -255,18 +252,18 @@ def _check_mask(prompts: Tensor, mask: Any) -> None:
     if mask.shape != prompts.shape:
         raise ValueError(
             f"attention_mask: must be (B, S), a number for each of the {tuple(prompts.shape)} ids, so that blocks can "
-            f"be added, got shape {tuple(mask.shape)}. Pass the tokenizer's own."
+            f"be added, got shape {tuple(mask.shape)}. Pass the tokenizer's own mask."
         )
     hidden = [row for row, is_there in enumerate((mask != 0).any(1).tolist()) if not is_there]
     if hidden:
         raise ValueError(
-            f"attention_mask: must leave a token of each prompt, got row {hidden[0]} of {len(prompts)} masked as a "
-            "whole. Leave empty prompts out, or begin them with the tokenizer's BOS token."
+            f"attention_mask: must keep a token of each prompt, got row {hidden[0]} of {len(prompts)} completely "
+            "masked. Omit empty prompts, or begin them with the tokenizer's BOS token."
         )
 
 
 def _effective_config(model: Any, kwargs: dict[str, Any]) -> GenerationConfig:
-    """The settings that a call of ``generate`` runs under: the model's, the given configuration's, the arguments'."""
+    """Merge the model's generation settings, the given configuration and the arguments; later ones win."""
     config: GenerationConfig = copy.deepcopy(model.generation_config)
     given = kwargs.get("generation_config")
     for settings in ({} if given is None else given.to_dict(), kwargs):

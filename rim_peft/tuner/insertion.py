@@ -1,27 +1,27 @@
-"""How blocks get into a decoding loop that does not know of them, also where each row has another adapter.
+"""Insert blocks into a decoding loop that does not know about them, also with a different adapter for each row.
 
-The loop keeps its own view of the sequences, *without* memory: prompt, then answer. The blocks are put in where that
-view becomes the model's input, in the base's ``prepare_inputs_for_generation``::
+The loop keeps its own view of the sequences, *without* memory: prompt, then answer. The base's
+``prepare_inputs_for_generation`` turns this view into the model's input, and the blocks are inserted there::
 
     the loop's    x  y_1 y_2 ...                 ids, mask, positions, lengths, processors, criteria, streamer, result
     the model's   x  m_1 ... m_K  y_1 y_2 ...    ids, mask, positions, cache
 
 So everything that reads or counts the sequences (penalties and n-gram bans, stop strings, ``max_length``,
 ``min_length``, streamers, criteria that slice at the prompt's length, beam search, the caller) works as with the base
-and never meets a memory id, which lies outside the vocabulary.
+and never sees a memory id, which is outside the vocabulary.
 
-PEFT's argument ``adapter_names`` names an adapter for each row, or ``__base__``. For as long as a pass or a call of
-``generate`` runs, the memory layer notes these names, and LoRA's layers are handed them.
+PEFT's argument ``adapter_names`` names an adapter for each row, or ``__base__``. While a pass or a ``generate`` call
+runs, the memory layer stores these names and LoRA's layers receive them.
 
-In ``generate`` rows get as many memory tokens as their adapters ask for, so prompts are moved to the right until all
-answers begin in the same column, as padding on the left does (``m`` memory, ``_`` padding)::
+In ``generate`` each row gets the memory tokens of its own adapter. Prompts are moved to the right until all answers
+begin in the same column, as with left padding (``m`` memory, ``_`` padding)::
 
     the loop's view       the model's view
     x x x x y y           x x x x m m m m y y
     _ x x x y y           _ _ _ x x x m m y y
-    _ _ x x y y           _ _ _ _ _ _ x x y y      a row of the base alone
+    _ _ x x y y           _ _ _ _ _ _ x x y y      a row without an adapter
 
-So a row's tokens stay side by side, as in a batch of its own, and windows that count columns count the same ones.
+So a row's tokens stay contiguous, as in a batch with one adapter, and attention windows cover the same tokens.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from transformers import StaticCache
 from rim_peft.tuner.memory_embedding import BASE, MemoryEmbedding
 
 PER_TOKEN_INPUTS = ("attention_mask", "position_ids", "token_type_ids")
-"""Inputs beside the ids that have a value for each token."""
+"""Inputs besides the ids that have one value per token."""
 
 
 class BlockInsertion:
-    """The memory ids of one call of ``generate``, put in after column ``prompt_length`` of the loop's sequences."""
+    """The memory ids of one ``generate`` call, inserted after column ``prompt_length`` of the loop's sequences."""
 
     def __init__(self, model: Any, *, prompt_length: int, block_ids: list[int]) -> None:
         room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -60,10 +60,10 @@ class BlockInsertion:
         self.num_columns = len(block_ids)
 
     def attached_to(self, model: Any) -> Any:
-        """Return the model with its inputs made of sequences with memory.
+        """Return the model with inputs that include memory.
 
-        It is a shallow copy, which shares all modules and weights: other calls, in other threads too, go on with the
-        model as it is.
+        It is a shallow copy that shares all modules and weights, so other calls, also in other threads, keep using the
+        unchanged model.
         """
         attached = copy.copy(model)
         vars(attached)["prepare_inputs_for_generation"] = self
@@ -78,8 +78,8 @@ class BlockInsertion:
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> Any:
-        """Stand in for ``prepare_inputs_for_generation``: translate from the loop's view to the model's."""
-        # All ids so far come with the number of last ones to run, if not all; a chunk of a long prompt comes alone.
+        """Replace ``prepare_inputs_for_generation``: translate from the loop's view to the model's."""
+        # input_ids are all ids so far, with the number of last ones to run, or one chunk of a long prompt.
         start = 0
         if next_sequence_length is None and past_key_values is not None:
             start = int(past_key_values.get_seq_length())
@@ -102,14 +102,14 @@ class BlockInsertion:
         )
 
     def put_back(self, output: Any) -> Any:
-        """The output of ``generate`` with the memory ids that the caller's prompts held, as its prompts."""
+        """Return the output of ``generate`` with the memory ids that the caller's prompts contained."""
         if isinstance(output, Tensor):
             return self._insert(output)
         output.sequences = self._insert(output.sequences)
         return output
 
     def _insert(self, sequences: Tensor, *, start: int = 0) -> Tensor:
-        """The model's view of the loop's sequences, which come from column ``start`` on."""
+        """Return the model's view of the loop's sequences, which start at column ``start``."""
         column = self.prompt_length - start
         if sequences.shape[1] < column:
             return sequences
@@ -117,7 +117,7 @@ class BlockInsertion:
         return torch.cat([sequences[:, :column], ids, sequences[:, column:]], dim=1)
 
     def _with_memory(self, kwargs: dict[str, Any], *, rows: int, length: int) -> dict[str, Any]:
-        """Inputs that have values for the last tokens of sequences of ``length``, with values for the memory."""
+        """Add values for the memory to inputs that cover the last tokens of sequences of ``length``."""
         if length < self.prompt_length:
             return kwargs
         inputs = dict(kwargs)
@@ -135,7 +135,7 @@ class BlockInsertion:
         return inputs
 
     def _enlarged(self, cache: Any) -> Any:
-        """A static cache, which ``generate`` made for sequences without memory, with room for it."""
+        """Make room for the memory in a static cache that ``generate`` created for sequences without it."""
         if not isinstance(cache, StaticCache) or int(cache.get_seq_length()) > 0:
             return cache
         return StaticCache(
@@ -155,7 +155,7 @@ def _check_padding(attention_mask: Tensor | None) -> None:
 
 @contextmanager
 def mixed_rows(model: nn.Module, memory: MemoryEmbedding, adapter_names: Sequence[str]) -> Iterator[None]:
-    """Let each row of a batch use the adapter that ``adapter_names`` names for it."""
+    """Let each row of a batch use its adapter from ``adapter_names``."""
 
     def hand_names_on(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return args, {**kwargs, "adapter_names": list(memory.current_adapters)}
@@ -176,7 +176,7 @@ def mixed_rows(model: nn.Module, memory: MemoryEmbedding, adapter_names: Sequenc
 
 @contextmanager
 def repeated_rows(memory: MemoryEmbedding, times: int) -> Iterator[None]:
-    """Let a batch hold each of the named rows several times, one after the other, as beams and samples do."""
+    """Repeat each row's adapter name ``times`` times consecutively, as beams and samples repeat rows."""
     names = memory.row_adapters or ()
     memory.row_adapters = tuple(name for name in names for _ in range(times))
     try:
@@ -186,32 +186,32 @@ def repeated_rows(memory: MemoryEmbedding, times: int) -> Iterator[None]:
 
 
 def check_mixture(adapter_names: Any, peft_config: dict[str, Any], *, training: bool) -> None:
-    """Refuse names that are not adapters, and training.
+    """Refuse unknown adapter names, and training.
 
     Raises:
-        ValueError: ``adapter_names`` is not a list of adapters' names, or the model is in training mode.
+        ValueError: ``adapter_names`` is not a list of known adapter names, or the model is in training mode.
     """
     known = [*peft_config, BASE]
     if not isinstance(adapter_names, list | tuple) or any(name not in known for name in adapter_names):
         raise ValueError(
             f"adapter_names: must be a list with one of {known} for each row of the batch, got {adapter_names!r}. Load "
-            "an adapter before it is named."
+            "an adapter before you name it."
         )
     if training:
         raise ValueError(
-            "adapter_names: must be left out in training mode, got "
+            "adapter_names: must be omitted in training mode, got "
             f"{list(adapter_names)!r}. Call eval(), or train one adapter after the other."
         )
 
 
 class MixedInsertion(BlockInsertion):
-    """The memory ids of a call of ``generate`` whose rows have different blocks, or none."""
+    """The memory ids of a ``generate`` call whose rows have different blocks, or none."""
 
     def __init__(self, model: Any, *, prompts: Tensor, block_ids: Sequence[list[int]]) -> None:
-        """Lay the (B, P) prompts and the B rows' blocks out."""
+        """Lay out the (B, P) prompts and the B rows' blocks."""
         longest = max(block_ids, key=len)
         super().__init__(model, prompt_length=prompts.shape[1], block_ids=longest)
-        # Where the model's columns come from: a column of the prompt, or P for memory, or P + 1 for padding.
+        # Source of each of the model's columns: a column of the prompt, or P for memory, or P + 1 for padding.
         length = self.prompt_length
         sources, ids = [], []
         for prompt, memory_ids in zip(prompts, block_ids, strict=True):
@@ -240,7 +240,7 @@ class MixedInsertion(BlockInsertion):
         return inputs
 
     def _moved(self, values: Tensor, *, memory: Tensor) -> Tensor:
-        """The model's view of the loop's (B, S) values; memory gets the (B, 1) ``memory``, padding 0."""
+        """Return the model's view of the loop's (B, S) values; memory gets the (B, 1) ``memory``, padding gets 0."""
         rows, length = values.shape
         inside = min(length, self.prompt_length)
         prompts = nn.functional.pad(values[:, :inside], (0, self.prompt_length - inside))
@@ -251,5 +251,5 @@ class MixedInsertion(BlockInsertion):
 
     @staticmethod
     def _repeated(values: Tensor, rows: int) -> Tensor:
-        """Values of the prompts, for beams and samples that share one."""
+        """Repeat the prompts' values for beams and samples that share a prompt."""
         return values.repeat_interleave(rows // len(values), dim=0)

@@ -1,7 +1,7 @@
-"""RiMModel: LoRA plus memory rows on a causal language model, and one adapter from several.
+"""RiMModel: LoRA plus memory rows on a causal language model; combining several adapters into one.
 
-Rows are embeddings, so there is one way to combine them, whatever is done with LoRA: ``sum(weight * rows)``. Weights
-that sum to 1 keep them at the size that they were trained to.
+Rows are embeddings, so they combine in one way, whatever happens to LoRA: ``sum(weight * rows)``. Weights that sum to
+1 keep the rows at their trained size.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from rim_peft.tuner.tensors import attached_names, check_tensors
 from rim_peft.tuner.variants import BlockHooks
 
 _HOOKS = "rim_block_hooks"
-"""The base's attribute that holds the hooks on its layers, if an adapter asks for them."""
+"""The base's attribute for the hooks on its layers, set if an adapter needs them."""
 
 FILE = "rim_adapter_file"
-"""The base's attribute that reads an adapter's file, for as long as transformers' own loading is at work on it."""
+"""The base's attribute for a function that reads an adapter's file, set while transformers loads it natively."""
 
 
 class RiMModel(LoraModel):
     """The tuner behind ``get_peft_model(base, RiMConfig(...))``.
 
-    The base's input embedding is wrapped in a :class:`MemoryEmbedding`, LoRA goes on ``target_modules``, and the
-    base's ``generate`` is replaced by a :class:`BlockGenerator`, so that blocks are appended also where the base is
-    used on its own (transformers' adapter loading, pipelines).
+    The base's input embedding is wrapped in a :class:`MemoryEmbedding`, LoRA is added to ``target_modules``, and the
+    base's ``generate`` is replaced by a :class:`BlockGenerator`, so blocks are appended even if the base is called
+    directly (transformers' adapter loading, pipelines).
     """
 
     prefix = PREFIX
@@ -67,10 +67,10 @@ class RiMModel(LoraModel):
         return self.model.generate(*args, num_blocks=num_blocks, **kwargs)
 
     def set_dropout(self, p: float, adapter_name: str | None = None) -> None:
-        """Change the dropout before LoRA, for one adapter or for the active one, also from or to 0.
+        """Change the dropout before LoRA, for one adapter or for the active one; ``p`` may be or have been 0.
 
         Raises:
-            ValueError: if ``p`` is not in [0, 1), or there is no such adapter.
+            ValueError: ``p`` is not in [0, 1), or there is no adapter of this name.
         """
         if not 0 <= p < 1:
             raise ValueError(f"p: must be in [0, 1), got {p!r}.")
@@ -84,24 +84,24 @@ class RiMModel(LoraModel):
                     dropout = nn.Dropout(p) if p > 0 else nn.Identity()
                     module.lora_dropout[name] = dropout.train(module.lora_dropout.training)
 
-    # What PEFT calls to attach and load an adapter.
+    # PEFT calls these to attach and load an adapter.
 
     def _post_injection_hook(self, model: nn.Module, config: RiMConfig, adapter_name: str) -> None:
         vars(model)["generate"] = BlockGenerator(model)
         keep_unpacked(model)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Attach an adapter, and with the first one that asks for them the hooks on the base's layers."""
+        """Attach an adapter, and the hooks on the base's layers if it is the first one that needs them."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         configs: dict[str, Any] = self.peft_config
-        if (read := vars(model).get(FILE)) is not None:  # else the tensors are checked where PEFT maps their names
+        if (read := vars(model).get(FILE)) is not None:  # otherwise PEFT's remapping of names checks the tensors
             tensors = attached_names(model, adapter_name, read())
             self._remap_adapter_state_dict_for_load(model, configs[adapter_name], adapter_name, tensors)
         if configs[adapter_name].changes_layers and _HOOKS not in vars(model):
             vars(model)[_HOOKS] = BlockHooks(model)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter, and with the last one that asks for them the hooks on the base's layers."""
+        """Delete an adapter, and the hooks on the base's layers if no other adapter needs them."""
         super().delete_adapter(adapter_name)
         configs: dict[str, Any] = self.peft_config
         if not any(config.changes_layers for config in configs.values()):
@@ -128,7 +128,7 @@ class RiMModel(LoraModel):
         return peft_config
 
     def _check_target_module_exists(self, peft_config: RiMConfig, key: str) -> Any:
-        """Target the input embedding always, and what LoRA targets unless ``r=0``."""
+        """Always target the input embedding, and LoRA's targets unless ``r=0``."""
         if key == self._embedding_name():
             return True
         return peft_config.r > 0 and check_target_module_exists(peft_config, key)
@@ -162,11 +162,9 @@ class RiMModel(LoraModel):
     def _get_adapter_state_dict(
         cls, model: Any, config: RiMConfig, adapter_name: str, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """What is saved; DoRA's magnitudes under the name of their parameter.
-
-        PEFT cuts ``.weight`` off that name, an older format, which it adds again where it loads: transformers' own
-        loading and hotswap do not, and leave the magnitudes as they start, or fail. Both names load here.
-        """
+        """Return the tensors to save, with DoRA's magnitudes under their full parameter names."""
+        # PEFT cuts ".weight" off these names (an older format) and adds it again on loading. transformers' own loading
+        # and hotswap do not add it: they keep the magnitudes at their start values, or fail. Both names load here.
         saved = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
         cut = f".lora_magnitude_vector.{adapter_name}"
         return {f"{key}.weight" if key.endswith(cut) else key: value for key, value in saved.items()}
@@ -175,7 +173,7 @@ class RiMModel(LoraModel):
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: RiMConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Check a file's tensors before PEFT loads them; PEFT itself lets missing ones pass with a warning."""
+        """Check a file's tensors before PEFT loads them; PEFT itself only warns about missing ones."""
         expected = (NUM_ROWS, _matrix(model).shape[1])
         shapes = [tuple(value.shape) for key, value in state_dict.items() if ".lora_rim_memory." in key]
         if shapes != [expected]:
@@ -192,7 +190,7 @@ class RiMModel(LoraModel):
             )
         return check_tensors(model, adapter_name, named)
 
-    # What merging means, and what is refused.
+    # What merging does, and what is refused.
 
     def _unload_and_optionally_merge(
         self,
@@ -205,8 +203,8 @@ class RiMModel(LoraModel):
             self._check_finite(adapter_names or self.active_adapters)
         if merge:
             warnings.warn(
-                "Merging folds LoRA into the base and leaves the memory rows out: the plain model that comes back has "
-                "no ids for them and generates without memory blocks. Keep the adapter to generate with blocks.",
+                "Merging folds LoRA into the base and drops the memory rows: the resulting plain model has no ids for "
+                "them and generates without memory blocks. Keep the adapter to generate with blocks.",
                 stacklevel=3,
             )
         vars(self.model).pop("generate", None)
@@ -216,16 +214,14 @@ class RiMModel(LoraModel):
         )
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge adapters into the base in place; one that a safe merge refuses leaves all layers as they were."""
+        """Merge adapters into the base in place; if a safe merge fails, all layers stay as they were."""
         if safe_merge:
             self._check_finite(adapter_names or self.active_adapters)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _check_finite(self, adapter_names: list[str]) -> None:
-        """Refuse weights that a safe merge refuses, before the first layer is merged and the rows are gone.
-
-        The message has PEFT's own sentence, by which its users tell this error from others.
-        """
+        """Refuse what a safe merge refuses, before the first layer is merged and the rows are gone."""
+        # The message contains PEFT's own sentence, by which PEFT's users recognise this error.
         for name, parameter in self.model.named_parameters():
             owner = next((own for own in adapter_names if f".{own}." in f"{name.partition('.lora_')[2]}."), None)
             if owner is not None and not bool(parameter.isfinite().all()):
@@ -236,12 +232,12 @@ class RiMModel(LoraModel):
                 )
 
     def _get_tied_target_modules(self, model: nn.Module) -> list[str]:
-        """None: the input embedding is wrapped, but its matrix, which a head may be tied to, is not changed."""
+        """Return no modules: the embedding is wrapped, but its matrix, which a head may share, does not change."""
         return []
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Let a pass's rows have adapters of their own, where ``adapter_names`` is given."""
+        """Let each row of a pass use its own adapter if ``adapter_names`` is given."""
         adapter_names = kwargs.pop("adapter_names", None)
         with super()._enable_peft_forward_hooks(*args, **kwargs):
             if adapter_names is None:
@@ -252,7 +248,7 @@ class RiMModel(LoraModel):
                 yield
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: continuous batching makes its inputs itself, without blocks."""
+        """Refuse: continuous batching builds its inputs itself, without blocks."""
         raise ValueError(
             "generate_batch: continuous batching cannot append memory blocks. Call generate with a padded batch."
         )
@@ -260,25 +256,25 @@ class RiMModel(LoraModel):
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: the memory ids start where the base's vocabulary ends."""
         raise ValueError(
-            "resize_token_embeddings: the vocabulary must keep its size once a RiM adapter is attached, since the "
+            "resize_token_embeddings: the vocabulary must keep its size after a RiM adapter is attached, since the "
             "memory ids start at its end. Resize the base first and attach a new adapter."
         )
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Add an adapter with the weighted sum of others' memory rows, and their LoRA combined as PEFT does it.
+        """Add an adapter: the weighted sum of others' memory rows, and their LoRA as PEFT combines it.
 
         Args:
-            adapters: names of adapters that have the same blocks.
-            weights: a number for each.
-            adapter_name: the new adapter's name; nothing is done if there is one of that name.
-            args: as for ``LoraModel.add_weighted_adapter``: how LoRA is combined.
-            kwargs: likewise.
+            adapters: names of adapters with the same blocks.
+            weights: one number per adapter.
+            adapter_name: the new adapter's name; if it exists, nothing happens.
+            args: as for ``LoraModel.add_weighted_adapter``: how to combine LoRA.
+            kwargs: as for ``LoraModel.add_weighted_adapter``.
 
         Raises:
-            ValueError: the adapters have other blocks, weights besides LoRA's matrices and memory rows, or cannot be
-                combined by PEFT.
+            ValueError: the adapters have different blocks, have weights besides LoRA's matrices and memory rows, or
+                PEFT cannot combine them.
         """
         configs: dict[str, Any] = self.peft_config
         if adapter_name in configs:
@@ -293,16 +289,16 @@ class RiMModel(LoraModel):
             configs[adapter_name] = replace(configs[adapters[0]])
             self.inject_adapter(self.model, adapter_name)
         combine_rows(self.memory, adapters, weights, adapter_name)
-        self.set_requires_grad(adapter_name, requires_grad=False)  # as PEFT leaves its own
+        self.set_requires_grad(adapter_name, requires_grad=False)  # PEFT does the same
 
 
 def has_memory(base: nn.Module) -> bool:
-    """Whether a base has a RiM adapter's layers in it."""
+    """Tell whether a base contains a RiM adapter's layers."""
     return any(isinstance(module, MemoryEmbedding) for module in base.modules())
 
 
 def detach(base: nn.Module) -> None:
-    """Take all adapters off a base, also where attaching or loading one stopped halfway."""
+    """Remove all adapters from a base, even if attaching or loading one failed halfway."""
     tuner: Any = RiMModel.__new__(RiMModel)
     nn.Module.__init__(tuner)
     tuner.model = base
@@ -310,7 +306,7 @@ def detach(base: nn.Module) -> None:
 
 
 def _matrix(model: Any) -> Tensor:
-    """The base's embedding matrix, (V, H), with or without an adapter."""
+    """Return the base's embedding matrix, (V, H), with or without an adapter."""
     weight: Tensor = model.get_input_embeddings().weight
     return weight
 
@@ -320,51 +316,49 @@ _NOT_COMBINED = {
     "lora_bias": (False, "LoRA's biases"),
     "modules_to_save": (None, "modules trained in full"),
 }
-"""Options that give an adapter weights which are not combined."""
+"""Options that give an adapter weights which cannot be combined."""
 
 
 def check_combination(configs: dict[str, RiMConfig], adapters: Sequence[str], weights: Sequence[float]) -> None:
-    """Refuse adapters whose weighted sum means nothing.
+    """Refuse adapters that cannot be combined by a weighted sum.
 
     Raises:
-        ValueError: names, weights, or options of the adapters do not fit one another.
+        ValueError: names, weights or options of the adapters do not match.
     """
     missing = [name for name in adapters if name not in configs]
     if missing or not adapters:
         raise ValueError(f"adapters: must be some of {list(configs)}, got {list(adapters)!r}. Load them first.")
     if len(weights) != len(adapters) or not all(math.isfinite(weight) for weight in weights):
         raise ValueError(
-            f"weights: must be a number for each of the {len(adapters)} adapters, got {list(weights)!r}. Name one each."
+            f"weights: must be a number for each of the {len(adapters)} adapters, got {list(weights)!r}. Pass one each."
         )
     for option in BLOCK_OPTIONS:
         values = {name: getattr(configs[name], option) for name in adapters}
         if len(set(values.values())) > 1:
             raise ValueError(
-                f"{option}: must be the same for all adapters that are combined, got {values}: their memory rows are "
-                "used in other ways. Combine adapters that were trained with the same blocks."
+                f"{option}: must be the same for all combined adapters, got {values}: their memory rows are used "
+                "differently. Combine adapters that were trained with the same blocks."
             )
     for option, (off, left_out) in _NOT_COMBINED.items():
         if having := {name: value for name in adapters if (value := getattr(configs[name], option))}:
             raise ValueError(
-                f"{option}: must be {off} for all adapters that are combined, got {having}: PEFT combines LoRA's "
-                f"matrices and leaves {left_out} out. Merge one of them into the base instead."
+                f"{option}: must be {off} for all combined adapters, got {having}: PEFT combines LoRA's matrices "
+                f"without {left_out}. Merge one of them into the base instead."
             )
 
 
 def combine_rows(memory: MemoryEmbedding, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
-    """Set an adapter's memory rows to the weighted sum of others'."""
+    """Set an adapter's memory rows to the weighted sum of other adapters' rows."""
     with torch.no_grad():
         rows = [weight * memory.rows(name) for name, weight in zip(adapters, weights, strict=True)]
         memory.rows(adapter_name).copy_(torch.stack(rows).sum(0))
 
 
 def use_plain_scaling(model: nn.Module, config: RiMConfig, adapter_name: str) -> None:
-    """Let the LoRA of a combined adapter count once, and note its ranks, which a file of it is read by.
-
-    PEFT works the scaling of each adapter into the combined matrices and sets alpha to the rank, for a scaling of 1.
-    With rsLoRA, which the new adapter takes over from the first one, it would be the square root of the rank. Ranks
-    that some layers have of their own, by ``rank_pattern``, it leaves out of the configuration.
-    """
+    """Set the LoRA scaling of a combined adapter to 1, and record its ranks in its configuration."""
+    # PEFT folds each adapter's scaling into the combined matrices and sets alpha to the rank, for a scaling of 1. With
+    # rsLoRA, copied from the first adapter, the scaling would be the square root of the rank. PEFT also does not
+    # record ranks that differ by layer (rank_pattern), which are needed to load a file of the adapter.
     config.use_rslora = False
     ranks: dict[str, int] = {}
     for name, module in model.named_modules():

@@ -1,8 +1,8 @@
-"""RiM's entry in PEFT's tables and methods: the only file that touches PEFT's internals.
+"""RiM's entry in PEFT's tables and methods: the only module that touches PEFT's internals.
 
-PEFT looks its methods up by a member of the enum ``PeftType``, which is closed. A plain string is not enough (PEFT
-and transformers read ``.value``), so a real member is added, which compares, hashes, pickles and serialises like the
-others.
+PEFT finds its methods by members of the closed enum ``PeftType``. A plain string is not enough, since PEFT and
+transformers read ``.value``, so this module adds a real member, which compares, hashes, pickles and serialises like
+the others.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from transformers.integrations.peft import PeftAdapterMixin
 NAME = "RIM"
 
 PREFIX = "lora_"
-"""Prefix of the adapter's parameter names: LoRA's own, since transformers' adapter loading renames keys by it."""
+"""Prefix of the adapter's parameter names: the same as LoRA's, because transformers' loading renames keys by it."""
 
 
 BLOCK_OPTIONS = ("num_blocks", "block_size", "insertion_layer", "bidirectional_blocks")
-"""Options that say what memory rows are used for: the same in adapters that stand in for one another."""
+"""Options that say how memory rows are used; they must be equal in adapters that replace one another."""
 
 
 def _add_member() -> PeftType:
-    """Add ``RIM`` to ``PeftType``, or return the member that is already there."""
+    """Add ``RIM`` to ``PeftType``, or return the existing member."""
     if NAME in PeftType.__members__:
         return PeftType[NAME]
     enum: Any = PeftType
@@ -55,7 +55,7 @@ RIM: PeftType = _add_member()
 
 
 def register(config_cls: type[PeftConfig], model_cls: type[BaseTuner], memory_cls: type[BaseTunerLayer]) -> None:
-    """Enter RiM's classes in PEFT's tables; doing it again is harmless.
+    """Enter RiM's classes in PEFT's tables; safe to repeat.
 
     Args:
         config_cls: the configuration.
@@ -63,29 +63,29 @@ def register(config_cls: type[PeftConfig], model_cls: type[BaseTuner], memory_cl
         memory_cls: the layer with the memory rows, which has no LoRA.
 
     Raises:
-        ImportError: if the installed PEFT has a method named RIM of its own.
+        ImportError: the installed PEFT has its own method named RIM.
     """
     registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(RIM)
     if registered is not None and registered.__module__.partition(".")[0] != config_cls.__module__.partition(".")[0]:
         raise ImportError(
-            f"PEFT {peft.__version__} has a method named {NAME} of its own ({registered.__module__}), which this "
-            "package would replace: update rim-peft, or install a PEFT without it."
+            f"PEFT {peft.__version__} has its own method named {NAME} ({registered.__module__}), which this package "
+            "would replace: update rim-peft, or install a PEFT without it."
         )
     PEFT_TYPE_TO_CONFIG_MAPPING[RIM] = config_cls
     PEFT_TYPE_TO_TUNER_MAPPING[RIM] = model_cls
     PEFT_TYPE_TO_PREFIX_MAPPING[RIM] = PREFIX
-    unsupported: Any = eva.UNSUPPORTED_LORA_MODULES  # layers that LoRA's start from activations passes over
+    unsupported: Any = eva.UNSUPPORTED_LORA_MODULES  # EVA, which starts LoRA from activations, skips these layers
     if memory_cls not in unsupported:
         eva.UNSUPPORTED_LORA_MODULES = (*unsupported, memory_cls)
     hotswap.CONFIG_KEYS_TO_CHECK[RIM] = [*hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA], *BLOCK_OPTIONS]
 
 
 def override(model_cls: type[BaseTuner], **methods: Callable[..., Any]) -> None:
-    """Let methods of PEFT's model do something else where it holds our tuner; doing it again is harmless.
+    """Replace methods of PEFT's model if its tuner is ours; safe to repeat.
 
     Args:
         model_cls: our tuner.
-        methods: by the name of a method of ``PeftModel``, a function of the model, PEFT's own method and its arguments.
+        methods: by name of a ``PeftModel`` method, a function of the model, PEFT's own method and its arguments.
     """
     for name, method in methods.items():
         original = getattr(PeftModel, name)
@@ -95,12 +95,12 @@ def override(model_cls: type[BaseTuner], **methods: Callable[..., Any]) -> None:
 def check_swaps(
     config_cls: type[PeftConfig], check: Callable[[Any, Any], None], check_tensors: Callable[..., Any]
 ) -> None:
-    """Let PEFT check more where it swaps one of our adapters for another in place; doing it again is harmless.
+    """Add checks to PEFT's in-place swap of one of our adapters for another; safe to repeat.
 
     Args:
         config_cls: our configuration.
-        check: function of the configurations of the attached adapter and of the other one.
-        check_tensors: function of the model, the adapter's name, and the other one's tensors by their names there.
+        check: function of the configurations of the attached and the new adapter.
+        check_tensors: function of the model, the adapter's name, and the new adapter's tensors by their names there.
     """
 
     def check_configs(original: Callable[..., Any], config: PeftConfig, other: PeftConfig) -> None:
@@ -120,11 +120,11 @@ def check_swaps(
 
 
 def check_reading(check_config: Callable[[Path, Any], None], check_checksum: Callable[[Path], None]) -> None:
-    """Let PEFT check files before it takes anything from them, wherever they lie; doing it again is harmless.
+    """Let PEFT check files before it uses their content, from any source; safe to repeat.
 
     Args:
-        check_config: function of the path and the content of a configuration of ours.
-        check_checksum: function of the path of a safetensors file, which passes those without a checksum of ours.
+        check_config: function of the path and the content of one of our configurations.
+        check_checksum: function of the path of a safetensors file; it accepts files without our checksum.
     """
 
     def read_config(original: Callable[..., Any], path_json_file: Any, **options: Any) -> Any:
@@ -142,7 +142,7 @@ def check_reading(check_config: Callable[[Path, Any], None], check_checksum: Cal
 
 
 def guard_loading(load: Callable[..., Any], load_natively: Callable[..., Any]) -> None:
-    """Put functions around the two ways in which an adapter gets onto a base; doing it again is harmless.
+    """Wrap the two functions that load an adapter onto a base; safe to repeat.
 
     Args:
         load: function of ``PeftModel.from_pretrained`` and its arguments, the base first.
@@ -153,7 +153,7 @@ def guard_loading(load: Callable[..., Any], load_natively: Callable[..., Any]) -
 
 
 def _wrap(owner: Any, name: str, function: Callable[..., Any]) -> None:
-    """Replace a function, method or class method by ours, which is given the original as its first argument."""
+    """Replace a function, method or class method by ours, which gets the original as its first argument."""
     current: Any = vars(owner)[name]
     original = getattr(current, "_before_rim", current)
     plain = original.__func__ if isinstance(original, classmethod) else original

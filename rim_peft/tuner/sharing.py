@@ -1,4 +1,4 @@
-"""What PEFT's model does with a RIM adapter's files, where that differs from PEFT: loading, the card, the Hub."""
+"""Loading, saving and pushing a RIM adapter, where this differs from PEFT."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from rim_peft.tuner.model import FILE, detach, has_memory
 from rim_peft.tuner.tensors import damaged_file, not_finite, read_tensors, seal_tensors
 
 _ADAPTER = "default"
-"""Name of the adapter that papers belong to: PEFT saves it in the folder itself, others in folders below."""
+"""Name of the adapter that papers belong to: PEFT saves it in the folder itself, others in subfolders."""
 
 _DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-"""What of a call says where the Hub's files are."""
+"""Arguments of a call that locate the Hub's files."""
 
 
 @dataclass(frozen=True)
 class Papers:
-    """Files that belong to an adapter's weights: its card, its recipe, the record of its training, its tokenizer.
+    """Files that accompany an adapter's weights: its card, recipe, training record and tokenizer.
 
     Attributes:
-        files: where they lie, by their path in a folder of the adapter.
+        files: paths of the files, by their relative path in an adapter's folder.
         digest: SHA-256 of the weights.
     """
 
@@ -50,17 +50,17 @@ class Papers:
 
 
 def attach_papers(model: PeftModel, files: Mapping[str, Path]) -> None:
-    """Let an adapter take files along wherever its model is saved or pushed, while its weights stay as they are.
+    """Attach files that are saved and pushed together with an adapter, as long as its weights do not change.
 
     Args:
         model: a model whose adapter has PEFT's default name.
-        files: where they lie, by their path in a folder of the adapter; ``README.md`` is the card.
+        files: paths of the files, by their relative path in an adapter's folder; ``README.md`` is the card.
     """
     vars(model.base_model)["papers"] = Papers(dict(files), _digest(model))
 
 
 def load_pretrained(original: Callable[..., Any], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
-    """Load an adapter onto a base by ``PeftModel.from_pretrained``; one that is refused leaves the base as it was.
+    """Load an adapter with ``PeftModel.from_pretrained``; if it is refused, the base stays as it was.
 
     Raises:
         ValueError: the adapter's files are damaged, or it does not fit the base.
@@ -76,13 +76,13 @@ def load_pretrained(original: Callable[..., Any], model: Any, model_id: Any, *ar
 
 
 def load_adapter(model: PeftModel, original: Callable[..., Any], model_id: Any, *args: Any, **kwargs: Any) -> Any:
-    """Load an adapter, and say of files that are missing or damaged what is wrong with them.
+    """Load an adapter, with clear errors about missing or damaged files.
 
-    An adapter that could not be loaded does not stay, so that nobody answers with its random start.
+    If loading fails, the adapter is removed, so that nobody uses its random start.
 
     Raises:
-        FileNotFoundError: a folder without the adapter's weights.
-        ValueError: their file is damaged or cut off, or holds other tensors than the adapter's.
+        FileNotFoundError: the folder lacks the adapter's weights.
+        ValueError: the weights are damaged or cut off, or the file contains tensors of something else.
     """
     folder = Path(model_id, kwargs.get("subfolder") or "")
     if (folder / CONFIG_NAME).is_file():  # else PEFT asks the Hub
@@ -97,9 +97,9 @@ def load_adapter(model: PeftModel, original: Callable[..., Any], model_id: Any, 
 
 
 def load_natively(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Load an adapter by transformers' own ``load_adapter``, which takes any tensor of a file for the model's.
+    """Load an adapter with transformers' own ``load_adapter``, which accepts any tensor of a file.
 
-    The file is read and checked once the adapter's layers are there, before anything of it is loaded.
+    The file is read and checked when the adapter's layers exist, before any tensor is loaded.
 
     Raises:
         ValueError: as for :func:`load_adapter`.
@@ -125,15 +125,13 @@ def load_natively(original: Callable[..., Any], model: Any, *args: Any, **kwargs
 
 
 def _read_native(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors that a call of transformers' ``load_adapter`` is about to load."""
+    """Return the tensors that a call of transformers' ``load_adapter`` will load."""
     if (given := arguments.get("adapter_state_dict")) is not None:
         return dict(given)
     more: Mapping[str, Any] = arguments.get("kwargs", {})
     config = arguments.get("load_config")
     if (config.use_safetensors if config is not None else more.get("use_safetensors")) is False:
-        raise ValueError(
-            "use_safetensors: must not be False, since a pickle can run code and is not read. Leave it out."
-        )
+        raise ValueError("use_safetensors: must not be False, since a pickle can run code and is not read. Omit it.")
     source: Any = arguments.get("peft_model_id") or (
         config.pretrained_model_name_or_path if config is not None else None
     )
@@ -149,8 +147,8 @@ def _read_native(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _reraise(source: str, error: Exception) -> NoReturn:
-    """Raise an error of loading as one that names the files."""
-    if isinstance(error, SafetensorError):  # of a file in the Hub's cache
+    """Raise a loading error again as one that names the files."""
+    if isinstance(error, SafetensorError):  # from a file in the Hub's cache
         raise damaged_file(source, error) from error
     explained = explain(source, error)
     if explained is error:
@@ -159,7 +157,7 @@ def _reraise(source: str, error: Exception) -> NoReturn:
 
 
 def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Save adapters, with the papers of the run that they come from unless they were trained on since.
+    """Save adapters, with the files of their run unless they were trained further.
 
     Raises:
         ValueError: the weights would be written as a pickle, or are not finite.
@@ -170,7 +168,7 @@ def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, 
     if not options["safe_serialization"]:
         raise ValueError(
             "safe_serialization: must be True, got False: adapters are saved as safetensors, since a pickle can run "
-            "code and is not read again. Leave it out."
+            "code and is not read again. Omit it."
         )
     selected = options["selected_adapters"]
     if options["is_main_process"]:
@@ -196,9 +194,9 @@ def save_pretrained(model: PeftModel, original: Callable[..., Any], *args: Any, 
 
 
 def write_card(model: PeftModel, original: Callable[..., Any], output_dir: str) -> None:
-    """Write the card of the adapter in the folder itself, or of the active one if all are saved in folders below.
+    """Write the card of the adapter in the folder itself, or of the active one if all are in subfolders.
 
-    A card that is there already stays, with the metadata that it lacks.
+    An existing card stays and gets the metadata that it lacks.
     """
     folder = Path(output_dir)
     config: Any = model.peft_config.get(_ADAPTER) or active_config(model)
@@ -226,20 +224,20 @@ def push_to_hub(
     tags: list[str] | None = None,
     max_shard_size: Any = None,
 ) -> Any:
-    """Save the model and upload it with its own card, which transformers would replace by an empty one.
+    """Save the model and upload it with its own card; transformers would replace the card by an empty one.
 
     Args:
         model: model with a RIM adapter.
-        original: transformers' method, which is not used.
-        repo_id: where to; made if need be.
+        original: transformers' method; not used.
+        repo_id: target repository; created if missing.
         commit_message: title of the commit.
-        commit_description: more about it.
+        commit_description: description of the commit.
         private: whether a new repository is private.
         token: as in ``huggingface_hub``.
-        revision: branch; made if need be.
+        revision: branch; created if missing.
         create_pr: upload as a pull request.
         tags: more tags for the card.
-        max_shard_size: taken for transformers' sake; adapters are one file.
+        max_shard_size: ignored, as an adapter is one file; transformers passes it.
     """
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, save_embedding_layers=False)
@@ -270,29 +268,29 @@ def upload(
     tags: Iterable[str] = (),
     license: str | None = None,
 ) -> Any:
-    """Upload files in one commit; the card calls the adapter by its id.
+    """Upload files in one commit; the card names the adapter by its repository id.
 
     Args:
         api: client of the Hub.
-        repo_id: where to; made if need be.
-        files: contents, or where they lie, by path in the repository.
+        repo_id: target repository; created if missing.
+        files: contents or local paths, by path in the repository.
         commit_message: title of the commit.
-        commit_description: more about it.
+        commit_description: description of the commit.
         private: whether a new repository is private.
-        revision: branch; made if need be.
+        revision: branch; created if missing.
         create_pr: upload as a pull request.
         tags: more tags for the card.
-        license: the adapter's licence for the card, by its id on the Hub.
+        license: the adapter's licence for the card, as an id on the Hub.
 
     Returns:
         ``huggingface_hub``'s ``CommitInfo``.
 
     Raises:
-        huggingface_hub.errors.HFValidationError: the id cannot be one.
+        huggingface_hub.errors.HFValidationError: the repository id is invalid.
     """
     validate_repo_id(repo_id)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not revision.startswith("refs/"):  # such as a pull request's
+    if revision is not None and not revision.startswith("refs/"):  # a pull request, for instance, has one already
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     contents = dict(files)
     card = contents.get(CARD_FILE)
@@ -315,11 +313,11 @@ def _copy_papers(model: PeftModel, folder: Path) -> None:
     if papers is None:
         return
     if _ADAPTER not in model.peft_config or papers.digest != _digest(model):
-        del vars(model.base_model)["papers"]  # of weights that are gone
+        del vars(model.base_model)["papers"]  # they describe the old weights
         if _is_same(folder / CARD_FILE, papers.files.get(CARD_FILE)):
             warnings.warn(
-                f"{folder}: its card and records are those of the weights before, which are replaced now. Save other "
-                "weights in a folder of their own.",
+                f"{folder}: its card and records describe the previous weights, which are replaced now. Save other "
+                "weights in another folder.",
                 stacklevel=3,
             )
         return

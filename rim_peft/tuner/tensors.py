@@ -1,4 +1,4 @@
-"""A file of an adapter's tensors: written with a checksum, and read only if it holds that adapter and nothing else."""
+"""An adapter's tensor file: write it with a checksum, and check that it contains this adapter and nothing else."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from rim_peft.values import cut
 AGAIN = "Copy or download the adapter again (from the Hub with force_download=True), or save it again."
 
 _CHECKSUM = "rim_sha256"
-"""Key of the checksum in a file's metadata; files without it (older, or written by others) are read without."""
+"""Key of the checksum in a file's metadata; files without it (older, or from other tools) are read unchecked."""
 
 _CHUNK = 1 << 20
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-"""Prefixes that wrappers add to parameter names, and that files do not have."""
+"""Prefixes that wrappers add to parameter names; files do not have them."""
 
 _BASE_PREFIX = "base_model.model."
 
 
 def seal_tensors(path: Path, notes: Mapping[str, str] | None = None) -> None:
-    """Put a checksum into a safetensors file, and its header in order, so that equal tensors are equal bytes.
+    """Add a checksum to a safetensors file and sort its metadata, so that equal tensors give equal bytes.
 
-    safetensors itself writes several entries of metadata in random order. The file is replaced at once.
+    The file is replaced atomically.
 
     Args:
-        path: of the file.
+        path: the file.
         notes: more metadata.
     """
+    # safetensors writes metadata in random order.
     header, start = _read_header(path)
     metadata = {**header.pop("__metadata__", {}), **(notes or {})}
     metadata[_CHECKSUM] = _checksum(path, header, metadata, start)
@@ -58,28 +59,28 @@ def seal_tensors(path: Path, notes: Mapping[str, str] | None = None) -> None:
 
 
 def check_tensors_file(path: Path) -> None:
-    """Check that a safetensors file is whole, by its header and length.
+    """Check by its header and length that a safetensors file is complete.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is incomplete or damaged.
     """
     try:
         with safe_open(path, framework="pt"):
-            pass  # opening a file reads its header and compares it with the file's length
+            pass  # opening a file reads its header and compares it with the file length
     except SafetensorError as error:
         raise damaged_file(str(path), error) from error
 
 
 def check_checksum(path: Path) -> None:
-    """Check a safetensors file that has a checksum of ours; others, and those that cannot be opened, pass.
+    """Check the checksum of a safetensors file; files without one, and unreadable files, pass.
 
     Raises:
-        ValueError: it was changed since it was saved.
+        ValueError: the file was changed since it was saved.
     """
     try:
         with safe_open(path, framework="pt") as file:
             noted = (file.metadata() or {}).get(_CHECKSUM)
-    except (OSError, SafetensorError):  # whoever reads it says so
+    except (OSError, SafetensorError):  # reported when the file is read
         return
     if noted is None:
         return
@@ -87,16 +88,16 @@ def check_checksum(path: Path) -> None:
     metadata = header.pop("__metadata__")
     if noted != _checksum(path, header, metadata, start):
         raise ValueError(
-            f"{path}: must be as it was saved, and its checksum ({_CHECKSUM}) says that it was changed or damaged "
-            f"since. {AGAIN}"
+            f"{path}: must be as it was saved, but its checksum ({_CHECKSUM}) shows that it was changed or damaged. "
+            f"{AGAIN}"
         )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of tensors onto the CPU.
+    """Read a tensor file onto the CPU.
 
     Raises:
-        ValueError: it is damaged, or a tensor is not finite or of a type that weights do not have.
+        ValueError: the file is damaged, or a tensor is not finite or has a dtype that weights do not have.
     """
     check_tensors_file(path)
     check_checksum(path)
@@ -106,24 +107,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_notes(path: Path) -> dict[str, str]:
-    """Return a whole file's metadata."""
+    """Return the metadata of a complete file."""
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a whole file's tensors by name, without reading them."""
+    """Return the shapes of a complete file's tensors by name, without reading the tensors."""
     header, _ = _read_header(path)
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def damaged_file(source: str, error: Exception) -> ValueError:
-    """Return the error that tells a user what safetensors' own message means."""
-    return ValueError(f"{source}: must be a whole safetensors file, and is damaged or cut off ({error}). {AGAIN}")
+    """Return an error that explains safetensors' own message."""
+    return ValueError(f"{source}: must be a whole safetensors file, but is damaged or cut off ({error}). {AGAIN}")
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return which tensor holds a number that is not finite, and the number; None if there is none.
+    """Return the first tensor with a non-finite number, and the number; None if all are finite.
 
     >>> not_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("inf"), float("nan")])})
     'b holds inf'
@@ -136,16 +137,16 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def check_values(tensors: Mapping[str, Tensor], *, source: str = "adapter's file") -> None:
-    """Check that tensors are finite numbers of a type that weights have.
+    """Check that tensors are finite and have a dtype of weights.
 
     Raises:
-        ValueError: one is not; it is named.
+        ValueError: one is not or does not; the message names it.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise ValueError(
                 f"{source}: its tensors must be float32, bfloat16 or float16, got {_plain(tensor.dtype)} in "
-                f"{cut(name, most=200)}: these are no weights of an adapter. {AGAIN}"
+                f"{cut(name, most=200)}: adapter weights have other types. {AGAIN}"
             )
     if (found := not_finite(tensors)) is not None:
         raise ValueError(
@@ -157,22 +158,22 @@ def check_values(tensors: Mapping[str, Tensor], *, source: str = "adapter's file
 def check_tensors(
     model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor], *, any_rank: bool = False
 ) -> dict[str, Tensor]:
-    """Check that a file's tensors are those of an adapter on its base and no others, and return the adapter's.
+    """Check that a file contains exactly an adapter's tensors for its base, and return them.
 
     Args:
-        model: the base with the adapter attached, within PEFT's model or not.
+        model: the base with the adapter attached, inside PEFT's model or not.
         adapter_name: name of the adapter.
-        tensors: the file's, by their names in the model.
-        any_rank: let LoRA's matrices have other ranks than those that are attached.
+        tensors: the file's tensors, by their names in the model.
+        any_rank: allow LoRA matrices with other ranks than the attached ones.
 
     Raises:
-        ValueError: a tensor is missing, is none of the adapter's, has another shape or type, or is not finite.
+        ValueError: a tensor is missing, does not belong to the adapter, has another shape or dtype, or is not finite.
     """
     check_values(tensors)
     state = {**_named(model.named_parameters(remove_duplicate=False)), **_named(model.named_buffers())}
     if not any(name.startswith(_BASE_PREFIX) for name in state):
         tensors = {name.removeprefix(_BASE_PREFIX): tensor for name, tensor in tensors.items()}
-    own = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(\.|$)")  # "layers" may be an adapter's name, too
+    own = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(\.|$)")  # an adapter can also be named like a module
     in_full = {_unwrapped(attached) for attached in _names_in_full(model, adapter_name).values()}
     expected = {name: tuple(value.shape) for name, value in state.items() if own.search(name) or name in in_full}
     embeddings = _embeddings(model)
@@ -182,22 +183,22 @@ def check_tensors(
         if name in expected or not _is_copy(tensor, state.get(name), embeddings)
     }
     found = {name: tuple(tensor.shape) for name, tensor in kept.items()}
-    if any(name.endswith("_flat_param") for name in state):  # FSDP's first version, whose parameters have no names
+    if any(name.endswith("_flat_param") for name in state):  # FSDP's first version hides parameter names
         expected = {name: shape for name, shape in found.items() if own.search(name)}
     _compare(expected, found, state, any_rank=any_rank)
-    # A float64 that is finite need not be a finite float32, which it becomes where it is loaded.
+    # A finite float64 may become infinite in the model's dtype.
     check_values({name: tensor.to(state[name].dtype) for name, tensor in kept.items() if name in state})
     return kept
 
 
 def attached_names(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a file's tensors of modules that are trained in full to their names in the model."""
+    """Rename a file's tensors of fully trained modules to their names in the model."""
     names = _names_in_full(model, adapter_name)
     return {names.get(name, names.get(name.removeprefix(_BASE_PREFIX), name)): value for name, value in tensors.items()}
 
 
 def _names_in_full(model: nn.Module, adapter_name: str) -> dict[str, str]:
-    """Names of tensors that are trained in full: in a file → in the model."""
+    """Map names of fully trained tensors: in a file -> in the model."""
     return {
         f"{prefix}.{stored}": f"{prefix}.{attached}"
         for prefix, module in model.named_modules()
@@ -218,7 +219,7 @@ def _compare(
         raise ValueError(
             f"adapter's file: its tensors must be those of the adapter and no others, got one of the base, "
             f"{cut(of_base[0], most=200)}{_more(of_base)}: it would change the model that the adapter is attached to. "
-            "Get the adapter from somewhere else; whoever saved it must save the base apart."
+            "Get the adapter from another source; whoever saved it must save the base separately."
         )
     wrong = [
         f"{cut(name, most=200)} {expected.get(name, 'not there')}, got {found.get(name, 'none')}"
@@ -228,8 +229,8 @@ def _compare(
     if wrong:
         raise ValueError(
             f"adapter's file: its tensors must be those of the adapter on this base, {wrong[0]}{_more(wrong)}: it was "
-            f"made for another base, or is not the file of its {CONFIG_NAME}. Load it onto its own base, loaded anew, "
-            "with its own file."
+            f"made for another base, or is not the file of its {CONFIG_NAME}. Load its own base again, then the "
+            "adapter with its own file."
         )
 
 
@@ -245,7 +246,7 @@ def _is_same_shape(
 
 
 def _embeddings(model: Any) -> set[int]:
-    """Where the base's input embedding and output head lie in memory."""
+    """Return the memory addresses of the base's input embedding and output head."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = (
         [base.get_input_embeddings(), base.get_output_embeddings()] if hasattr(base, "get_input_embeddings") else []
@@ -259,7 +260,7 @@ def _embeddings(model: Any) -> set[int]:
 
 
 def _is_copy(tensor: Tensor, own: Tensor | None, embeddings: set[int]) -> bool:
-    """Whether a tensor equals the base's embedding or head, which PEFT saves where a vocabulary was resized."""
+    """Tell whether a tensor equals the base's embedding or head, which PEFT saves after a vocabulary resize."""
     if own is None or own.is_meta or own.shape != tensor.shape or own.data_ptr() not in embeddings:
         return False
     return torch.equal(tensor.to(own), own)
@@ -276,7 +277,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the header of a whole safetensors file, and where its data start."""
+    """Return the header of a complete safetensors file, and the offset of its data."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return json.loads(file.read(length)), 8 + length

@@ -1,11 +1,11 @@
-"""Continuous thoughts: hidden states that are fed back as input, one pass each, behind a prompt and ``<b>``.
+"""Continuous thoughts: hidden states that are fed back as input, one pass each, after a prompt and ``<b>``.
 
-The method Coconut, with which RiM is compared. ``<b>`` and ``</b>`` stand for the paper's ``<bot>`` and ``<eot>``::
+This is the method Coconut, a baseline for RiM. ``<b>`` and ``</b>`` replace the paper's ``<bot>`` and ``<eot>``::
 
     question  <b>  thought 1 ... thought N  </b>  text
 
-A thought's input embedding is what the head reads at the token before it: at ``<b>`` for the first one, then at the
-thought before. So thoughts are computed one after the other, and training differentiates through all of them.
+A thought's input embedding is the head's input at the token before it: at ``<b>`` for the first thought, then at the
+previous thought. So thoughts are computed one after the other, and training differentiates through all of them.
 
 Source: Hao et al., "Training Large Language Models to Reason in a Continuous Latent Space", arXiv 2412.06769.
 """
@@ -27,12 +27,12 @@ from rim_peft.tuner.config import active_config
 
 @dataclass(frozen=True)
 class Thoughts:
-    """A batch of B prompts with its thoughts, to be gone on with.
+    """A batch of B prompts with its thoughts, ready to be continued.
 
     Attributes:
         cache: keys and values of C columns: prompts padded on the left, ``<b>``, and all thoughts but the last.
         mask: (B, C) int64, 1 for a token, 0 for padding.
-        last: (B, 1, H) the last thought, which is run with what follows it; (B, 0, H) without thoughts.
+        last: (B, 1, H) the last thought, not run yet: it runs with the tokens that follow; (B, 0, H) without thoughts.
     """
 
     cache: DynamicCache
@@ -40,7 +40,7 @@ class Thoughts:
     last: Tensor
 
     def followed_by(self, base: Any, token_ids: Tensor, mask: Tensor) -> dict[str, Any]:
-        """Return the base's inputs for the last thought and the tokens behind it.
+        """Return the base's inputs for the last thought and the tokens after it.
 
         Args:
             base: the model under the adapter.
@@ -61,45 +61,45 @@ class Thoughts:
 
 
 def check_thinks(model: PeftModel) -> None:
-    """Refuse models that cannot be fed their hidden states on a cache.
+    """Refuse models that cannot read their hidden states as input with a cache.
 
     Raises:
-        ValueError: no active RIM adapter, blocks that are more than input embeddings, layers without a cache of keys
-            and values, or a base that does not take embeddings.
+        ValueError: there is no active RIM adapter, its blocks change layers, the base has layers without a cache of
+            keys and values, or it does not take embeddings.
     """
     config = active_config(model)
     for name in ("insertion_layer", "bidirectional_blocks"):
         if value := getattr(config, name, None):
-            raise ValueError(f"{name}: continuous thoughts have no blocks, got {value!r}. Leave it out.")
+            raise ValueError(f"{name}: continuous thoughts have no blocks, got {value!r}. Omit it.")
     base: Any = model.get_base_model()
     check_layers(base.config)
     needed = {"inputs_embeds", "position_ids", "past_key_values"}
     missing = needed - inspect.signature(base.base_model.forward).parameters.keys()
     if missing:
         raise ValueError(
-            f"model: must take {', '.join(sorted(missing))} for continuous thoughts, {type(base).__name__} does not. "
-            "Use another base."
+            f"model: must take {', '.join(sorted(missing))} for continuous thoughts, but {type(base).__name__} does "
+            "not. Use another base."
         )
 
 
 def think(model: PeftModel, prompt_ids: Tensor, mask: Tensor, *, num_thoughts: int) -> Thoughts:
     """Run prompts and ``<b>`` once, then one pass for each thought but the last.
 
-    Gradients flow through all passes where they are enabled.
+    If gradients are enabled, they flow through all passes.
 
     Args:
-        model: a model with an active RIM adapter, whose row of ``<b>`` is used.
+        model: a model with an active RIM adapter, whose ``<b>`` row is used.
         prompt_ids: (B, P) prompts, padded on the left.
         mask: (B, P) int64, 1 for a token, 0 for padding.
-        num_thoughts: thoughts behind every prompt, N.
+        num_thoughts: thoughts after every prompt, N.
 
     Raises:
-        ValueError: gradient checkpointing is on, which runs layers without a cache.
+        ValueError: gradient checkpointing is on; it runs layers without a cache.
     """
     base: Any = model.get_base_model()
     if base.is_gradient_checkpointing and base.training:
         raise ValueError(
-            "gradient_checkpointing: must be off for continuous thoughts, which need the cache of the passes before, "
+            "gradient_checkpointing: must be off for continuous thoughts, which need the cache of earlier passes, "
             "got a model where it is on. Call gradient_checkpointing_disable()."
         )
     begin = prompt_ids.new_full((len(prompt_ids), 1), active_config(model).block_tokens.begin)
@@ -114,7 +114,7 @@ def think(model: PeftModel, prompt_ids: Tensor, mask: Tensor, *, num_thoughts: i
 
 
 def _run(base: Any, cache: DynamicCache, mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-    """Run the last columns of a mask, and return what the head reads at the very last, (B, 1, H)."""
+    """Run the last columns of a mask, and return the head's input at the last one, (B, 1, H)."""
     (new,) = inputs.values()
     output = base.base_model(
         **inputs,
@@ -128,5 +128,5 @@ def _run(base: Any, cache: DynamicCache, mask: Tensor, inputs: dict[str, Tensor]
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """Count tokens without padding, from 0."""
+    """Return token positions, counted from 0 without padding."""
     return (mask.cumsum(1) - 1).clamp(min=0)

@@ -217,7 +217,7 @@ def test_what_needs_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["kernels", "--quick"]) == 0
     captured = capsys.readouterr()
     assert not captured.out.strip()
-    assert "left out: needs a GPU" in captured.err
+    assert "skipped: needs a GPU" in captured.err
 
 
 # Compiling takes a C++ compiler: part of many machines, but not of Python.

@@ -106,7 +106,7 @@ def unless_quick(cases: list[tuple[str, dict[str, Any], str]]) -> list[Any]:
             ),
             ("lr_scheduler_kwargs", {"lr_scheduler_kwargs": {"nosuch": 1}}, "unexpected keyword argument 'nosuch'"),
             ("save_strategy", {"save_strategy": "best"}, "`args.metric_for_best_model` must be provided"),
-            ("save_only_model", {"save_only_model": True}, "must be False, since a run resumes"),
+            ("save_only_model", {"save_only_model": True}, "must be False, since resuming needs"),
             ("dataloader_persistent_workers", {"dataloader_persistent_workers": True}, "needs num_workers > 0"),
             ("fsdp", {"fsdp": "full_shard"}, "Using fsdp only works in distributed training"),
             (
@@ -145,7 +145,7 @@ def test_a_second_stage_is_looked_at_too(capsys: pytest.CaptureFixture[str], bas
         capsys,
         write_recipe(tmp_path, base, refinement={"optim": "sgd", "reset_optimizer": False}),
         "refinement.reset_optimizer",
-        "must be True without",
+        "must be True unless",
     )
 
 

@@ -167,13 +167,13 @@ def test_a_folder_in_use_is_refused(trained: Path, rows: Path, capsys: Capture) 
 def test_a_folder_of_other_things_cannot_be_resumed(rows: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "notes.txt").write_text("keep")
     assert main(["train", RECIPE, f"data.path={rows}", f"output_dir={tmp_path}", "resume=true"]) == 1
-    assert "holds no run to go on with" in capsys.readouterr().err
+    assert "holds no run to resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "{none}"], "none: is no folder, and cannot be read from the Hub"),
+        (["evaluate", "{none}"], "none: is not a folder, and cannot be read from the Hub"),
         (["evaluate", "{run}", "--task", "gsm9k"], "task: no task 'gsm9k', did you mean 'gsm8k'?"),
         (["evaluate", "{run}", "--split", "tset"], "has no split 'tset'"),
         (["evaluate", "{run}", "--data-path", "{none}"], "path: no file or folder"),
@@ -216,5 +216,5 @@ def test_a_terminated_run_says_how_to_go_on(rows: Path, tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     last = err.splitlines()[-1]
-    assert last.startswith(f"rim-peft: stopped; go on with: rim-peft train {RECIPE} ")
+    assert last.startswith(f"rim-peft: stopped; resume with: rim-peft train {RECIPE} ")
     assert last.endswith(" resume=true")

@@ -192,7 +192,7 @@ def test_searched_values_are_chosen_on_the_selection_rows(tmp_path: Path, capsys
     assert capsys.readouterr().out.count("finished") == len(planned)
     # The steps of equal compute follow from the reference's tokens: with other ones they are other trainings.
     with pytest.raises(
-        RecipeError, match=r"more.*was measured with other values of recipe\. Delete it to train it anew"
+        RecipeError, match=r"more.*was measured with other values of recipe\. Delete it to train it again"
     ):
         run_comparison(load_comparison(path, ["methods.rim.search.grounding.max_steps=[1]"]))
 
@@ -214,7 +214,7 @@ def test_searched_values_are_chosen_on_the_selection_rows(tmp_path: Path, capsys
         ({"search": {"seed": [3, 4]}}, "search: values must differ in what the method reads, got seed=3 and seed=4"),
         (
             {"search": {"baseline.max_steps": [3, 4]}},
-            "must leave the tokens of a step as they are where compute",
+            "must not change the tokens of a step if compute",
         ),
         ({"seeds": []}, r"seeds: must hold at least one, or be null for those of all methods, got \[\]"),
     ],
@@ -277,7 +277,7 @@ def test_an_adapter_of_other_rows_is_not_measured_as_one_of_these(tmp_path: Path
     )
     run_comparison(load_comparison(path))
     save("train", 1)
-    with pytest.raises(RecipeError, match=r"measured with other values of data\. Delete it to train it anew"):
+    with pytest.raises(RecipeError, match=r"measured with other values of data\. Delete it to train it again"):
         run_comparison(load_comparison(path))
     (tmp_path / "out" / "runs" / "rim" / "seed-0" / "measured.json").unlink()
     with pytest.raises(RecipeError, match=r"seed-0 was trained on 8 rows that are not those of data\.path now"):
@@ -327,7 +327,7 @@ def test_folders_with_other_values_and_other_processes_are_refused(done: tuple[P
     change = "measures.controls=false"
     with pytest.raises(RecipeError, match=r"measured with other values of measures\. Delete measured\.json"):
         run_comparison(load_comparison(path, [change]))
-    with pytest.raises(RecipeError, match=r"measured with other values of recipe\. Delete it to train it anew"):
+    with pytest.raises(RecipeError, match=r"measured with other values of recipe\. Delete it to train it again"):
         run_comparison(load_comparison(path, ["changes.adapter.lora_alpha=8"]))
     with FileLock(folder / "out" / ".lock"), pytest.raises(BusyError, match="another process works on this comparison"):
         run_comparison(load_comparison(path))

@@ -313,11 +313,11 @@ def test_a_trainer_takes_no_damaged_checkpoint(tmp_path: Path, caplog: pytest.Lo
     trainer().train()
     (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
     with pytest.raises(
-        ValueError, match=r"resume_from_checkpoint: must be whole, got .*checkpoint-2.*optimizer.pt is m"
+        ValueError, match=r"resume_from_checkpoint: must be intact, got .*checkpoint-2.*optimizer.pt is m"
     ):
         trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     (tmp_path / "checkpoint-1" / "scheduler.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match="resume_from_checkpoint: must have a whole checkpoint"):
+    with pytest.raises(ValueError, match="resume_from_checkpoint: needs an intact checkpoint"):
         trainer().train(resume_from_checkpoint=True)
     assert "checkpoint-1: scheduler.pt has 0 bytes" in caplog.text
 

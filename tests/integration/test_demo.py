@@ -179,7 +179,7 @@ def test_a_stopped_demo_goes_on(
     SignalAtStep(monkeypatch, "refinement", 1, signal.SIGTERM)
     command = ["demo", "--output-dir", str(tmp_path / "demo"), "--num-rows", "4", *SHORT]
     assert main(command) == 128 + signal.SIGTERM
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "rerun the command to resume" in capsys.readouterr().err
     assert main(command) == 0
     assert "RiM, after the last block" in capsys.readouterr().out
 

@@ -81,7 +81,7 @@ def test_an_export_answers_as_its_adapter(
         evaluate(run, "potions", by_block=True, **scored)
     with pytest.raises(ValueError, match="out: must be a new or empty folder"):
         export(str(adapter), out, questions=TEXTS)
-    with pytest.raises(ValueError, match="base: must be left out for an export"):
+    with pytest.raises(ValueError, match="base: must be omitted for an export"):
         load_run(out, base=str(adapter / "base"))
     with pytest.raises(ValueError, match="is an export already"):
         export(str(out), tmp_path / "again", questions=TEXTS)
@@ -200,9 +200,9 @@ def test_plain_lora_adapters_on_one_extended_base(make_adapter: MakeAdapter, tmp
     other = make_adapter("other", seed=5)
     with pytest.raises(ValueError, match=r"base: must be the one that .* was made from, differs in"):
         export(str(other), out, form="peft-lora", questions=questions, max_new_tokens=8)
-    with pytest.raises(ValueError, match="has an adapter 'first' already"):
+    with pytest.raises(ValueError, match="already has an adapter 'first'"):
         export(str(tmp_path / "first"), out, form="peft-lora", questions=questions)
-    with pytest.raises(ValueError, match=r"must be 'merged' for an export that is asked .* got 'peft-lora'"):
+    with pytest.raises(ValueError, match=r"must be 'merged' for an export that this package can load, got 'peft-lora'"):
         load_run(out)
 
 

@@ -503,7 +503,7 @@ def test_masked_places_on_the_right_are_padding_on_the_right(make_rim: MakeRim) 
         ({"input_ids": [[5, 6]]}, r"input_ids: must be a \(B, S\) tensor .* got list"),
         (
             {"input_ids": torch.tensor([[5, 6], [0, 0]]), "attention_mask": torch.tensor([[1, 1], [0, 0]])},
-            "attention_mask: must leave a token of each prompt, got row 1 of 2 masked",
+            "attention_mask: must keep a token of each prompt, got row 1 of 2 completely masked",
         ),
         (
             {"input_ids": torch.tensor([[MEMORY, MEMORY + 2]])},

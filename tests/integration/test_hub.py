@@ -167,7 +167,7 @@ def test_a_download_that_stays_broken_goes_on_later(
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
     push(trained[0], "owner/run")
     hub.cuts = {WEIGHTS: [0] * 100}
-    with pytest.raises(OSError, match=r"owner/run: could not be downloaded .* Run it again: whole files are kept"):
+    with pytest.raises(OSError, match=r"owner/run: could not be downloaded .* Run it again: complete files are kept"):
         load_run("owner/run")
     hub.cuts.clear()
     hub.requests.clear()
@@ -189,8 +189,8 @@ def test_a_file_that_was_damaged_after_the_download(hub: Hub, trained: tuple[Pat
 @pytest.mark.parametrize(
     ("name", "revision", "message"),
     [
-        ("owner/run", "gone", "owner/run: is no folder, and cannot be read from the Hub at revision 'gone'"),
-        ("owner/none", None, "owner/none: is no folder, and cannot be read from the Hub: "),
+        ("owner/run", "gone", "owner/run: is not a folder, and cannot be read from the Hub at revision 'gone'"),
+        ("owner/none", None, "owner/none: is not a folder, and cannot be read from the Hub: "),
     ],
 )
 def test_what_is_not_on_the_hub(
@@ -235,7 +235,7 @@ def test_a_base_that_others_do_not_have_is_named(hub: Hub, saved: Path, caplog: 
 
 def test_a_run_that_has_not_ended_is_not_pushed(hub: Hub, trained: tuple[Path, Run], tmp_path: Path) -> None:
     shutil.copyfile(trained[0] / "recipe.yaml", tmp_path / "recipe.yaml")
-    with pytest.raises(FileNotFoundError, match=r"has not ended\. If it is yours: rim-peft train .* resume=true"):
+    with pytest.raises(FileNotFoundError, match=r"has not finished\. If it is yours: rim-peft train .* resume=true"):
         push(tmp_path, "owner/run")
 
 

@@ -209,7 +209,7 @@ def test_too_long_contexts_lose_tokens_on_the_left_and_blocks_none(
     assert caplog.text == ""
     expected = generate(BlockLM(model, tokenizer), [text[-4:]])
     assert generate(lm, [text]) == expected
-    assert "prompts of up to 33 tokens lose what is beyond 4" in caplog.text
+    assert "prompts of up to 33 tokens are cut to 4, on the left" in caplog.text
     with pytest.raises(ValueError, match=r"num_blocks: blocks \(16 tokens\) and continuation \(5\) must leave room"):
         score(BlockLM(model, tokenizer, num_blocks=4, max_length=20), [(text, "seven")])
     with pytest.raises(ValueError, match=r"max_gen_toks: blocks \(8 tokens\) and answer \(12\) must leave room"):

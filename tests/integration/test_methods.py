@@ -156,7 +156,7 @@ def test_a_drawn_number_of_blocks_is_weighed_as_its_own(tmp_path: Path, tokenize
 
 def test_a_range_must_hold_the_adapters_own_number(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     args = RefinementConfig(output_dir=str(tmp_path), block_range=[1, 3], report_to="none", max_steps=1)
-    with pytest.raises(ValueError, match=r"block_range: must hold the adapter's num_blocks, 4.* got \[1, 3\]"):
+    with pytest.raises(ValueError, match=r"block_range: must include the adapter's num_blocks, 4.* got \[1, 3\]"):
         RefinementTrainer(
             build_rim(num_blocks=4), args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer
         )
@@ -372,7 +372,7 @@ def test_questions_beyond_a_batch_are_answered(
 
 def test_moments_need_a_stage_before_with_the_same_optimiser(tmp_path: Path) -> None:
     stages = _stages(tmp_path, reset=False)
-    with pytest.raises(ValueError, match=r"reset_optimizer: .* one stage alone has loraplus_lr_ratio"):
+    with pytest.raises(ValueError, match=r"reset_optimizer: .* only one stage has loraplus_lr_ratio"):
         check_stages(
             [
                 (GroundingTrainer, GroundingConfig("g", loraplus_lr_ratio=4.0)),
@@ -392,7 +392,7 @@ def test_recipes_say_what_a_method_cannot_have(tiny_base: Path, tmp_path: Path) 
         load_recipe(path, ["adapter.num_blocks=0"])
     with pytest.raises(RecipeError, match=r"baseline\.written_steps: is set as method"):
         load_recipe(path, ["baseline.written_steps=true"])
-    with pytest.raises(RecipeError, match="r: must be at least 1 for method 'cot', which trains LoRA alone, got 0"):
+    with pytest.raises(RecipeError, match="r: must be at least 1 for method 'cot', which trains only LoRA, got 0"):
         load_recipe(path, ["method=cot", "adapter.r=0"])
     assert load_recipe(path, ["method=coconut", "adapter.insertion_layer=1"]).rim_config().insertion_layer == 0
     with pytest.raises(RecipeError, match="block_range: must stay None for Coconut"):

@@ -177,7 +177,7 @@ def test_what_cannot_be_mixed_is_refused(make_mixed: MakeRim) -> None:
         model.generate(ids, position_ids=torch.arange(2)[None], adapter_names=["default", "long"], max_new_tokens=2)
     with pytest.raises(ValueError, match="or in rows of '__base__'"):
         model(input_ids=held, adapter_names=["default", "__base__"])
-    with pytest.raises(ValueError, match="adapter_names: must be left out in training mode"):
+    with pytest.raises(ValueError, match="adapter_names: must be omitted in training mode"):
         model.train()(input_ids=ids, adapter_names=["default", "long"])
     model.eval().merge_adapter()
     with pytest.raises(ValueError, match="Cannot pass `adapter_names` when there are merged adapters"):  # PEFT's own

@@ -131,7 +131,7 @@ def test_other_weights_in_a_runs_own_folder_are_noticed(tmp_path: Path) -> None:
     attach_papers(model, {"README.md": tmp_path / "README.md"})
     with torch.no_grad():
         model.base_model.memory.rows("default").add_(1)
-    with pytest.warns(UserWarning, match="its card and records are those of the weights before"):
+    with pytest.warns(UserWarning, match="its card and records describe the previous weights"):
         model.save_pretrained(str(tmp_path), save_embedding_layers=False)
 
 

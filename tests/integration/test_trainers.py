@@ -876,7 +876,7 @@ def test_quantization_given_to_the_trainer_is_used(tmp_path: Path, tokenizer: Pr
 def test_rows_tokenised_for_the_other_stage_are_checked(make_trainer: MakeTrainer) -> None:
     rows = [{key: value for key, value in row.items() if key != "steps"} for row in ROWS]
     refinement = make_trainer(RefinementTrainer, build_rim(), rows=rows)
-    with pytest.raises(ValueError, match="tokenised already must have steps for this training"):
+    with pytest.raises(ValueError, match="already tokenised must have steps for this training"):
         make_trainer(GroundingTrainer, build_rim(), rows=list(refinement.train_dataset))
 
 

@@ -102,7 +102,7 @@ def test_a_ruined_run_keeps_its_last_good_checkpoint_and_goes_on_from_no_other(t
     save_file({name: tensor * math.nan for name, tensor in load_file(weights).items()}, weights)
     (ruined / MANIFEST).unlink()
     assert last_checkpoint(tmp_path) is None
-    with pytest.raises(ValueError, match=r"must be whole, got .*checkpoint-6, where .* holds nan"):
+    with pytest.raises(ValueError, match=r"must be intact, got .*checkpoint-6, where .* holds nan"):
         _trainer(tmp_path, build_rim(num_blocks=3, fresh=True)).train(resume_from_checkpoint=str(ruined))
 
 
@@ -172,7 +172,7 @@ def test_the_metric_that_chooses_a_checkpoint_must_be_finite(tmp_path: Path) -> 
 def test_weights_that_are_not_finite_are_saved_nowhere(tmp_path: Path) -> None:
     model = build_rim()
     model.base_model.memory.rows("default").data[0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"w\.safetensors: is not written.*lora_rim_memory\S* holds nan"):
+    with pytest.raises(ValueError, match=r"w\.safetensors: not written.*lora_rim_memory\S* holds nan"):
         save_weights(model, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"adapter 'default': its weights must be finite to be saved.*holds nan"):
         model.save_pretrained(str(tmp_path))

@@ -75,7 +75,7 @@ DEPARTURES = (
     Departure(
         adapters.combine,
         ("DoRA",),
-        "use_dora: must be False for all adapters that are combined",
+        "use_dora: must be False for all combined adapters",
         "cosine of logits",  # it drops the magnitudes: another model, without an error
         "merge one adapter into the base",
     ),

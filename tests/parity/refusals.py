@@ -92,7 +92,7 @@ REFUSALS = (
         "LoRA on the input embedding",
         _attach(target_modules=["q_proj", "embed_tokens"]),
         "target_modules: must not hold the input embedding",
-        "leave it out: RiM looks its memory up there",
+        "omit it: RiM looks up its memory there",
     ),
     Refusal(
         "LoRA on the output head",

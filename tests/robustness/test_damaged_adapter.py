@@ -162,6 +162,6 @@ def test_a_training_that_goes_on_in_a_runs_folder_leaves_files_that_fit(adapters
     model: Any = run.model
     with torch.no_grad():
         model.base_model.memory.rows("default").add_(1)
-    with pytest.warns(UserWarning, match="card and records are those of the weights before"):
+    with pytest.warns(UserWarning, match="card and records describe the previous weights"):
         model.save_pretrained(str(folder), save_embedding_layers=False)
     assert answers(load_run(folder)) == answers(run)

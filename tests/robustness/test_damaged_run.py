@@ -205,7 +205,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on(
     fill: Callable[[Path], None], tmp_path: Path, stopped: Stopped
 ) -> None:
     run = tmp_path / "run"
-    with pytest.raises(RuntimeError, match=r"no room to write in .*disk is full.*resume=true goes on") as full:
+    with pytest.raises(RuntimeError, match=r"no room to write in .*disk is full.*with resume=true") as full:
         stopped.subject.attempt(run, fill)
     assert unclear_text(str(full.value), (str(run),)) is None
     stopped.subject.attempt(run, resume=True)

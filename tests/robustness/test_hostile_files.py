@@ -200,7 +200,7 @@ def test_folders_of_a_comparison_stay_in_its_own(value: str, tmp_path: Path) -> 
     made = tmp_path / name_of({"data.path": value})
     assert made.parent == tmp_path
     assert made.name not in ("", ".", "..")
-    with pytest.raises(ValueError, match="methods: a name must be letters"):
+    with pytest.raises(ValueError, match="methods: a name must consist of letters"):
         Comparison(
             output_dir="out",
             recipe="recipe.yaml",

@@ -166,7 +166,7 @@ HOSTILE: dict[str, tuple[Callable[[], str], str]] = {
     "aliases": (lambda: f"{bomb(12)}\n{SMALL}", "aliases"),
     "aliases of a long text": (lambda: f"a: &a {'x' * 9000}\nadapter: [{'*a, ' * 2000}]\n{SMALL}", "aliases"),
 "aliases in a known key": (lambda: f"{SMALL}adapter:\n{indented(bomb(9))}\n", "aliases"),
-    "an alias of itself": (lambda: f"adapter: &a [*a]\n{SMALL}", "stand for what holds it"),
+    "an alias of itself": (lambda: f"adapter: &a [*a]\n{SMALL}", "refer to a node that contains it"),
     "merged mappings": (lambda: f"a: &a {{b: 1}}\nadapter: {{<<: *a}}\n{SMALL}", "unknown key"),
     "nesting": (lambda: f"adapter: {'[' * 5000}{']' * 5000}\n{SMALL}", "levels deep"),
     "nested mappings": (lambda: f"adapter: {'{a: ' * 5000}1{'}' * 5000}\n{SMALL}", "levels deep"),
@@ -242,7 +242,7 @@ def test_the_same_on_the_command_line_and_in_cards() -> None:
 def test_chat_templates_of_others_are_bounded(template: str, problem: str) -> None:
     begun = time.process_time()
     with pytest.raises(
-        ValueError, match=f"tokenizer: the chat template of x must only write texts, and has .*{problem}"
+        ValueError, match=f"tokenizer: the chat template of x must only write texts, but has .*{problem}"
     ):
         check_chat_template(build_tokenizer(chat_template=template), "x")
     assert time.process_time() - begun < 2
@@ -276,7 +276,7 @@ def test_without_a_python_to_start_a_template_is_not_tried(
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     check_chat_template(build_tokenizer(chat_template=f"{CHAT_TEMPLATE}{{# {executable} #}}"), "x")
-    assert "could not be tried in a process of its own" in caplog.text
+    assert "could not be tried in a separate process" in caplog.text
 
 
 def test_a_trial_finds_jinja_where_a_path_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:

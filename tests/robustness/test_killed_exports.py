@@ -63,7 +63,7 @@ def test_a_killed_merged_export_is_known_as_such(
     load_run(out)
     for killed in left:
         assert not (killed / "rim_export.json").exists()
-        with pytest.raises(FileNotFoundError, match="Its export has not ended: give the same rim-peft export again"):
+        with pytest.raises(FileNotFoundError, match="Its export has not finished: run the same rim-peft export again"):
             load_run(killed)
     for killed in (left[len(left) // 2], left[-1]):
         export_watched(adapter, killed, "merged", monkeypatch)
@@ -79,7 +79,7 @@ def test_a_killed_export_of_an_earlier_version_is_known_as_such(make_adapter: Ma
     }
     more = dict.fromkeys(("places", "source", "base", "dequantized_from", "dtype", "head_is_tied"))
     (tmp_path / "rim_export.json").write_text(json.dumps({**record, **more}))
-    with pytest.raises(ValueError, match="must be of a whole export, which was not finished"):
+    with pytest.raises(ValueError, match="must be of a finished export, and is not"):
         load_run(tmp_path)
 
 

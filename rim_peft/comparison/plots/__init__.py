@@ -1,4 +1,4 @@
-"""A results document as plots."""
+"""Plots of a results document."""
 
 from rim_peft.comparison.plots.drawing import draw_plots
 from rim_peft.comparison.plots.style import Plot, require_matplotlib

@@ -1,4 +1,4 @@
-"""Plots of right answers, by method, number of steps and changed key, and of times to an answer."""
+"""Plots of accuracy by method, number of steps and changed key, and of the time to an answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def draw_accuracy(results: Results) -> list[Drawing]:
-    """Every method's accuracy with its interval, and its seeds one by one."""
+    """Draw every method's accuracy with its interval, and the single seeds."""
     rule = results.document["task"]["answer_rule"]
     methods = [method for method in results.methods if results.runs(method.name)]
     figure = new_figure(1.1 + 0.38 * len(methods))
@@ -77,7 +77,8 @@ def draw_accuracy(results: Results) -> list[Drawing]:
 
 
 def draw_lengths(results: Results) -> list[Drawing]:
-    """Accuracy by number of steps, one line a method; methods with the reference's compute in a panel of their own."""
+    """Draw accuracy by number of steps, one line per method; methods with the reference's compute get their own
+    panel."""
     if not results.lengths:
         return []
     own = [method for method in results.methods if method.view != "compute"]
@@ -138,7 +139,7 @@ _TIMES = {"first_token": "time to first token (ms)", "answer": "time to whole an
 
 
 def draw_latency(results: Results) -> list[Drawing]:
-    """Milliseconds of every method, a panel for each batch size and prompt length, with ratios as text."""
+    """Draw the milliseconds of every method, a panel for each batch size and prompt length, with ratios as text."""
     rows: list[Mapping[str, Any]] = list(results.document.get("latency") or [])
     if not rows:
         return []
@@ -185,31 +186,31 @@ def _panel(axes: Axes, results: Results, rows: list[Mapping[str, Any]], time: st
     axes.xaxis.set_minor_formatter("")
 
 
-_LOG_FROM = 20.0  # a key whose largest value is so many times its smallest gets a logarithmic axis
+_LOG_FROM = 20.0  # the axis is logarithmic if the largest value is at least this many times the smallest
 
 
 def changed_keys(results: Results) -> list[str]:
-    """Return the keys that methods depart in, in the table's order; several at once are joined by ``" + "``."""
+    """Return the keys that methods change, in the order of the table; several of one method are joined by ``" + "``."""
     return list(dict.fromkeys(changed_key(m) for m in results.methods if m.name != results.reference))
 
 
 def changed_key(method: Method) -> str:
-    """Return the key that a method departs in; of several all, of none ``"other"``."""
+    """Return the key that a method changes; several are joined, and ``"other"`` stands for none."""
     return " + ".join(method.changes) or "other"
 
 
 def changed_value(method: Method) -> str:
-    """Return its value as text; a method without changes is told by its label."""
+    """Return the changed value as text; the label for a method without changes."""
     return ", ".join(setting(value) for value in method.changes.values()) or method.label
 
 
 def topic(number: int) -> str:
-    """Return the key of the report's part about the changed key with this number, from 1 on."""
+    """Return the key of the report's section about the changed key with this number, counted from 1."""
     return f"ablation-{number}"
 
 
 def draw_ablations(results: Results) -> list[Drawing]:
-    """For every key that was changed: accuracy against its values, beside the shared setting."""
+    """Draw accuracy against the values of every changed key, beside the shared setting."""
     if not results.is_ablation:
         return []
     return [_draw(results, key, number) for number, key in enumerate(changed_keys(results), start=1)]
@@ -219,7 +220,7 @@ def _draw(results: Results, key: str, number: int) -> Drawing:
     methods = [m for m in results.methods if m.name != results.reference and changed_key(m) == key]
     reference = next(m for m in results.methods if m.name == results.reference)
     if reference.changes and changed_key(reference) == key:
-        methods = [reference, *methods]  # then its value is known too
+        methods = [reference, *methods]  # the reference's value is known too, then
     figure = new_figure(3.4)
     axes = figure.add_subplot()
     values = _numbers(methods)
@@ -242,7 +243,7 @@ def _draw(results: Results, key: str, number: int) -> Drawing:
 
 
 def _numbers(methods: list[Method]) -> list[float] | None:
-    """Return the values of one key if all of them are numbers and differ."""
+    """Return the values of one key if they are all different numbers."""
     values: list[Any] = [value for method in methods for value in method.changes.values()]
     numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(values) != len(methods) or len(set(numbers)) != len(methods):
@@ -277,7 +278,7 @@ def _bars(axes: Axes, shown: list[tuple[float, Score]], **keywords: Any) -> None
 
 
 def _shared(axes: Axes, results: Results) -> None:
-    """Draw the shared setting as a line, since its place among the values need not be known."""
+    """Draw the shared setting as a line: its place among the values may be unknown."""
     score = _overall(results, results.reference)
     if score is not None:
         axes.axhline(score.accuracy, color=COLORS[1], linestyle=(0, (6, 2)), linewidth=1.4, label="shared setting")

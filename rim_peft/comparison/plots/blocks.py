@@ -1,4 +1,4 @@
-"""Plots of what a model's blocks hold: readouts, chosen answers, the probe, the budget, controls, states."""
+"""Plots of a model's blocks: readouts, chosen answers, probe, budget, controls, states."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ WAYS = {
     "probe": "probe",
     "any_block": "any block",
 }
-"""Ways to choose one answer from the readouts, and the oracle, with their words."""
+"""Ways to choose one answer from the readouts, and the oracle, with their names."""
 
 
 def draw_blocks(results: Results) -> list[Drawing]:
-    """Accuracy by block, one line for each number of steps, and beside it the answers that are chosen from them."""
+    """Draw accuracy by block, one line for each number of steps, beside the answers chosen from the blocks."""
     return [_blocks(results, method, place) for place, method in enumerate(results.detailed("blocks"), start=1)]
 
 
@@ -63,7 +63,7 @@ def _blocks(results: Results, method: Method, number: int) -> Drawing:
 
 
 def _chosen(results: Results, name: str) -> dict[str, dict[str, Score | None]]:
-    """Return scores by way and number of steps; without a selection just the oracle."""
+    """Return scores by way and number of steps; only the oracle without a selection."""
     parts = results.parts(name, "selection")
     found: dict[str, dict[str, Score | None]] = {}
     for way in WAYS:
@@ -85,7 +85,7 @@ def _styles(lengths: list[str]) -> Iterator[tuple[str, Look]]:
 
 
 def draw_probe(results: Results) -> list[Drawing]:
-    """The probe's AUROC by block, one line a method."""
+    """Draw the probe's AUROC by block, one line per method."""
     methods = results.having("probe")
     if not methods:
         return []
@@ -117,7 +117,7 @@ def draw_probe(results: Results) -> list[Drawing]:
 
 
 def draw_budget(results: Results) -> list[Drawing]:
-    """Accuracy and time to the first token against the number of blocks."""
+    """Draw accuracy and time to the first token against the number of blocks."""
     methods = results.having("budget")
     if not methods:
         return []
@@ -150,7 +150,7 @@ def draw_budget(results: Results) -> list[Drawing]:
 
 
 def draw_controls(results: Results) -> list[Drawing]:
-    """Accuracy when the blocks are disturbed, and how often the answer follows what was put in."""
+    """Draw accuracy with disturbed blocks, and how often the answer follows the replacements."""
     return [_controls(results, method, place) for place, method in enumerate(results.having("controls"), start=1)]
 
 
@@ -200,7 +200,7 @@ def _across(axes: Axes, shown: list[tuple[int, Score | None]], offset: float, **
 
 
 def draw_states(results: Results) -> list[Drawing]:
-    """The states by block, and how their means move over training."""
+    """Draw the states by block, and the movement of their means during training."""
     found = results.document.get("representations") or {}
     drawn = []
     if (found.get("blocks") or {}).get("points"):
@@ -226,7 +226,7 @@ def _by_block(part: Mapping[str, Any]) -> Drawing:
                 linewidths=0.9,
                 alpha=0.75,
                 label=f"block {block}" if is_right else None,
-                rasterized=True,  # thousands of points would make a heavy page
+                rasterized=True,  # thousands of points would make a large page
             )
     axes.scatter([], [], marker="o", facecolors="none", edgecolors="#000000", label="hollow: wrong readout")
     _name_axes(axes, part["explained_variance"])

@@ -1,4 +1,4 @@
-"""The results document → all plots that it has figures for."""
+"""Draw all plots for which a results document has figures."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _DRAW: tuple[Callable[[Results], list[Drawing]], ...] = (
 
 
 def draw_plots(results: Mapping[str, Any], folder: Path) -> list[Plot]:
-    """Draw what a results document has figures for, each as PNG and SVG; the same document gives the same bytes.
+    """Draw all plots of a results document as PNG and SVG; the same document gives the same bytes.
 
     Args:
         results: the document.
-        folder: where the files go; it is made if it is not there.
+        folder: where the files go; created if missing.
 
     Returns:
-        The plots in the order in which the report shows them.
+        The plots in the order of the report.
 
     Raises:
         ImportError: matplotlib is not installed.

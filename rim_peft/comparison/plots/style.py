@@ -1,4 +1,4 @@
-"""How plots look: colours that colour-blind readers tell apart, markers beside them, and the same bytes every time."""
+"""The style of plots: colours and markers safe for colour-blind readers, and reproducible files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot that was written.
+    """A plot on disk.
 
     Attributes:
-        name: file name without ending.
+        name: file name without its ending.
         title: what it shows, in a few words.
-        caption: the same in one sentence, which is its text for those who do not see it.
+        caption: the same in one sentence, also the image's alternative text.
         topic: key of the report's section that it belongs to.
-        folder: where its files lie.
+        folder: folder of its files.
     """
 
     name: str
@@ -37,18 +37,18 @@ class Plot:
 
     @property
     def png(self) -> Path:
-        """The picture in dots."""
+        """The PNG file."""
         return self.folder / f"{self.name}.png"
 
     @property
     def svg(self) -> Path:
-        """The picture in lines."""
+        """The SVG file."""
         return self.folder / f"{self.name}.svg"
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plot that is not written yet; the attributes are those of :class:`Plot`."""
+    """A plot that is not written yet, with the attributes of :class:`Plot`."""
 
     name: str
     title: str
@@ -65,7 +65,7 @@ WIDTH = 8.0
 """Width of every plot in inches."""
 _DPI = 150
 _STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that it is there everywhere
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is always available
     "font.size": 10.5,
     "axes.titlesize": 11,
     "axes.grid": True,
@@ -95,12 +95,12 @@ class Look:
 
     @property
     def line(self) -> dict[str, Any]:
-        """As keywords of matplotlib's ``plot`` and ``errorbar``."""
+        """Return keywords for matplotlib's ``plot`` and ``errorbar``."""
         return {"color": self.color, "marker": self.marker, "linestyle": self.dash}
 
 
 def require_matplotlib() -> None:
-    """Do nothing if plots can be drawn.
+    """Check that plots can be drawn.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -115,7 +115,7 @@ def require_matplotlib() -> None:
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Draw in the report's style, whatever matplotlib's settings are here; they come back afterwards.
+    """Draw in the report's style, and restore matplotlib's settings afterwards.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -130,32 +130,32 @@ def plot_style() -> Iterator[None]:
 
 
 def new_figure(height: float, *, width: float = WIDTH) -> Figure:
-    """Return an empty figure, sizes in inches, that no global state knows."""
+    """Return an empty figure, sizes in inches, outside matplotlib's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write a figure as PNG and SVG, without dates and versions, which would make equal plots differ."""
+    """Write a figure as PNG and SVG, without dates and versions, so that equal plots give equal files."""
     figure.savefig(folder / f"{name}.png", format="png", dpi=_DPI, metadata={"Software": None})
     figure.savefig(folder / f"{name}.svg", format="svg", dpi=_DPI, metadata={"Date": None, "Creator": None})
 
 
 def look(index: int) -> Look:
-    """Return the look of the method with this place; no two of the first 63 share colour and marker."""
+    """Return the look of a method by its place; the first 63 all differ in colour or marker."""
     return Look(COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """Return every method's look, the same in all plots; the reference comes first."""
+    """Return every method's look, the same in all plots; the reference is first."""
     names = [method.name for method in results.methods]
     ordered = sorted(names, key=lambda name: name != results.reference)
     return {name: look(index) for index, name in enumerate(ordered)}
 
 
 def shades(count: int) -> list[Look]:
-    """Return looks for things in an order, such as numbers of steps: dark to light, all apart in grey too."""
+    """Return looks for ordered things, such as numbers of steps: dark to light, distinct in grey too."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -167,24 +167,24 @@ def shades(count: int) -> list[Look]:
 
 
 def errors(scores: Sequence[Score]) -> list[list[float]]:
-    """Return the distances from shares to their 95 % intervals: those below, those above."""
+    """Return the distances from shares to the lower and upper ends of their 95 % intervals."""
     bounds = [(score.accuracy, *score.interval) for score in scores]
     return [[share - low for share, low, _ in bounds], [high - share for share, _, high in bounds]]
 
 
 def plain(text: str, *, limit: int = 48) -> str:
-    """Return a label as matplotlib shall write it: no formulas, no line breaks, not too long."""
+    """Return a label for matplotlib: no formulas, no line breaks, limited length."""
     text = one_line(text)
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return text.replace("$", r"\$")
 
 
 def share_axis(axes: Axes) -> None:
-    """Let an axis of shares run from 0 to 1, with room for markers at both ends."""
+    """Make an axis of shares run from 0 to 1, with room for markers at both ends."""
     axes.set_ylim(-0.05, 1.05)
     axes.set_ylabel("accuracy (share)")
 
 
 def spread(place: int, count: int, *, width: float) -> float:
-    """Return how far to move one of several points that would lie on each other."""
+    """Return the offset of one of several points that would otherwise overlap."""
     return 0.0 if count < 2 else width * (place / (count - 1) - 0.5)

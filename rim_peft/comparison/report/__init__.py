@@ -1,4 +1,4 @@
-"""A results document as tables, text and pictures: Markdown and one HTML page."""
+"""A results document as tables, text and pictures, in Markdown and as one HTML page."""
 
 from rim_peft.comparison.report.markup import render_markdown, render_page, write_report
 

@@ -1,4 +1,4 @@
-"""Tables of what was compared, of right answers, and of what they cost."""
+"""Report sections about the setting, the accuracy of answers, and their cost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HASH_DIGITS = 16
 
 
 def describe_setting(results: Results) -> Section:
-    """Return the section that says what the figures stand on."""
+    """Return the section that describes what was compared."""
     document = results.document
     task, base = document["task"], document["base"]
     seeds = list(dict.fromkeys(run["seed"] for run in document["runs"]))
@@ -88,7 +88,7 @@ def _methods(results: Results) -> Table:
 
 
 def tabulate_search(results: Results) -> Section:
-    """Return the section that says which values were tried, and which were chosen."""
+    """Return the section that lists the values tried and the values chosen."""
     rows = [
         (
             results.label(trial["name"]),
@@ -110,7 +110,7 @@ def tabulate_search(results: Results) -> Section:
 
 
 def list_runs(results: Results) -> Section:
-    """Return the section that lists every run with what it took."""
+    """Return the section that lists every run with its cost."""
     rule = results.document["task"]["answer_rule"]
     rows = []
     for run in results.document["runs"]:
@@ -144,7 +144,7 @@ _ERRORS = (
 
 
 def tabulate_accuracy(results: Results, plots: PlotsOf) -> Section:
-    """Return the main table and accuracy by number of steps."""
+    """Return the main table, and accuracy by number of steps."""
     parts: list[Part] = [_main(results), *_by_length(results), *plots("accuracy")]
     return Section("Accuracy", parts)
 
@@ -188,7 +188,7 @@ def _rule_headings(results: Results) -> list[str]:
 
 
 def _rules(results: Results) -> list[str]:
-    """Return the rules, the deciding one first."""
+    """Return the answer rules, the deciding one first."""
     task = results.document["task"]
     return sorted(task["answer_rules"], key=lambda rule: rule != task["answer_rule"])
 
@@ -220,7 +220,7 @@ def _length_cell(entry: Mapping[str, Any] | None) -> str:
 
 
 def tabulate_ablations(results: Results, plots: PlotsOf) -> list[Section]:
-    """Return one section for each key that was changed, the shared setting on top."""
+    """Return one section for each changed key, with the shared setting first."""
     sections = []
     for number, key in enumerate(changed_keys(results), start=1):
         methods = [m for m in results.methods if m.name == results.reference or changed_key(m) == key]
@@ -287,7 +287,7 @@ def tabulate_pairs(results: Results) -> Section:
 
 
 def _difference(pair: Mapping[str, Any]) -> str:
-    """The method less the reference, while the document has it the other way round."""
+    """Return the method minus the reference; the document stores the opposite sign."""
     return difference(-pair["difference"], pair["standard_error"])
 
 
@@ -328,7 +328,7 @@ def tabulate_latency(results: Results, plots: PlotsOf) -> Section:
 
 
 def tabulate_states(results: Results, plots: PlotsOf) -> Section:
-    """Return how much of the states' variance the drawn components hold."""
+    """Return the share of the states' variance in the plotted components."""
     names = {"blocks": "over blocks", "training": "over training"}
     rows = []
     for key, words in names.items():

@@ -1,4 +1,4 @@
-"""The results document → the report: which sections there are, and what was not measured."""
+"""Assemble the report of a results document: its sections, and what was not measured."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PARTS = {
     "controls": "controls",
     "faithfulness": "faithfulness",
 }
-"""What is measured of single runs, with its words."""
+"""Names of the measurements of single runs."""
 
 
 def build_report(document: Mapping[str, Any], plots: Sequence[Plot] | None = None) -> Report:
@@ -43,7 +43,7 @@ def build_report(document: Mapping[str, Any], plots: Sequence[Plot] | None = Non
 
     Args:
         document: the results document.
-        plots: plots that were drawn of it; None leaves out that there are plots at all.
+        plots: plots drawn of it; None for a report that does not mention plots.
     """
     results = Results(document)
 
@@ -88,7 +88,7 @@ def _looked_into(results: Results, of: PlotsOf) -> list[Section]:
 
 
 def list_missing(results: Results) -> list[str]:
-    """Return one sentence for each part that was not measured, or not of all methods with stages."""
+    """Return one sentence for each part that was not measured, or not for all methods with stages."""
     document = results.document
     lines = []
     for part, words in _PARTS.items():

@@ -1,4 +1,4 @@
-"""Tables of what a model's blocks hold, and of what other blocks do."""
+"""Report sections about a model's blocks, and about replaced blocks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rim_peft.comparison.report.content import PlotsOf, Section, Table
 from rim_peft.comparison.results import Method, Results, group, mean, pool, pool_lengths
 from rim_peft.evaluation.accuracy import Score
 
-_CHOSEN = ("vote", "confidence", "probe")  # ways that choose; final does not, any block needs the gold answers
+_CHOSEN = ("vote", "confidence", "probe")  # ways that choose; final does not, and any block needs the gold answers
 
 
 def tabulate_blocks(results: Results, plots: PlotsOf) -> Section:
-    """Return accuracy after each block, for all methods with blocks and in detail by number of steps."""
+    """Return accuracy after each block, for all methods with blocks, with details by number of steps."""
     scores = {method.name: _by_block(results, method.name) for method in results.having("blocks")}
     num_blocks = max(len(blocks) for blocks in scores.values())
     headings = [f"block {k + 1}" for k in range(num_blocks)]
@@ -61,7 +61,7 @@ def _blocks_by_length(results: Results, method: Method, blocks: Sequence[Mapping
 
 
 def tabulate_selection(results: Results) -> Section:
-    """Return the answers that are chosen from all blocks without the gold, and how much of the gap that closes."""
+    """Return the answers chosen from all blocks without the gold answer, and how much of the gap this closes."""
     rows = []
     for method in results.having("selection"):
         pooled = {way: pool(part.get(way) for part in results.parts(method.name, "selection")) for way in WAYS}
@@ -133,7 +133,7 @@ def _auroc(values: Sequence[float | None]) -> str:
 
 
 def tabulate_budget(results: Results, plots: PlotsOf) -> Section:
-    """Return accuracy and times for numbers of blocks that a trained adapter is given."""
+    """Return accuracy and times of a trained adapter by number of blocks."""
     tables = []
     for method in results.having("budget"):
         parts = results.parts(method.name, "budget")
@@ -155,7 +155,7 @@ def tabulate_budget(results: Results, plots: PlotsOf) -> Section:
 
 
 def tabulate_controls(results: Results, plots: PlotsOf) -> Section:
-    """Return accuracy with the blocks disturbed."""
+    """Return accuracy with disturbed blocks."""
     rule = results.document["task"]["answer_rule"]
     tables = []
     for method in results.having("controls"):
@@ -185,7 +185,7 @@ def _control_cells(
 
 
 def tabulate_faithfulness(results: Results) -> Section:
-    """Return how often blocks state the right step, and whether wrong steps go with wrong answers."""
+    """Return how often blocks state the right step, and whether wrong steps come with wrong answers."""
     tables = []
     for method in results.having("faithfulness"):
         parts = results.parts(method.name, "faithfulness")

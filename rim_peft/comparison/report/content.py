@@ -1,4 +1,4 @@
-"""What a report is made of; Markdown and HTML are two ways to write the same."""
+"""The content of a report, which is written as Markdown and as HTML."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Table:
     Attributes:
         caption: what it shows.
         columns: headings, with units.
-        rows: cells, as many in each as there are columns.
-        num_text_columns: columns from the left that hold words; numbers stand right.
+        rows: cells, one for each column.
+        num_text_columns: number of leftmost columns that hold text; numbers are aligned right.
         notes: what a reader must know, one sentence each.
 
     Raises:
-        ValueError: a row has more or fewer cells than there are columns.
+        ValueError: the number of cells of a row differs from the number of columns.
     """
 
     caption: str
@@ -38,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Code:
-    """Text that is shown as it is, such as a command."""
+    """Text shown verbatim, such as a command."""
 
     text: str
 
@@ -51,21 +51,21 @@ class Bullets:
 
 
 Part = str | Table | Code | Bullets | Plot
-"""A paragraph, or one of the others."""
+"""A paragraph, or one of the other parts."""
 PlotsOf = Callable[[str], Sequence[Part]]
 """Topic → the plots that belong to it."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the parts below it."""
 
     title: str
     parts: Sequence[Part]
 
     @property
     def anchor(self) -> str:
-        """Name for links to it.
+        """The section's name in links.
 
         >>> Section("What was compared", ()).anchor
         'what-was-compared'

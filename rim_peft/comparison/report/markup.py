@@ -1,4 +1,4 @@
-"""A report's files: GitHub's Markdown, and one HTML page that needs nothing besides itself."""
+"""Write a report as GitHub's Markdown, and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def render_markdown(results: Mapping[str, Any], plots: Sequence[Plot] | None = N
 
     Args:
         results: the document.
-        plots: plots that were drawn of it; they are shown from their folder beside the file. None for a text
-            without pictures.
+        plots: plots drawn of it, shown from their folder beside the file; None for a report without pictures.
     """
     report = build_report(results, plots)
     blocks = [f"# {escape_markdown(report.title)}"]
@@ -118,13 +117,13 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .35rem; max-width
 
 
 def render_page(results: Mapping[str, Any], plots: Sequence[Plot]) -> str:
-    """Return the report of a results document as one HTML page, with its plots inside.
+    """Return the report of a results document as one HTML page that contains its plots.
 
-    Every text of the document is escaped, and the page forbids itself scripts and anything from elsewhere.
+    All text of the document is escaped, and the page forbids scripts and external resources.
 
     Args:
         results: the document.
-        plots: plots that were drawn of it; their SVG files are read.
+        plots: plots drawn of it; their SVG files are read.
     """
     report = build_report(results, plots)
     anchors = _anchors(report)
@@ -140,7 +139,7 @@ def render_page(results: Mapping[str, Any], plots: Sequence[Plot]) -> str:
 
 
 def _anchors(report: Report) -> list[str]:
-    """Return the sections' names for links; of two that would be the same the second gets a number."""
+    """Return the sections' names in links; a repeated name gets a number."""
     anchors: list[str] = []
     for section in report.sections:
         anchors.append(f"{section.anchor}-{len(anchors)}" if section.anchor in anchors else section.anchor)
@@ -170,7 +169,7 @@ def _table(table: Table) -> str:
     rows = ["".join(_body_cell(text, table, place) for place, text in enumerate(row)) for row in table.rows]
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     notes = "".join(f'\n<p class="note">{escape_page(note)}</p>' for note in table.notes)
-    # A wide table scrolls by itself, with the keyboard too.
+    # A wide table scrolls by itself, including by keyboard.
     return (
         f'<div class="table" role="region" aria-label="{escape_page(table.caption)}" tabindex="0">\n<table>\n'
         f"<caption>{escape_page(table.caption)}</caption>\n<thead><tr>{''.join(heads)}</tr></thead>\n"
@@ -189,7 +188,7 @@ def _cell(tag: str, text: str, table: Table, place: int, *, scope: str | None = 
 
 
 def _figure(plot: Plot) -> str:
-    """As an image and not inline: what an SVG names inside must not meet the names of the next one."""
+    """Return a plot as an image, not inline SVG, whose ids could clash with another plot's."""
     data = base64.b64encode(plot.svg.read_bytes()).decode("ascii")
     return (
         f'<figure>\n<img alt="{escape_page(plot.caption)}" src="data:image/svg+xml;base64,{data}">\n'
@@ -203,14 +202,14 @@ PLOTS = "plots"
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> None:
-    """Write ``results.md``, ``results.html`` and ``plots/`` to a folder, each at once; old ones are replaced.
+    """Write ``results.md``, ``results.html`` and ``plots/`` to a folder, each atomically; old ones are replaced.
 
     Args:
         results: the results document.
-        folder: where they go; it is made if it is not there.
+        folder: where they go; created if missing.
 
     Raises:
-        ImportError: matplotlib is not installed; nothing is written then.
+        ImportError: matplotlib is not installed; then nothing is written.
     """
     plots = draw_plots(results, folder / PLOTS)
     write_text(folder / MARKDOWN, render_markdown(results, plots))

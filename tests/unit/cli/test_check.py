@@ -37,7 +37,7 @@ def test_it_reports_on_every_recipe(capsys: pytest.CaptureFixture[str], tmp_path
         f"{bad}: adapter.r: must be an integer of at least 0, got -1.",
         f"{tmp_path / 'none.yaml'}: No such file or directory",
     ]
-    assert errors[3].startswith(f"{broken}: must be a text in UTF-8")
+    assert errors[3].startswith(f"{broken}: must be valid UTF-8")
     assert main(["check", good]) == 0
 
 

@@ -104,7 +104,7 @@ def test_all_problems_are_said_at_once(write: Write) -> None:
     [
         ({"reference": "rin"}, "reference: must be one of the methods, got 'rin'"),
         ({"seeds": []}, "seeds: must hold at least one"),
-        ({"methods": {"rim": {}, "a/b": {}}}, "methods: a name must be letters, digits"),
+        ({"methods": {"rim": {}, "a/b": {}}}, "methods: a name must consist of letters, digits"),
         (
             {"methods": {"rim": {}, "x": {"same_compute_as": "y"}}},
             "same_compute_as: must be a method with its own steps",

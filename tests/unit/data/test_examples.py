@@ -54,7 +54,7 @@ def test_names_field_and_value_of_a_bad_row(change: dict[str, Any], message: str
 @pytest.mark.parametrize("field", ["question", "answer"])
 def test_names_a_missing_field_and_those_there_are(field: str) -> None:
     row = {name: value for name, value in GOOD.items() if name != field}
-    with pytest.raises(RowError, match=rf"{field}: the row has no such field, only {', '.join(row)}"):
+    with pytest.raises(RowError, match=rf"{field}: the row has no such field; its fields: {', '.join(row)}"):
         read_example(row)
 
 

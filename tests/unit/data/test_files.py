@@ -206,7 +206,7 @@ def test_a_failing_hub_is_one_error(monkeypatch: pytest.MonkeyPatch, error: Exce
 
     monkeypatch.setattr(sources, "load_dataset", load)
     monkeypatch.setattr(sources, "hub_problem", lambda: None)
-    with pytest.raises(kind, match=rf"path: some/rows is no local file .* from the Hub: {error}\. Give a local folder"):
+    with pytest.raises(kind, match=rf"path: some/rows is not a local file .* from the Hub: {error}\. Give a local"):
         open_splits("some/rows")
 
 

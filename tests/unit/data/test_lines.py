@@ -48,8 +48,8 @@ def test_what_is_no_object_is_named(text: str, message: str) -> None:
 
 
 BAD_LINES = [
-    (b'{"question": "\\ud83d", "answer": "2"}', r"question: must be a text that UTF-8 can write, got half .*U\+D83D"),
-    (b'{"question": "a", "answer": "\\udc00"}', "answer: must be a text that UTF-8 can write"),
+    (b'{"question": "\\ud83d", "answer": "2"}', r"question: must be a text that UTF-8 can encode, got half .*U\+D83D"),
+    (b'{"question": "a", "answer": "\\udc00"}', "answer: must be a text that UTF-8 can encode"),
     (b'{"question": "\xff", "answer": "2"}', "not valid UTF-8"),
     (b'{"question": "\\u200b\\ufeff\\ufe0f\\u00a0", "answer": "2"}', "question: is empty"),
     (b'{"question": "a\rb", "answer": "2"}', "not valid JSON"),

@@ -133,7 +133,7 @@ def test_rows_that_could_not_be_loaded_keep_their_reason() -> None:
 
 
 def test_a_missing_column_is_every_rows_fault() -> None:
-    with pytest.raises(BadRowsError, match="row 0: answer: the row has no such field, only question, steps"):
+    with pytest.raises(BadRowsError, match="row 0: answer: the row has no such field; its fields: question, steps"):
         prepare([{"question": "q", "steps": ["s"]}])
 
 

@@ -100,7 +100,7 @@ def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str])
     assert main(["cache"]) == 0
     shown = capsys.readouterr().out
     assert f"{folder}: 1 tables, 2.0 MB" in shown
-    assert "unused for the longest time: 3 days" in shown
+    assert "longest unused: 3 days" in shown
     assert main(["cache", "--clear", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["num_deleted"], document["num_tables"], document["days"]) == (1, 0, 30.0)

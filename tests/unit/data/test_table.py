@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(cache: Path, caplog: py
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert f"{cache}" in record.getMessage()
-    assert "the rows are tokenised in memory" in record.getMessage()
+    assert "tokenising in memory" in record.getMessage()
 
 
 @pytest.mark.parametrize("content", [b"", b"no table"])

@@ -127,7 +127,7 @@ def test_to_dict_is_what_results_hold(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ways": []}, r"ways: must be at least one, each with a name of its own, got \[\]"),
+        ({"ways": []}, r"ways: must be at least one, each with its own name, got \[\]"),
         ({"reference": "b"}, r"reference: must be one of \['a'\], got 'b'"),
         ({"batch_sizes": [0]}, "batch_sizes: must be an integer of at least 1, got 0"),
         ({"num_questions": 0}, "num_questions: must be an integer of at least 1, got 0"),
@@ -144,7 +144,7 @@ def test_ways_must_fit_each_other_and_note_their_tokens() -> None:
     silent = Way("silent", [[1]], lambda prompts, on_token: [[2]])
     with pytest.raises(ValueError, match=r"got \{'silent': 1, 'other': 2\}"):
         measure_latency([silent, Way("other", [[1], [2]], silent.answer)], min_rounds=1)
-    with pytest.raises(ValueError, match="each with a name of its own, got"):
+    with pytest.raises(ValueError, match="each with its own name, got"):
         measure_latency([silent, silent], min_rounds=1)
     with pytest.raises(
         ValueError, match=r"'silent' must give .* got 1 answers for 1 prompts, and 0 calls for 1 tokens"

@@ -142,7 +142,7 @@ def test_the_command_prints_a_table(
     text.write_text("All work and no play. " * 40, encoding="utf-8")
     assert main(["evaluate", str(tmp_path / "adapter"), "--text", str(text)]) == 0
     printed = capsys.readouterr().out
-    assert "4 windows of plain text: 96 tokens behind 96" in printed
+    assert "4 windows of plain text: 96 tokens after 96" in printed
     assert "adapter, 2 blocks" in printed
     for arguments, said in (
         (["--text", str(text), "--limit", "3"], "text: must be given without --limit"),

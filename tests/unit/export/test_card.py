@@ -44,7 +44,7 @@ def test_a_base_is_linked_where_the_hub_can_have_it(base: str | None, linked: st
 def test_blocks_are_explained_where_there_are_some(num_blocks: int) -> None:
     card = render(num_blocks=num_blocks)
     assert ("* **Memory tokens** are `<b>`, `<m>`, `</b>` (ids 7, 8, 9)" in card) is bool(num_blocks)
-    assert ("write them behind the prompt: `<b><m></b><b><m></b>`" in card) is bool(num_blocks)
+    assert ("write them after the prompt: `<b><m></b><b><m></b>`" in card) is bool(num_blocks)
     assert ("without memory blocks" in card) is not bool(num_blocks)
     assert "latent-reasoning" in card or not num_blocks
     assert "None" not in card

@@ -50,8 +50,8 @@ def test_what_counts_as_wrong(counts: dict[str, int], head_is_tied: bool, num_wr
 def test_a_result_as_a_sentence() -> None:
     assert describe(result()) == "40 of 40 prompts give the adapter's greedy tokens; 40 with nothing suppressed"
     assert describe(result(num_equal=37, num_near_ties=2)) == (
-        "37 of 40 prompts give the adapter's greedy tokens, 2 part from it at a near tie, 1 differ; 40 with nothing "
-        "suppressed"
+        "37 of 40 prompts give the adapter's greedy tokens, 2 first differ at a near tie, 1 differ elsewhere; 40 with "
+        "nothing suppressed"
     )
 
 

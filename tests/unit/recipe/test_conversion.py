@@ -45,7 +45,7 @@ def test_values_that_fit(value: object, hint: Any, expected: object) -> None:
         ("skip", Literal["error", "drop"], "must be 'error' or 'drop', got 'skip'"),
         (1, Literal["a", True], "got 1"),
         ([1], dict[str, Any], "must be a mapping"),
-        ("x", pytest.Item, "left out, a recipe cannot give it"),
+        ("x", pytest.Item, "omitted, a recipe cannot set it"),
     ],
 )
 def test_values_that_do_not_fit(value: object, hint: Any, message: str) -> None:

@@ -126,7 +126,7 @@ def test_an_override_of_the_base_displaces_the_files_other_way(write: Write) -> 
     path = write(with_values(model={"config": {"model_type": "gpt2"}}))
     assert load_recipe(path, ["model.name_or_path=gpt2"]).model.config is None
     assert problems(path, "model.name_or_path=gpt2", "model.config={model_type: llama}") == [
-        "command line: model.name_or_path: either it or config must be given, got both."
+        "command line: model.name_or_path: either this or config must be given, got both."
     ]
 
 
@@ -182,8 +182,8 @@ def test_lines_name_file_and_key(write: Write) -> None:
 @pytest.mark.parametrize(
     ("sections", "line"),
     [
-        ({"model": {}}, "model.name_or_path: either it or config must be given, got neither."),
-        ({"model": None}, "model.name_or_path: either it or config must be given, got neither."),
+        ({"model": {}}, "model.name_or_path: either this or config must be given, got neither."),
+        ({"model": None}, "model.name_or_path: either this or config must be given, got neither."),
         ({"model": {"config": {"hidden_size": 8}}}, "model.config: must hold model_type, such as 'llama'"),
         ({"model": {"config": {"model_type": "lama"}}}, "model.config.model_type: Unrecognized model identifier: lama"),
         ({"model": "gpt2"}, "model: must be a section with keys, got 'gpt2'."),
@@ -195,7 +195,7 @@ def test_lines_name_file_and_key(write: Write) -> None:
         ),
         ({"data": {"task": "gsm8k", "validation_rows": -1}}, "data.validation_rows: must be at least 0, got -1."),
         ({"evaluation": {"batch_size": 0}}, "evaluation.batch_size: must be at least 1, got 0."),
-        ({"grounding": None, "refinement": None}, "refinement: must not be null where grounding is null too."),
+        ({"grounding": None, "refinement": None}, "refinement: must not be null if grounding is null too."),
         ({"grounding": 3}, "grounding: must be a mapping or null, got 3."),
         ({"resume": 1}, "resume: must be true or false, got 1."),
         ({"adapter": {"peft_type": "LORA"}}, "adapter.peft_type: is set by the adapter itself, remove it."),
@@ -279,7 +279,7 @@ def test_a_configuration_is_new_each_time(write: Write) -> None:
         ({"data": {"task": "potions", "options": {"num_rows": 10**15}}}, "data.options.num_rows: must be from 1 to"),
         ({"data": {"task": "multiplication", "options": {"num_digits": 10**9}}}, "data.options.num_digits: must be"),
         ({"output_dir": "a\tb"}, "output_dir: must not hold control characters, got 'a\\tb'."),
-        ({"output_dir": "~nobody-here/x"}, "output_dir: must be in a home folder that there is"),
+        ({"output_dir": "~nobody-here/x"}, "output_dir: must be in an existing home folder"),
     ],
 )
 def test_values_that_cannot_work_are_refused(write: Write, changes: dict[str, Any], line: str) -> None:

@@ -86,12 +86,12 @@ def test_folders_without_an_adapter(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"must hold an adapter .* Give the folder of an adapter"):
         load_run(tmp_path)
     (tmp_path / "recipe.yaml").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"has not ended\. If it is yours: rim-peft train .* resume=true"):
+    with pytest.raises(FileNotFoundError, match=r"has not finished\. If it is yours: rim-peft train .* resume=true"):
         load_run(tmp_path)
 
 
 def test_a_folder_has_no_revisions(saved: tuple[Path, PeftModel]) -> None:
-    with pytest.raises(ValueError, match="revision: must be left out for a folder, got 'v1'"):
+    with pytest.raises(ValueError, match="revision: must be omitted for a folder, got 'v1'"):
         load_run(saved[0] / "adapter", revision="v1")
 
 

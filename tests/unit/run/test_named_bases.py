@@ -74,7 +74,7 @@ def test_a_revision_reaches_the_hub_and_no_package(monkeypatch: pytest.MonkeyPat
     load_config(f"{NAME}@hub", ModelOptions(name_or_path=f"{NAME}@hub", revision="v1"))
     assert asked == [(HUB_ID, "v1")]
     monkeypatch.setattr(base, "find_base", lambda name, **_: str(home.parent))
-    with pytest.raises(ValueError, match=r"model\.revision: must be left out .*, got 'v1' for smollm2-135m@package"):
+    with pytest.raises(ValueError, match=r"model\.revision: must be omitted .*, got 'v1' for smollm2-135m@package"):
         load_config(f"{NAME}@package", ModelOptions(name_or_path=f"{NAME}@package", revision="v1"))
 
 
@@ -136,7 +136,7 @@ def test_a_gguf_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path.parent)  # a run asks for its base by the whole path, whatever the recipe says
     with pytest.raises(FileNotFoundError, match=r"model\.gguf_file: must be a file in .*, got 'b\.gguf'"):
         locate_base(str(tmp_path), ModelOptions(name_or_path=tmp_path.name, gguf_file="b.gguf"))
-    with pytest.raises(ValueError, match=rf"model\.gguf_file: must be left out for {NAME}@hub"):
+    with pytest.raises(ValueError, match=rf"model\.gguf_file: must be omitted for {NAME}@hub"):
         locate_base(f"{NAME}@hub", ModelOptions(name_or_path=f"{NAME}@hub", gguf_file="b.gguf"))
     with pytest.raises(ValueError, match=r"gguf_file: must come with name_or_path, got 'b\.gguf' with config"):
         ModelOptions(config={"model_type": "llama"}, gguf_file="b.gguf")

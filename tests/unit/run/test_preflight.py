@@ -111,9 +111,9 @@ def test_a_hub_id_is_not_asked_for(tmp_path: Path) -> None:
     found = look(write_recipe(tmp_path, rows=None, data={"path": "owner/rows"}))
     assert found.errors == []
     base, rows = found.not_checked
-    assert base.startswith("base, parameters, memory and tokens: owner/base is no folder in ")
+    assert base.startswith("base, parameters, memory and tokens: owner/base is not a folder in ")
     assert "Give --base FOLDER with its config.json and tokenizer; --download fetches" in base
-    assert rows.startswith("rows: owner/rows is no folder in ")
+    assert rows.startswith("rows: owner/rows is not a folder in ")
     assert "Give data.path=FOLDER; --download fetches" in rows
     assert found.stages[0].num_steps is None
 
@@ -138,7 +138,7 @@ def test_rows_without_a_base_are_counted(tmp_path: Path) -> None:
     found = look(write_recipe(tmp_path, rows=rows, data=rows_task(tmp_path)))
     assert [(stage.num_rows, stage.num_steps) for stage in found.stages] == [(8, 4), (9, 6)]
     assert len(found.errors) == 1
-    assert found.errors[0].startswith("grounding: 1 bad training rows. Correct the data, or leave such rows out with")
+    assert found.errors[0].startswith("grounding: 1 bad training rows. Correct the data, or omit these rows with")
     assert "row 8: steps: there are none" in found.errors[0]
 
 
@@ -162,7 +162,7 @@ def test_bad_rows_stop_a_run_or_are_noted(base: str, tmp_path: Path) -> None:
         ({"adapter": {"insertion_layer": 5}}, "adapter.insertion_layer: must be below the base's number of layers, 2"),
         ({"adapter": {"target_modules": ["qkv"]}}, "adapter.target_modules: must name layers of the base"),
         ({"adapter": {"init_memory": [400]}}, "adapter.init_memory: token ids must be below"),
-        ({"grounding": {"block_range": [3, 4]}}, "grounding.block_range: must hold the adapter's num_blocks, 2"),
+        ({"grounding": {"block_range": [3, 4]}}, "grounding.block_range: must include the adapter's num_blocks, 2"),
         (
             {"adapter": {"bidirectional_blocks": True}, "refinement": {"compile_layers": True}},
             "refinement.compile_layers: must be False with bidirectional_blocks=True",
@@ -247,7 +247,7 @@ def test_a_base_whose_files_are_quantised(base: str, tmp_path: Path, method: str
     if method == "gptq":
         assert found.peak is None
         assert found.not_checked == [
-            "grounding: memory: the base's files are quantised by gptq, which is not simulated. Try a step."
+            "grounding: memory: the base's files are quantised by gptq, which is not simulated. Run a step."
         ]
     else:
         assert full.stages[0].memory is not None
@@ -274,7 +274,7 @@ def test_a_stream_has_no_lengths(base: str, tmp_path: Path) -> None:
     data = {**rows_task(tmp_path), "streaming": True}
     found = look(write_recipe(tmp_path, data=data, grounding={"max_steps": 5}, refinement=None), base=base)
     assert found.errors == []
-    assert found.not_checked == ["rows: they are a stream, which is read while training (data.streaming)."]
+    assert found.not_checked == ["rows: they are a stream, which is read during training (data.streaming)."]
     assert found.stages[0].num_steps == 5
 
 

@@ -38,7 +38,7 @@ def test_what_is_no_number_is_refused(value: Any) -> None:
 
 
 def test_names_the_fields_that_are_missing() -> None:
-    with pytest.raises(RowError, match="input or question: the row has no such field, only text"):
+    with pytest.raises(RowError, match="input or question: the row has no such field; its fields: text"):
         require_text({"text": "q"}, "input", "question")
     with pytest.raises(RowError, match="input: must be a text that is not empty, got ' '"):
         require_text({"input": " "}, "input")

@@ -59,7 +59,7 @@ def test_a_line_that_is_an_equation_counts_only_where_steps_are_listed() -> None
 @pytest.mark.parametrize("step", ["48/2=24 clips", "2×3=6"])
 def test_a_step_that_is_nearly_an_equation_is_not_left_out_silently(step: str) -> None:
     row = {"question": "q", "steps": ["24*2=48", step], "answer": "48"}
-    with pytest.raises(RowError, match=r"steps\[1\]: must be an equation of numbers alone or mark it"):
+    with pytest.raises(RowError, match=r"steps\[1\]: must be an equation of only numbers or mark it"):
         get_task("gsm8k").read_row(row)
     assert get_task("gsm8k", steps="sentences").read_row({**row, "steps": ["Twice 24.", step]}).steps == (
         "Twice 24.",
@@ -76,8 +76,8 @@ def test_a_solution_without_equations_has_no_steps() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "q"}, "answer: the row has no such field, only question"),
-        ({"answer": "#### 1"}, "question: the row has no such field, only answer"),
+        ({"question": "q"}, "answer: the row has no such field; its fields: question"),
+        ({"answer": "#### 1"}, "question: the row has no such field; its fields: answer"),
         ({"question": "q", "answer": 18}, "answer: must be a text, got 18"),
         ({"question": "q", "answer": None}, "answer: must be a text, got None"),
         (
@@ -100,7 +100,7 @@ def test_names_what_is_wrong_with_a_row(row: dict[str, Any], message: str) -> No
 
 
 def test_equations_alone_are_no_sentences() -> None:
-    with pytest.raises(RowError, match="equations alone, no sentences; use the option steps='equations'"):
+    with pytest.raises(RowError, match="only equations, no sentences; use the option steps='equations'"):
         get_task("gsm8k", steps="sentences").read_row({"text": "q||<<1+1=2>> #### 2"})
 
 

@@ -65,7 +65,7 @@ def test_splits_share_no_question() -> None:
 def test_other_texts_are_refused() -> None:
     task: Any = get_task("handfuls")
     for text in ("How many?", "Ann has 3 pens. How many pens does Ben have?", "Ann has 3 pens. Ben has 2 pens. Why?"):
-        with pytest.raises(ValueError, match="question: must be one of task 'handfuls', got"):
+        with pytest.raises(ValueError, match="question: must be a question of task 'handfuls', got"):
             task.answer_from(text, 0, "3")
     with pytest.raises(ValueError, match="step: must be from 0 to the chain's length 2, got 3"):
         task.answer_from(next(iter(get_task("handfuls", lengths=[2]).rows("train")))["question"], 3, "3")

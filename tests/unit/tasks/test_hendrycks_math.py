@@ -49,9 +49,9 @@ def test_reads_the_published_forms(row: dict[str, Any], expected: Example) -> No
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"solution": "s"}, "problem: the row has no such field, only solution"),
-        ({"problem": "p"}, "solution: the row has no such field, only problem"),
-        ({"problem": "p", "solution": "No box."}, r"solution: must hold \\boxed{} where there is no answer"),
+        ({"solution": "s"}, "problem: the row has no such field; its fields: solution"),
+        ({"problem": "p"}, "solution: the row has no such field; its fields: problem"),
+        ({"problem": "p", "solution": "No box."}, r"solution: must hold \\boxed{} if there is no answer"),
         ({"problem": "p", "solution": "No box.", "answer": 5}, "answer: must be a text, got 5"),
     ],
 )

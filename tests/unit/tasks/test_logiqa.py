@@ -58,11 +58,11 @@ def test_letters_that_options_carry_count_where_all_four_do(options: list[str], 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "\n".join(LINES[:7])}, "must be eight lines: an empty one, .* got 7 that begin"),
+        ({"text": "\n".join(LINES[:7])}, "must be eight lines: an empty one, .* got 7 starting with"),
         ({"text": "\n".join([*LINES[1:], ""])}, "must be eight lines"),
         ({"text": "\n".join(["", "e", *LINES[2:]])}, "answer: must be a letter A to D or an index 0 to 3, got 'e'"),
         ({"text": "{"}, "not valid JSON"),
-        ({"question": "q"}, "context or text: the row has no such field, only question"),
+        ({"question": "q"}, "context or text: the row has no such field; its fields: question"),
         ({"context": "c", "options": OPTIONS}, "question or query: the row has no such field"),
         ({"context": "c", "query": "q"}, "options: the row has no such field"),
         ({"context": "c", "query": "q", "options": OPTIONS[:3], "answer": 0}, "options: must be four texts, got"),

@@ -68,7 +68,7 @@ def test_answers_are_judged_digit_by_digit() -> None:
     [
         ({"num_digits": 1}, "num_digits: must be at least 2, got 1"),
         ({"num_rows": 0}, "num_rows, num_held_out: must be at least 1"),
-        ({"num_digits": 2}, "num_rows: must be at most 5832 with 2 digits, got 10000. Take more digits"),
+        ({"num_digits": 2}, "num_rows: must be at most 5832 with 2 digits, got 10000. Use more digits"),
         ({"num_digits": 2, "num_rows": 9}, "num_held_out: must be at most 324 with 2 digits, got 1000"),
     ],
 )

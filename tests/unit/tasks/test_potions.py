@@ -176,9 +176,9 @@ def test_the_answer_follows_from_any_step_and_from_another_colour(options: dict[
 @pytest.mark.parametrize(
     ("question", "step", "colour", "message"),
     [
-        ("What is 1 + 1?", 0, "red", "question: must be one of this world of 5 colours, got 'What is 1"),
-        ("Kim's brew is red. What colour is Tom's brew?", 0, "red", "question: must be one of this world"),
-        ("Tom heats Kim's brew. Kim's brew is red. What colour is Tom's brew?", 0, "red", "question: must be one of"),
+        ("What is 1 + 1?", 0, "red", "question: must be from this world of 5 colours, got 'What is 1"),
+        ("Kim's brew is red. What colour is Tom's brew?", 0, "red", "question: must be from this world"),
+        ("Tom heats Kim's brew. Kim's brew is red. What colour is Tom's brew?", 0, "red", "question: must be from"),
         (
             "Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?",
             2,

@@ -37,13 +37,13 @@ def test_reads_the_hubs_form_whose_facts_are_one_text() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"answer": True}, "question: the row has no such field, only answer"),
-        ({"question": "q"}, "answer: the row has no such field, only question"),
+        ({"answer": True}, "question: the row has no such field; its fields: answer"),
+        ({"question": "q"}, "answer: the row has no such field; its fields: question"),
         ({"question": "q", "answer": "yes"}, "answer: must be true or false, got 'yes'"),
         ({"question": "q", "answer": None}, "answer: must be true or false, got None"),
         (
             {"question": "q", "answer": True, "decomposition": ["d"]},
-            "facts: the row has no such field, only question, answer, decomposition; the option steps names another",
+            "facts: the row has no such field; its fields: question, answer, decomposition. Set the option steps",
         ),
     ],
 )
@@ -74,7 +74,7 @@ def test_dev_is_the_test_split_and_selection_never_sees_it(tmp_path: Path) -> No
 
 def test_who_asks_for_dev_is_told_what_it_is(tmp_path: Path) -> None:
     write_files(tmp_path)
-    with pytest.raises(ValueError, match=r"split: 'dev' of its source is 'test' in task 'strategyqa'. Ask for 'test'"):
+    with pytest.raises(ValueError, match=r"split: 'dev' of its source is 'test' in task 'strategyqa'. Use 'test'"):
         get_task("strategyqa").load("dev", path=str(tmp_path))
 
 

@@ -102,7 +102,7 @@ def test_a_file_of_another_name_is_no_test_split(write_rows: WriteRows) -> None:
 
 
 def test_needs_a_path_without_a_source_of_its_own() -> None:
-    with pytest.raises(ValueError, match=r"path: task 'plain' has no source of its own. Give a file"):
+    with pytest.raises(ValueError, match=r"path: task 'plain' has no default source. Give a file"):
         Plain().load("train")
 
 
@@ -128,7 +128,7 @@ def test_bad_rows_keep_their_place_and_say_why(tmp_path: Path, streaming: bool) 
     assert len(errors) == 6  # the blank line is no row
     assert errors[1].startswith("test.jsonl line 2: not valid JSON: it breaks off at character 28")
     assert errors[2] == "test.jsonl line 3: must be a JSON object with fields, got '[1, 2]'"
-    assert errors[3] == "test.jsonl line 4: answer: the row has no such field, only question"
+    assert errors[3] == "test.jsonl line 4: answer: the row has no such field; its fields: question"
     assert errors[4] == "test.jsonl line 5: question: must be a text or a list of chat messages, got 3 (int)"
 
 
@@ -228,7 +228,7 @@ def test_a_generated_task_makes_its_rows(streaming: bool) -> None:
 
 
 def test_a_generated_task_has_no_path() -> None:
-    with pytest.raises(ValueError, match=r"path: task 'potions' makes its rows, got 'x'. Leave it out"):
+    with pytest.raises(ValueError, match=r"path: task 'potions' generates its rows, got 'x'. Omit it"):
         get_task("potions").load("train", path="x")
 
 

@@ -50,8 +50,8 @@ def test_reads_the_published_forms(task: str, row: dict[str, Any], expected: Exa
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
-        ("gsm-hard", {"question": "q"}, "input: the row has no such field, only question"),
-        ("gsm-hard", {"input": "q"}, "target: the row has no such field, only input"),
+        ("gsm-hard", {"question": "q"}, "input: the row has no such field; its fields: question"),
+        ("gsm-hard", {"input": "q"}, "target: the row has no such field; its fields: input"),
         ("svamp", {"Body": "b", "Answer": "1"}, "Question: the row has no such field"),
         ("svamp", {"Body": "b", "Question": "q"}, "Answer: the row has no such field"),
         ("svamp", {"Body": "b", "Question": "q", "Answer": "many"}, "Answer: must be a number, got 'many'"),
@@ -77,7 +77,7 @@ def test_all_rows_of_gsm_hard_are_for_the_test(write_rows: WriteRows, monkeypatc
     assert task.load("test", path=str(path))["answer"][:] == ["0", "1", "2"]
     monkeypatch.setattr(files, "load_dataset", lambda *_, **__: {"train": Dataset.from_list(rows)})
     assert len(task.load("test")) == 3
-    with pytest.raises(ValueError, match=r"split: 'train' of its source is 'test' in task 'gsm-hard'. Ask for 'test'"):
+    with pytest.raises(ValueError, match=r"split: 'train' of its source is 'test' in task 'gsm-hard'. Use 'test'"):
         task.load("train")
     with pytest.raises(FileNotFoundError, match="has no split 'validation' for task 'gsm-hard', only test"):
         task.load("validation")

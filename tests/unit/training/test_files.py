@@ -69,7 +69,7 @@ def _cut(path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(Path.unlink, "is missing"), (_cut, "bytes, and was written with"), (_flip, "has other contents")],
+    [(Path.unlink, "is missing"), (_cut, "bytes, but was written with"), (_flip, "does not have the contents")],
 )
 def test_a_manifest_tells_what_is_damaged(
     name: str, damage: Callable[[Path], None], said: str, checkpoint: Path
@@ -98,7 +98,7 @@ def test_a_damaged_manifest_is_damage(text: str, checkpoint: Path) -> None:
 
 def test_a_manifest_names_what_must_be_there(checkpoint: Path) -> None:
     (checkpoint / MANIFEST).write_text('{"files": {}}')
-    assert find_damage(checkpoint, NAMES) == f"{MANIFEST} does not name {NAMES[0]}"
+    assert find_damage(checkpoint, NAMES) == f"{MANIFEST} does not list {NAMES[0]}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,7 +125,7 @@ def test_without_a_manifest_files_must_be_readable(name: str, damage: Callable[[
 )
 def test_a_full_disk_says_so_and_what_goes_on(error: Exception, tmp_path: Path) -> None:
     with (
-        pytest.raises(WriteError, match=r"output_dir: no room to write in .*disk is full.*resume=true goes on") as full,
+        pytest.raises(WriteError, match=r"output_dir: no room to write in .*disk is full.*with resume=true") as full,
         explain_write_errors(tmp_path),
     ):
         raise error

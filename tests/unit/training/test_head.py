@@ -51,7 +51,7 @@ def test_layers_between_states_and_matrix_make_it_the_models_own(
     base = with_fused_head(build(model_type, **options))
     with caplog.at_level("WARNING", "rim_peft"):
         assert choose_head(base) is Head.OWN
-    assert "its own head is trained through" in caplog.text
+    assert "training uses its own head" in caplog.text
     assert find_head(base) == FoundHead(Head.OWN, is_causal=True)
 
 

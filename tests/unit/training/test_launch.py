@@ -49,11 +49,11 @@ def spread(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_gpus": 4}, r"n_gpu: one process must train on one GPU, got 4, .*CUDA_VISIBLE_DEVICES=0"),
+        ({"num_gpus": 4}, r"n_gpu: each process must train on one GPU, got 4, .*CUDA_VISIBLE_DEVICES=0"),
         ({"fsdp_version": 1}, r"fsdp_version: must be 2, .* got 1\. Set it, as recipes/accelerate/fsdp2.yaml"),
         ({"fsdp_version": 2, "is_quantized": True}, r"quantization: must be none under FSDP, .*bnb_4bit_quant_storage"),
         ({"fsdp_version": 2, "compile_layers": True}, "compile_layers: must be False under FSDP"),
-        ({"fsdp_version": 2, "optim": "paged_adamw_8bit"}, r"optim: must be one that steps .* got paged_adamw_8bit"),
+        ({"fsdp_version": 2, "optim": "paged_adamw_8bit"}, r"optim: must support sharded .* got paged_adamw_8bit"),
         ({"fsdp_version": 2, "trainer_class": CoconutTrainer}, r"distributed_type: .* more than one forward pass"),
         ({"zero_stage": 2, "trainer_class": CoconutTrainer}, r"distributed_type: .* more than one forward pass"),
         ({"zero_stage": 3}, r"zero_stage: must be at most 2, got 3: .*zero2.yaml"),

@@ -44,7 +44,7 @@ def test_as_many_processes_must_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (tmp_path / "rng_state.pth").touch()
     check_resumed(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"resume: must go on with as many processes as .*, 1, got 2, .* Start 1\."):
+    with pytest.raises(ValueError, match=r"resume: needs as many processes as wrote .*, 1, got 2, .* Start 1\."):
         check_resumed(tmp_path)
     (tmp_path / "rng_state.pth").unlink()
     for rank in (0, 1):

@@ -71,7 +71,7 @@ def test_names_that_yaml_quotes_are_found_again(name: str) -> None:
 
 def test_a_front_matter_that_is_no_yaml() -> None:
     for edit in (complete_card, lambda text: name_base(text, "owner/base")):
-        with pytest.raises(ValueError, match=r"README\.md: its front matter must be YAML, and is not .*Correct it"):
+        with pytest.raises(ValueError, match=r"README\.md: its front matter must be YAML, but is not .*Correct it"):
             edit("---\nlicense: [mit\n---\n# Mine\n")
 
 

@@ -107,7 +107,7 @@ def test_a_name_that_is_taken_is_left_as_it_is(make_two: MakeRim) -> None:
 def test_adapters_with_other_blocks_are_not_combined(make_rim: MakeRim, option: str, value: object) -> None:
     model = make_rim()
     model.add_adapter("other", RiMConfig(**{"num_blocks": 2, "r": 4, option: value}))
-    with pytest.raises(ValueError, match=f"{option}: must be the same for all adapters that are combined, got "):
+    with pytest.raises(ValueError, match=f"{option}: must be the same for all combined adapters, got "):
         model.add_weighted_adapter(["default", "other"], WEIGHTS, "both")
     assert "both" not in model.peft_config
 
@@ -122,7 +122,7 @@ def test_combinations_that_mean_nothing_are_refused(make_two: MakeRim) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             model.add_weighted_adapter(adapters, weights, "both")
-    with pytest.raises(ValueError, match="use_dora: must be False for all adapters that are combined"):
+    with pytest.raises(ValueError, match="use_dora: must be False for all combined adapters"):
         make_two(use_dora=True).add_weighted_adapter(["default", "other"], WEIGHTS, "both")
 
 
@@ -204,6 +204,6 @@ def test_ranks_of_their_own_come_back_from_a_file(
 )
 def test_weights_that_would_be_left_out_are_not_combined(make_two: MakeRim, options: dict[str, Any]) -> None:
     model = make_two(**options)
-    with pytest.raises(ValueError, match=f"{next(iter(options))}: must be .* for all adapters that are combined"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: must be .* for all combined adapters"):
         model.add_weighted_adapter(["default", "other"], WEIGHTS, "both")
     assert "both" not in model.peft_config

@@ -35,7 +35,7 @@ def test_whole_files_pass(folder: Path) -> None:
 def test_a_file_that_was_cut_off(folder: Path, kept: int, little_memory: bool) -> None:
     path = folder / WEIGHTS
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"safetensors: must be a whole safetensors file, and is damaged .* again"):
+    with pytest.raises(ValueError, match=r"safetensors: must be a whole safetensors file, but is damaged .* again"):
         load(folder, low_cpu_mem_usage=little_memory)
     with pytest.raises(ValueError, match="damaged or cut off"):
         check_files(folder)
@@ -62,7 +62,7 @@ def test_files_that_are_not_there(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"peft_type": "RIM', "must be JSON, and is damaged"),
+        ('{"peft_type": "RIM', "must be JSON, but is damaged"),
         ("[]", "names no peft_type"),
         ("{}", "names no peft_type"),
     ],
@@ -142,7 +142,7 @@ def test_versions_that_note_other_things_of_a_base_read_one_another(folder: Path
     ],
 )
 def test_another_base_is_refused(folder: Path, architecture: str, options: dict[str, Any], difference: str) -> None:
-    with pytest.raises(ValueError, match=f"base_architecture: must be that of the adapter's own base, {difference}:"):
+    with pytest.raises(ValueError, match=f"base_architecture: must match the adapter's own base, {difference}:"):
         load(folder, build_base(architecture, **options))
 
 
@@ -180,7 +180,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
 def test_what_a_configuration_must_say_is_not_defaulted(folder: Path, name: str) -> None:
     rewrite(folder, **{name: None})
     for read in (load, check_files, lambda folder: build_base().load_adapter(str(folder))):
-        with pytest.raises(ValueError, match=rf"adapter_config\.json: must say {name}, and does not"):
+        with pytest.raises(ValueError, match=rf"adapter_config\.json: must hold {name}, but does not"):
             read(folder)
 
 
@@ -189,15 +189,15 @@ def test_the_first_files_say_less(folder: Path) -> None:
     rewrite(folder, insertion_layer=None, bidirectional_blocks=None, use_rslora=None)
     load(folder)
     rewrite(folder, num_blocks=None)
-    with pytest.raises(ValueError, match="must say num_blocks, and does not"):
+    with pytest.raises(ValueError, match="must hold num_blocks, but does not"):
         load(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_blocks": 3}, "num_blocks: must be 2, with which the weights beside it were saved, got 3"),
-        ({"lora_alpha": 64}, "lora_alpha: must be 32, with which the weights beside it were saved, got 64"),
+        ({"num_blocks": 3}, "num_blocks: must be 2, as saved with the weights beside it, got 3"),
+        ({"lora_alpha": 64}, "lora_alpha: must be 32, as saved with the weights beside it, got 64"),
         ({"num_blocks": 10**9}, "num_blocks: must be from 0 to 4096, got 1000000000"),
         ({"num_blocks": "2"}, "num_blocks: must be an integer of at least 0, got '2'"),
         ({"modules_to_save": 5}, r"modules_to_save: must be a list or null, got 5"),
@@ -229,7 +229,7 @@ def test_ranks_beyond_the_weights_are_refused_before_memory_is_taken(folder: Pat
     ("text", "message"),
     [
         ("[" * 100_000, "is nested too deeply"),
-        ('{"peft_type": ' + "9" * 10_000 + "}", "must be JSON, and is damaged"),
+        ('{"peft_type": ' + "9" * 10_000 + "}", "must be JSON, but is damaged"),
         (" " * (17 << 20), "must be at most 16,777,216 bytes, got 17,825,792"),
         ('{"peft_type": {}}', "names no peft_type"),
     ],

@@ -113,7 +113,7 @@ def test_a_rank_zero_adapter_joins_one_with_lora(make_rim: MakeRim) -> None:
 def test_merging_folds_lora_and_drops_the_memory(make_rim: MakeRim, architecture: str) -> None:
     model = make_rim(architecture)
     expected = logits(model)
-    with pytest.warns(UserWarning, match="Merging folds LoRA into the base and leaves the memory rows out"):
+    with pytest.warns(UserWarning, match="Merging folds LoRA into the base and drops the memory rows"):
         merged = model.merge_and_unload()
     assert not any(isinstance(module, (MemoryEmbedding, LoraLayer)) for module in merged.modules())
     assert merged.get_input_embeddings().weight.shape[0] == VOCAB_SIZE

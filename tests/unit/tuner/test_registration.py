@@ -54,7 +54,7 @@ def test_a_rim_of_pefts_own_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> 
 
     PeftsOwn.__module__ = "peft.tuners.rim.config"
     monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, RIM, PeftsOwn)
-    with pytest.raises(ImportError, match="has a method named RIM of its own"):
+    with pytest.raises(ImportError, match="has its own method named RIM"):
         register(RiMConfig, RiMModel, MemoryEmbedding)
 
 

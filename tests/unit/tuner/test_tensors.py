@@ -259,7 +259,7 @@ def test_flipped_bits_are_found(folder: Path, route: Callable[[Path, Any], Any])
         damaged = bytearray(whole)
         damaged[place] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"adapter_model\.safetensors: must be as it was saved, and its checksum"):
+        with pytest.raises(ValueError, match=r"adapter_model\.safetensors: must be as it was saved, but its checksum"):
             route(folder, build_base())
     path.write_bytes(whole)
     route(folder, build_base())
