@@ -77,7 +77,8 @@ def test_changed_code_is_not_served_stale(texts: list[str], monkeypatch: pytest.
     texts.clear()
     prepare(ROWS)
     assert texts
-    assert hashed == [f"rim_peft.data.{name}" for name in ("cache", "tokenization", "examples")]
+    own = [module for module in hashed if module.startswith("rim_peft")]  # the tokenizer's is hashed too
+    assert own == [f"rim_peft.data.{name}" for name in ("cache", "tokenization", "examples")]
 
 
 def read_file(path: Path) -> Iterator[Any]:
