@@ -203,7 +203,7 @@ def evaluate_accuracy(
     Args:
         model: a model with an active RIM adapter.
         tokenizer: the base's tokenizer.
-        task: reads and compares answers.
+        examples: held-out examples, at least one.
         task: reads and compares answers.
         templates: prompt templates; use those that the adapter was trained with.
         num_blocks: blocks after each prompt; by default the adapter's own number.

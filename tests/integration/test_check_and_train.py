@@ -219,7 +219,7 @@ def damage_pickle(folder: Path) -> None:
         (cut, "model.name_or_path", "cannot be read (Error while deserializing header"),
         (point, "model.name_or_path", "cannot be read (Error while deserializing header"),
         (lambda folder: edit(folder, hidden_size=48), "model.name_or_path", "other shapes than its config.json says"),
-        (lambda folder: edit(folder, num_hidden_layers=3), "model.name_or_path", "and lack 9, such as model.layers.2."),
+        (lambda folder: edit(folder, num_hidden_layers=3), "model.name_or_path", "but lack 9, such as model.layers.2."),
         (lose_a_shard, "model.name_or_path", "model-00001-of-0000"),
         (lambda folder: (folder / "config.json").write_text("{"), "model.name_or_path", "is not a valid JSON file"),
         (lose_tokenizer, "model.tokenizer", "okenizer"),

@@ -345,7 +345,7 @@ def test_a_separator_must_survive_the_tokenizer(tmp_path: Path) -> None:
     demo = AutoTokenizer.from_pretrained(BASE)
     assert tokenize_separator(demo, ", ") == demo(",").input_ids
     for separator in ("; ", "\n"):
-        with pytest.raises(ValueError, match="step_separator: must be a text that the tokenizer can write"):
+        with pytest.raises(ValueError, match="step_separator: must be a text that the tokenizer can encode"):
             tokenize_separator(demo, separator)
 
 

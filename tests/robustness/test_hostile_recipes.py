@@ -94,7 +94,7 @@ def test_code_beside_a_base_or_a_tokenizer_does_not_run(stranger: Path) -> None:
         model_type="own",
         auto_map={"AutoConfig": "modeling_own.Own", "AutoModelForCausalLM": "modeling_own.Own"},  # type: ignore[arg-type]
     )
-    with pytest.raises(ValueError, match=r"model\.trust_remote_code: .*base comes with code of its own"):
+    with pytest.raises(ValueError, match=r"model\.trust_remote_code: .*base comes with its own code"):
         load_run(stranger)
     assert not list(stranger.rglob("ran"))
 
