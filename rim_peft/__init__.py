@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rim_peft.old_names import install
 from rim_peft.tuner import RiMConfig, RiMModel
 from rim_peft.version import __version__
 
@@ -23,6 +24,9 @@ __all__ = [
     "RiMModel",
     "__version__",
 ]
+
+
+install()
 
 
 def __getattr__(name: str) -> Any:

@@ -108,7 +108,7 @@ def _way(planned: PlannedRun, recipe: Recipe, examples: Sequence[Example]) -> Wa
     if recipe.model.quantization is None:
         run.model.merge_adapter()
     answerer = run.answerer()
-    prompts = answerer.encode([example.question for example in examples])
+    prompts = answerer.tokenize([example.question for example in examples])
     return get_method(recipe.method).way(planned.name, prompts, answerer, separator=run.separator)
 
 

@@ -135,6 +135,7 @@ def tokenize_prompts(
     templates: Templates | None = None,
     *,
     vocab_size: int | None = None,
+    name: str = "questions",
 ) -> list[list[int]]:
     """Return the prompt ids of questions, the same as those of :func:`tokenize_example`.
 
@@ -149,11 +150,11 @@ def tokenize_prompts(
             check_question(question)
             prompts.append(encoder.write_prompt(question))
         except RowError as error:
-            raise QuestionError(index, str(error)) from None
+            raise QuestionError(index, str(error), name) from None
     check_vocabulary([encoder.tokenizer.eos_token_id], tokenizer, vocab_size, where="tokenizer.eos_token")
     rows = encoder.encode_prompts(prompts)
     for index, ids in enumerate(rows):
-        check_vocabulary(ids, tokenizer, vocab_size, where=f"questions[{index}]")
+        check_vocabulary(ids, tokenizer, vocab_size, where=f"{name}[{index}]")
     return rows
 
 

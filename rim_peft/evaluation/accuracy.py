@@ -244,10 +244,14 @@ def judge_answers(
             None if the whole text is the answer.
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: there are no examples, or ``by_block`` is given for another answerer.
     """
     if not examples:
         raise ValueError("examples: there are none to evaluate on. Check the split and the limit.")
+    if by_block and not isinstance(answerer, BlockAnswerer):
+        raise ValueError(
+            f"by_block: needs a BlockAnswerer, which can read every block out, got {type(answerer).__name__}. Omit it."
+        )
     tokenizer = answerer.tokenizer
     examples = with_writable_answers(examples, tokenizer, task, answerer.templates)
     count = answerer.num_blocks

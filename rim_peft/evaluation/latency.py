@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.evaluation.accuracy import answer_start, judge_answers
-from rim_peft.inference import Answerer, BlockAnswerer
+from rim_peft.inference import Answerer, BlockAnswerer, BlockDecoder, decode_with_thoughts
 from rim_peft.inference.decoding import check_number, generate_greedily
 from rim_peft.tasks import Task
 
@@ -99,6 +99,27 @@ def by_answerer(name: str, prompts: Prompts, answerer: Answerer) -> Way:
         return answerer.decode(batch, on_token=on_token)
 
     return Way(name, prompts, answer, device=answerer.model.device)
+
+
+def by_decoder(name: str, prompts: Prompts, decoder: BlockDecoder) -> Way:
+    """Return the way of a block decoder, compiled or not; the answer is the one after the last block.
+
+    A compiled decoder compiles when prompts of a new length come: let ``warm_up`` bring the longest and the shortest.
+    """
+
+    def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
+        return [answers[-1] for answers in decoder(batch, on_token=on_token).token_ids]
+
+    return Way(name, prompts, answer, device=decoder.model.device)
+
+
+def by_thoughts(name: str, prompts: Prompts, model: PeftModel, **options: Any) -> Way:
+    """Return the way of continuous thoughts; the options are those of ``decode_with_thoughts``."""
+
+    def answer(batch: Prompts, on_token: Callable[[], None]) -> list[list[int]]:
+        return decode_with_thoughts(model, batch, on_token=on_token, **options)
+
+    return Way(name, prompts, answer, device=model.device)
 
 
 def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable[[Sequence[int]], int]:

@@ -110,7 +110,7 @@ def expect(
     )
     encoder = Encoder(tokenizer, templates)
     expected = []
-    for question, ids in zip(questions, answerer.encode(questions), strict=True):
+    for question, ids in zip(questions, answerer.tokenize(questions), strict=True):
         (answer,) = answerer.generate([ids])
         text = templates.prompt.format(question=question) if isinstance(question, str) else list(question)
         expected.append(Expected(text, ids, answer, encoder.spells_tokens(question)))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import Question, QuestionError, Templates
-from rim_peft.data.tokenization import tokenize_prompts
 from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
 from rim_peft.inference import Answerer
 from rim_peft.inference.decoding import generate_greedily
@@ -54,6 +53,8 @@ def load_export(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, 
 
 class ExportAnswerer(Answerer):
     """Answers as the adapter does, with a plain model and the blocks that its tokenizer appends."""
+
+    between: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -102,22 +103,22 @@ class ExportAnswerer(Answerer):
         """0: the blocks are part of the prompt."""
         return 0
 
-    def encode(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
+    def tokenize(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
         """Return the prompts' ids with their blocks, which the tokenizer or the chat template appends.
 
         Raises:
-            ValueError: as for :meth:`Answerer.encode`.
-            QuestionError: a question holds memory tokens, or leaves no room for its answer.
+            ValueError: as for :meth:`Answerer.tokenize`.
+            QuestionError: a question holds memory tokens.
         """
         memory = self.record.memory
-        prompts = tokenize_prompts(questions, self.tokenizer, self.templates, vocab_size=self.num_rows)
+        prompts = super().tokenize(questions, name=name)
         for index, (question, ids) in enumerate(zip(questions, prompts, strict=True)):
             if isinstance(question, str) or not self.record.places["chat"]:
                 ids.extend(memory.block_ids)
             start = len(ids) - len(memory.block_ids)
             if ids[start:] != memory.block_ids or any(token in memory.ids for token in ids[:start]):
-                raise QuestionError(index, "must not spell the export's memory tokens. Leave allow_special_tokens off")
-        self.check_room(prompts, name=name)
+                problem = "must not spell the export's memory tokens. Leave allow_special_tokens off"
+                raise QuestionError(index, problem, name)
         return prompts
 
     def decode(

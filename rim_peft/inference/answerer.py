@@ -30,8 +30,8 @@ class Answerer(ABC):
         max_new_tokens: most tokens of an answer, EOS included.
     """
 
-    between: ClassVar[str] = "blocks"
-    """Name of what is between prompt and answer, for errors."""
+    between: ClassVar[str | None] = "blocks"
+    """Name of what is between prompt and answer, for errors; None where it is part of the prompt."""
 
     def __init__(
         self,
@@ -87,6 +87,18 @@ class Answerer(ABC):
             Each answer's tokens, EOS included if reached.
         """
 
+    def tokenize(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
+        """Return the prompts' token ids, whether there is room for their answers or not.
+
+        Args:
+            questions: texts or chats.
+            name: name of the questions in errors.
+
+        Raises:
+            ValueError: as for :func:`~rim_peft.data.tokenization.tokenize_prompts`.
+        """
+        return tokenize_prompts(questions, self.tokenizer, self.templates, vocab_size=self.num_rows, name=name)
+
     def encode(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
         """Return the prompts' token ids.
 
@@ -95,10 +107,10 @@ class Answerer(ABC):
             name: name of the questions in errors.
 
         Raises:
-            ValueError: as for :func:`~rim_peft.data.tokenization.tokenize_prompts`.
+            ValueError: as for :meth:`tokenize`.
             QuestionError: a question leaves no room for its answer in the model's positions.
         """
-        prompts = tokenize_prompts(questions, self.tokenizer, self.templates, vocab_size=self.num_rows)
+        prompts = self.tokenize(questions, name=name)
         self.check_room(prompts, name=name)
         return prompts
 
@@ -196,7 +208,8 @@ class BlockAnswerer(Answerer):
     ) -> list[list[int]]:
         """Decode a batch after the last block."""
         if can_decode(self.model):
-            return [answer for (answer,) in self.decoder(prompts, on_token=on_token).token_ids]
+            decoded = self.decoder(self._followed(prompts), on_token=on_token)
+            return [answer for (answer,) in decoded.token_ids]
         return self.generate(prompts, on_token=on_token)
 
     def generate(
@@ -205,13 +218,17 @@ class BlockAnswerer(Answerer):
         """Decode a batch with the model's own ``generate``, which gives the same answers."""
         return generate_greedily(
             self.model,
-            prompts,
+            self._followed(prompts),
             eos_id=self.eos_id,
             pad_id=self.pad_id,
             max_new_tokens=self.max_new_tokens,
             on_token=on_token,
             num_blocks=self.num_blocks,
         )
+
+    def _followed(self, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Return the prompts with what else comes before the blocks."""
+        return prompts
 
     def read_blocks(self, questions: Sequence[Question]) -> list[list[Readout]]:
         """Read out every block of every question in one batch; see :class:`BlockDecoder`.
@@ -239,7 +256,7 @@ class BlockAnswerer(Answerer):
 class ThoughtAnswerer(Answerer):
     """Answers after continuous thoughts (Coconut), a baseline for RiM."""
 
-    between: ClassVar[str] = "thoughts and the tokens around them"
+    between: ClassVar[str | None] = "thoughts and the tokens around them"
 
     def __init__(
         self,

@@ -301,7 +301,7 @@ def check_room(
     num_between: int,
     max_new_tokens: int,
     *,
-    between: str = "blocks",
+    between: str | None = "blocks",
     name: str = "prompts",
 ) -> None:
     """Refuse prompts that leave no room for their answers in a model's positions.
@@ -311,20 +311,22 @@ def check_room(
         prompts: token ids of each prompt.
         num_between: tokens or states between a prompt and its answer.
         max_new_tokens: most tokens of an answer.
-        between: name of what is between them, for the error.
+        between: name of what is between them, for the error; None where it is part of the prompt.
         name: name of the prompts in the error.
 
     Raises:
         QuestionError: a prompt leaves no room; the error contains its index.
     """
     room = num_positions(config)
+    parts = "and blocks ({} tokens)" if between is None else f"({{}} tokens), {between} ({num_between})"
+    remedy = "lower max_new_tokens or num_blocks" if between == "blocks" else "lower max_new_tokens"
     for index, prompt in enumerate(prompts):
         if room is not None and len(prompt) + num_between + max_new_tokens > room:
             raise QuestionError(
                 index,
-                f"prompt ({len(prompt)} tokens), {between} ({num_between}) and answer ({max_new_tokens}) must fit into "
-                f"the base's {room} positions (max_position_embeddings; with longrope "
-                "original_max_position_embeddings). Omit the question, or lower max_new_tokens or num_blocks.",
+                f"prompt {parts.format(len(prompt))} and answer ({max_new_tokens}) must fit into the base's {room} "
+                "positions (max_position_embeddings; with longrope original_max_position_embeddings). Omit the "
+                f"question, or {remedy}.",
                 name,
             )
 

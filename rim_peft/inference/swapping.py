@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -158,11 +158,8 @@ class MemoryAnswerer(BlockAnswerer):
         """Number of the ids."""
         return len(self.memory_ids)
 
-    def decode(
-        self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
-    ) -> list[list[int]]:
-        """Decode a batch after the ids."""
-        return super().decode([[*prompt, *self.memory_ids] for prompt in prompts], on_token=on_token)
+    def _followed(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        return [[*prompt, *self.memory_ids] for prompt in prompts]
 
 
 def answer_with_swapped_blocks(

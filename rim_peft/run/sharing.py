@@ -147,6 +147,8 @@ def push(
         PermissionError: the Hub does not let you write there.
         ConnectionError: the Hub cannot be reached.
     """
+    if licence is not None and license is not None:
+        raise ValueError("licence: is the old name of license, which is given too. Omit it.")
     if licence is not None:
         warnings.warn("push: licence is now called license.", FutureWarning, stacklevel=2)
         license = licence

@@ -17,6 +17,7 @@ from rim_peft.evaluation import controls
 from rim_peft.evaluation.controls import Control, run_controls, shuffle_ids
 from rim_peft.inference import answer_questions
 from rim_peft.inference.swapping import (
+    MemoryAnswerer,
     SwappingDecoder,
     answer_with_memory_ids,
     answer_with_swapped_blocks,
@@ -169,6 +170,9 @@ def test_shuffled_memory_is_what_generate_says_after_such_ids(tokenizer: PreTrai
     model = build_rim(num_blocks=3)
     ids = shuffle_ids(model.peft_config["default"].block_tokens.ids(3), seed=3)
     found = list(answer_with_memory_ids(model, tokenizer, QUESTIONS, ids, templates=TEMPLATES, max_new_tokens=5))
+    answerer = MemoryAnswerer(model, tokenizer, ids, templates=TEMPLATES, max_new_tokens=5)
+    prompts = answerer.encode(QUESTIONS)
+    assert [answerer.read(answer) for answer in answerer.generate(prompts)] == found
     for prompt, text in zip(_prompts(tokenizer, QUESTIONS), found, strict=True):
         output = model.generate(
             input_ids=torch.tensor([[*prompt, *ids]]), max_new_tokens=5, do_sample=False, pad_token_id=PAD_ID

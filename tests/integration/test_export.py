@@ -15,6 +15,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from rim_peft.cli.main import main
+from rim_peft.data.examples import QuestionError
 from rim_peft.export import formats as merged_export
 from rim_peft.export.checking import ExportCheckError
 from rim_peft.export.weights import ExportOptions
@@ -75,6 +76,9 @@ def test_an_export_answers_as_its_adapter(
     scored = {"limit": 6, "max_new_tokens": 4}
     assert evaluate(run, "potions", **scored) == evaluate(ours, "potions", **scored)
 
+    too_long = r"questions\[1\]: prompt and blocks \(\d+ tokens\) and answer \(64\) .* or lower max_new_tokens\.$"
+    with pytest.raises(QuestionError, match=too_long):
+        list(run.answerer(max_new_tokens=64).answer(["a", "a" * 500]))
     with pytest.raises(ValueError, match="num_blocks: must be 2, which the export was made with, got 5"):
         run.answerer(num_blocks=5)
     with pytest.raises(ValueError, match="by_block: must not be given for an export"):

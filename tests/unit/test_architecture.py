@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +12,7 @@ import rim_peft
 
 PACKAGE = Path(rim_peft.__file__).parent
 LAYERS = [
-    {"version", "values", "escaping", "sequence"},
+    {"version", "old_names", "values", "escaping", "sequence"},
     {"tuner", "data"},
     {"training", "inference", "tasks"},
     {"evaluation", "export"},
@@ -96,14 +94,3 @@ def test_what_the_flows_name_is_there(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`([a-z_/]+(?:\.py|/))`", TEXT))))
 def test_the_files_that_the_docs_name_are_there(name: str) -> None:
     assert (PACKAGE / name).exists() or (PACKAGE.parent / name).exists()
-
-
-def test_the_old_name_of_the_tasks_works_and_says_so() -> None:
-    code = (
-        "import warnings; warnings.simplefilter('error', DeprecationWarning)\n"
-        "from rim_peft.data.tasks import get_task; from rim_peft.data.tasks.task import Task\n"
-        "import rim_peft.tasks\n"
-        "assert isinstance(get_task('gsm8k'), Task) and Task is rim_peft.tasks.task.Task"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "FutureWarning: rim_peft.data.tasks is rim_peft.tasks now." in told.stderr

@@ -13,7 +13,14 @@ from transformers import PreTrainedTokenizerFast
 from rim_peft.data.examples import Example, Templates
 from rim_peft.evaluation import evaluate_accuracy
 from rim_peft.evaluation.accuracy import Score, judge_answers, with_writable_answers
-from rim_peft.inference import BlockAnswerer, Readout, answer_with_thoughts, decode_with_thoughts, read_blocks
+from rim_peft.inference import (
+    BlockAnswerer,
+    Readout,
+    ThoughtAnswerer,
+    answer_with_thoughts,
+    decode_with_thoughts,
+    read_blocks,
+)
 from rim_peft.tasks import get_task
 from tests.conftest import EOS_ID, build_rim, build_tokenizer
 
@@ -117,6 +124,12 @@ def test_answers_after_thoughts_that_had_not_ended_are_counted(tokenizer: PreTra
     texts = list(answer_with_thoughts(model, tokenizer, list("abc"), on_cut=cut.append, **options))
     assert cut == [text for text in texts if text in expected]
     assert len(cut) == len(expected)
+
+
+def test_only_blocks_are_judged_by_block(tokenizer: PreTrainedTokenizerFast) -> None:
+    thoughts = ThoughtAnswerer(build_rim(), tokenizer, num_thoughts=2)
+    with pytest.raises(ValueError, match=r"by_block: needs a BlockAnswerer, .* got ThoughtAnswerer"):
+        judge_answers(thoughts, EXAMPLES, get_task("gsm8k"), by_block=True)
 
 
 def test_no_examples_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:

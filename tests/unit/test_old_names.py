@@ -1,0 +1,105 @@
+"""Documented names of earlier versions still import, as the same modules, and say what they are called now."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rim_peft.tasks
+from rim_peft.old_names import MOVED, TASKS
+from rim_peft.tasks import get_task
+
+API = Path(__file__).parents[2] / "docs" / "api.md"
+NAMES = {
+    **MOVED,
+    TASKS: "rim_peft.tasks",
+    f"{TASKS}.task": "rim_peft.tasks.task",
+    f"{TASKS}.potions": "rim_peft.tasks.potions",
+}
+DOCUMENTED = [
+    ("rim_peft.inference.selection", "select_final", "select_by_vote", "select_by_confidence", "select_by_score"),
+    ("rim_peft.evaluation.significance", "paired_difference"),
+    ("rim_peft.evaluation.faithfulness", "judge_steps"),
+    ("rim_peft.evaluation.budget", "budget_curve"),
+    ("rim_peft.evaluation.ways", "Way", "by_generate", "by_decoder", "by_thoughts", "count_behind"),
+    ("rim_peft.evaluation.representations", "block_components", "training_components"),
+    ("rim_peft.data.holdout", "hold_out"),
+    ("rim_peft.data.tasks", "get_task", "TASKS", "Task"),
+    ("rim_peft.data.tasks.task", "Task", "GeneratedTask"),
+    ("rim_peft.data.tasks.gsm8k", "GSM8K", "GSM8KAug"),
+    ("rim_peft.data.tasks.columns", "require_text"),
+]
+
+
+@pytest.mark.parametrize("old", sorted(NAMES))
+def test_an_old_name_is_the_new_module(old: str) -> None:
+    sys.modules.pop(old, None)
+    with pytest.warns(FutureWarning, match=f"{old} is {NAMES[old]} now"):
+        module = import_module(old)
+    assert module is import_module(NAMES[old])
+
+
+@pytest.mark.parametrize(("module", "names"), [(module, names) for module, *names in DOCUMENTED])
+def test_documented_names_are_there(module: str, names: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            assert hasattr(import_module(module), name), name
+
+
+def test_a_class_exists_once() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert import_module("rim_peft.data.tasks.potions").Potions is rim_peft.tasks.potions.Potions
+        assert type(get_task("rim_peft.data.tasks.gsm8k:GSM8K")) is type(get_task("gsm8k"))
+
+
+def test_the_warning_points_at_whoever_imports() -> None:
+    code = "import rim_peft\nfrom rim_peft.data.tasks import get_task\nfrom rim_peft.data.tasks.task import Task\n"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stderr.count("FutureWarning: rim_peft.data.tasks is rim_peft.tasks now.") == 1
+
+
+def _listed() -> Iterator[tuple[str, str]]:
+    """Each name in the tables of docs/api.md, with the heading that it stands under."""
+    heading, header = "", ""
+    for line in API.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+        elif line.startswith("| ") and not line.startswith("| `"):
+            header = line
+        elif line.startswith("| `") and header.startswith("| name"):
+            before = ""
+            for name in re.findall(r"`([A-Za-z_.]+)`", line.split("|")[1]):
+                before, _, last = name.rpartition(".") if "." in name else (before, "", name)
+                yield heading, f"{before}.{last}".lstrip(".")
+
+
+@pytest.mark.parametrize(("heading", "name"), sorted(set(_listed())))
+def test_the_names_of_the_public_api_are_there(heading: str, name: str) -> None:
+    places = ["rim_peft", *re.findall(r"`(rim_peft[a-z_.]*)`", heading)]
+    assert any(_is_there(f"{place}.{name}") for place in places)
+
+
+def _is_there(name: str) -> bool:
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        module = ".".join(parts[:cut])
+        try:
+            found: Any = import_module(module)
+        except ImportError:
+            continue
+        for part in parts[cut:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return module not in NAMES
+    return False
