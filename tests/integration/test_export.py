@@ -258,7 +258,7 @@ def test_an_export_in_another_type(make_adapter: MakeAdapter, tmp_path: Path, ca
     assert "of 34 prompts give the adapter's greedy tokens" in capsys.readouterr().out
     run = load_run(out)
     assert next(run.model.parameters()).dtype == torch.bfloat16
-    assert run.num_blocks == 3
+    assert run.answerer().num_blocks == 3
     assert len(list(out.glob("model-*.safetensors"))) > 1
     check = json.loads((out / "rim_export.json").read_text())["check"]
     assert check["num_equal"] + check["num_near_ties"] == 34
