@@ -161,11 +161,14 @@ def pytest_runtest_call() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_log_level() -> Iterator[None]:
-    """The command sets the package's log level for its process, which is that of other tests here."""
+    """The command sets the package's log level for its process, which is that of other tests here.
+
+    Also before a test: fixtures of a wider scope, which come first, may have run it.
+    """
     logger = logging.getLogger("rim_peft")
-    level = logger.level
+    logger.setLevel(logging.NOTSET)
     yield
-    logger.setLevel(level)
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
