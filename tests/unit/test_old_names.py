@@ -89,6 +89,18 @@ def test_the_names_of_the_public_api_are_there(heading: str, name: str) -> None:
     assert any(_is_there(f"{place}.{name}") for place in places)
 
 
+def _mapped() -> Iterator[str]:
+    """Each name with a dot in the tables of docs/paper-map.md that begins with a folder of the package."""
+    folders = "|".join(path.name for path in Path(rim_peft.__file__).parent.iterdir() if path.is_dir())
+    for line in API.with_name("paper-map.md").read_text(encoding="utf-8").splitlines():
+        yield from re.findall(rf"`((?:{folders})\.[A-Za-z_.]+)`", line)
+
+
+@pytest.mark.parametrize("name", sorted(set(_mapped())))
+def test_the_names_of_the_paper_map_are_there(name: str) -> None:
+    assert _is_there(f"rim_peft.{name}")
+
+
 def _is_there(name: str) -> bool:
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
