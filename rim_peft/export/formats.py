@@ -1,9 +1,10 @@
 """Write an adapter as one plain checkpoint, or as plain LoRA on an extended base.
 
-An adapter without blocks, from a method that RiM is compared with, is only merged.
+As one checkpoint, LoRA is merged and the memory rows become rows of the model; an adapter without blocks, from a
+method that RiM is compared with, is only merged.
 
-An engine has one embedding for all adapters, so memory rows become rows of the base. Adapters of one base have
-different rows: each gets three tokens of its own, in which the blocks after its prompts are written::
+As plain LoRA: an engine has one embedding for all adapters, so memory rows become rows of the base. Adapters of one
+base have different rows: each gets three tokens of its own, in which the blocks after its prompts are written::
 
     folder/base/            the base with three more rows per adapter, and a tokenizer that knows their tokens
     folder/adapters/NAME/   LoRA alone, and a tokenizer that appends this adapter's blocks

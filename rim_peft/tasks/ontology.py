@@ -1,13 +1,5 @@
 """ProsQA's task, generated: which of two kinds a person is, through a chain of made-up kinds.
 
-Two people each start a chain of kinds of the same length; the last kind of a chain follows from its own person and
-never from the other. The other kinds and further statements are grown around the two chains as in ProsQA: a new kind
-gets its statements from earlier people and kinds, from deep kinds more often than from shallow ones; and it may be
-barred from everything that follows from the first person, or from the second.
-
-Both chains are drawn in the same way, and the question is about the first person. So any count at the two offered
-kinds that does not follow the statements differs only by chance.
-
     ... Sally is a gerpus. Every worpus is a rempus. Every gerpus is a terpus. ... Is Sally a hilpus or terpus?
 
 The steps are the statements on a shortest path, here "Sally is a gerpus." and "Every gerpus is a terpus."; the answer
@@ -19,6 +11,14 @@ follows. There is one difference. In ProsQA the wrong kind is nearer to its pers
 So, without reading the question, the kind from which more can be reached backwards is right in 0.71 of the 800 rows,
 and the one with fewer statements about its members in 0.66. Here both are equally far, and no count of this sort beats
 chance.
+
+Two people each start a chain of kinds of the same length; the last kind of a chain follows from its own person and
+never from the other. The other kinds and further statements are grown around the two chains as in ProsQA: a new kind
+gets its statements from earlier people and kinds, from deep kinds more often than from shallow ones; and it may be
+barred from everything that follows from the first person, or from the second.
+
+Both chains are drawn in the same way, and the question is about the first person. So any count at the two offered
+kinds that does not follow the statements differs only by chance.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training with several processes: work for the main process, checks of launcher settings, weights sharded by FSDP2.
 
-Gathered tensors look as if one process had trained, so files do not depend on the number of processes.
-Every process must call each of these functions, since they exchange shards.
+Tensors gathered from shards look as if one process had trained, so files do not depend on the number of processes.
+Every process must call the functions that gather, fill or run a sharded model, since they exchange shards.
 """
 
 from __future__ import annotations

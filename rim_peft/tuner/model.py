@@ -1,7 +1,7 @@
 """RiMModel: LoRA plus memory rows on a causal language model; combining several adapters into one.
 
-Rows are embeddings, so they combine in one way, whatever happens to LoRA: ``sum(weight * rows)``. Weights that sum to
-1 keep the rows at their trained size.
+When adapters are combined, memory rows, being embeddings, combine in one way, whatever happens to LoRA:
+``sum(weight * rows)``. Weights that sum to 1 keep the rows at their trained size.
 """
 
 from __future__ import annotations
