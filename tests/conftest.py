@@ -160,15 +160,19 @@ def pytest_runtest_call() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_log_level() -> Iterator[None]:
-    """The command sets the package's log level for its process, which is that of other tests here.
+def _own_log_levels() -> Iterator[None]:
+    """The command sets log levels for its process, which is that of other tests here.
 
-    Also before a test: fixtures of a wider scope, which come first, may have run it.
+    They are set before a test too: fixtures of a wider scope, which come first, may have run it.
     """
-    logger = logging.getLogger("rim_peft")
-    logger.setLevel(logging.NOTSET)
+    _reset_log_levels()
     yield
-    logger.setLevel(logging.NOTSET)
+    _reset_log_levels()
+
+
+def _reset_log_levels() -> None:
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("rim_peft").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
