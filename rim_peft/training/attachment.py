@@ -11,7 +11,9 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from rim_peft.data.sources import asking_hub
+from rim_peft.training.distributed import shards_weights
 from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.tuner.bases import find_layers
 from rim_peft.tuner.card import CARD_FILE, TAGS, CardText, Usage, render_card
 from rim_peft.tuner.config import RiMConfig
 
@@ -101,7 +103,7 @@ def checkpoint_for(base: Any, args: ConfigT) -> ConfigT:
     # bitsandbytes' 8-bit layers keep their inputs outside autograd's saved tensors, so PyTorch's default
     # (non-reentrant) checkpointing cannot drop them, and a step would take more memory than without quantisation.
     # The reentrant kind first runs layers without autograd. It does not work with DDP's search for unused parameters;
-    # a step has none.
+    # a step has none without layer_shares.
     if not (args.gradient_checkpointing and is_8_bit(base)) or args.gradient_checkpointing_kwargs:
         return args
     args = copy(args)
@@ -110,6 +112,37 @@ def checkpoint_for(base: Any, args: ConfigT) -> ConfigT:
             setattr(args, name, {"use_reentrant": True})
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False
+    return args
+
+
+def check_depth(base: Any, config: RiMConfig, args: ConfigT) -> ConfigT:
+    """Refuse ``layer_shares`` where a training step cannot leave out layers; return the options for several processes.
+
+    Raises:
+        ValueError: the base's layers are not found, blocks would come in above the lowest layers, or the launcher or
+            the options expect that each step trains every weight.
+    """
+    _, layers = find_layers(base, options="layer_shares")
+    fewest = args.num_layers(1, len(layers))
+    if config.insertion_layer >= fewest:
+        raise ValueError(
+            f"layer_shares: must run the layer where blocks are inserted, {config.insertion_layer}, from the start, "
+            f"got {fewest} of {len(layers)} layers. Raise its first share, or omit insertion_layer."
+        )
+    if shards_weights():
+        raise ValueError(
+            "layer_shares: must be null with FSDP, whose processes expect that each step runs every layer. Omit it, "
+            "or start the processes without FSDP."
+        )
+    needs_all = args.ddp_find_unused_parameters is False or (args.gradient_checkpointing and is_8_bit(base))
+    if needs_all and args.world_size > 1:
+        raise ValueError(
+            "layer_shares: must be null in several processes with ddp_find_unused_parameters=False or an 8-bit base "
+            "with gradient_checkpointing, since a step then has to train every weight. Omit one of them."
+        )
+    if not needs_all:
+        args = copy(args)
+        args.ddp_find_unused_parameters = True
     return args
 
 

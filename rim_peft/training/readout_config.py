@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from transformers.utils import is_torch_bf16_gpu_available
@@ -87,6 +88,17 @@ def are_shares(value: object) -> bool:
     )
 
 
+def _are_depths(value: object, count: int) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == count
+        and all(isinstance(share, int | float) and not isinstance(share, bool) for share in value)
+        and value[0] > 0.0
+        and all(lower <= upper for lower, upper in pairwise(value))
+        and value[-1] == 1.0
+    )
+
+
 def check_range(name: str, value: Any) -> None:
     """Check an option that is the minimum and maximum of a count.
 
@@ -165,6 +177,14 @@ class ReadoutConfig(SFTConfig):
             "help": "The next phase of length_shares begins early once the last block's readouts since the last log "
             "line reach this token accuracy, in (0, 1]; the last phase gains the time. null: each phase takes its "
             "share."
+        },
+    )
+    layer_shares: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Depth for each phase of length_shares: the share of the base's layers, from the lowest, that a "
+            "training step runs; the last must be 1. So early blocks finish in lower layers, where later blocks can "
+            "read what they found. Evaluation and answers always run all layers. null: all layers in each phase."
         },
     )
     pack_length: int | None = field(
@@ -252,6 +272,10 @@ class ReadoutConfig(SFTConfig):
         """Return the number of blocks in a batch with an adapter; the maximum if batches draw their number."""
         return config.num_blocks if self.block_range is None else self.block_range[1]
 
+    def num_layers(self, longest: int, most: int) -> int:
+        """Return how many of a base's ``most`` layers run while rows have at most ``longest`` steps."""
+        return most if self.layer_shares is None else max(1, round(self.layer_shares[longest - 1] * most))
+
     def _check_curriculum(self) -> None:
         accuracy = self.length_accuracy
         if accuracy is not None and (
@@ -259,13 +283,19 @@ class ReadoutConfig(SFTConfig):
         ):
             raise ValueError(f"length_accuracy: must be a number in (0, 1], got {shown(accuracy)}.")
         if self.length_shares is None:
-            if accuracy is not None:
-                raise ValueError(f"length_accuracy: must come with length_shares, got {shown(accuracy)} alone.")
+            for name in ("length_accuracy", "layer_shares"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(f"{name}: must come with length_shares, got {shown(value)} alone.")
             return
         if not are_shares(self.length_shares):
             raise ValueError(
                 "length_shares: must be a list of shares, none negative, that sum to 1, the last one not 0, got "
                 f"{shown(self.length_shares)}."
+            )
+        if self.layer_shares is not None and not _are_depths(self.layer_shares, len(self.length_shares)):
+            raise ValueError(
+                f"layer_shares: must be a list of {len(self.length_shares)} numbers in (0, 1], one for each phase of "
+                f"length_shares, none below the one before, the last one 1, got {shown(self.layer_shares)}."
             )
         if accuracy is not None and self.logging_strategy == "no":
             raise ValueError(

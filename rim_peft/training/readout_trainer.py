@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,21 @@ from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.data.tokenization import padding_id
 from rim_peft.sequence import Layout, check_architecture, keep_readouts, pack_rows
-from rim_peft.training.attachment import attach, check_adapter, checkpoint_for, fall_back_from_flex, write_card
+from rim_peft.training.attachment import (
+    attach,
+    check_adapter,
+    check_depth,
+    checkpoint_for,
+    fall_back_from_flex,
+    write_card,
+)
 from rim_peft.training.distributed import main_first, run_whole, shards_weights
 from rim_peft.training.head import CompiledLayers, choose_head, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
 from rim_peft.training.metrics import ReadoutProgress
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.watching import WatchedTrainer
-from rim_peft.tuner.bases import check_uncompiled, num_positions
+from rim_peft.tuner.bases import check_uncompiled, lowest_layers, num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
 
 Validate = Callable[[PeftModel], dict[str, float]]
@@ -110,6 +117,8 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             check_uncompiled("compile_layers", self._rim_config)
         fall_back_from_flex(peft_model.get_base_model(), device_type=args.device.type)
         args = checkpoint_for(peft_model.get_base_model(), args)
+        if args.layer_shares is not None:
+            args = check_depth(peft_model.get_base_model(), self._rim_config, args)
         self._max_positions = num_positions(peft_model.config)
         self._validate = validate
         self.args = args  # the rows are prepared inside the parent's constructor
@@ -273,7 +282,14 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             # Batches are drawn ahead of training: one by accelerate, more by worker processes.
             drawn = 1 + self.args.dataloader_num_workers * (self.args.dataloader_prefetch_factor or 2)
             self.lengths.advance(last, step + 1 + math.ceil(drawn / self.args.gradient_accumulation_steps))
-        return {**figures, "longest_chain": float(longest)}
+        figures = {**figures, "longest_chain": float(longest)}
+        return figures if self.args.layer_shares is None else {**figures, "num_layers": float(self._num_layers(last))}
+
+    def _num_layers(self, step: int) -> int:
+        """Return how many of the base's layers a training step runs."""
+        num_layers: int = self.model.config.get_text_config().num_hidden_layers
+        longest = self.lengths.most_steps(step)
+        return num_layers if longest is None else self.args.num_layers(longest, num_layers)
 
     def _has_learned(self, figures: Mapping[str, float], longest: int) -> bool:
         """Tell whether the last block's readouts reach ``length_accuracy`` on the current chains."""
@@ -340,8 +356,14 @@ class ReadoutTrainer(WatchedTrainer, ABC):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward."""
-        with self._compiled_layers:  # around backward too: gradient checkpointing runs the layers again there
+        # Around backward too: gradient checkpointing runs the layers again there.
+        with self._compiled_layers, self._depth():
             return super().training_step(*args, **kwargs)
+
+    def _depth(self) -> AbstractContextManager[None]:
+        if self.args.layer_shares is None:
+            return nullcontext()
+        return lowest_layers(self.model.get_base_model(), self._num_layers(self.state.global_step))
 
     def compute_loss(
         self,

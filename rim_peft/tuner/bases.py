@@ -64,8 +64,12 @@ def parameter_names(module: nn.Module) -> list[str]:
     return list(inspect.signature(type(module).forward).parameters)[1:]
 
 
-def find_layers(model: Any) -> tuple[nn.Module, list[nn.Module]]:
+def find_layers(
+    model: Any, *, options: str = "insertion_layer, bidirectional_blocks"
+) -> tuple[nn.Module, list[nn.Module]]:
     """Return the module that runs the decoder layers of a causal language model, and these layers.
+
+    ``options`` names what needs them, for the error.
 
     Raises:
         ValueError: the model is not built like transformers' decoders.
@@ -81,10 +85,27 @@ def find_layers(model: Any) -> tuple[nn.Module, list[nn.Module]]:
     ]
     if len(found) != 1 or not _is_usual(*found[0]):
         raise ValueError(
-            "insertion_layer, bidirectional_blocks: need a decoder with layers of transformers' usual kind, got "
-            f"{type(model).__name__}. Omit both, or use another base."
+            f"{options}: need a decoder with layers of transformers' usual kind, got {type(model).__name__}. Omit "
+            "them, or use another base."
         )
     return found[0]
+
+
+@contextmanager
+def lowest_layers(model: Any, count: int) -> Iterator[None]:
+    """Let a causal language model run only its lowest ``count`` decoder layers, then the final norm and the head.
+
+    Raises:
+        ValueError: the model is not built like transformers' decoders.
+    """
+    decoder, layers = find_layers(model, options="layer_shares")
+    name = next(name for name, child in decoder.named_children() if list(child.children()) == layers)
+    every = getattr(decoder, name)
+    setattr(decoder, name, every[:count])
+    try:
+        yield
+    finally:
+        setattr(decoder, name, every)
 
 
 def check_variants(config: RiMConfig, model: Any) -> None:

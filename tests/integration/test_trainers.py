@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,8 +28,11 @@ from trl import SFTConfig, SFTTrainer
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.objective import TokenizedRow
 from rim_peft.inference import read_blocks
+from rim_peft.training.baseline import BaselineTrainer
+from rim_peft.training.coconut import CoconutTrainer
 from rim_peft.training.head import CompiledLayers
 from rim_peft.training.readout_trainer import ReadoutTrainer
+from rim_peft.tuner.bases import find_layers
 from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
 from tests.objectives import prepare_rows
 
@@ -361,12 +365,16 @@ def test_a_curriculum_by_length_has_as_many_blocks_as_its_longest_chain(make_tra
 
 
 @pytest.mark.parametrize("epochs", [False, True])
-@pytest.mark.parametrize("more", [{}, {"dataloader_drop_last": True}], ids=["", "drop_last"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"dataloader_drop_last": True}, {"layer_shares": [0.5, 0.5, 1.0]}],
+    ids=["", "drop_last", "layer_shares"],
+)
 def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(
     epochs: bool, more: dict[str, Any], make_trainer: MakeTrainer
 ) -> None:
     rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
-    rows = rows[:11] if more else rows
+    rows = rows[:11] if "dataloader_drop_last" in more else rows
     options = {
         **more,
         "rows": rows,
@@ -394,6 +402,88 @@ def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(
     make_trainer(GroundingTrainer, resumed, **options).train(resume_from_checkpoint=checkpoint)
     for name, tensor in _trained(unbroken).items():
         torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "compiled"),
+    [(GroundingTrainer, False), (GroundingTrainer, True), (BaselineTrainer, False), (CoconutTrainer, False)],
+)
+def test_early_phases_run_and_train_the_lowest_layers_alone(
+    trainer_class: Any, compiled: bool, make_trainer: MakeTrainer
+) -> None:
+    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
+    base = build_base(num_hidden_layers=4)
+    model = build_rim(base=base, num_blocks=3)
+    options = {
+        "rows": rows,
+        "length_shares": [0.25, 0.25, 0.5],
+        "layer_shares": [0.25, 0.75, 1],
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "gradient_checkpointing": trainer_class is not CoconutTrainer,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    trainer = make_trainer(trainer_class, model, **options)
+    before = _trained(model)
+    changed: list[set[int]] = []  # by step: layers whose LoRA has changed since the step before
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            nonlocal before
+            now = _trained(model)
+            names = [name for name, tensor in now.items() if not tensor.equal(before[name])]
+            changed.append({int(found[1]) for name in names if (found := re.search(r"layers\.(\d+)\.", name))})
+            before = now
+
+    trainer.add_callback(Watch())
+    layers = list(base.model.layers)
+    if compiled:  # what runs compiled is the layer; here it runs as it is, which says the same in less time
+        trainer._compiled_layers = CompiledLayers(base, backend="eager")
+    trainer.train()
+    assert changed == [{0}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3}]
+    assert list(base.model.layers) == layers
+    logged = [line.get("num_layers") for line in trainer.state.log_history if "loss" in line]
+    assert logged == [1.0, 3.0, None, None]
+
+
+def test_the_loss_of_an_early_phase_is_that_of_a_shallower_model(make_trainer: MakeTrainer) -> None:
+    rows = [{**row, "steps": row["steps"][-1:]} for row in ROWS]
+    options = {"rows": rows, "length_shares": [0.5, 0.5], "layer_shares": [0.5, 1.0], "max_steps": 2}
+    model = build_rim(num_blocks=1)
+    trainer = make_trainer(GroundingTrainer, model, **options)
+    whole = make_trainer(GroundingTrainer, shallow := build_rim(num_blocks=1), rows=rows, max_steps=2)
+    find_layers(shallow.get_base_model())[0].layers = nn.ModuleList(find_layers(shallow.get_base_model())[1][:1])
+    trainer.state.max_steps = whole.state.max_steps = 2
+    for part in (trainer, whole):
+        train_mode(part.model)
+    ours = trainer.training_step(model, _batch(trainer), num_items_in_batch=torch.tensor(len(rows)))
+    theirs = whole.training_step(shallow, _batch(whole), num_items_in_batch=torch.tensor(len(rows)))
+    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    expected = {name: p.grad for name, p in shallow.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=0, rtol=0, msg=name)
+
+
+def test_leaving_out_layers_is_refused_where_steps_need_all(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"length_shares": [0.5, 0.5], "layer_shares": [0.5, 1.0]}
+    with pytest.raises(ValueError, match=r"layer_shares: must run the layer where blocks are inserted, 1, .* 1 of 2"):
+        make_trainer(GroundingTrainer, build_rim(insertion_layer=1), **options)
+    base = build_base()
+    base.model.layers[1] = nn.Identity()
+    with pytest.raises(ValueError, match="layer_shares: need a decoder with layers of transformers' usual kind"):
+        make_trainer(GroundingTrainer, build_rim(base=base), **options)
+    monkeypatch.setattr("rim_peft.training.attachment.shards_weights", lambda: True)
+    with pytest.raises(ValueError, match="layer_shares: must be null with FSDP"):
+        make_trainer(GroundingTrainer, build_rim(), **options)
+    monkeypatch.undo()
+    monkeypatch.setattr(GroundingConfig, "world_size", 2)
+    with pytest.raises(ValueError, match="layer_shares: must be null in several processes"):
+        make_trainer(GroundingTrainer, build_rim(), **options, ddp_find_unused_parameters=False)
 
 
 @pytest.mark.parametrize("options", [{}, {"dataloader_num_workers": 1}], ids=["here", "workers"])
@@ -706,6 +796,11 @@ def test_rows_beyond_the_models_positions_are_named(make_trainer: MakeTrainer) -
         ({"length_shares": [-0.5, 1.5]}, "length_shares: must be a list of shares"),
         ({"length_shares": 0.5}, "length_shares: must be a list of shares"),
         ({"length_accuracy": 0.9}, "length_accuracy: must come with length_shares"),
+        ({"layer_shares": [1.0]}, "layer_shares: must come with length_shares"),
+        *(
+            ({"length_shares": [0.5, 0.5], "layer_shares": shares}, "layer_shares: must be a list of 2 numbers")
+            for shares in ([1.0], [0, 1.0], [0.6, 0.5], [0.5, 0.9], ["0.5", 1.0], 0.5)
+        ),
         (
             {"length_shares": [1.0], "train_sampling_strategy": "sequential"},
             "train_sampling_strategy: must stay",

@@ -24,7 +24,7 @@ from torch import Tensor
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig
 from rim_peft.cli.main import main
 from rim_peft.training.curriculum import run_curriculum
-from rim_peft.training.distributed import gather_adapter
+from rim_peft.training.distributed import gather_adapter, shards_weights
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from tests.conftest import build_rim, build_tokenizer
 
@@ -100,6 +100,7 @@ def train_by_length(folder: Path, *, num_processes: int, resume: bool = False) -
         **{**_STAGE, "max_steps": 12, "save_steps": 7},
         output_dir=str(folder),
         length_shares=[0.4, 0.6],
+        layer_shares=None if shards_weights() else [0.5, 1.0],
         per_device_train_batch_size=size,
         gradient_checkpointing=False,
     )

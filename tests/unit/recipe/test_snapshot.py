@@ -41,6 +41,7 @@ def test_own_options_are_spelled_out_and_can_be_read_again(tmp_path: Path) -> No
         "block_range": None,
         "length_shares": None,
         "length_accuracy": None,
+        "layer_shares": None,
         "pack_length": None,
         "max_tokens_per_batch": None,
         "compile_layers": False,

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BloomConfig, BloomForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from rim_peft import RiMConfig
-from rim_peft.tuner.bases import Arguments, check_variants, find_layers, parameter_names
+from rim_peft.tuner.bases import Arguments, check_variants, find_layers, lowest_layers, parameter_names
 from tests.conftest import ARCHITECTURES, build_base
 
 NAMES = ["hidden_states", "past", "attention_mask"]
@@ -39,6 +39,24 @@ def test_layers_are_found(architecture: str) -> None:
     assert decoder is base.base_model
     assert len(layers) == 2
     assert {"hidden_states", "attention_mask"} <= set(parameter_names(layers[0]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_lowest_layers_alone_are_a_shallower_model(architecture: str) -> None:
+    ids = torch.arange(10, 20).reshape(2, 5)
+    base, shallow = build_base(architecture), build_base(architecture)
+    decoder, layers = find_layers(shallow)
+    name = next(name for name, child in decoder.named_children() if list(child.children()) == layers)
+    setattr(decoder, name, nn.ModuleList(layers[:1]))
+    shallow.config.num_hidden_layers = 1
+    with torch.no_grad():
+        whole = base(ids).logits
+        with lowest_layers(base, 1):
+            torch.testing.assert_close(base(ids).logits, shallow(ids).logits, atol=0, rtol=0)
+        with pytest.raises(KeyError), lowest_layers(base, 1):
+            raise KeyError
+        torch.testing.assert_close(base(ids).logits, whole, atol=0, rtol=0)
+    assert not torch.allclose(whole, shallow(ids).logits)
 
 
 class Renamed(nn.Module):
