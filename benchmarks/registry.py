@@ -39,6 +39,7 @@ MODULES = (
     "processes",
     "kernels",
     "laptop",
+    "startup",
 )
 """Modules of this package with benchmarks, in running order."""
 
