@@ -298,10 +298,10 @@ class FoundRecipe(Recipe):
         Raises:
             ValueError: only the recipe names the class to import.
         """
-        from rim_peft.tasks import TASKS
+        from rim_peft.tasks import is_own_class
 
         name = self.data.task
-        if name not in TASKS and ":" in name and named != name:
+        if is_own_class(name) and named != name:
             raise ValueError(
                 f"data.task: the recipe in the folder names the class {shown(name)}, whose module would be imported "
                 "and can run any code. If you trust it, name it yourself (--task; in Python task_name)."

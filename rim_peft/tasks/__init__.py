@@ -13,7 +13,7 @@ from typing import Any
 from rim_peft.tasks.task import Task
 from rim_peft.values import shown
 
-__all__ = ["TASKS", "Task", "get_task"]
+__all__ = ["TASKS", "Task", "get_task", "is_own_class"]
 
 TASKS = {
     "aqua-rat": "rim_peft.tasks.choices:AQuARAT",
@@ -41,10 +41,20 @@ TASKS = {
 """Built-in tasks; each is imported on first use."""
 
 
+REASONING_GYM = "reasoning-gym:"
+"""Start of the names of tasks by reasoning-gym's generators."""
+
+
+def is_own_class(name: str) -> bool:
+    """Tell whether a task's name is that of a class of the user's own, whose module would be imported."""
+    return name not in TASKS and ":" in name and not name.startswith(REASONING_GYM)
+
+
 def get_task(name: str, /, **options: Any) -> Task:
     """Return a task by its name, or your own as ``"package.module:ClassName"``, whose module is imported.
 
-    The module is searched on Python's path, with the working directory last.
+    ``"reasoning-gym:NAME"`` is the task of a generator of that package. Your module is searched on Python's path, with
+    the working directory last.
 
     >>> get_task("gsm8k", steps="sentences").steps
     'sentences'
@@ -62,11 +72,15 @@ def get_task(name: str, /, **options: Any) -> Task:
 
 
 def _task_class(name: str) -> type[Task]:
+    if name.startswith(REASONING_GYM):
+        from rim_peft.tasks.reasoning_gym import task_class
+
+        return task_class(name.removeprefix(REASONING_GYM))
     module_name, colon, class_name = TASKS.get(name, name).partition(":")
     if not colon or not re.fullmatch(r"[\w.]+:\w+", f"{module_name}:{class_name}"):
         raise ValueError(
-            f"task: no task {shown(name)}{_suggest(name, list(TASKS))} Choose one of {', '.join(TASKS)}, or name "
-            "your own class as package.module:ClassName."
+            f"task: no task {shown(name)}{_suggest(name, list(TASKS))} Choose one of {', '.join(TASKS)}, "
+            f"{REASONING_GYM}NAME for a generator of reasoning-gym, or your own class as package.module:ClassName."
         )
     if name not in TASKS and os.getcwd() not in sys.path:
         # Only for the user's own class: files in the working directory must not otherwise be imported as packages.
