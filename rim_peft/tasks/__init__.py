@@ -13,7 +13,7 @@ from typing import Any
 from rim_peft.tasks.task import Task
 from rim_peft.values import shown
 
-__all__ = ["TASKS", "Task", "get_task", "is_own_class"]
+__all__ = ["TASKS", "Task", "get_task"]
 
 TASKS = {
     "aqua-rat": "rim_peft.tasks.choices:AQuARAT",
@@ -43,11 +43,6 @@ TASKS = {
 
 REASONING_GYM = "reasoning-gym:"
 """Start of the names of tasks by reasoning-gym's generators."""
-
-
-def is_own_class(name: str) -> bool:
-    """Tell whether a task's name is that of a class of the user's own, whose module would be imported."""
-    return name not in TASKS and ":" in name and not name.startswith(REASONING_GYM)
 
 
 def get_task(name: str, /, **options: Any) -> Task:

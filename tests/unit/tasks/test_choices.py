@@ -2,7 +2,8 @@
 
 The forms are those of the dataset cards of ``tau/commonsense_qa``, ``allenai/ai2_arc`` and ``deepmind/aqua_rat`` on the
 Hub, and of the authors' files, as in the README of https://github.com/google-deepmind/AQuA and in
-https://github.com/Shuailong/csqa (CommonsenseQA).
+https://github.com/Shuailong/csqa (CommonsenseQA). A row of ARC with the labels 1 to 4 is in
+https://github.com/allenai/OLMo-Eval (``std_fewshot.py``).
 """
 
 from __future__ import annotations

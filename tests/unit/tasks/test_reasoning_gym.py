@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rim_peft.data.examples import BadRowsError, read_example
 from rim_peft.evaluation.accuracy import score_by_rule
-from rim_peft.tasks import get_task, is_own_class
+from rim_peft.recipe import RecipeError, load_recipe
+from rim_peft.recipe.reading import load_found_recipe
+from rim_peft.tasks import get_task
 from rim_peft.tasks import reasoning_gym as module
 from rim_peft.tasks.stories import SPLITS
 from tests.conftest import build_tokenizer
@@ -45,9 +48,9 @@ def test_the_generators_options_are_the_tasks() -> None:
     short = rows("chain_sum", min_terms=2, max_terms=2)
     assert all(row["question"].count(" + ") + row["question"].count(" - ") == 1 for row in short)
     assert rows("needle_haystack", num_rows=2, max_num_statements=12)
-    with pytest.raises(ValueError, match="min_term: no option of task .* did you mean 'min_terms'"):
+    with pytest.raises(ValueError, match=r"min_term: no option of task .* did you mean 'min_terms'"):
         rows("chain_sum", min_term=2)
-    with pytest.raises(ValueError, match="options of reasoning-gym:chain_sum: .*min_terms"):
+    with pytest.raises(ValueError, match=r"options of reasoning-gym:chain_sum: .*min_terms"):
         rows("chain_sum", min_terms=0)
 
 
@@ -66,11 +69,10 @@ def test_the_verifier_judges_by_the_whole_problem() -> None:
 def test_another_process_draws_the_rows_again() -> None:
     row = rows("number_format", "validation")[0]
     module._places.clear()
-    assert (
-        get_task("reasoning-gym:number_format", **FEW).about(row["question"]).is_correct(row["answer"], row["answer"])
-    )
-    with pytest.raises(ValueError, match="question: must be one that reasoning-gym:number_format draws .* got 'else'"):
-        get_task("reasoning-gym:number_format", **FEW).about("else").is_correct("1", "1")
+    task = get_task("reasoning-gym:number_format", **FEW)
+    assert task.about(row["question"]).is_correct(row["answer"], row["answer"])
+    with pytest.raises(ValueError, match=r"question: must be one that reasoning-gym:number_format draws .* got 'else'"):
+        task.about("else").is_correct("1", "1")
 
 
 def test_evaluation_tells_the_verifier_the_question() -> None:
@@ -136,5 +138,15 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         get_task("reasoning-gym:gcd")
 
 
-def test_a_generators_name_is_no_class_to_import() -> None:
-    assert [is_own_class(name) for name in ("gsm8k", "reasoning-gym:gcd", "mine:Task")] == [False, False, True]
+def test_a_recipe_sets_the_generators_options_and_a_folders_recipe_must_be_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    data = "{task: 'reasoning-gym:chain_sum', options: {min_terms: 2, max_terms: 2}}"
+    path.write_text(f"output_dir: out\nmodel: {{name_or_path: some/base}}\ndata: {data}\n")
+    task = get_task("reasoning-gym:chain_sum", min_terms=2, max_terms=2)
+    assert load_recipe(path).task() == task
+    with pytest.raises(RecipeError, match=r"data\.options\.min_term: unknown key, did you mean min_terms"):
+        load_recipe(path, ["data.options.min_term=2"])
+    found = load_found_recipe(path)
+    assert found.task(named="reasoning-gym:chain_sum") == task
+    with pytest.raises(ValueError, match=r"data\.task: .* names 'reasoning-gym:chain_sum', whose generator .*--task"):
+        found.task()
