@@ -89,7 +89,8 @@ class ReasoningGym(DrawnTask):
         wanted, seen, omitted, since = self.num_in(split), set[str](), 0, 0
         self._check_seed()
         for number in count():
-            for index, entry in enumerate(self._draw(number)):
+            for index in range(_CHUNK):
+                entry = self._draw(number)[index]
                 question = entry["question"].strip()
                 since += 1
                 if split_of(question) == split and question not in seen:
@@ -132,7 +133,7 @@ class ReasoningGym(DrawnTask):
 
     @property
     def _options(self) -> _Options:
-        return tuple((name, getattr(self, name)) for name in self.own_options)
+        return tuple((name, _frozen(getattr(self, name))) for name in self.own_options)
 
     @property
     def _key(self) -> tuple[str, int, _Options]:
@@ -227,8 +228,11 @@ def _is_plain(hint: Any) -> bool:
 
 def _default(option: Any) -> Any:
     """Return an option's default as that of a field; lists become tuples, as options do."""
-    value = option.default_factory() if option.default_factory is not MISSING else option.default
-    return field(default=tuple(value) if isinstance(value, list) else value)
+    return field(default=_frozen(option.default_factory() if option.default_factory is not MISSING else option.default))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _config(generator: str, seed: int, size: int, options: _Options) -> Any:

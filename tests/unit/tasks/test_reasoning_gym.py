@@ -44,6 +44,12 @@ def test_more_rows_than_a_chunk_continue_the_same_rows(monkeypatch: pytest.Monke
         module._dataset.cache_clear()
 
 
+def test_rows_can_be_drawn_in_turn() -> None:
+    train, test = (iter(get_task("reasoning-gym:chain_sum", **FEW).rows(split)) for split in ("train", "test"))  # type: ignore[attr-defined]
+    mixed = [(next(train), next(test)) for _ in range(5)]
+    assert [list(some) for some in zip(*mixed, strict=True)] == [rows("chain_sum")[:5], rows("chain_sum", "test")]
+
+
 def test_the_generators_options_are_the_tasks() -> None:
     short = rows("chain_sum", min_terms=2, max_terms=2)
     assert all(row["question"].count(" + ") + row["question"].count(" - ") == 1 for row in short)
