@@ -25,7 +25,7 @@ MOVED = {
     f"{TASKS}.gsm_hard": "rim_peft.tasks.math",
     f"{TASKS}.hendrycks_math": "rim_peft.tasks.math",
     f"{TASKS}.latex": "rim_peft.tasks.answers",
-    f"{TASKS}.logiqa": "rim_peft.tasks.logic",
+    f"{TASKS}.logiqa": "rim_peft.tasks.choices",
     f"{TASKS}.multiarith": "rim_peft.tasks.math",
     f"{TASKS}.ontology_world": "rim_peft.tasks.ontology",
     f"{TASKS}.potions_world": "rim_peft.tasks.potions",

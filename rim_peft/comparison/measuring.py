@@ -221,7 +221,7 @@ class _Judge:
         separator = self.run.separator
         examples = with_writable_answers(examples, self.tokenizer, self.rows.task, self.run.templates)
         return [
-            self.rows.task.judge(answer_of(text, separator), example.answer)
+            self.rows.task.about(example.question).judge(answer_of(text, separator), example.answer)
             for text, example in zip(texts, examples, strict=True)
         ]
 

@@ -154,7 +154,7 @@ class Rows(ArrowBasedBuilder):
 
 
 def _document_rows(file: Path) -> Iterator[_Row]:
-    """Split a JSON file into rows: a list, ``{"data": [...]}``, or JSON lines despite the suffix."""
+    """Split a JSON file into rows: a list, ``{"data": [...]}``, rows by name, or JSON lines despite the suffix."""
     # Bytes that are not UTF-8 are reported later, when their row is read.
     document = file.read_bytes().decode(errors="surrogateescape").lstrip("\ufeff")
     try:
@@ -168,11 +168,24 @@ def _document_rows(file: Path) -> Iterator[_Row]:
             return
         parse_json(document)  # raises with the reason
         raise
-    if isinstance(value, dict) and isinstance(value.get("data"), list):
-        value = value["data"]
-    for index, row in enumerate(value if isinstance(value, list) else [value]):
+    for index, row in enumerate(_list_of_rows(value)):
         problem = row.problem if isinstance(row, _Twice) else None
         yield _Row(_write(row), f"{file.name} item {index}", problem)
+
+
+def _list_of_rows(value: Any) -> list[Any]:
+    """Return the rows of a JSON document: its list, or that of its field ``data`` or ``examples``, or its objects.
+
+    >>> _list_of_rows({"canary": "...", "examples": [{"input": "a"}]}), _list_of_rows({"example1": {"input": "a"}})
+    ([{'input': 'a'}], [{'input': 'a'}])
+    """
+    if isinstance(value, dict):
+        listed = next((value[name] for name in ("data", "examples") if isinstance(value.get(name), list)), None)
+        if listed is not None:
+            return listed
+        if value and not isinstance(value, _Twice) and all(isinstance(row, dict) for row in value.values()):
+            return list(value.values())
+    return value if isinstance(value, list) else [value]
 
 
 class _Twice(dict[str, Any]):

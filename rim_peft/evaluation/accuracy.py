@@ -13,7 +13,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.examples import Example, Templates
+from rim_peft.data.examples import Example, Question, Templates
 from rim_peft.data.tokenization import Encoder
 from rim_peft.inference import Answerer, BlockAnswerer
 from rim_peft.tasks import Task
@@ -278,7 +278,7 @@ def judge_answers(
             answerer.max_new_tokens,
         )
     right = [
-        [task.is_correct(answer_of(text, separator), example.answer) for text in row]
+        [task.about(example.question).is_correct(answer_of(text, separator), example.answer) for text in row]
         for row, example in zip(readouts, examples, strict=True)
     ]
     lengths = [len(example.steps) if example.steps else None for example in examples]
@@ -306,16 +306,18 @@ def with_writable_answers(
     Where the task would judge it wrong for this, the answer becomes what the tokenizer makes of it.
     """
 
-    def is_right(text: str, gold: str) -> bool:
+    def is_right(text: str, gold: str, question: Question) -> bool:
         try:
-            return task.is_correct(text, gold)
+            return task.about(question).is_correct(text, gold)
         except ValueError:  # the rule cannot read the gold answer
             return False
 
     written = Encoder(tokenizer, templates or Templates()).read_back([example.answer for example in examples])
     return [
         example
-        if text == example.answer.strip() or is_right(text, example.answer) or not is_right(text, text)
+        if text == example.answer.strip()
+        or is_right(text, example.answer, example.question)
+        or not is_right(text, text, example.question)
         else replace(example, answer=text)
         for example, text in zip(examples, written, strict=True)
     ]
@@ -352,7 +354,8 @@ def score_by_rule(
 ) -> dict[str, Score]:
     """Score texts under every rule that the task reports."""
     verdicts = [
-        task.judge(answer_of(text, separator), example.answer) for text, example in zip(texts, examples, strict=True)
+        task.about(example.question).judge(answer_of(text, separator), example.answer)
+        for text, example in zip(texts, examples, strict=True)
     ]
     return {rule: score([verdict[rule] for verdict in verdicts]) for rule in task.answer_rules}
 

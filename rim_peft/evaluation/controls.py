@@ -316,7 +316,10 @@ def _judge(
     *,
     follows: Score | None = None,
 ) -> Control:
-    right = [task.is_correct(text, example.answer) for text, example in zip(texts, examples, strict=True)]
+    right = [
+        task.about(example.question).is_correct(text, example.answer)
+        for text, example in zip(texts, examples, strict=True)
+    ]
     by_length: dict[int, list[bool]] = defaultdict(list)
     for is_right, example in zip(right, examples, strict=True):
         if example.steps:

@@ -106,7 +106,8 @@ def collect_readouts(
     texts = [[readout.text for readout in row] for row in rows]
     examples = with_writable_answers(examples, tokenizer, task, templates)
     right = [
-        [task.is_correct(text, example.answer) for text in row] for row, example in zip(texts, examples, strict=True)
+        [task.about(example.question).is_correct(text, example.answer) for text in row]
+        for row, example in zip(texts, examples, strict=True)
     ]
     return BlockReadouts(
         texts=texts,

@@ -286,7 +286,7 @@ class FoundRecipe(Recipe):
     """The recipe in a run's folder, which may come from somebody else: it cannot make code run.
 
     The base's code runs only if the caller allows it, and a task's module is imported only if the caller also names its
-    class.
+    class; a generator of reasoning-gym runs only if the caller names it.
     """
 
     def task(self, *, named: str | None = None) -> Task:
@@ -298,12 +298,15 @@ class FoundRecipe(Recipe):
         Raises:
             ValueError: only the recipe names the class to import.
         """
-        from rim_peft.tasks import TASKS
+        from rim_peft.tasks import REASONING_GYM, TASKS
 
         name = self.data.task
         if name not in TASKS and ":" in name and named != name:
+            danger = f"the class {shown(name)}, whose module would be imported and can run any code"
+            if name.startswith(REASONING_GYM):  # its code is written for its user's own options
+                danger = f"{shown(name)}, whose generator was not made for other people's options and could run code"
             raise ValueError(
-                f"data.task: the recipe in the folder names the class {shown(name)}, whose module would be imported "
-                "and can run any code. If you trust it, name it yourself (--task; in Python task_name)."
+                f"data.task: the recipe in the folder names {danger}. If you trust it, name it yourself (--task; in "
+                "Python task_name)."
             )
         return super().task()

@@ -159,7 +159,13 @@ def listed_files(folder: Path) -> list[str]:
 _STORY = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts does it take?"
 
 _QUESTIONS = {
-    **dict.fromkeys(("gsm8k", "gsm8k-aug", "gsm-hard", "gsm-symbolic", "multiarith", "svamp"), _STORY),
+    **dict.fromkeys(("gsm8k", "gsm8k-aug", "gsm8k-aug-nl", "gsm-hard", "gsm-symbolic", "multiarith", "svamp"), _STORY),
+    **dict.fromkeys(
+        ("arc-easy", "arc-challenge", "commonsenseqa"),
+        "Where does a cat look for mice?\nA. barn\nB. lake\nC. cloud\nD. oven\nE. clock",
+    ),
+    "aqua-rat": "A pen costs $3. What do 4 pens cost?\nA. $7\nB. $9\nC. $10\nD. $12\nE. $15",
+    "bbh": "not ( True ) or ( not False ) is",
     "handfuls": "Ben has twice as many pens as Ann. Ann has 3 pens. How many pens does Ben have?",
     "logiqa": "All cats sleep at noon. Tom is a cat.\nWhat follows?\nA. Tom sleeps at noon.\nB. Tom sleeps at night.\n"
     "C. Tom never sleeps.\nD. Only Tom sleeps at noon.",
@@ -167,6 +173,7 @@ _QUESTIONS = {
     "multiplication": "3 2 1 7 * 4 1 2 5",
     "ontology": "Every gerpus is a terpus. Bob is a gerpus. Is Bob a zhorpus or terpus?",
     "potions": "Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?",
+    "prontoqa": "Every gerpus is a terpus. Terpuses are not slow. Bob is a gerpus. True or false: Bob is slow.",
     "prosqa": "Every gerpus is a terpus. Bob is a gerpus. Is Bob a terpus or zhorpus?",
     "strategyqa": "Could a giraffe stand upright in a room with an ordinary ceiling?",
 }

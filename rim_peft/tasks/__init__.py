@@ -16,17 +16,24 @@ from rim_peft.values import shown
 __all__ = ["TASKS", "Task", "get_task"]
 
 TASKS = {
+    "aqua-rat": "rim_peft.tasks.choices:AQuARAT",
+    "arc-challenge": "rim_peft.tasks.choices:ARCChallenge",
+    "arc-easy": "rim_peft.tasks.choices:ARCEasy",
+    "bbh": "rim_peft.tasks.logic:BigBenchHard",
+    "commonsenseqa": "rim_peft.tasks.choices:CommonsenseQA",
     "gsm-hard": "rim_peft.tasks.math:GSMHard",
     "gsm-symbolic": "rim_peft.tasks.gsm_symbolic:GSMSymbolic",
     "gsm8k": "rim_peft.tasks.math:GSM8K",
     "gsm8k-aug": "rim_peft.tasks.math:GSM8KAug",
+    "gsm8k-aug-nl": "rim_peft.tasks.math:GSM8KAugNL",
     "handfuls": "rim_peft.tasks.handfuls:Handfuls",
-    "logiqa": "rim_peft.tasks.logic:LogiQA",
+    "logiqa": "rim_peft.tasks.choices:LogiQA",
     "math": "rim_peft.tasks.math:MATH",
     "multiarith": "rim_peft.tasks.math:MultiArith",
     "multiplication": "rim_peft.tasks.multiplication:Multiplication",
     "ontology": "rim_peft.tasks.ontology:Ontology",
     "potions": "rim_peft.tasks.potions:Potions",
+    "prontoqa": "rim_peft.tasks.logic:ProntoQA",
     "prosqa": "rim_peft.tasks.logic:ProsQA",
     "strategyqa": "rim_peft.tasks.logic:StrategyQA",
     "svamp": "rim_peft.tasks.math:SVAMP",
@@ -34,10 +41,15 @@ TASKS = {
 """Built-in tasks; each is imported on first use."""
 
 
+REASONING_GYM = "reasoning-gym:"
+"""Start of the names of tasks by reasoning-gym's generators."""
+
+
 def get_task(name: str, /, **options: Any) -> Task:
     """Return a task by its name, or your own as ``"package.module:ClassName"``, whose module is imported.
 
-    The module is searched on Python's path, with the working directory last.
+    ``"reasoning-gym:NAME"`` is the task of a generator of that package. Your module is searched on Python's path, with
+    the working directory last.
 
     >>> get_task("gsm8k", steps="sentences").steps
     'sentences'
@@ -55,11 +67,15 @@ def get_task(name: str, /, **options: Any) -> Task:
 
 
 def _task_class(name: str) -> type[Task]:
+    if name.startswith(REASONING_GYM):
+        from rim_peft.tasks.reasoning_gym import task_class
+
+        return task_class(name.removeprefix(REASONING_GYM))
     module_name, colon, class_name = TASKS.get(name, name).partition(":")
     if not colon or not re.fullmatch(r"[\w.]+:\w+", f"{module_name}:{class_name}"):
         raise ValueError(
-            f"task: no task {shown(name)}{_suggest(name, list(TASKS))} Choose one of {', '.join(TASKS)}, or name "
-            "your own class as package.module:ClassName."
+            f"task: no task {shown(name)}{_suggest(name, list(TASKS))} Choose one of {', '.join(TASKS)}, "
+            f"{REASONING_GYM}NAME for a generator of reasoning-gym, or your own class as package.module:ClassName."
         )
     if name not in TASKS and os.getcwd() not in sys.path:
         # Only for the user's own class: files in the working directory must not otherwise be imported as packages.

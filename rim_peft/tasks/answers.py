@@ -6,7 +6,7 @@ r"""Answer rules: how an answer is read from a generated text, and when it is ri
 | ``abs-1e-3`` | the same | differs by less than 0.001 |
 | ``strict-string`` | without commas, the text after the first ``####``, else the whole text | equal as strings |
 | ``yes-no`` | the last of the words yes, no, true and false | the same: yes = true, no = false |
-| ``leading-letter`` | a letter A to D at the start of the text | equal |
+| ``leading-letter`` | a letter A to G at the start of the text | equal |
 | ``exact-digits`` | the text without white space and a final full stop | equal |
 | ``boxed-string`` | the last box of LaTeX, else the whole text, normalised | equal |
 | ``math-verify`` | the last box, else the whole text | ``math_verify`` finds them equal |
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 _LAST_NUMBER = re.compile(r"-?\d+\.?\d*")
 _YES_NO = re.compile(r"\b(?:(yes|true)|(no|false))\b", re.IGNORECASE)
-_LEADING_LETTER = re.compile(r"\s*\(?([A-D])\b")
+_LEADING_LETTER = re.compile(r"\s*\(?([A-G])\b")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def yes_or_no(text: str) -> str | None:
 
 
 def leading_letter(text: str) -> str | None:
-    """Return the letter A to D at the start of a text, as in ``B``, ``(B)`` or ``B. because``.
+    """Return the letter A to G at the start of a text, as in ``B``, ``(B)`` or ``B. because``.
 
     >>> leading_letter(" (B) because"), leading_letter("The answer is B"), leading_letter("Because")
     ('B', None, None)
@@ -182,7 +182,7 @@ RULES: Mapping[str, AnswerRule] = {
     "abs-1e-3": AnswerRule(last_number, _is_close),
     "strict-string": AnswerRule(strict_string, _is_string),
     "yes-no": _same(yes_or_no, "yes, no, true or false"),
-    "leading-letter": _same(leading_letter, "a letter A to D"),
+    "leading-letter": _same(leading_letter, "a letter A to G"),
     "exact-digits": _same(exact_digits, "digits"),
     "boxed-string": _same(boxed_string, "an answer"),
     "math-verify": AnswerRule(boxed_text, _is_verified),

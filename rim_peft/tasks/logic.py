@@ -1,101 +1,13 @@
-"""Reasoning in words: LogiQA, StrategyQA and ProsQA."""
+"""Reasoning in words: StrategyQA, ProsQA, ProntoQA and the symbolic tasks of BIG-Bench Hard."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from rim_peft.data.examples import Example, RowError
-from rim_peft.data.lines import parse_object
+from rim_peft.data.examples import Example, RowError, read_example
 from rim_peft.tasks.task import Task, read_texts, require_one_of, require_text
-
-LETTERS = "ABCD"
-
-_LETTER = re.compile(r"\s*\(?([A-Da-d])\s*(?:([.,:)?])|\s(?=\S))\s*")
-
-
-@dataclass(frozen=True)
-class LogiQA(Task):
-    """LogiQA: which of four options follows from a text. An answer is the letter at the start of the generated text.
-
-    Supported formats:
-
-    * the authors' ``Train.txt``, ``Eval.txt`` and ``Test.txt``, eight lines per problem: an empty one, the right
-      letter, the text, the question, four options;
-    * columns, or one JSON object per line, as on the Hub: the text as ``context`` or ``text``, the question as
-      ``question`` or ``query``, ``options`` (four), and the right one as ``answer``, ``correct_option`` or ``label``:
-      a letter, or its index from 0. The data have no steps, so that only stage 2 can be trained; add your own in a
-      column ``steps``.
-
-    The options are written ``A. ...`` to ``D. ...``. If all four options of a row have their own letters, these count:
-    in 19 problems of ``Test.txt`` C comes before B, and the right letter refers to the written letters. (Readers that
-    go by an option's position, such as the Hub's, get another right option there.)
-
-    Source: Liu et al., "LogiQA: A Challenge Dataset for Machine Reading Comprehension with Logical Reasoning", arXiv
-    2007.08124.
-    """
-
-    name: ClassVar[str] = "logiqa"
-    source: ClassVar[str | None] = "lucasmccabe/logiqa"
-    answer_rules: ClassVar[tuple[str, ...]] = ("leading-letter",)
-    lines_per_row: ClassVar[int] = 8
-
-    def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row in any of the formats above.
-
-        Raises:
-            RowError: a line or field is missing or invalid.
-        """
-        if set(row) == {"text"}:
-            row = _read_lines(row["text"])
-        context, question = require_text(row, "context", "text"), require_text(row, "question", "query")
-        options = require_one_of(row, "options")
-        is_list = isinstance(options, Sequence) and not isinstance(options, str)
-        if not is_list or len(options) != 4 or not all(isinstance(option, str) for option in options):
-            raise RowError(f"options: must be four texts, got {options!r}")
-        letter = _read_letter(require_one_of(row, "answer", "correct_option", "label"))
-        lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, _order(options), strict=True)]
-        steps = read_texts(row, "steps")
-        return Example("\n".join([context, question, *lines]), answer=letter, steps=steps)
-
-
-def _read_lines(text: object) -> Mapping[str, Any]:
-    """Read a problem from its eight lines, or from one line of JSON."""
-    if not isinstance(text, str):
-        raise RowError(f"text: must be a text, got {text!r}")
-    if text.lstrip().startswith("{"):
-        return parse_object(text)
-    lines = [line.strip() for line in text.split("\n")]
-    if len(lines) != 8 or lines[0] or not all(lines[1:]):
-        rule = "must be eight lines: an empty one, the letter, the text, the question, four options"
-        raise RowError(f"{rule}, got {len(lines)} starting with {text[:60]!r}")
-    return {"answer": lines[1], "context": lines[2], "question": lines[3], "options": lines[4:]}
-
-
-def _read_letter(value: object) -> str:
-    if isinstance(value, str) and value.strip() in ("0", "1", "2", "3"):
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 4:
-        return LETTERS[value]
-    if isinstance(value, str) and len(value.strip()) == 1 and value.strip().upper() in LETTERS:
-        return value.strip().upper()
-    raise RowError(f"answer: must be a letter A to D or an index 0 to 3, got {value!r}")
-
-
-def _order(options: Sequence[str]) -> list[str]:
-    """Return the options' texts in the order of their written letters, else of their positions."""
-    matches = [_LETTER.match(option) for option in options]
-    written = [match[1].upper() if match else "" for match in matches]
-    texts = [option[match.end() :] if match else option for option, match in zip(options, matches, strict=True)]
-    if sorted(written) == list(LETTERS):
-        return [text.strip() for _, text in sorted(zip(written, texts, strict=True))]
-    # Without a punctuation mark after it, "A" may be a word.
-    is_mark = [
-        bool(match and match[2] and match[1].upper() == letter) for letter, match in zip(LETTERS, matches, strict=True)
-    ]
-    return [(text if mark else option).strip() for mark, text, option in zip(is_mark, texts, options, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -150,3 +62,109 @@ class ProsQA(Task):
 
     name: ClassVar[str] = "prosqa"
     answer_rules: ClassVar[tuple[str, ...]] = ("exact-text",)
+
+
+@dataclass(frozen=True)
+class ProntoQA(Task):
+    """ProntoQA: whether a statement about somebody follows from a chain of made-up kinds.
+
+    Supported formats:
+
+    * Coconut's ``prontoqa_train.json``, ``prontoqa_valid.json`` and ``prontoqa_test.json``, which its script makes:
+      ``question``, ``steps`` (two sentences each, what is known and the rule applied to it) and ``answer``;
+    * the authors' generated file (``5hop_0shot_random.json``), an object of examples, whose ``test_example`` holds
+      ``question``, ``query``, ``chain_of_thought`` and ``answer``. Steps are made as by Coconut's script; in-context
+      examples are not read.
+
+    Coconut compares answers as texts (``exact-text``); ``yes-no`` also accepts ``true``, and is reported too.
+
+    Source: Saparov and He, "Language Models Are Greedy Reasoners: A Systematic Formal Analysis of Chain-of-Thought",
+    arXiv 2210.01240; the splits and steps: Hao et al., arXiv 2412.06769.
+    """
+
+    name: ClassVar[str] = "prontoqa"
+    answer_rules: ClassVar[tuple[str, ...]] = ("exact-text", "yes-no")
+
+    answer_rule: Literal["exact-text", "yes-no"] = "exact-text"
+    """The deciding rule; both are reported."""
+
+    def read_row(self, row: Mapping[str, Any]) -> Example:
+        """Read a row in either format; the answer is ``True`` or ``False``.
+
+        Raises:
+            RowError: a field is missing or of the wrong type.
+        """
+        row = row.get("test_example", row)
+        if not isinstance(row, Mapping):
+            raise RowError(f"test_example: must be an object, got {row!r}")
+        if "query" in row:
+            chain = read_texts(row, "chain_of_thought") or ()
+            steps = [" ".join(chain[start : start + 2]) for start in range(0, len(chain), 2)]
+            row = {**row, "question": f"{require_text(row, 'question')} {require_text(row, 'query')}", "steps": steps}
+        example = read_example(row)
+        if example.answer not in ("True", "False"):
+            raise RowError(f"answer: must be True or False, got {example.answer!r}")
+        return example
+
+
+_OBJECTS = ("three_objects", "five_objects", "seven_objects")
+
+BIG_BENCH_HARD: Mapping[str, str] = {
+    "boolean_expressions": "yes-no",
+    "dyck_languages": "exact-text",
+    **{f"logical_deduction_{number}": "leading-letter" for number in _OBJECTS},
+    "multistep_arithmetic_two": "last-number-float",
+    "navigate": "yes-no",
+    "object_counting": "last-number-float",
+    "penguins_in_a_table": "leading-letter",
+    "temporal_sequences": "leading-letter",
+    **{f"tracking_shuffled_objects_{number}": "leading-letter" for number in _OBJECTS},
+    "web_of_lies": "yes-no",
+    "word_sorting": "exact-text",
+}
+"""The answer rule of each symbolic task of BIG-Bench Hard."""
+
+
+@dataclass(frozen=True)
+class BigBenchHard(Task):
+    """The symbolic tasks of BIG-Bench Hard, one at a time; all rows are test rows.
+
+    Rows are as in the authors' files (an object with ``canary`` and ``examples``) and on the Hub: ``input``, which
+    includes the options if there are any, and ``target``. There are no steps, and no training rows.
+
+    Source: Suzgun et al., "Challenging BIG-Bench Tasks and Whether Chain-of-Thought Can Solve Them", arXiv 2210.09261.
+
+    >>> BigBenchHard("navigate").answer_rules, BigBenchHard("navigate").source
+    (('yes-no',), 'SaylorTwift/bbh:navigate')
+    """
+
+    name: ClassVar[str] = "bbh"
+    split_names: ClassVar[Mapping[str, str]] = {"train": "test"}
+
+    subtask: str = "boolean_expressions"
+    """The task; it decides the answer rule."""
+
+    def __post_init__(self) -> None:
+        """Set the source and the answer rule.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        if self.subtask not in BIG_BENCH_HARD:
+            raise ValueError(f"subtask: must be one of {', '.join(BIG_BENCH_HARD)}, got {self.subtask!r}.")
+        rule = BIG_BENCH_HARD[self.subtask]
+        for field, value in {
+            "source": f"SaylorTwift/bbh:{self.subtask}",
+            "answer_rules": (rule,),
+            "answer_rule": rule,
+        }.items():
+            object.__setattr__(self, field, value)
+        super().__post_init__()
+
+    def read_row(self, row: Mapping[str, Any]) -> Example:
+        """Read a row.
+
+        Raises:
+            RowError: a field is missing or of the wrong type.
+        """
+        return Example(require_text(row, "input"), answer=require_text(row, "target"))

@@ -1,4 +1,4 @@
-"""Mathematical word problems: GSM8K, GSM8K-Aug, GSM-Hard, SVAMP, MultiArith and MATH."""
+"""Mathematical word problems: GSM8K, GSM8K-Aug (also in words), GSM-Hard, SVAMP, MultiArith and MATH."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from rim_peft.data.examples import Example, RowError, require_field
 from rim_peft.tasks.answers import check_math_verify, last_box, parse_gold_number, split_sentences, unbox
-from rim_peft.tasks.task import Task, require_number, require_text
+from rim_peft.tasks.task import Task, read_texts, require_number, require_text
 
 _EQUATION = re.compile(r"<<(.*?)>>")
 _BARE_EQUATION = re.compile(r"[\d\s.,+*/()%$-]+=[\d\s.,+*/()%$=-]+")
@@ -82,6 +82,28 @@ class GSM8KAug(GSM8K):
 
     name: ClassVar[str] = "gsm8k-aug"
     source: ClassVar[str | None] = "whynlp/gsm8k-aug"
+
+
+@dataclass(frozen=True)
+class GSM8KAugNL(Task):
+    """GSM8K-Aug in words: ``question``, ``steps`` (a list of sentences, kept as they are) and ``answer`` (a number)."""
+
+    name: ClassVar[str] = "gsm8k-aug-nl"
+    source: ClassVar[str | None] = "whynlp/gsm8k-aug-nl"
+    answer_rules: ClassVar[tuple[str, ...]] = ("last-number-float", "strict-string")
+
+    answer_rule: Literal["last-number-float", "strict-string"] = "last-number-float"
+    """The deciding rule; both are reported."""
+
+    def read_row(self, row: Mapping[str, Any]) -> Example:
+        """Read a row.
+
+        Raises:
+            RowError: a field is missing or of the wrong type.
+        """
+        return Example(
+            require_text(row, "question"), answer=require_number(row, "answer"), steps=read_texts(row, "steps")
+        )
 
 
 def _split_line(line: str) -> dict[str, str]:

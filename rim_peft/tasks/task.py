@@ -15,7 +15,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 
 from rim_peft.data import lines
 from rim_peft.data.cache import source_hash
-from rim_peft.data.examples import ROW_ERROR, Example, RowError, has_content, read_example, require_field
+from rim_peft.data.examples import ROW_ERROR, Example, Question, RowError, has_content, read_example, require_field
 from rim_peft.data.lines import JSON_COLUMN, ROW_PLACE, parse_object
 from rim_peft.data.sources import Rows, find_splits, is_held_out, split_name
 from rim_peft.tasks import answers
@@ -93,7 +93,8 @@ class Task:
         path = path if path is not None else self.source
         if path is None:
             raise ValueError(f"path: task {self.name!r} has no default source. Give a file, a folder or a Hub id.")
-        if split in self.split_names:
+        # "validation" and "test" are also the package's own names, whatever the source calls so.
+        if split in self.split_names and split not in ("validation", "test"):
             here = self.split_names[split]
             raise ValueError(f"split: {split!r} of its source is {here!r} in task {self.name!r}. Use {here!r}.")
         splits = find_splits(
@@ -154,6 +155,10 @@ class Task:
             ValueError: a rule cannot read ``gold``.
         """
         return {rule: self._under(rule).is_correct(text, gold) for rule in self.answer_rules}
+
+    def about(self, question: Question) -> Task:
+        """Return the task that judges answers to one question: itself, unless a rule depends on the question."""
+        return self
 
     def _under(self, rule: str) -> Task:
         """Return the task with another deciding rule, itself if it is the same."""

@@ -32,6 +32,10 @@ _ROWS: dict[str, dict[str, Any]] = {
     "math": {"problem": "What is $x$?", "solution": "Since $x = 1. 5$, it is so. Hence $\\boxed{12}$."},
     "strategyqa": {"question": "Is it?", "answer": True, "facts": ["It is.", "So."], "decomposition": ["Is #1?"]},
     "logiqa": {"context": "A is B.", "query": "Which?", "options": ["A. a", "B. b", "C. c", "D. d"], "answer": "b"},
+    "commonsenseqa": {"question": "Which?", "choices": {"label": ["A", "B"], "text": ["a", "b"]}, "answerKey": "B"},
+    "aqua-rat": {"question": "?", "options": ["A)1", "B)2", "C)3", "D)4", "E)5"], "rationale": "x", "correct": "B"},
+    "bbh": {"input": "not True is", "target": "False"},
+    "prontoqa": {"question": "a.", "query": "True or false: b.", "chain_of_thought": ["a.", "b."], "answer": "True"},
     "prosqa": {"question": "Is Tom a b or c?", "steps": ["Tom is a b."], "answer": "Tom is a b."},
 }
 _CHAT = {"question": [{"role": "user", "content": "Hi?"}], "answer": "Yes."}

@@ -131,7 +131,9 @@ def test_yes_and_no_are_words_and_the_last_counts(text: str, expected: str | Non
         ("The answer is B", None),
         ("Because of C", None),
         ("b", None),
-        ("E", None),
+        ("G", "G"),
+        ("H", None),
+        ("I think B", None),
         ("", None),
         ("A man", "A"),  # the trap: an article is a letter
         ("BC", None),
@@ -188,7 +190,7 @@ def test_boxes_are_compared_as_strings_or_as_expressions(text: str, gold: str, s
     ("rule", "gold", "message"),
     [
         ("yes-no", "maybe", "gold: must be yes, no, true or false, got 'maybe'"),
-        ("leading-letter", "E", "gold: must be a letter A to D, got 'E'"),
+        ("leading-letter", "H", "gold: must be a letter A to G, got 'H'"),
         ("exact-digits", " ", "gold: must be digits, got ' '"),
         ("boxed-string", "$ $", r"gold: must be an answer, got '\$ \$'"),
         ("math-verify", "", "gold: must not be empty"),

@@ -168,3 +168,13 @@ def test_either_task_has_its_source(monkeypatch: pytest.MonkeyPatch, name: str, 
     with pytest.raises(FileNotFoundError, match=f"{source} has no split 'test'"):
         get_task(name).load("test")
     assert paths == [source]
+
+
+def test_solutions_in_words_are_kept_as_they_are() -> None:
+    # The columns that public training code reads, such as that of KaVa (arXiv 2510.02312).
+    row = {"question": "How much?", "steps": ["He buys 2*3=6 eggs.", "6+6=12"], "answer": "1,012"}
+    expected = Example("How much?", answer="1012", steps=("He buys 2*3=6 eggs.", "6+6=12"))
+    assert get_task("gsm8k-aug-nl").read_row(row) == expected
+    assert get_task("gsm8k-aug-nl").read_row({**row, "steps": []}).steps is None
+    with pytest.raises(RowError, match="answer: must be a number, got 'twelve'"):
+        get_task("gsm8k-aug-nl").read_row({**row, "answer": "twelve"})

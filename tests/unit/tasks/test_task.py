@@ -197,7 +197,7 @@ def test_a_task_of_ones_own_by_module_and_class(write_rows: WriteRows) -> None:
         (
             "gsm8",
             {},
-            "task: no task 'gsm8', did you mean 'gsm8k'. Choose one of gsm-hard, gsm-symbolic, gsm8k, .*svamp, or",
+            "task: no task 'gsm8', did you mean 'gsm8k'. Choose one of aqua-rat, .*svamp, reasoning-gym:NAME .*or",
         ),
         ("sudoku", {}, "task: no task 'sudoku'. Choose one of"),
         (
