@@ -28,6 +28,7 @@ TASKS = {
     "ontology": "rim_peft.tasks.ontology:Ontology",
     "potions": "rim_peft.tasks.potions:Potions",
     "prosqa": "rim_peft.tasks.logic:ProsQA",
+    "rows": "rim_peft.tasks.rows:OwnRows",
     "strategyqa": "rim_peft.tasks.logic:StrategyQA",
     "svamp": "rim_peft.tasks.math:SVAMP",
 }

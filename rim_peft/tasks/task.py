@@ -299,14 +299,14 @@ def read_example_of(row: Mapping[str, Any], task: Task) -> Example:
         RowError: it cannot be read, whatever error the task's reader raises.
     """
     try:
-        return task.read_row(_parse(row))
+        return task.read_row(parse_row(row))
     except RowError:
         raise
     except Exception as error:  # one bad row must not stop the others from loading
         raise RowError(f"task {task.name!r} cannot read the row: {type(error).__name__}: {error}") from error
 
 
-def _parse(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def parse_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Parse a row of a JSON file; other rows are returned without the columns that the file reader added."""
     if row.get(ROW_ERROR) is not None:
         raise RowError(str(row[ROW_ERROR]))

@@ -154,7 +154,7 @@ def test_names_what_was_looked_for_and_what_is_there(write_rows: WriteRows) -> N
     with pytest.raises(FileNotFoundError, match=r"such as train\.jsonl, .* It holds rows\.csv\."):
         open_splits(str(folder))
     with pytest.raises(
-        ValueError, match=r"path: must end in one of \.jsonl, \.json, \.parquet, \.txt, got .*rows\.csv"
+        ValueError, match=r"path: must end in one of \.jsonl, \.json, .*\.parquet, \.arrow .*, got .*rows\.xlsx"
     ):
         open_splits(str(folder / "rows.csv"))
 
