@@ -132,8 +132,8 @@ def _run_lines(name: str, found: RunFindings) -> Iterator[str]:
     if found.peak is not None:
         where = "a GPU" if found.device == "cuda" else "a CPU; for a GPU: --device cuda"
         yield f"  peak        {_mib(found.peak)} MiB on {where}"
-    for number, row in enumerate(found.first_rows, start=1):
-        yield from _row_lines(number, row, by_block=found.stages[0].stage in ("grounding", "refinement"))
+    for number, shown in enumerate(found.first_rows, start=1):
+        yield from _row_lines(number, shown, by_block=found.stages[0].stage in ("grounding", "refinement"))
     for text in found.notes:
         yield f"  note: {text}".replace("\n", "\n  ")
     for text in found.not_checked:

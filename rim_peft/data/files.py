@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-from datasets import Dataset, DatasetBuilder, DatasetDict, IterableDataset, load_from_disk
+from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.io.parquet import ParquetDatasetReader
 from datasets.packaged_modules.arrow.arrow import Arrow
@@ -41,17 +41,18 @@ def local_splits(
 ) -> dict[str, Callable[[], Rows]]:
     """Find the splits of a file or folder; the arguments are those of :func:`rim_peft.data.sources.find_splits`."""
     if (path / "dataset_dict.json").is_file():
-        found = _saved_splits(path)
-        return {own_name(name, names): partial(_open_saved, part, streaming) for name, part in found.items()}
-    if (path / "state.json").is_file():
-        return {_split_of(path, prefix, names) or names.get("train", "train"): partial(_open_saved, path, streaming)}
-    if path.is_dir():
+        return {own_name(part.name, names): partial(_open_saved, part, streaming) for part in _saved_parts(path)}
+    is_saved = (path / "state.json").is_file()
+    if path.is_dir() and not is_saved:
         files = _folder_files(path, prefix, names)
         return {split: partial(_open, paths, streaming, lines_per_row) for split, paths in files.items()}
-    if kind_of(path) is None:
+    if not is_saved and kind_of(path) is None:
         listed = f"{', '.join(SUFFIXES)} (the first {len(LINE_SUFFIXES)} also with .gz or .zst)"
         raise ValueError(f"path: must end in one of {listed}, got {path}. Rename or convert the file.")
-    return {_split_of(path, prefix, names) or names.get("train", "train"): partial(_open, [path], streaming, lines_per_row)}
+    split = _split_of(path, prefix, names) or names.get("train", "train")
+    if is_saved:
+        return {split: partial(_open_saved, path, streaming)}
+    return {split: partial(_open, [path], streaming, lines_per_row)}
 
 
 def split_name(name: str) -> str:
@@ -125,19 +126,16 @@ def _listing(folder: Path, most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
 
 
-def _saved_splits(folder: Path) -> dict[str, Path]:
+def _saved_parts(folder: Path) -> list[Path]:
     """Return the folder of each split of a ``DatasetDict`` that ``save_to_disk`` wrote."""
-    return {entry.name: entry for entry in sorted(folder.iterdir()) if (entry / "state.json").is_file()}
+    return [entry for entry in sorted(folder.iterdir()) if (entry / "state.json").is_file()]
 
 
 def _open_saved(folder: Path, streaming: bool) -> Rows:
     try:
-        rows = load_from_disk(str(folder))
+        rows = Dataset.load_from_disk(str(folder)).with_format(None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"path: {folder} cannot be read as written by save_to_disk: {error}.") from error
-    if isinstance(rows, DatasetDict):  # a damaged folder: a DatasetDict's splits are opened one by one
-        raise ValueError(f"path: {folder} must hold one split, got {', '.join(rows)}. Write it again with save_to_disk.")
-    rows = rows.with_format(None)
     return rows.to_iterable_dataset() if streaming else rows
 
 

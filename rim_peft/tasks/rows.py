@@ -14,7 +14,7 @@ from datasets import Dataset
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows
 from rim_peft.tasks.answers import check_math_verify
-from rim_peft.tasks.columns import ABSENT, USUAL, Columns, check_columns, choose_columns, look_up
+from rim_peft.tasks.columns import ABSENT, Columns, check_columns, choose_columns, look_up
 from rim_peft.tasks.steps import (
     NO_MATCH,
     PATTERN,
@@ -56,8 +56,8 @@ class OwnRows(Task):
     """How a text becomes steps: ``lines``, ``sentences``, ``equations``, ``numbered``, or ``regex:PATTERN``. A list of
     texts is taken as it is. If not given, such a text is a bad row."""
     answer_from: str | None = None
-    """Where the answer is in the text of its column: ``boxed``, ``last-number``, or ``after:TEXT``. If not given, the
-    answer is the whole text. What is before it becomes the steps if there are no others and ``split_steps`` is given."""
+    """Where the answer is in the text of its column: ``boxed``, ``last-number``, or ``after:TEXT``; if not given, it is
+    the whole text. The rest of the text becomes the steps if there are no others and ``split_steps`` is given."""
     answer_rule: Literal[
         "exact-text",
         "last-number-float",
@@ -180,7 +180,7 @@ class OwnRows(Task):
         if not isinstance(chain, str):
             return chain
         if self.split_steps is None:
-            raise RowError("steps: are one text; say how to cut it with data.options.split_steps (lines, sentences, ...)")
+            raise RowError("steps: are one text; cut it with data.options.split_steps (lines, sentences, ...)")
         thought, outside = take_thought(chain)
         return cut_steps(outside if thought is None else thought, self.split_steps)
 
@@ -256,8 +256,8 @@ def _check_matches(rows: Rows) -> None:
     reasons = list(reasons)
     failed = [reason for reason in reasons if reason and NO_MATCH in reason]
     if len(failed) > len(reasons) / 10:
+        text = failed[0].partition(f"{NO_MATCH} in ")[2]
         raise ValueError(
-            f"data.options.split_steps: the regular expression must match in nine of ten rows, got none in {len(failed)} "
-            f"of {len(reasons)}, such as {failed[0].partition(f'{NO_MATCH} in ')[2]}. Correct it; |$ at its end accepts "
-            "texts of one step."
+            "data.options.split_steps: the regular expression must match in nine of ten rows, got no match in "
+            f"{len(failed)} of {len(reasons)}, such as {text}. Correct it; |$ at its end accepts texts of one step."
         )
