@@ -121,10 +121,18 @@ class OwnRows(Task):
             return self
         found = self._choose(readable)
         if any(columns not in ((), (role,)) and role not in self.columns for role, columns in found.items()):
-            logger.info("columns by their usual names: %s. Others: data.options.columns.", _described(found))
+            logger.info("columns by their usual names: %s. Others: data.options.columns.", self._describe(found))
         task = copy.copy(self)
         object.__setattr__(task, "_found", found)
         return task
+
+    def _describe(self, columns: Columns) -> str:
+        where = {role: f"{role} from {' + '.join(names)}" if names else f"no {role}" for role, names in columns.items()}
+        if not columns["answer"]:
+            where["answer"] = f"answer in the text of {columns['steps'][0]}"
+        elif not columns["steps"] and self.split_steps is not None:
+            where["steps"] = f"steps in the text of {columns['answer'][0]}"
+        return ", ".join(where.values())
 
     def _choose(self, rows: Sequence[Mapping[str, Any]]) -> Columns:
         return choose_columns(rows, self.columns, may_lack_answer=self.answer_from is not None)
@@ -183,13 +191,6 @@ class OwnRows(Task):
             raise RowError("steps: are one text; cut it with data.options.split_steps (lines, sentences, ...)")
         thought, outside = take_thought(chain)
         return cut_steps(outside if thought is None else thought, self.split_steps)
-
-
-def _described(columns: Columns) -> str:
-    where = {role: f"{role} from {' + '.join(names)}" if names else f"no {role}" for role, names in columns.items()}
-    if not columns["answer"]:
-        where["answer"] = f"answer in the text of {columns['steps'][0]}"
-    return ", ".join(where.values())
 
 
 def _readable(rows: Any) -> Iterator[Mapping[str, Any]]:

@@ -53,6 +53,9 @@ def test_what_was_found_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     read({"problem": "p", "solution": "So 4"}, folder=tmp_path, answer_from="last-number")
     assert "question from problem, steps from solution, answer in the text of solution." in caplog.text
     caplog.clear()
+    read({"problem": "p", "output": "So 4"}, folder=tmp_path, answer_from="last-number", split_steps="lines")
+    assert "question from problem, steps in the text of output, answer from output." in caplog.text
+    caplog.clear()
     read(OWN, folder=tmp_path)
     read({"a": "q", "b": "a"}, folder=tmp_path, columns={"question": "a", "answer": "b"})
     assert "usual names" not in caplog.text
