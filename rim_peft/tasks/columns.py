@@ -42,7 +42,7 @@ def check_columns(columns: Mapping[str, Any]) -> None:
 
 
 def choose_columns(rows: Sequence[Mapping[str, Any]], given: Mapping[str, Any], *, may_lack_answer: bool) -> Columns:
-    """Choose the columns of each role: those given, else the ones with usual names that are not empty in all rows.
+    """Choose the columns of each role: those given, else the ones with usual names; of several, the one with values.
 
     Rows with all of ``question``, ``steps`` and ``answer`` are read by these names, whatever other columns they have.
 
@@ -56,8 +56,8 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], given: Mapping[str, Any], 
         may_lack_answer: whether the answer may be in the text of the steps.
 
     Raises:
-        ValueError: two columns could have one role, a given column is not there, or no column is the question or the
-            answer.
+        ValueError: two columns with values could have one role, a given column is not there, or no column is the
+            question or the answer.
     """
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
     filled = [name for name in names if any(_is_filled(row.get(name)) for row in rows)]
@@ -69,7 +69,7 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], given: Mapping[str, Any], 
         elif all(own in names for own in USUAL):
             chosen[role] = (role,)
         else:
-            chosen[role] = _guess(role, filled)
+            chosen[role] = _guess(role, names, filled)
     if not chosen["question"]:
         raise ValueError(_none("question", names))
     is_stepwise = chosen["steps"] == ("completions",)
@@ -79,17 +79,18 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], given: Mapping[str, Any], 
     return chosen
 
 
-def _guess(role: str, filled: Sequence[str]) -> tuple[str, ...]:
-    candidates = [name for name in USUAL[role] if name in filled]
-    if "completions" in candidates and "labels" not in filled:
-        candidates.remove("completions")
+def _guess(role: str, names: Sequence[str], filled: Sequence[str]) -> tuple[str, ...]:
+    usual = [name for name in USUAL[role] if name in names and (name != "completions" or "labels" in names)]
+    candidates = [name for name in usual if name in filled]
+    if not candidates and len(usual) == 1:  # later rows may have it
+        candidates = usual
     if len(candidates) > 1:
         listed = " and ".join(repr(name) for name in candidates)
         raise ValueError(
             f"{KEY}.{role}: must be given, since the rows have {listed}. Choose one, as in "
             f"{KEY}.{role}={candidates[0]}."
         )
-    if candidates == ["instruction"] and "input" in filled:
+    if candidates == ["instruction"] and "input" in names:
         return ("instruction", "input")
     return tuple(candidates)
 

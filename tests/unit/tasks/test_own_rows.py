@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ def example_of(row: dict[str, Any], **options: Any) -> Example:
 def test_usual_names_are_found(question: str, steps: str, answer: str) -> None:
     row = {question: OWN["question"], "id": 3, steps: OWN["steps"], answer: OWN["answer"], "source": "x"}
     assert example_of(row) == Example("2 * 3 + 1?", answer="7", steps=("2*3=6", "6+1=7"))
+
+
+def test_the_documentation_lists_the_usual_names() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "your-data.md").read_text()
+    for role, names in USUAL.items():
+        (line,) = re.findall(rf"^\| {role} \| (.*) \|$", text, re.MULTILINE)
+        listed = re.sub(r"\([^)]*\)", "", line)
+        assert [name.strip(" `") for name in listed.split(",")] == list(names)
 
 
 def test_what_was_found_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -101,6 +110,13 @@ def test_two_columns_for_one_role_are_an_error(tmp_path: Path, row: Any, role: s
 def test_empty_columns_are_no_candidates(tmp_path: Path) -> None:
     rows = [{"problem": "p", "prompt": "", "answer": "a", "label": None}] * 2
     assert read(*rows, folder=tmp_path)[1]["question"] == "p"
+
+
+def test_columns_may_be_filled_later(tmp_path: Path) -> None:
+    first = {"instruction": "i", "input": "", "rationale": None, "output": "o"}
+    rows = [*[first] * 1001, {**first, "input": "x", "rationale": ["r"]}]
+    last = read(*rows, folder=tmp_path)[-1]
+    assert (last["question"], last["steps"]) == ("i\nx", ["r"])
 
 
 def test_the_question_or_the_answer_is_missing(tmp_path: Path) -> None:
@@ -178,6 +194,17 @@ def test_reads_the_formats_of_trl(tmp_path: Path, row: dict[str, Any], expected:
     (loaded,) = read(row, folder=tmp_path)
     steps = None if expected.steps is None else list(expected.steps)
     assert (loaded["question"], loaded["steps"], loaded["answer"]) == (expected.question, steps, expected.answer)
+
+
+def test_preference_rows_are_read_by_choice(tmp_path: Path) -> None:
+    row = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
+    assert example_of(row, columns={"answer": "chosen"}) == Example("The sky is", answer=" blue.")
+    implicit = {"chosen": [USER, BLUE], "rejected": [USER, {**BLUE, "content": "It is green."}]}
+    chosen = {"question": "chosen", "answer": "chosen"}
+    assert example_of(implicit, columns=chosen) == Example([USER], answer="It is blue.")
+    for unreadable in (row, implicit):
+        with pytest.raises(ValueError, match=r"columns\.(question|answer): must be given, since no column"):
+            read(unreadable, folder=tmp_path)
 
 
 STEPWISE = {  # the published row of its type in TRL's docs/source/dataset_formats.md
