@@ -18,6 +18,9 @@ USUAL: Columns = {
 """Usual names of the columns of each role. ``instruction`` is joined with ``input``, and ``completions`` counts only
 beside ``labels``, as in TRL's stepwise supervision."""
 
+INSTRUCTION = ("instruction", "input")
+"""An instruction with its input, which rows may lack."""
+
 KEY = "data.options.columns"
 """The recipe's key of the mapping, for messages."""
 
@@ -91,7 +94,7 @@ def _guess(role: str, names: Sequence[str], filled: Sequence[str]) -> tuple[str,
             f"{KEY}.{role}={candidates[0]}."
         )
     if candidates == ["instruction"] and "input" in names:
-        return ("instruction", "input")
+        return INSTRUCTION
     return tuple(candidates)
 
 

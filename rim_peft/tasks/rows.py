@@ -14,7 +14,7 @@ from datasets import Dataset
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows
 from rim_peft.tasks.answers import check_math_verify
-from rim_peft.tasks.columns import ABSENT, Columns, check_columns, choose_columns, look_up
+from rim_peft.tasks.columns import ABSENT, INSTRUCTION, Columns, check_columns, choose_columns, look_up
 from rim_peft.tasks.steps import (
     NO_MATCH,
     PATTERN,
@@ -203,14 +203,17 @@ def _readable(rows: Any) -> Iterator[Mapping[str, Any]]:
 
 def _read_question(row: Mapping[str, Any], columns: Columns) -> Any:
     """Return the question: a text, joined texts, or chat messages without the answer's turn."""
-    if len(columns["question"]) > 1:
-        texts = [_require(row, name) for name in columns["question"]]
-        for name, text in zip(columns["question"], texts, strict=True):
-            if text is not None and not isinstance(text, str):
-                raise RowError(f"question: {name} must be a text to be joined, got {text!r}")
-        return "\n".join(text for text in texts if text and has_content(text))
-    question = _require(row, *columns["question"])
-    return question[:-1] if columns["question"] == columns["answer"] and isinstance(question, list) else question
+    names = columns["question"]
+    if len(names) == 1:
+        question = _require(row, *names)
+        return question[:-1] if names == columns["answer"] and isinstance(question, list) else question
+    if names == INSTRUCTION and INSTRUCTION[1] not in row:  # it is optional
+        names = INSTRUCTION[:1]
+    texts = [_require(row, name) for name in names]
+    for name, text in zip(names, texts, strict=True):
+        if text is not None and not isinstance(text, str):
+            raise RowError(f"question: {name} must be a text to be joined, got {text!r}")
+    return "\n".join(text for text in texts if text and has_content(text))
 
 
 def _read_steps(row: Mapping[str, Any], columns: Columns) -> Any:

@@ -161,12 +161,15 @@ def test_parts_of_nested_columns() -> None:
 
 def test_an_instruction_is_joined_with_its_input(tmp_path: Path) -> None:
     rows = [
+        {"instruction": "Count.", "output": "1"},
         {"instruction": "Add.", "input": "1 + 1", "output": "2"},
         {"instruction": "Greet.", "input": "", "output": "Hi"},
     ]
-    assert [row["question"] for row in read(*rows, folder=tmp_path)] == ["Add.\n1 + 1", "Greet."]
+    assert [row["question"] for row in read(*rows, folder=tmp_path)] == ["Count.", "Add.\n1 + 1", "Greet."]
     options = {"columns": {"question": ["input", "instruction"]}}
-    assert read(*rows, folder=tmp_path, **options)[0]["question"] == "1 + 1\nAdd."
+    loaded = read(*rows, folder=tmp_path, **options)
+    assert loaded[1]["question"] == "1 + 1\nAdd."
+    assert loaded[0]["row_error"].startswith("test.jsonl line 1: input: the row has no such field")
 
 
 @pytest.mark.parametrize(
