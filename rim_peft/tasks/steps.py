@@ -26,11 +26,10 @@ MARKER = "after:"
 READINGS = ("boxed", "last-number")
 """Named places of an answer in a text."""
 
-_OPERAND = r"[-(]*[$£€]?\d+(?:,\d{3})*(?:\.\d+)?[%)]*"
-_OPERATION = rf"\s*[-+*/×÷·^x]\s*{_OPERAND}"
-_EQUATION = re.compile(rf"(?<![\w.]){_OPERAND}(?:{_OPERATION})+(?:\s*=\s*{_OPERAND}(?:{_OPERATION})*)+")
+_NUMERAL = r"\d+(?:[ ,]\d{3}(?!\d))*(?:\.\d+)?(?: \d+/\d+)?"  # 1,000 and 1 000, and mixed: 1 1/2
+_OPERAND = rf"[-(]{{0,4}}[$£€]?{_NUMERAL}[%)]{{0,4}}"
+_EXPRESSION = re.compile(rf"(?:(?<![\w.])|(?=\()){_OPERAND}(?P<operation>[ \t]*[-+*/×÷·^x][ \t]*{_OPERAND})*")
 _NUMBER = re.compile(r"^[ \t]*(?:\*\*)?(?:[Ss]tep[ \t]+)?\(?\d+[.):](?:\*\*)?(?:[ \t]+|$)", re.MULTILINE)
-_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 def take_thought(text: str) -> tuple[str | None, str]:
@@ -46,11 +45,16 @@ def take_thought(text: str) -> tuple[str | None, str]:
     """
     if "</think>" in text and "<think>" not in text.partition("</think>")[0]:
         text = f"<think>{text}"
-    inside = _THOUGHT.findall(text)
-    outside = _THOUGHT.sub("", text)
-    if "<think>" in outside:
-        raise RowError(f"<think> is never closed, in ...{text[-60:]!r}; the text seems to be cut")
-    return ("\n".join(part.strip() for part in inside), outside.strip()) if inside else (None, text)
+    inside: list[str] = []
+    outside, opened, rest = text.partition("<think>")
+    while opened:
+        thought, closed, rest = rest.partition("</think>")
+        if not closed:
+            raise RowError(f"<think> is never closed, in ...{text[-60:]!r}; the text seems to be cut")
+        inside.append(thought.strip())
+        between, opened, rest = rest.partition("<think>")
+        outside += between
+    return ("\n".join(inside), outside.strip()) if inside else (None, text)
 
 
 def check_cut(how: str) -> None:
@@ -81,7 +85,7 @@ def cut_steps(text: str, how: str) -> list[str]:
             separates steps.
 
     Raises:
-        RowError: a regular expression matches nothing.
+        RowError: a regular expression matches nothing, or an equation is not one between numbers.
 
     >>> cut_steps("a\n\nb", "regex:\n\n"), cut_steps("<s>a</s> b <s>c</s>", "regex:<s>(.*?)</s>")
     (['a', 'b'], ['a', 'c'])
@@ -91,7 +95,7 @@ def cut_steps(text: str, how: str) -> list[str]:
     if how == "lines":
         parts = text.split("\n")
     elif how == "equations":
-        parts = MARKED_EQUATION.findall(text) or _EQUATION.findall(text)
+        parts = MARKED_EQUATION.findall(text) or _find_equations(text)
     elif how == "numbered":
         parts = _NUMBER.split(text)[1:]
     else:
@@ -100,6 +104,27 @@ def cut_steps(text: str, how: str) -> list[str]:
             raise RowError(f"{NO_MATCH} in {text[:60]!r}")
         parts = pattern.findall(text) if pattern.groups else pattern.split(text)
     return [part.strip() for part in parts if part.strip()]
+
+
+def _find_equations(text: str) -> list[str]:
+    """Return the equations between numbers in a text that marks none; any other would leave a gap in the chain."""
+    chains: list[list[re.Match[str]]] = []  # expressions joined by equals signs
+    for part in _EXPRESSION.finditer(text):
+        if chains and text[chains[-1][-1].end() : part.start()].strip(" \t") == "=":
+            chains[-1].append(part)
+        else:
+            chains.append([part])
+    spans = [(chain[0].start(), chain[-1].end()) for chain in chains if len(chain) > 1 and chain[0]["operation"]]
+    spans = [(start, end) for start, end in spans if text.count("(", start, end) == text.count(")", start, end)]
+    place = 0
+    for start, end in [*spans, (len(text), len(text))]:
+        if (sign := text.find("=", place, start)) >= 0:
+            around = text[max(0, sign - 30) : sign + 30]
+            raise RowError(
+                f"steps: must be equations between numbers or marked as <<..>> ('equations'), got {around!r}"
+            )
+        place = end
+    return [text[start:end] for start, end in spans]
 
 
 NO_MATCH = "split_steps: the regular expression matches nothing"
