@@ -18,6 +18,9 @@ USUAL: Columns = {
 """Usual names of the columns of each role. ``instruction`` is joined with ``input``, and ``completions`` counts only
 beside ``labels``, as in TRL's stepwise supervision."""
 
+OWN: Columns = {role: (role,) for role in USUAL}
+"""The columns of rows in this package's own form."""
+
 INSTRUCTION = ("instruction", "input")
 """An instruction with its input, which rows may lack."""
 

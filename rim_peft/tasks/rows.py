@@ -14,7 +14,7 @@ from datasets import Dataset
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows
 from rim_peft.tasks.answers import check_math_verify
-from rim_peft.tasks.columns import ABSENT, INSTRUCTION, Columns, check_columns, choose_columns, look_up
+from rim_peft.tasks.columns import ABSENT, INSTRUCTION, OWN, Columns, check_columns, choose_columns, look_up
 from rim_peft.tasks.steps import (
     NO_MATCH,
     PATTERN,
@@ -98,8 +98,12 @@ class OwnRows(Task):
             RowError: a column is missing or has another form than the options say, or a step is labelled as wrong.
         """
         columns = self._found if self._found is not None else self._choose([row])
-        answer, steps = self._read_answer_and_steps(row, columns)
-        example = read_example({"question": _read_question(row, columns), "steps": steps, "answer": answer})
+        if columns == OWN and self.split_steps is self.answer_from is None:
+            # Rows in this package's own form are taken as they are, tags in their texts included.
+            example = read_example({**row, "answer": _read_answer(row, OWN)[0]})
+        else:
+            answer, steps = self._read_answer_and_steps(row, columns)
+            example = read_example({"question": _read_question(row, columns), "steps": steps, "answer": answer})
         if self.answer_rule not in ("exact-text", "math-verify"):
             try:
                 self.is_correct(example.answer, example.answer)

@@ -77,12 +77,15 @@ def test_rows_with_all_three_names_are_read_as_before(write_rows: WriteRows, str
         {**OWN, "steps": None, "prompt": "other"},
         {**OWN, "question": " ", "prompt": "other"},
         {**OWN, "answer": None, "label": "other"},
+        {**OWN, "answer": "<think>a</think> b"},
+        {**OWN, "steps": "one text"},
+        {"question": OWN["question"], "answer": "a", "steps": [" b ", ""]},
         {"question": [USER], "steps": [], "answer": "a"},
     ]
     path = str(write_rows("test.jsonl", rows))
     ours, before = (list(task.load("test", path=path, streaming=streaming)) for task in (get_task("rows"), Plain()))
     assert ours == before
-    assert [row["row_error"] is None for row in ours] == [True, True, False, False, False]
+    assert [row["row_error"] is None for row in ours] == [True, True, False, False, True, False, False, False]
 
 
 @pytest.mark.parametrize(
