@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rim_peft.cli.console import complain, path, positive, say
@@ -14,8 +15,11 @@ from rim_peft.escaping import json_text
 if TYPE_CHECKING:
     from rim_peft.comparison.reading import CheckedRecipe
     from rim_peft.run.preflight import RunFindings, StageFindings
+    from rim_peft.run.rows import ShownRow
 
 _OVERRIDE = re.compile(r"[\w.]+=")
+_MOST_SHOWN = 300
+"""Characters shown of each text of a row; --json has them all."""
 _PARTS = {
     "MiB at the peak": "total",
     "  weights": "weights",
@@ -128,10 +132,31 @@ def _run_lines(name: str, found: RunFindings) -> Iterator[str]:
     if found.peak is not None:
         where = "a GPU" if found.device == "cuda" else "a CPU; for a GPU: --device cuda"
         yield f"  peak        {_mib(found.peak)} MiB on {where}"
+    for number, shown in enumerate(found.first_rows, start=1):
+        yield from _row_lines(number, shown, by_block=found.stages[0].stage in ("grounding", "refinement"))
     for text in found.notes:
         yield f"  note: {text}".replace("\n", "\n  ")
     for text in found.not_checked:
         yield f"  not checked: {text}"
+
+
+def _row_lines(number: int, row: ShownRow, *, by_block: bool) -> Iterator[str]:
+    """Yield the lines of a row; blocks in a row with the same readout share one."""
+    texts = [(f"row {number}", "prompt", row.prompt)]
+    first = 1
+    for text, group in groupby(row.readouts):
+        last = first + len(list(group)) - 1
+        which = f"{first}" if first == last else f"{first}-{last}"
+        texts.append(("", f"{'block' if by_block else 'text'} {which}", text))
+        first = last + 1
+    for start, label, text in [*texts, ("", "answer", row.answer)]:
+        yield f"  {start:<10}  {label:<10}  {json_text(_shortened(text))}"
+
+
+def _shortened(text: str) -> str:
+    """Return a text without the middle of a long one; its white space stays, since it is trained."""
+    kept = _MOST_SHOWN // 2
+    return text if len(text) <= _MOST_SHOWN else f"{text[:kept]} ... {text[-kept:]}"
 
 
 def _rows(stages: list[StageFindings]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Read rows and questions from text and JSON files; an unreadable row does not affect the others.
+"""Read rows and questions from text, JSON and CSV files; an unreadable row does not affect the others.
 
 Lines end at a newline. A carriage return before it and a byte order mark at the start of a line are removed. All other
 characters belong to the line, including those that Python counts as line ends.
@@ -6,6 +6,8 @@ characters belong to the line, including those that Python counts as line ends.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,12 +21,25 @@ from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, Features, Sp
 from rim_peft.data.examples import ROW_ERROR, RowError
 
 JSON_COLUMN = "json"
-"""Column of rows from JSON files: the row's JSON text."""
+"""Column of rows from JSON and CSV files: the row's JSON text."""
 
 ROW_PLACE = "row_place"
 """Column of rows from files: the row's place, such as ``train.jsonl line 7``."""
 
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Suffixes of compressed files, with pyarrow's names of what they are compressed with."""
+
 _ROWS_PER_TABLE = 10_000
+_LONGEST_CELL = 1 << 30
+"""Characters of a cell of a CSV file; Python's default, 131,072, is too few for long chains of thought."""
+
+
+def open_raw(file: Path) -> io.BufferedReader:
+    """Open a file in binary mode, decompressed if its suffix says that it is compressed."""
+    if file.suffix not in COMPRESSIONS:
+        return file.open("rb")
+    stream: Any = pa.input_stream(str(file), compression=COMPRESSIONS[file.suffix])
+    return io.BufferedReader(stream)
 
 
 class Line(NamedTuple):
@@ -101,14 +116,17 @@ class _Row(NamedTuple):
 
 @dataclass
 class RowsConfig(BuilderConfig):
-    """``.jsonl`` and ``.txt`` are read by lines, ``.json`` as one document; ``lines_per_row`` applies to ``.txt``."""
+    """``.jsonl`` and ``.txt`` are read by lines, ``.json`` as one document, ``.csv`` and ``.tsv`` as cells.
+
+    ``lines_per_row`` applies to ``.txt``.
+    """
 
     suffix: str = ".jsonl"
     lines_per_row: int = 1
 
 
 class Rows(ArrowBasedBuilder):
-    """Rows of text and JSON files as a builder for ``datasets``, which caches them on disk or streams them.
+    """Rows of text, JSON and CSV files as a builder for ``datasets``, which caches them on disk or streams them.
 
     Columns: the row's text (``json`` or ``text``), ``row_place``, and ``row_error`` if it could not be read.
     """
@@ -143,7 +161,10 @@ class Rows(ArrowBasedBuilder):
         if self.config.suffix == ".json":
             yield from _document_rows(file)
             return
-        with file.open("rb") as raw:
+        with open_raw(file) as raw:
+            if self.config.suffix in _DELIMITERS:
+                yield from _table_rows(raw, file.name, _DELIMITERS[self.config.suffix])
+                return
             lines = read_lines(raw)
             size = self.config.lines_per_row if self.config.suffix == ".txt" else 1
             while group := list(islice(lines, size)):
@@ -153,10 +174,50 @@ class Rows(ArrowBasedBuilder):
                 yield _Row("\n".join(line.text for line in group), place, problem)
 
 
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def _table_rows(raw: io.BufferedReader, name: str, delimiter: str) -> Iterator[_Row]:
+    """Read a table whose first line names the columns; all cells are texts, so that ``007`` stays what it is."""
+    csv.field_size_limit(_LONGEST_CELL)
+    # Bytes that are not UTF-8 make their row a bad one.
+    text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    names = next(reader, [])
+    if len(set(names)) < len(names):
+        raise RowError(f"must name each column once in its first line, got {delimiter.join(names)[:200]!r}")
+    while True:
+        first = reader.line_num + 1
+        cells, problem = [""], None
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = f"not valid CSV: {error}"
+        place = f"{name} line {first}" if first == reader.line_num else f"{name} lines {first} to {reader.line_num}"
+        if not cells:  # an empty line
+            continue
+        if problem is None and len(cells) != len(names):
+            problem = f"must have {len(names)} cells, as many as the first line, got {len(cells)}"
+        if not _is_utf8("".join(cells)):
+            problem = "not valid UTF-8"
+        yield _Row(_write(dict(zip(names, cells, strict=False))), place, problem)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _document_rows(file: Path) -> Iterator[_Row]:
     """Split a JSON file into rows: a list, ``{"data": [...]}``, rows by name, or JSON lines despite the suffix."""
     # Bytes that are not UTF-8 are reported later, when their row is read.
-    document = file.read_bytes().decode(errors="surrogateescape").lstrip("\ufeff")
+    with open_raw(file) as raw_file:
+        document = raw_file.read().decode(errors="surrogateescape").lstrip("\ufeff")
     try:
         value = json.loads(document, object_pairs_hook=_marked)
     except (ValueError, RecursionError):
@@ -206,11 +267,7 @@ def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _write(row: Any) -> str:
     """Return a row's JSON text; escaped if it has a character that UTF-8 cannot encode."""
     text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(row)
-    return text
+    return text if _is_utf8(text) else json.dumps(row)
 
 
 def _is_json(text: str) -> bool:

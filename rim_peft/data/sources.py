@@ -1,4 +1,4 @@
-"""Sources of rows: local files and folders, the Hub, and rows held out by a hash of their question.
+"""Sources of rows: local paths, the Hub, and rows held out by a hash of their question.
 
 The Hub is probed first, because its libraries retry each file and take a minute or more to give up.
 """
@@ -11,22 +11,20 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from datasets.io.parquet import ParquetDatasetReader
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import get_session
 
-from rim_peft.data.cache import source_hash
 from rim_peft.data.examples import Question
-from rim_peft.data.lines import Rows as Lines
+from rim_peft.data.files import Rows, absent, kind_of, local_splits, own_name
 
 _PATIENCE_SECONDS = 4.0
 _ASK_AGAIN_SECONDS = 60.0
@@ -179,20 +177,7 @@ def hold_out(dataset: Dataset, size: int | float) -> tuple[Dataset, Dataset]:
     )
 
 
-Rows: TypeAlias = Dataset | IterableDataset
-
-SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test", "testing"),
-}
-"""Names that each split has in files and on the Hub."""
-
-SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
-
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-
 
 _NO_NAMES: Mapping[str, str] = {}
 
@@ -207,12 +192,14 @@ def find_splits(
 ) -> dict[str, Callable[[], Rows]]:
     """Find the splits of a source, each as a function that opens it.
 
-    Rows of JSON files have the column ``json`` with their text, so that a malformed row is only one bad row. Rows of
-    text files have the column ``text``: one line, or several joined by newlines. Both also have their place in the
-    file, and the error if they could not be read (:mod:`rim_peft.data.lines`). Other sources have their own columns.
+    Rows of JSON, CSV and TSV files have the column ``json`` with their text, so that a malformed row is only one bad
+    row. Rows of text files have the column ``text``: one line, or several joined by newlines. All these also have their
+    place in the file, and the error if they could not be read (:mod:`rim_peft.data.lines`). Other sources have their
+    own columns.
 
     Args:
-        path: a file, a folder with files named after splits, or a Hub id as ``owner/name`` or ``owner/name:config``.
+        path: a file, a folder with files named after splits (in it or in its folder ``data``), a folder written by
+            ``save_to_disk``, or a Hub id as ``owner/name`` or ``owner/name:config``.
         prefix: word that may precede the split in file names, as in ``prosqa_train.json``.
         streaming: read rows lazily.
         names: names for splits that should not have :func:`split_name`'s; keyed by the source's name or by
@@ -229,98 +216,13 @@ def find_splits(
         ConnectionError: the Hub cannot be reached.
     """
     local = Path(path).expanduser()
-    if local.is_dir():
-        found = _folder_files(local, prefix, names)
-        return {split: partial(_open, files, streaming, lines_per_row) for split, files in found.items()}
-    if local.is_file():
-        _check_suffix(local)
-        split = _split_of(local, prefix, names) or names.get("train", "train")
-        return {split: partial(_open, [local], streaming, lines_per_row)}
+    if local.exists():
+        return local_splits(local, prefix=prefix, streaming=streaming, names=names, lines_per_row=lines_per_row)
     hub = _HUB_ID.fullmatch(path)
-    if hub is None or path.startswith(".") or local.suffix in SUFFIXES:
-        raise FileNotFoundError(_absent(local))
+    if hub is None or path.startswith(".") or kind_of(local) is not None:
+        raise FileNotFoundError(absent(local))
     found_there = _open_hub(path, hub["id"], hub["config"], streaming)
-    return {_own_name(name, names): partial(_same, rows) for name, rows in found_there.items()}
-
-
-def split_name(name: str) -> str:
-    """Return the standard name of a split, or the name itself if it is unknown.
-
-    >>> split_name("dev"), split_name("train_socratic")
-    ('validation', 'train_socratic')
-    """
-    return next((split for split, names in SPLIT_NAMES.items() if name in names), name)
-
-
-def _own_name(name: str, names: Mapping[str, str]) -> str:
-    usual = split_name(name)
-    return names.get(name, names.get(usual, usual))
-
-
-def _split_of(file: Path, prefix: str, names: Mapping[str, str]) -> str | None:
-    """Return the split that a file is named after, as in ``prosqa_valid.json`` or ``test-00000-of-00001.parquet``."""
-    stem = _SHARD.sub("", file.stem).lower().removeprefix(f"{prefix.lower()}_")
-    return _own_name(stem, names) if split_name(stem) in SPLIT_NAMES else None
-
-
-def _folder_files(folder: Path, prefix: str, names: Mapping[str, str]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
-        split = _split_of(file, prefix, names)
-        if split and file.is_file() and file.suffix in SUFFIXES:
-            found.setdefault(split, []).append(file)
-    if not found:
-        raise FileNotFoundError(
-            f"path: the folder {folder} must hold files named after splits, such as train.jsonl, valid.json or "
-            f"test.parquet. It holds {_listing(folder)}. Rename a file, or give its path."
-        )
-    for split, files in found.items():
-        if len(files) > 1 and not all(_SHARD.search(file.stem) for file in files):
-            listed = ", ".join(file.name for file in files)
-            raise ValueError(f"path: {folder} holds several files for the split {split!r}: {listed}. Keep one of them.")
-    return found
-
-
-def _check_suffix(file: Path) -> None:
-    if file.suffix not in SUFFIXES:
-        raise ValueError(f"path: must end in one of {', '.join(SUFFIXES)}, got {file}. Rename or convert the file.")
-
-
-def _absent(path: Path) -> str:
-    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
-    return (
-        f"path: no file or folder {path}. The folder {folder} holds {_listing(folder)}. Give a file, a folder with "
-        "files named after splits (train.jsonl, valid.json, test.parquet), or a Hub id as owner/name."
-    )
-
-
-def _listing(folder: Path, most: int = 12) -> str:
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
-
-
-def _open(files: Sequence[Path], streaming: bool, lines_per_row: int) -> Rows:
-    """Open files of one kind as one split, with the readers behind ``load_dataset``, which would contact the Hub."""
-    paths = [str(file.absolute()) for file in files]
-    names = ", ".join(str(file) for file in files)
-    suffix = files[0].suffix
-    if not any(file.stat().st_size for file in files):
-        raise ValueError(f"path: {names} must hold rows, got an empty file.")
-    try:
-        if suffix == ".parquet":
-            return ParquetDatasetReader(paths, streaming=streaming).read()
-        read = Lines(
-            data_files={"train": paths},
-            hash=source_hash(Lines.__module__),
-            suffix=suffix,
-            lines_per_row=lines_per_row,
-        )
-        if streaming:
-            return read.as_streaming_dataset(split="train")
-        read.download_and_prepare()
-        return read.as_dataset(split="train")
-    except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(f"path: {names} cannot be read as {suffix[1:]}: {error.__cause__ or error}.") from error
+    return {own_name(name, names): partial(_same, rows) for name, rows in found_there.items()}
 
 
 def _open_hub(path: str, hub_id: str, config: str | None, streaming: bool) -> Mapping[str, Rows]:

@@ -103,12 +103,13 @@ def check_classes(values: Mapping[str, Any], problems: Problems) -> dict[str, An
     if isinstance(model, dict) and isinstance(model.get("config"), dict):
         _check_model_config(model["config"], problems)
     data = values.get("data")
-    if isinstance(data, dict) and isinstance(data.get("task"), str):
+    task = data.get("task", DataOptions.task) if isinstance(data, dict) else None
+    if isinstance(data, dict) and isinstance(task, str):
         options = data.get("options")
         if isinstance(options, dict):
-            read["data"] = {**data, "options": _check_task(data["task"], options, problems)}
+            read["data"] = {**data, "options": _check_task(task, options, problems)}
         else:
-            _check_task(data["task"], {}, problems)
+            _check_task(task, {}, problems)
         if data.get("streaming") is True:
             _check_streaming(values, problems)
     return read

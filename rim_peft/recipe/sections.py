@@ -81,7 +81,13 @@ class ModelOptions:
 class DataOptions:
     """Section ``data``: the rows and how they are written."""
 
-    task: str = field(metadata={"help": "A task in docs/tasks.md, or your own class as package.module:ClassName."})
+    task: str = field(
+        default="rows",
+        metadata={
+            "help": "A task in docs/tasks.md, or your own class as package.module:ClassName. 'rows' reads any rows at "
+            "data.path (docs/your-data.md)."
+        },
+    )
     options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the task."})
     path: str | None = field(
         default=None,
@@ -127,6 +133,8 @@ class DataOptions:
         Raises:
             ValueError: one is out of range, or two exclude each other.
         """
+        if self.task == "rows" and self.path is None:
+            raise ValueError("task: must be given. For rows of your own give data.path instead.")
         for name, least in (("validation_rows", 0), ("train_rows", 1), ("max_length", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

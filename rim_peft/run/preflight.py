@@ -41,7 +41,7 @@ from rim_peft.run.costs import (
     stated_row,
 )
 from rim_peft.run.loading import lacking_space
-from rim_peft.run.rows import RunRows, check_validation
+from rim_peft.run.rows import RunRows, ShownRow, check_validation, show_rows
 from rim_peft.tasks.stories import DrawnTask
 from rim_peft.tasks.task import GeneratedTask
 from rim_peft.training.attachment import check_adapter
@@ -100,6 +100,7 @@ class RunFindings:
         num_trainable: trained numbers.
         num_frozen: the base's numbers, each counted once even in quantised weights.
         stages: findings about each stage.
+        first_rows: the first rows as the first stage trains them.
         errors: problems that would stop the run.
         not_checked: what could not be checked, why, and what to do.
         notes: problems that do not stop it.
@@ -113,6 +114,7 @@ class RunFindings:
     num_trainable: int | None = None
     num_frozen: int | None = None
     stages: list[StageFindings] = field(default_factory=list)
+    first_rows: list[ShownRow] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -457,6 +459,8 @@ class _StageLook:
             self._lay_out(rows.validation, "validation", objective, tokenizer, limit)
         if laid_out is None:
             return None
+        if stage is self.found.stages[0]:
+            self.found.first_rows = show_rows(laid_out.rows, objective, tokenizer)
         if self.args.length_shares is not None:  # checks that each phase has rows
             pace = Pace.of(self.args, len(laid_out.rows), num_processes=1)
             order_by_length(laid_out.rows, self.args.length_shares, pace)

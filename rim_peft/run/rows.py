@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, RowError, read_example
+from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import SHOWN_ROWS, BadRowsError
 from rim_peft.data.sources import hold_out
 from rim_peft.recipe import DataOptions
@@ -86,6 +88,42 @@ def read_examples(rows: Iterable[Mapping[str, Any]], *, on_bad_rows: str, limit:
     if bad:
         logger.warning("dropped %d of %d rows.", len(bad), len(bad) + len(examples))
     return examples
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row as a stage trains it, as texts with their special tokens.
+
+    Attributes:
+        prompt: the text before the blocks.
+        readouts: the text after each block; of methods without readouts by block, the parts of what is written.
+        answer: the readout of the answer.
+    """
+
+    prompt: str
+    readouts: list[str]
+    answer: str
+
+
+def show_rows(
+    rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase, *, limit: int = 3
+) -> list[ShownRow]:
+    """Return the first tokenised rows as a stage trains them.
+
+    Args:
+        rows: tokenised rows.
+        objective: the stage's objective.
+        tokenizer: the base's.
+        limit: how many.
+    """
+
+    def text(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    return [
+        ShownRow(text(row["prompt_ids"]), [text(ids) for ids in objective.readouts(row)], text(row["answer_ids"]))
+        for row in rows.select(range(min(limit, len(rows))))
+    ]
 
 
 def fingerprint(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

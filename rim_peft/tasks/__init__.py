@@ -35,6 +35,7 @@ TASKS = {
     "potions": "rim_peft.tasks.potions:Potions",
     "prontoqa": "rim_peft.tasks.logic:ProntoQA",
     "prosqa": "rim_peft.tasks.logic:ProsQA",
+    "rows": "rim_peft.tasks.rows:OwnRows",
     "strategyqa": "rim_peft.tasks.logic:StrategyQA",
     "svamp": "rim_peft.tasks.math:SVAMP",
 }

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from rim_peft.data.examples import Example, RowError, require_field
 from rim_peft.tasks.answers import check_math_verify, last_box, parse_gold_number, split_sentences, unbox
+from rim_peft.tasks.steps import MARKED_EQUATION
 from rim_peft.tasks.task import Task, read_texts, require_number, require_text
 
-_EQUATION = re.compile(r"<<(.*?)>>")
 _BARE_EQUATION = re.compile(r"[\d\s.,+*/()%$-]+=[\d\s.,+*/()%$=-]+")
 
 
@@ -69,8 +69,8 @@ class GSM8K(Task):
 
     def _read_steps(self, lines: list[str]) -> list[str]:
         if self.steps == "equations":
-            return [equation.strip() for line in lines for equation in _EQUATION.findall(line)]
-        sentences = [_EQUATION.sub("", line).strip() for line in lines if line.strip()]
+            return [equation.strip() for line in lines for equation in MARKED_EQUATION.findall(line)]
+        sentences = [MARKED_EQUATION.sub("", line).strip() for line in lines if line.strip()]
         if "" in sentences:
             raise RowError("steps: the row has only equations, no sentences; use the option steps='equations'")
         return sentences
@@ -124,7 +124,7 @@ def _solution_lines(row: Mapping[str, Any], *, wants_equations: bool) -> list[st
         raise RowError(f"steps: must be a text or a list of texts, got {steps!r}")
     lines = [f"<<{step}>>" if _BARE_EQUATION.fullmatch(step) else step for step in steps]
     for index, line in enumerate(lines):
-        if wants_equations and "=" in line and not _EQUATION.search(line):
+        if wants_equations and "=" in line and not MARKED_EQUATION.search(line):
             # Omitting it would leave a gap in the chain.
             raise RowError(
                 f"steps[{index}]: must be an equation of only numbers or mark it as <<..>>, got {line[:60]!r}; or use "

@@ -16,9 +16,10 @@ from datasets import Dataset, Features, IterableDataset, Value
 from rim_peft.data import lines
 from rim_peft.data.cache import source_hash
 from rim_peft.data.examples import ROW_ERROR, Example, Question, RowError, has_content, read_example, require_field
+from rim_peft.data.files import Rows, split_name
 from rim_peft.data.lines import JSON_COLUMN, ROW_PLACE, parse_object
-from rim_peft.data.sources import Rows, find_splits, is_held_out, split_name
-from rim_peft.tasks import answers
+from rim_peft.data.sources import find_splits, is_held_out
+from rim_peft.tasks import answers, steps
 from rim_peft.tasks.answers import split_sentences
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class Task:
         is_chat = has_chats(rows, self)
         question = [{"role": text, "content": text}] if is_chat else text
         readers = [kind.__module__ for kind in type(self).__mro__ if kind is not object]
-        source = source_hash(Example.__module__, *readers, __name__, answers.__name__, lines.__name__)
+        source = source_hash(Example.__module__, *readers, __name__, answers.__name__, steps.__name__, lines.__name__)
         kwargs: dict[str, Any] = {} if isinstance(rows, IterableDataset) else {"desc": "Reading rows"}
         read = rows.map(
             read_batch,
@@ -303,14 +304,14 @@ def read_example_of(row: Mapping[str, Any], task: Task) -> Example:
         RowError: it cannot be read, whatever error the task's reader raises.
     """
     try:
-        return task.read_row(_parse(row))
+        return task.read_row(parse_row(row))
     except RowError:
         raise
     except Exception as error:  # one bad row must not stop the others from loading
         raise RowError(f"task {task.name!r} cannot read the row: {type(error).__name__}: {error}") from error
 
 
-def _parse(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def parse_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Parse a row of a JSON file; other rows are returned without the columns that the file reader added."""
     if row.get(ROW_ERROR) is not None:
         raise RowError(str(row[ROW_ERROR]))

@@ -97,7 +97,7 @@ def test_the_json_document(capsys: pytest.CaptureFixture[str], base: str, tmp_pa
     }
     assert set(run) == {
         *("methods", "base", "device", "architecture", "attention", "num_trainable", "num_frozen", "peak"),
-        *("errors", "not_checked", "notes"),
+        *("errors", "not_checked", "notes", "first_rows"),
     }
 
 

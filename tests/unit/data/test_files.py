@@ -148,15 +148,15 @@ def test_a_changed_file_is_read_anew(write_rows: WriteRows) -> None:
 
 
 def test_names_what_was_looked_for_and_what_is_there(write_rows: WriteRows) -> None:
-    folder = write_rows("rows.csv", ROWS).parent
-    with pytest.raises(FileNotFoundError, match=r"path: no file or folder .*absent.jsonl.* holds rows\.csv\. Give a"):
+    folder = write_rows("rows.xlsx", ROWS).parent
+    with pytest.raises(FileNotFoundError, match=r"path: no file or folder .*absent.jsonl.* holds rows\.xlsx\. Give a"):
         open_splits(str(folder / "absent.jsonl"))
-    with pytest.raises(FileNotFoundError, match=r"such as train\.jsonl, .* It holds rows\.csv\."):
+    with pytest.raises(FileNotFoundError, match=r"such as train\.jsonl, .* It holds rows\.xlsx\."):
         open_splits(str(folder))
     with pytest.raises(
-        ValueError, match=r"path: must end in one of \.jsonl, \.json, \.parquet, \.txt, got .*rows\.csv"
+        ValueError, match=r"path: must end in one of \.jsonl, \.json, .*\.parquet, \.arrow .*, got .*rows\.xlsx"
     ):
-        open_splits(str(folder / "rows.csv"))
+        open_splits(str(folder / "rows.xlsx"))
 
 
 def test_refuses_two_files_for_a_split(write_rows: WriteRows) -> None:

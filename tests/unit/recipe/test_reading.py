@@ -15,7 +15,9 @@ from rim_peft.demo import RECIPE as DEMO
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.recipe import problems as recipe_problems
 from rim_peft.recipe.checks import all_keys
+from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import read_yaml, write_yaml
+from rim_peft.tasks import get_task
 
 # Those in compare/ and accelerate/ are no recipes of a run.
 RECIPES = [DEMO, *sorted((Path(__file__).parents[3] / "recipes").glob("[!ac]*/*.yaml"))]
@@ -210,6 +212,21 @@ def test_lines_name_file_and_key(write: Write) -> None:
 def test_single_problems(write: Write, sections: dict[str, Any], line: str) -> None:
     (found,) = problems(write(with_values(**sections)))
     assert found.startswith(line)
+
+
+def test_a_path_without_a_task_means_rows(write: Write) -> None:
+    options = {"columns": {"question": "ask"}, "split_steps": "lines"}
+    text = with_values(data={"path": "rows.csv", "options": options})
+    recipe = load_recipe(write(text), ["data.options.columns.answer=say"])
+    assert recipe.data.task == "rows"
+    assert resolve(recipe)["data"]["options"] == {**options, "columns": {"question": "ask", "answer": "say"}}
+    assert recipe.task() == get_task("rows", **recipe.data.options)
+    bad = {"columns": {"ask": "question"}, "split_steps": 3, "split_stepz": "lines"}
+    assert problems(write(with_values(data={"path": "rows.csv", "options": bad}))) == [
+        "data.options.split_stepz: unknown key, did you mean split_steps?",
+        "data.options.split_steps: must be a text or null, got 3, put it in quotes.",
+        "data.options.columns: must have keys among question, steps, answer, got 'ask'.",
+    ]
 
 
 def test_a_stream_needs_steps_and_a_validation_split(write: Write) -> None:
