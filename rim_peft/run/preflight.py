@@ -233,7 +233,8 @@ def _play(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase, *, num
         changes = {**_SHORT, "output_dir": folder, "max_steps": num_steps}
         if not recipe.data.streaming:
             changes["max_tokens_per_batch"] = None
-            changes |= {"length_shares": None, "length_accuracy": None}  # these rows all have the same length
+            # These rows all have the same length.
+            changes |= dict.fromkeys(("length_shares", "length_accuracy", "layer_shares"))
         trainer_class, args = recipe.stage_trainer(stage, anywhere=True, **changes)
         rim = recipe.rim_config()
         adapter = RiMConfig(r=2, num_blocks=rim.num_blocks, block_size=rim.block_size)

@@ -175,6 +175,7 @@ _QUESTIONS = {
     "potions": "Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?",
     "prontoqa": "Every gerpus is a terpus. Terpuses are not slow. Bob is a gerpus. True or false: Bob is slow.",
     "prosqa": "Every gerpus is a terpus. Bob is a gerpus. Is Bob a terpus or zhorpus?",
+    "rows": "A question like those of the training rows",
     "strategyqa": "Could a giraffe stand upright in a room with an ordinary ceiling?",
 }
 """Example questions for the code in the card, in the task's own form."""

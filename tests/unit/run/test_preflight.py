@@ -99,7 +99,7 @@ def test_everything_at_hand(base: str, tmp_path: Path) -> None:
 
 def test_a_curriculum_by_length(base: str, tmp_path: Path) -> None:
     data = rows_task(tmp_path)
-    options = {"length_shares": [0.5, 0.5], "length_accuracy": 0.9, "readout_step": "own"}
+    options = {"length_shares": [0.5, 0.5], "length_accuracy": 0.9, "layer_shares": [0.5, 1], "readout_step": "own"}
     assert look(write_recipe(tmp_path, data=data, grounding=options, refinement=None), base=base).errors == []
     longer = [{**row, "steps": ["0", *row["steps"]]} for row in ROWS]
     path = write_recipe(tmp_path, rows=longer, data=data, grounding=options, refinement=None)
