@@ -46,14 +46,15 @@ def check_begun(folder: Path) -> dict[str, Any] | None:
 
 
 def begin(folder: Path, options: Mapping[str, Any]) -> None:
-    """Note the options that a folder is begun with, or check that they are those it was begun with.
+    """Note the options that a folder is begun with, or, once it has drafts, check that they are those it was begun with.
 
     Raises:
         ValueError: they differ; the message names each of them.
     """
     begun = check_begun(folder)
     now: dict[str, Any] = json.loads(json_text(dict(options)))
-    if begun is None:
+    drafts = folder / DRAFTS_FILE
+    if begun is None or not drafts.exists() or drafts.stat().st_size == 0:
         write_text(folder / OPTIONS_FILE, json_text(now, indent=1) + "\n")
         return
     names = [name for name in {**begun, **now} if begun.get(name) != now.get(name)]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 from rim_peft.data.examples import Example, Question, RowError, Templates
 from rim_peft.tasks.rows import OwnRows
@@ -125,8 +126,10 @@ class Prompts:
             raise ValueError(
                 f"examples: row {index}: must have steps, got none. Give rows with question, steps, answer."
             )
-        for body in _bodies(example.steps, self.reader.split_steps or ""):
-            text = f"{body}\n{_closing(example.answer, self.reader.answer_from or '')}"
+        closing = _closing(example.answer, self.reader.answer_from or "")
+        between = ("\n", "\n\n", f"\n{len(example.steps) + 1}. ")
+        for body, gap in product(_bodies(example.steps, self.reader.split_steps or ""), between):
+            text = f"{body}{gap}{closing}"
             try:
                 answer, steps = self.reader.read_text(text)
             except RowError:

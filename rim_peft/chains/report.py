@@ -165,8 +165,8 @@ def render_card(name: str, report: Mapping[str, Any], settings: Mapping[str, Any
         f"---\n{metadata}---\n\n# {markdown(name)}",
         f"Questions with chains of thought that {code_span(str(settings['teacher']))} wrote, by `rim-peft chains` "
         f"(rim-peft {__version__}). A chain is kept if its answer is right by the answer rule; its steps are not "
-        "checked. Chains whose `chain_from` is `hinted` were written with the answer in sight. Licences of the source and of "
-        "the teacher apply.",
+        "checked. Chains whose `chain_from` is `hinted` were written with the answer in sight. Licences of the "
+        "source and of the teacher apply.",
         "To train on it: `data.path=FOLDER`.",
         f"## Columns\n\n| | |\n|---|---|\n{columns}",
         f"## Report\n\n{fence(report_text(report), 'text')}\n\nThe same as data: `report.json`. All drafts, "

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rim_peft.cli.console import not_negative, path, positive
 
 if TYPE_CHECKING:
+    from rim_peft.chains.options import ChainOptions
     from rim_peft.chains.prompts import Prompts
+    from rim_peft.chains.server import Endpoint
     from rim_peft.chains.teachers import Teacher
     from rim_peft.recipe import DataOptions, ModelOptions
 
@@ -115,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     """Write chains, and print the report."""
     from rim_peft.chains.options import ChainOptions
     from rim_peft.chains.report import report_text
+    from rim_peft.chains.server import Endpoint
     from rim_peft.chains.writing import read_source, write_chains
     from rim_peft.cli.console import complain, quiet_model_loading, results_only, say
     from rim_peft.escaping import json_text
@@ -125,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
     data, model = _read_overrides(args)
     prompts = _prompts(args, options)
     stops = tuple(stop.replace("\\n", "\n") for stop in args.stop) if args.stop else prompts.stops
+    key = os.environ.get("OPENAI_API_KEY")
+    endpoint = Endpoint(args.url, key, timeout_seconds=args.timeout, retries=args.retries) if args.url else None
     folder = Path(args.output_dir)
     task = get_task(data.task, **data.options)
     quiet_model_loading()
@@ -137,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
                 task,
                 prompts,
                 options,
-                lambda: _teacher(args, model, prompts, options, stops),
+                lambda: _teacher(model, endpoint, prompts, options, stops),
                 described=_described(args, data, model, stops),
                 progress=True,
             )
@@ -158,7 +163,8 @@ def _no_chain(folder: Path, report: dict[str, Any]) -> str:
     return (
         f"rim-peft: error: teacher: must get at least one of {report['questions']} questions right, got none in "
         f"{report['drafts']['written']} chains ({listed}). Read some in {folder / 'drafts.jsonl'}; then give a "
-        "stronger teacher, --examples, another --template or --answer-from, or a larger --max-new-tokens, and another folder."
+        "stronger teacher, --examples, another --template or --answer-from, or a larger --max-new-tokens, and "
+        "another folder."
     )
 
 
@@ -203,7 +209,7 @@ def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
     values[keys[-1]] = value
 
 
-def _prompts(args: argparse.Namespace, options: Any) -> Prompts:
+def _prompts(args: argparse.Namespace, options: ChainOptions) -> Prompts:
     from rim_peft.chains.prompts import HINT, Prompts
     from rim_peft.run.rows import read_examples
     from rim_peft.run.scoring import read_text
@@ -256,15 +262,15 @@ def _described(
     }
 
 
-def _teacher(args: argparse.Namespace, model: ModelOptions, prompts: Prompts, options: Any, stops: Any) -> Teacher:
-    from rim_peft.chains.server import Endpoint, ServerTeacher
+def _teacher(
+    model: ModelOptions, endpoint: Endpoint | None, prompts: Prompts, options: ChainOptions, stops: tuple[str, ...]
+) -> Teacher:
+    from rim_peft.chains.server import ServerTeacher
     from rim_peft.chains.teachers import LocalTeacher
     from rim_peft.run.base import load_base, load_tokenizer, to_device
 
-    if args.url is not None:
-        key = os.environ.get("OPENAI_API_KEY")
-        endpoint = Endpoint(args.url, key, timeout_seconds=args.timeout, retries=args.retries)
-        return ServerTeacher(endpoint, args.teacher, prompts.templates, options, stops=stops)
+    if endpoint is not None:
+        return ServerTeacher(endpoint, str(model.name_or_path), prompts.templates, options, stops=stops)
     loaded: Any = load_base(str(model.name_or_path), model)
     tokenizer = load_tokenizer(model.tokenizer or str(model.name_or_path), model)
     return LocalTeacher(to_device(loaded, model).eval(), tokenizer, prompts.templates, options, stops=stops)
