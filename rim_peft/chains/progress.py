@@ -46,7 +46,7 @@ def check_begun(folder: Path) -> dict[str, Any] | None:
 
 
 def begin(folder: Path, options: Mapping[str, Any]) -> None:
-    """Note the options that a folder is begun with, or, once it has drafts, check that they are those it was begun with.
+    """Note the options that a folder is begun with; once it has drafts, check that they are the same.
 
     Raises:
         ValueError: they differ; the message names each of them.

@@ -27,7 +27,9 @@ _LONGEST_WAIT = 60.0
 _AGAIN = (408, 409, 425, 429)
 """Statuses, besides those of 500 and more, after which the same request may succeed."""
 
-_TOO_LONG = re.compile(r"context.{0,16}(length|size|window)|maximum.{0,20}length", re.IGNORECASE | re.DOTALL)
+_TOO_LONG = re.compile(r"context.{0,16}(length|size|window)", re.IGNORECASE | re.DOTALL)
+"""What servers say of a prompt without room: vLLM with status 400, llama.cpp with 400 or 500."""
+
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -207,11 +209,11 @@ class ServerTeacher:
         except (OSError, http.client.HTTPException):
             text = ""
         reason = f"HTTP {error.code} ({_message_of(text) or error.reason})"
+        if error.code in (400, 413, 422, 500) and _TOO_LONG.search(text):
+            return b'{"too_long": true}'
         if error.code in _AGAIN or error.code >= 500:
             after = headers.get("Retry-After", "") or ""
             raise _PassingError(reason, float(after) if after.isdecimal() else None)
-        if error.code in (400, 413, 422) and _TOO_LONG.search(text):
-            return b'{"too_long": true}'
         remedies = {401: "Set OPENAI_API_KEY", 403: "Set OPENAI_API_KEY", 404: "Correct --url, --teacher or --chat"}
         raise self._error(f"refuses the request, {reason}", remedies.get(error.code, "Correct the options"))
 

@@ -98,6 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _long(self, answer: bytes) -> None:
         self._send(400, b'{"error": {"message": "This model\'s maximum context length is 16 tokens."}}')
 
+    def _long_500(self, answer: bytes) -> None:
+        self._send(500, b'{"error": {"message": "Context size has been exceeded."}}')
+
     def _redirect(self, answer: bytes) -> None:
         self._send(302, b"", {"Location": f"{self.state.url}/elsewhere"})
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rim_peft.chains.options import ChainOptions
 from rim_peft.chains.prompts import Prompts
@@ -24,7 +25,7 @@ from rim_peft.data.examples import Example
 from rim_peft.data.tokenization import tokenize_example
 from rim_peft.tasks import get_task
 from rim_peft.tasks.rows import OwnRows
-from tests.conftest import build_base, build_tokenizer
+from tests.conftest import EOS_ID, VOCAB_SIZE, build_base, build_tokenizer
 from tests.integration.openai_server import Answer, Server, serve
 
 NUM_ROWS = 20
@@ -370,24 +371,30 @@ def test_a_model_on_this_machine_by_the_command(
     assert len(set(one.values())) == 12
 
 
+def build_digit_writer() -> Any:
+    """A random model that writes only lines of the digits 1 and 2, so that it is right now and then."""
+    model = build_base()
+    allowed = [*build_tokenizer()("12\n")["input_ids"], EOS_ID]
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.1)
+        model.lm_head.bias = torch.nn.Parameter(torch.full((VOCAB_SIZE,), -100.0))
+        model.lm_head.bias[allowed] = 0.0
+    return model
+
+
 def test_a_local_teacher_continues_with_the_same_chains(tmp_path: Path) -> None:
-    """Its answers are made right ones: what follows a character that it writes often."""
-    prompts = Prompts(OwnRows(split_steps=r"regex:(?s:.{4})", answer_from="last-number"), template="{question}\n")
-    options = ChainOptions(num_chains=4, max_new_tokens=48, batch_size=3, keep="all", temperature=2.0, top_p=1.0)
-    examples = {row: Example(f"{row} + 1?", str(row % 10)) for row in range(7)}
+    prompts = Prompts(OwnRows(split_steps="lines", answer_from="last-number"), template="{question}\n")
+    options = ChainOptions(num_chains=4, hinted_tries=1, max_new_tokens=24, batch_size=3, keep="all", temperature=1.0)
+    examples = {row: Example(f"{row} + 1?", str(1 + row % 2)) for row in range(7)}
     source, task = SourceRows(examples, [], ""), get_task("rows", answer_rule="last-number-float")
 
     def write(folder: Path) -> dict[str, Any]:
-        model, tokenizer = build_base(), build_tokenizer()
-        model.config.max_position_embeddings = 512
-        teacher = LocalTeacher(model, tokenizer, prompts.templates, options)
-        # Random models end no chain by themselves.
-        teacher._eos_ids |= set(range(200, 262))
+        teacher = LocalTeacher(build_digit_writer(), build_tokenizer(), prompts.templates, options)
         return write_chains(folder, source, task, prompts, options, lambda: teacher, described={"teacher": "tiny"})
 
     report = write(tmp_path / "whole")
-    assert report["drafts"]["written"] == 28
-    assert report["drafts"]["right"] > 0
+    assert report["drafts"]["written"] >= 28
+    assert 0 < report["drafts"]["right"] < report["drafts"]["written"]
     drafts = (tmp_path / "whole" / "drafts.jsonl").read_bytes()
     for size in (len(drafts) // 7, len(drafts) // 2, len(drafts) - 3):
         out = tmp_path / f"cut at {size}"
@@ -398,3 +405,17 @@ def test_a_local_teacher_continues_with_the_same_chains(tmp_path: Path) -> None:
         assert same(tmp_path / "whole", out)
         kept = {(d["row"], d["try"]): d["text"] for d in read(out / "drafts.jsonl")}
         assert kept == {(d["row"], d["try"]): d["text"] for d in read(tmp_path / "whole" / "drafts.jsonl")}
+
+
+def test_questions_that_are_chats(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    chats = [[{"role": "system", "content": "Add."}, {"role": "user", "content": f"{n} + 1, doubled?"}] for n in (1, 2)]
+    rows.write_text("".join(json.dumps({"prompt": chat, "completion": "#"}) + "\n" for chat in chats))
+    assert main(command(rows, out, server.url)) == 1
+    assert "chat: must be given for questions of chat messages. Ask with --chat." in capsys.readouterr().err
+    server.teach = lambda prompt, seed: ("Think.\n#### #", "stop")
+    assert main(command(rows, out, server.url, "--chat")) == 0
+    assert server.asked[0][2]["messages"][0] == chats[0][0]
+    loaded = get_task("rows").load("train", path=str(out), whole=True)
+    assert loaded["question"][:] == chats
+    assert loaded["steps"][:] == [["Think."]] * 2

@@ -103,8 +103,9 @@ def test_refusals_are_not_repeated_nor_redirects_followed(server: Server, fault:
     assert len(server.asked) == 1
 
 
-def test_a_prompt_that_is_too_long_is_a_draft_with_a_problem(server: Server) -> None:
-    server.faults = ["long"]
+@pytest.mark.parametrize("fault", ["long", "long_500"])
+def test_a_prompt_that_is_too_long_is_a_draft_with_a_problem(server: Server, fault: str) -> None:
+    server.faults = [fault]
     assert write(make(server), ["a"])[0] == Draft("", problem="too long")
 
 
