@@ -31,7 +31,7 @@ class Server:
 
     teach: Callable[[str, int], Answer]
     faults: list[str | None] = field(default_factory=list)
-    on_request: Callable[[int], None] = lambda number: None
+    on_request: Callable[[int], object] = lambda number: None
     asked: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -41,8 +41,7 @@ class Server:
 def serve(teach: Callable[[str, int], Answer]) -> Iterator[Server]:
     """Run a server until the end of the block."""
     state = Server(teach)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
-    server.daemon_threads = True
+    server = _Listener(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
     state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -52,6 +51,14 @@ def serve(teach: Callable[[str, int], Answer]) -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, *args: Any) -> None:
+        """Say nothing of clients that have gone."""
 
 
 class _Handler(BaseHTTPRequestHandler):

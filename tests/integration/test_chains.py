@@ -6,8 +6,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,21 +214,30 @@ def test_a_signal_leaves_what_the_same_command_continues(
     assert len(server.asked) == 3 * NUM_ROWS - num_kept
 
 
-@pytest.mark.slow
 def test_killed_at_ten_moments_and_continued(server: Server, rows: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main(command(rows, whole, server.url)) == 0
-    for _ in range(10):
+    num_kept = []
+    for moment in range(10):
         server.asked.clear()
-        line = [sys.executable, "-m", "rim_peft", *command(rows, out, server.url)]
-        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while len(server.asked) < 6 and process.poll() is None:
-            time.sleep(0.005)
-        process.kill()
-        process.wait()
-        time.sleep(0.2)  # for requests that were sent
+        last, released = 3 + moment, threading.Event()
+        server.on_request = lambda number, last=last, released=released: None if number < last else released.wait(60)
+        child = os.fork()
+        if child == 0:
+            os._exit(main(command(rows, out, server.url)))
+        while len(server.asked) < last:
+            time.sleep(0.001)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        released.set()
+        num_kept.append((out / "drafts.jsonl").read_bytes().count(b"\n") if (out / "drafts.jsonl").exists() else 0)
+    assert num_kept == sorted(num_kept)
+    assert 0 < num_kept[5] < num_kept[-1]
+    assert not (out / "train.jsonl").exists()
+    server.on_request = lambda number: None
     assert main(command(rows, out, server.url)) == 0
     assert same(whole, out)
+    assert len({(draft["row"], draft["try"]) for draft in read(out / "drafts.jsonl")}) == 3 * NUM_ROWS
 
 
 def test_a_server_that_fails_loses_nothing(
