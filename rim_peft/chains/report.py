@@ -116,7 +116,9 @@ def report_text(report: Mapping[str, Any]) -> str:
         lines.append(f"rows that had steps: {source['with_steps_of_their_own']} (unchanged)")
     if source["dropped_as_bad"]:
         lines.append(f"bad rows dropped: {source['dropped_as_bad']} of {source['read']}")
-    lines += [f"  within {one['tries']} tries:{_percent(one['share'])}" for one in report["by_try"]]
+    for one in report["by_try"]:
+        tries = "1 try" if one["tries"] == 1 else f"{one['tries']} tries"
+        lines.append(f"  within {tries}: {one['with_chain']}{_percent(one['share'])}")
     lines.append(f"chains: {drafts['written']} written, {drafts['right']} right, {drafts['kept']} kept")
     lines += [f"  rejected, {reason}: {count}" for reason, count in drafts["rejected"].items()]
     for name, spread in report["lengths_of_kept_chains"].items():

@@ -19,6 +19,9 @@ from rim_peft.tuner.bases import input_device, num_positions
 
 logger = logging.getLogger(__name__)
 
+_LEAST_LIKELY = 1e-4
+"""Less likely tokens, relative to the most likely one, are looked at only if ``top_p`` needs them."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -139,14 +142,23 @@ class _Sampling(LogitsProcessor):
         self._draws = torch.stack(draws).to(device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        probabilities = torch.softmax(scores.double() / self._temperature, dim=-1)
-        likely, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        below = likely.cumsum(-1)
-        is_kept = below - likely < self._top_p
-        drawn = self._draws[:, input_ids.shape[1] - self._start] * (likely * is_kept).sum(-1)
-        place = (below <= drawn[:, None]).sum(-1).minimum(is_kept.sum(-1) - 1)
-        chosen = order.gather(1, place[:, None])
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+        rows = torch.softmax(scores.double() / self._temperature, dim=-1)
+        draws = self._draws[:, input_ids.shape[1] - self._start]
+        chosen = torch.stack([_draw(row, draw, self._top_p) for row, draw in zip(rows, draws, strict=True)])
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+
+def _draw(probabilities: Tensor, draw: Tensor, top_p: float) -> Tensor:
+    """Return the token at a place in [0, 1) of the most likely tokens, whose probabilities add up to ``top_p``."""
+    candidates = (probabilities >= probabilities.max() * _LEAST_LIKELY).nonzero()[:, 0]
+    if probabilities[candidates].sum() < top_p:
+        candidates = torch.arange(len(probabilities), device=probabilities.device)
+    # Few, since sorting a whole vocabulary takes as long as a step of a small model on the CPU.
+    likely, order = probabilities[candidates].sort(descending=True, stable=True)
+    below = likely.cumsum(0)
+    num_kept = (below - likely < top_p).sum()
+    place = (below <= draw * below[num_kept - 1]).sum()
+    return candidates[order[place.minimum(num_kept - 1)]]
 
 
 class _Ending(StoppingCriteria):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -258,6 +259,22 @@ def test_a_server_that_fails_loses_nothing(
     assert same(whole, out)
 
 
+def test_a_full_disk_is_one_error_and_the_same_command_continues(
+    server: Server, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("rim_peft.chains.progress.os.fsync", fail)
+        assert main(command(rows, out, server.url)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("rim-peft: error: output_dir: no room to write in")
+    assert error.endswith(f"make room, and resume the run in {out} with the same command.")
+    assert main(command(rows, out, server.url)) == 0
+
+
 def test_other_options_are_refused(
     server: Server, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,6 +334,17 @@ def test_rows_with_steps_keep_them(server: Server, tmp_path: Path) -> None:
     assert second["chain_from"] == "teacher"
     assert main(command(rows, tmp_path / "new", server.url, "--num-chains", "9", "--replace-steps")) == 0
     assert {row["chain_from"] for row in read(tmp_path / "new" / "train.jsonl")} == {"teacher"}
+
+
+def test_rows_that_all_have_steps_need_no_teacher(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "steps": ["1+1=2"], "answer": "2"}\n')
+    assert main(command(tmp_path / "rows.jsonl", tmp_path / "out", server.url)) == 0
+    out = capsys.readouterr().out
+    assert "questions: 0, with a chain: 0, without: 0" in out
+    assert "rows that had steps: 1 (unchanged)" in out
+    assert server.asked == []
 
 
 def test_chats_templates_and_examples(server: Server, rows: Path, tmp_path: Path) -> None:
