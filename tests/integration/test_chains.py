@@ -262,12 +262,12 @@ def test_a_server_that_fails_loses_nothing(
 def test_a_full_disk_is_one_error_and_the_same_command_continues(
     server: Server, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(descriptor: int) -> None:
+    def fail(*unused: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("rim_peft.chains.progress.os.fsync", fail)
+        patch.setattr("rim_peft.chains.progress.Journal.append", fail)
         assert main(command(rows, out, server.url)) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("rim-peft: error: output_dir: no room to write in")
