@@ -111,6 +111,17 @@ class OwnRows(Task):
                 raise RowError(f"answer: cannot be read by answer_rule {self.answer_rule!r}: {error}") from None
         return example
 
+    def read_text(self, text: str) -> tuple[str, Sequence[str] | None]:
+        r"""Return the answer and the steps of a text with both, by ``answer_from`` and ``split_steps``.
+
+        >>> OwnRows(split_steps="lines", answer_from="after:####").read_text("2*3=6\n6+1=7\n#### 7")
+        ('7', ['2*3=6', '6+1=7'])
+
+        Raises:
+            RowError: there is no answer, or a regular expression matches nothing.
+        """
+        return self._read_text(text, {})
+
     def _read(self, rows: Rows) -> Rows:
         task = self._at(rows)
         read = super(OwnRows, task)._read(rows)

@@ -73,7 +73,7 @@ class Task:
             listed = ", ".join(repr(choice) for choice in choices)
             raise ValueError(f"{field}: must be one of {listed} in task {self.name!r}, got {getattr(self, field)!r}.")
 
-    def load(self, split: str, *, path: str | None = None, streaming: bool = False) -> Rows:
+    def load(self, split: str, *, path: str | None = None, streaming: bool = False, whole: bool = False) -> Rows:
         """Return a split's rows, each with ``question``, ``steps`` (None if there are none) and ``answer``.
 
         An unreadable row keeps its place, with the reason in the column ``row_error``, which training and evaluation
@@ -84,6 +84,7 @@ class Task:
             split: ``train``, ``validation``, ``test``, or a name from the source.
             path: a file, folder or Hub id as in :func:`~rim_peft.data.sources.find_splits`; the task's source if None.
             streaming: read rows lazily.
+            whole: return all rows of ``train``, with those that would be used as ``validation``.
 
         Raises:
             FileNotFoundError: there is no such path or split; says what there is.
@@ -108,7 +109,7 @@ class Task:
                 f"split: {path} has no split {split!r} for task {self.name!r}, only {', '.join(sorted(splits))}. "
                 "Choose one of them, or add the file; a file not named after a split counts as train."
             )
-        if not is_carved:
+        if not is_carved or (whole and split == "train"):
             return self._read(splits[split]())
         logger.info("%s has no validation split: 1 in 15 training questions is used, chosen by hash.", path)
         return self._read(splits["train"]()).filter(
@@ -196,7 +197,7 @@ class GeneratedTask(Task, ABC):
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         """Yield a split's rows, each with ``question``, ``steps`` and ``answer``."""
 
-    def load(self, split: str, *, path: str | None = None, streaming: bool = False) -> Rows:
+    def load(self, split: str, *, path: str | None = None, streaming: bool = False, whole: bool = False) -> Rows:
         """Return a split's rows.
 
         Raises:

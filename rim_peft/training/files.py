@@ -115,11 +115,12 @@ def find_damage(folder: Path, names: Iterable[str]) -> str | None:
 
 
 @contextmanager
-def explain_write_errors(folder: Path) -> Iterator[None]:
+def explain_write_errors(folder: Path, *, resume: str = "resume=true") -> Iterator[None]:
     """Replace errors caused by a full disk or an unwritable folder with one that says what to do.
 
     Args:
         folder: output folder of the run.
+        resume: how the run is resumed.
 
     Raises:
         WriteError: instead of the library's own error.
@@ -129,12 +130,12 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
     except WriteError:
         raise
     except Exception as error:
-        if (explained := _explain(error, folder)) is None:
+        if (explained := _explain(error, folder, resume)) is None:
             raise
         raise WriteError(explained) from error
 
 
-def _explain(error: BaseException, folder: Path) -> str | None:
+def _explain(error: BaseException, folder: Path, resume: str) -> str | None:
     """Return the message for a write error, None if the error is about something else."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
@@ -149,7 +150,7 @@ def _explain(error: BaseException, folder: Path) -> str | None:
             limit = " or over a limit" if number != errno.ENOSPC else ""
             return (
                 f"output_dir: no room to write in {place} ({_free(place)}): the disk is full{limit}. Earlier files are "
-                f"kept: make room, and resume the run in {folder} with resume=true."
+                f"kept: make room, and resume the run in {folder} with {resume}."
             )
         if number in _NOT_WRITABLE and place.resolve().is_relative_to(folder.resolve()):
             return f"output_dir: {place} cannot be written ({os.strerror(number or 0)}). Give a writable folder."

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):  # noqa: N818 - a requested stop, not an error
-    """The run was stopped by a signal, after writing a checkpoint to resume from.
+    """The run was stopped by a signal, after writing what it resumes from.
 
     Attributes:
         signal_number: the signal, such as ``signal.SIGTERM``.
@@ -27,9 +27,14 @@ class Interrupted(Exception):  # noqa: N818 - a requested stop, not an error
 
 
 class SignalWatch:
-    """While entered, records the first SIGINT or SIGTERM; a second one acts as usual."""
+    """While entered, records the first SIGINT or SIGTERM; a second one acts as usual.
 
-    def __init__(self) -> None:
+    Args:
+        then: what happens next, for the log.
+    """
+
+    def __init__(self, then: str = "stopping after this step, with a checkpoint") -> None:
+        self._then = then
         self.received: int | None = None  # by this process
         self._previous: dict[int, Any] = {}
 
@@ -49,7 +54,7 @@ class SignalWatch:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
-        logger.warning("%s: stopping after this step, with a checkpoint.", signal.Signals(number).name)
+        logger.warning("%s: %s.", signal.Signals(number).name, self._then)
 
     def agree(self) -> int | None:
         """Return a signal that any process has received, the same in all, so that they stop at the same step.

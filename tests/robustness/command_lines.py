@@ -46,6 +46,7 @@ _OPTIONS = {
         "--prompts",
         "--task",
     ),
+    "chains": ("--url", "--timeout", "--template", "--examples", "--temperature", "--top-p", "--split-steps", "--keep"),
     "compare": ("--parallel", "--plan"),
     "ablate": ("--parallel", "--plan"),
     "demo": ("--num-rows", "--seed", "--json"),
@@ -108,6 +109,7 @@ def _arguments(rng: random.Random, command: str, places: dict[str, str]) -> list
         found += {"push": ["owner/name"], "export": ["--output-dir", places["empty"]], "lm-eval": ["--tasks", "x"]}.get(
             command, []
         )
+        found += ["--teacher", "none/here", "--output-dir", places["unfinished"]] if command == "chains" else []
         found += ["a question"] if command == "generate" else []
     options = _OPTIONS.get(command, ())
     for option in rng.sample(options, min(len(options), rng.choice((0, 0, 1, 2)))):

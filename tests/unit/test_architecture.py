@@ -19,7 +19,7 @@ LAYERS = [
     {"methods"},
     {"recipe"},
     {"run"},
-    {"comparison"},
+    {"comparison", "chains"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -68,6 +68,7 @@ def test_validation_is_carved_out_of_train_where_there_is_none(write_rows: Write
     train, validation = (as_rows(Plain().load(split, path=path, streaming=streaming)) for split in ("train", "valid"))
     assert len(validation) == 15  # of 300, where 20 are expected
     assert sorted(train + validation, key=lambda row: int(row["answer"])) == ROWS
+    assert as_rows(Plain().load("train", path=path, streaming=streaming, whole=True)) == ROWS
 
 
 def test_the_carved_out_questions_do_not_depend_on_the_other_rows(write_rows: WriteRows) -> None:
