@@ -54,6 +54,7 @@ def judge(draft: Draft, example: Example, task: Task, reader: OwnRows) -> Verdic
         answer, steps = reader.read_text(draft.text)
     except RowError as error:
         return Verdict("no steps" if NO_MATCH in str(error) else "no answer found")
+    task = task.about(example.question)
     if task.read_answer(answer) is None:
         return Verdict("no answer found")
     if not task.is_correct(answer, example.answer):

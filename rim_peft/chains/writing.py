@@ -64,7 +64,7 @@ def read_source(task: Task, data: DataOptions) -> SourceRows:
     for index, row in enumerate(rows):
         try:
             example = read_example(row)
-            task.is_correct(example.answer, example.answer)
+            task.about(example.question).is_correct(example.answer, example.answer)
             examples[index] = example
         except RowError as error:
             bad.append((index, str(error)))

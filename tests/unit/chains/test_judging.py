@@ -56,6 +56,16 @@ def test_right_chains_become_steps_as_in_the_task_rows(text: str, options: dict[
     assert verdict(text, **options) == Verdict(None, ("2*3=6", "6+1=7"))
 
 
+def test_a_rule_that_depends_on_the_question_is_asked_about_it() -> None:
+    task = get_task("reasoning-gym:chain_sum", num_rows=1, num_held_out=1)
+    (row,) = task.load("train")
+    example = Example(row["question"], row["answer"])
+    # The generator's verifier compares numbers; without the question, texts are compared.
+    draft = Draft(f"a step\n#### {row['answer']}.0")
+    assert judge(draft, example, task, OwnRows(split_steps="lines", answer_from="after:####")).reason is None
+    assert not task.is_correct(f"{row['answer']}.0", row["answer"])
+
+
 def test_duplicates_are_rejected_and_the_shortest_or_all_are_kept() -> None:
     long, short = Verdict(None, ("2*3=6", "6+1=7")), Verdict(None, ("6+1=7",))
     marked = mark_duplicates({4: short, 1: long, 2: Verdict("empty"), 3: long})
