@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +18,7 @@ from rim_peft.old_names import MOVED, TASKS
 from rim_peft.tasks import get_task
 
 API = Path(__file__).parents[2] / "docs" / "api.md"
+API_NAMES = runpy.run_path(str(API.with_name("api_names.py")))
 NAMES = {
     **MOVED,
     TASKS: "rim_peft.tasks",
@@ -68,25 +69,9 @@ def test_the_warning_points_at_whoever_imports() -> None:
     assert told.stderr.count("FutureWarning: rim_peft.data.tasks is rim_peft.tasks now.") == 1
 
 
-def _listed() -> Iterator[tuple[str, str]]:
-    """Each name in the tables of docs/api.md, with the heading that it stands under."""
-    heading, header = "", ""
-    for line in API.read_text(encoding="utf-8").splitlines():
-        if line.startswith("## "):
-            heading = line.removeprefix("## ")
-        elif line.startswith("| ") and not line.startswith("| `"):
-            header = line
-        elif line.startswith("| `") and header.startswith("| name"):
-            before = ""
-            for name in re.findall(r"`([A-Za-z_.]+)`", line.split("|")[1]):
-                before, _, last = name.rpartition(".") if "." in name else (before, "", name)
-                yield heading, f"{before}.{last}".lstrip(".")
-
-
-@pytest.mark.parametrize(("heading", "name"), sorted(set(_listed())))
+@pytest.mark.parametrize(("heading", "name"), sorted(set(API_NAMES["listed"](API.read_text(encoding="utf-8")))))
 def test_the_names_of_the_public_api_are_there(heading: str, name: str) -> None:
-    places = ["rim_peft", *re.findall(r"`(rim_peft[a-z_.]*)`", heading)]
-    assert any(_is_there(f"{place}.{name}") for place in places)
+    assert any(map(_is_there, API_NAMES["places"](heading, name)))
 
 
 def _mapped() -> Iterator[str]:
@@ -102,16 +87,5 @@ def test_the_names_of_the_paper_map_are_there(name: str) -> None:
 
 
 def _is_there(name: str) -> bool:
-    parts = name.split(".")
-    for cut in range(len(parts), 0, -1):
-        module = ".".join(parts[:cut])
-        try:
-            found: Any = import_module(module)
-        except ImportError:
-            continue
-        for part in parts[cut:]:
-            if not hasattr(found, part):
-                return False
-            found = getattr(found, part)
-        return module not in NAMES
-    return False
+    found = API_NAMES["find"](name)
+    return found is not None and found[0] not in NAMES
