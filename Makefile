@@ -5,7 +5,7 @@ CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-real fuzz check format clean
+.PHONY: install demo test test-slow test-real fuzz check format docs release-check release-demo clean
 
 install: $(INSTALLED)
 
@@ -42,6 +42,21 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/docs. Sphinx is installed on first use: nothing else needs it.
+docs: $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -b html -W --keep-going -d build/doctrees docs build/docs
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
+	@touch $@
+
+# What a release does before it publishes, on what is committed; and the demo by the wheel that it installed.
+release-check:
+	$(PYTHON) .ci/release.py check
+
+release-demo:
+	$(PYTHON) .ci/release.py demo
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -152,8 +152,8 @@ def _check_bash(code: str, needs: Sequence[str]) -> None:
         program, *arguments = words
         if program in _PROGRAMS:
             _PROGRAMS[program](arguments, needs)
-        elif "engine" not in needs and program not in ("source", "cmp") and not program.startswith(".venv/bin/"):
-            known = ", ".join(_PROGRAMS)
+        elif "engine" not in needs and program not in _PLAIN and not program.startswith(".venv/bin/"):
+            known = ", ".join((*_PROGRAMS, *_PLAIN))
             raise ValueError(f"{program}: must be one of {known}, or the block marked <!-- needs: engine -->.")
 
 
@@ -177,7 +177,7 @@ def _check_rim_peft(arguments: Sequence[str], needs: Sequence[str]) -> None:
     command, *rest = arguments
     if command in ("--help", "--version"):
         return
-    args = _parse(_parser(command), rest)
+    args = _parse(_parser(command).parse_intermixed_args, rest)
     if command == "train":
         _load(args.recipe, args.overrides, needs)
     elif command == "check":
@@ -202,11 +202,11 @@ def _parser(command: str) -> Any:
     return _command_parser(command)
 
 
-def _parse(parser: Any, arguments: Sequence[str]) -> Namespace:
+def _parse(parse: Callable[[list[str]], Namespace], arguments: Sequence[str]) -> Namespace:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            found: Namespace = parser.parse_intermixed_args(list(arguments))
+            found = parse(list(arguments))
     except SystemExit:
         raise ValueError(f"{printed.getvalue().strip().splitlines()[-1]}") from None
     if printed.getvalue():  # an old name of an option
@@ -251,23 +251,9 @@ def _is_module(name: str) -> bool:
 
 def _check_accelerate(arguments: Sequence[str], needs: Sequence[str]) -> None:
     """Check both parts of ``accelerate launch ... -m rim_peft ...``."""
-    _parse(_Launch(), arguments[1:])
+    _parse(launch_command_parser().parse_args, arguments[1:])
     if "rim_peft" in arguments:
         _check_rim_peft(arguments[arguments.index("rim_peft") + 1 :], needs)
-
-
-class _Launch:
-    """Accelerate's parser, whose remainder of arguments allows no intermixed ones."""
-
-    def parse_intermixed_args(self, arguments: Sequence[str]) -> Namespace:
-        """Parse."""
-        found: Namespace = launch_command_parser().parse_args(list(arguments))
-        return found
-
-
-def _check_script(arguments: Sequence[str], needs: Sequence[str]) -> None:
-    if not (_ROOT / arguments[0]).is_file():
-        raise ValueError(f"bash {arguments[0]}: the script must be in the repository.")
 
 
 def check_inline(command: str) -> None:
@@ -296,8 +282,9 @@ _PROGRAMS: dict[str, Callable[[Sequence[str], Sequence[str]], None]] = {
     "pip": _check_pip,
     "python": _check_python_command,
     "accelerate": _check_accelerate,
-    "bash": _check_script,
 }
+_PLAIN = ("bash", "source", "cmp")
+"""Programs of which only the repository's files among their arguments are checked."""
 _CHECKS: dict[str, Callable[[str, Sequence[str]], None]] = {
     "text": _check_text,
     "bash": _check_bash,

@@ -14,7 +14,7 @@ import rim_peft
 
 PACKAGE = Path(rim_peft.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
-FOR_DEVELOPERS = {"dev"}
+FOR_DEVELOPERS = {"dev", "docs"}
 OWN = ("rim_peft", "rim_peft_command")
 NAMED_OTHERWISE = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Modules whose distribution has another name, for where it is not installed."""
