@@ -42,7 +42,7 @@ def test_a_workflow_runs_what_make_runs(path: Path) -> None:
     for step in steps(read(path)):
         assert ("run" in step) != ("uses" in step)
         for line in step.get("run", "").splitlines():
-            program, target, *variables = line.split()
+            program, target, *variables = re.sub(r"\$\{\{.*?\}\}", "X", line).split()
             assert program == "make"
             assert is_target(target), target
             for variable in variables:
@@ -150,7 +150,7 @@ def test_a_tag_must_be_the_version_and_in_the_changelog(monkeypatch: pytest.Monk
         check("refs/tags/v9.9")
     monkeypatch.setitem(check.__globals__, "ROOT", tmp_path)
     (tmp_path / "CHANGELOG.md").write_text("## Unreleased\n")
-    with pytest.raises(SystemExit, match="CHANGELOG.md must have a section"):
+    with pytest.raises(SystemExit, match=r"CHANGELOG\.md must have a section"):
         check(f"refs/tags/v{__version__}")
     (tmp_path / "CHANGELOG.md").write_text(f"## {__version__} - 2026-12-01\n")
     check(f"refs/tags/v{__version__}")
