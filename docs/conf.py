@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = f"rim-peft {release}"
 html_copy_source = False
 highlight_language = "none"  # blocks without a language are drawings and output
+smartquotes = False  # quotes are those of code
 myst_heading_anchors = 4  # links to headings, as on GitHub
 
 autodoc_member_order = "bysource"
@@ -49,6 +50,7 @@ def setup(app: Any) -> None:
     """Connect what is done beyond the configuration."""
     app.connect("source-read", add_docstrings)
     app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("autodoc-process-docstring", keep_sentence, priority=400)  # before Napoleon
     app.connect("autodoc-process-docstring", add_options)
     app.connect("build-finished", refuse_other_hosts)
 
@@ -93,6 +95,12 @@ def shorten_signature(
     return ("(...)", returned) if signature is not None and len(signature) > LONGEST_SIGNATURE else None
 
 
+def keep_sentence(app: Any, kind: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Keep a property's sentence whole: Napoleon takes what is before a colon for a type."""
+    if kind in ("property", "attribute") and lines:
+        lines[0] = lines[0].replace(": ", " – ")
+
+
 def add_options(app: Any, kind: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
     """Add a config's own options to its docstring, with the help that recipes and the command line show."""
     if kind != "class" or not is_dataclass(found):
@@ -101,7 +109,9 @@ def add_options(app: Any, kind: str, name: str, found: Any, options: Any, lines:
     own = {option for parent in classes for option in vars(parent).get("__annotations__", ())}
     for field in fields(found):
         if field.name in own and "help" in field.metadata:
-            default = "" if field.default is MISSING else f" (default ``{field.default!r}``)"
+            default = (
+                "" if field.default is MISSING else f" (default ``{getattr(field.default, 'value', field.default)!r}``)"
+            )
             text = re.sub(r"([\\*`|_])", r"\\\1", field.metadata["help"])
             lines.append(f":param {field.name}: {text}{default}")
     lines.append("")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
+from rim_peft import GroundingConfig
 from rim_peft.demo import showcase
 from rim_peft.tasks import get_task
 from tests.conftest import build_base, build_rim, build_tokenizer
@@ -166,3 +169,47 @@ def test_every_page_is_in_the_contents_of_the_site() -> None:
     listed = [str(path.relative_to(ROOT)) for entry in entries for path in (ROOT / "docs").glob(f"{entry}.md")]
     pages = [page for page in PAGES if page.startswith("docs/") and page != "docs/index.md"]
     assert sorted(listed) == sorted(pages)
+
+
+@pytest.fixture(scope="module")
+def site() -> dict[str, Any]:
+    """Sphinx's configuration, which needs no Sphinx to be read."""
+    return runpy.run_path(str(ROOT / "docs" / "conf.py"))
+
+
+def test_the_site_shows_the_docstring_of_every_public_name(site: dict[str, Any]) -> None:
+    source = [read_page("docs/api.md")]
+    names = list(site["listed"](source[0]))
+    assert len(names) > 50
+    site["add_docstrings"](None, "api", source)
+    shown = re.findall(r"^\.\. auto(?:class|function):: (\S+)$", source[0], re.MULTILINE)
+    assert len(shown) == len(names) - 1  # __version__ is a text
+    for heading, name in names:
+        assert name == "__version__" or set(site["places"](heading, name)) & set(shown), name
+    other = ["| name | |\n| `RiMConfig` | |\n"]
+    site["add_docstrings"](None, "concepts", other)
+    assert other == ["| name | |\n| `RiMConfig` | |\n"]
+
+
+def test_a_public_name_that_is_nowhere_is_refused(site: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"RiMConfigs must be in a module that its heading names, got `rim_peft`"):
+        site["directive"]("`rim_peft`", "RiMConfigs")
+
+
+def test_the_site_lists_the_options_of_configs(site: dict[str, Any]) -> None:
+    lines: list[str] = []
+    site["add_options"](None, "class", "GroundingConfig", GroundingConfig, None, lines)
+    (hold,) = (line for line in lines if line.startswith(":param hold: "))
+    assert hold.endswith(f" (default ``{GroundingConfig.hold}``)")
+    assert not any(line.startswith(":param learning_rate:") for line in lines)
+
+
+def test_the_site_loads_nothing_from_other_hosts(site: dict[str, Any], tmp_path: Path) -> None:
+    app = SimpleNamespace(outdir=tmp_path)
+    page = tmp_path / "page.html"
+    page.write_text('<a href="https://other.org"><img src="_images/a.svg"><script src="_static/a.js"></script>')
+    site["refuse_other_hosts"](app, None)
+    for loaded in ('<script async src="https://other.org/a.js">', "<style>a {b: url(//other.org/c)}</style>"):
+        page.write_text(loaded)
+        with pytest.raises(ValueError, match=r"page\.html: must load nothing from other hosts, got .*other\.org"):
+            site["refuse_other_hosts"](app, None)
