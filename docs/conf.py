@@ -27,7 +27,8 @@ html_theme = "furo"
 html_title = f"rim-peft {release}"
 html_copy_source = False
 highlight_language = "none"  # blocks without a language are drawings and output
-smartquotes = False  # quotes are those of code
+smartquotes_action = "D"  # dashes alone: quotes are those of code
+toc_object_entries_show_parents = "hide"
 myst_heading_anchors = 4  # links to headings, as on GitHub
 
 autodoc_member_order = "bysource"
@@ -103,17 +104,17 @@ def keep_sentence(app: Any, kind: str, name: str, found: Any, options: Any, line
 
 def add_options(app: Any, kind: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
     """Add a config's own options to its docstring, with the help that recipes and the command line show."""
+    config: Any = found
     if kind != "class" or not is_dataclass(found):
         return
-    classes = [parent for parent in found.__mro__ if parent.__module__.startswith("rim_peft.")]
+    classes = [parent for parent in inspect.getmro(config) if parent.__module__.startswith("rim_peft.")]
     own = {option for parent in classes for option in vars(parent).get("__annotations__", ())}
-    for field in fields(found):
+    for field in fields(config):
         if field.name in own and "help" in field.metadata:
-            default = (
-                "" if field.default is MISSING else f" (default ``{getattr(field.default, 'value', field.default)!r}``)"
-            )
             text = re.sub(r"([\\*`|_])", r"\\\1", field.metadata["help"])
-            lines.append(f":param {field.name}: {text}{default}")
+            default = getattr(field.default, "value", field.default)  # of an enumeration: as recipes write it
+            shown = "" if default is MISSING else f" (default ``{default!r}``)"
+            lines.append(f":param {field.name}: {text}{shown}")
     lines.append("")
 
 
