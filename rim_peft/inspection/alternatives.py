@@ -18,6 +18,8 @@ from rim_peft.inspection.document import Alternative, Chain
 from rim_peft.tasks.rows import OwnRows
 from rim_peft.tuner.config import active_config
 
+_MOST_DONORS = 8
+
 ReadAnswer = Callable[[str], str | None]
 """Reads the answer in a text; None if there is none."""
 
@@ -45,15 +47,35 @@ class Donor:
     answer: str | None
 
 
-def find_donor(asked: Asked, others: Sequence[tuple[Question, Sequence[int]]]) -> tuple[Question, Sequence[int]]:
-    """Return the first other question with a prompt of as many tokens.
+def find_donor(
+    answerer: BlockAnswerer,
+    asked: Asked,
+    others: Sequence[tuple[Question, Sequence[int]]],
+    reader: Callable[[Question], ReadAnswer],
+) -> Donor:
+    """Return the first other question with a prompt of as many tokens and another answer.
+
+    If the answers of the first few are all the same, the first question is returned.
+
+    Args:
+        answerer: answers the donors.
+        asked: the question.
+        others: other questions with their prompts.
+        reader: gives how to read the answers to a question.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no other question has a prompt of as many tokens.
     """
-    for question, prompt in others:
-        if len(prompt) == len(asked.prompt) and list(prompt) != list(asked.prompt):
-            return question, prompt
+    fitting = [(question, prompt) for question, prompt in others if len(prompt) == len(asked.prompt)]
+    fitting = [(question, prompt) for question, prompt in fitting if list(prompt) != list(asked.prompt)][:_MOST_DONORS]
+    donors = []
+    for question, prompt in fitting:
+        (text,) = answerer.answer_prompts([prompt], batch_size=1)
+        donors.append(Donor(question, prompt, reader(question)(text)))
+        if donors[-1].answer not in (None, asked.answer):
+            return donors[-1]
+    if donors:
+        return donors[0]
     raise ValueError(
         f"donor: must be another question whose prompt has {len(asked.prompt)} tokens as well, since keys hold their "
         f"positions, got prompts of {sorted({len(prompt) for _, prompt in others})} tokens. Give one with --donor."

@@ -155,10 +155,7 @@ def _look(words: Sequence[Word], row: BlockAttention) -> str:
         share for index, (word, share) in enumerate(zip(words, row.words, strict=True)) if index and not word.is_special
     ]
     top = max(rated, default=0.0) or 1.0
-    spans = "".join(
-        f'<span class="{"special" if word.is_special else "answer"} s{_level(share / top)}">{escape(word.text)}</span>'
-        for word, share in zip(words, row.words, strict=True)
-    )
+    spans = "".join(_shaded(word, _level(share / top)) for word, share in zip(words, row.words, strict=True))
     parts = [
         ("the prompt", sum(row.words)),
         ("earlier blocks", row.earlier_blocks),
@@ -167,6 +164,13 @@ def _look(words: Sequence[Word], row: BlockAttention) -> str:
     parts += [("no token", row.elsewhere)] if row.elsewhere > 0.0005 else []
     rest = ", ".join(f"{name} {percent(share)}" for name, share in parts)
     return f'<dt>block {row.block}</dt><dd><p class="prompt" dir="auto">{spans}</p>\n<p class="rest">{rest}</p></dd>'
+
+
+def _shaded(word: Word, level: int) -> str:
+    """Return a word on its colour; the white space before it has none."""
+    bare = word.text.lstrip()
+    space = word.text[: len(word.text) - len(bare)]
+    return f'{escape(space)}<span class="{"special" if word.is_special else "answer"} s{level}">{escape(bare)}</span>'
 
 
 def _most(words: Sequence[Word], row: BlockAttention) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,6 @@ from rim_peft.inference.decoding import check_number
 from rim_peft.inference.readout import select_by_confidence, select_by_score, select_by_vote, select_final
 from rim_peft.inspection.alternatives import (
     Asked,
-    Donor,
     ReadAnswer,
     find_donor,
     remove_blocks,
@@ -234,16 +234,11 @@ class _Inspector:
         ways = {
             "removed": lambda: remove_blocks(answerer, asked),
             "shuffled": lambda: shuffle_blocks(answerer, asked, seed=seed),
-            "swapped": lambda: swap_blocks(answerer, asked, self._donor(asked, others)),
+            "swapped": lambda: swap_blocks(answerer, asked, find_donor(answerer, asked, others, self._reader)),
         }
         for name, answer in ways.items():
             if (found := self._try(name, answer)) is not None:
                 yield found
-
-    def _donor(self, asked: Asked, others: Sequence[tuple[Question, Sequence[int]]]) -> Donor:
-        question, prompt = find_donor(asked, others)
-        (text,) = self.answerer.answer_prompts([prompt], batch_size=1)
-        return Donor(question, prompt, self._reader(question)(text))
 
     def _chain(self, asked: Asked) -> Any:
         if not self.options.chain_tokens:
@@ -257,9 +252,9 @@ class _Inspector:
         yield Selection("final", int(select_final(1, len(shown))[0]) + 1, None)
         yield Selection("vote", int(select_by_vote([[readout.answer for readout in shown]])[0]) + 1, None)
         yield Selection("confidence", int(select_by_confidence(np.array([scores]))[0]) + 1, tuple(scores))
-        if self.probe is not None:
+        if (probe := self.probe) is not None:
             states = torch.stack([readout.hidden_state for readout in readouts])[None]
-            found = self._try("probe", lambda probe=self.probe: probe.scores(states))
+            found = self._try("probe", partial(probe.scores, states))
             if found is not None:
                 yield Selection("probe", int(select_by_score(found)[0]) + 1, tuple(found[0].tolist()))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from rim_peft.escaping import page as escape
 from rim_peft.inspection.document import FORMAT, BlockReadout, Chain, Inspection, QuestionInspection
 from rim_peft.inspection.evidence import alternatives_table, attention_part, map_part, tokens_part
-from rim_peft.inspection.signals import headline, percent, quoted, read_signals
+from rim_peft.inspection.signals import arrival, headline, percent, quoted, read_signals, tally
 from rim_peft.inspection.style import page_style
 from rim_peft.values import cut
 from rim_peft.version import __version__
@@ -44,8 +44,8 @@ base-uri 'none'; form-action 'none'">
 
 _NOTES = (
     "A readout is what the model would answer if it stopped after that block. Probabilities are the model's own, of "
-    "the whole readout with its end. A map's cell is what the output head reads in a layer's state, which the layers above "
-    "may still change; attention shows where a block looks, not what it takes from there. "
+    "the whole readout with its end. A map's cell is what the output head reads in a layer's state, which the layers "
+    "above may still change; attention shows where a block looks, not what it takes from there. "
 )
 
 _LONG = 18
@@ -122,7 +122,8 @@ def _result(question: QuestionInspection) -> str:
     return (
         '<p class="result"><span class="label">Answer</span> '
         f'<bdi class="{_sized("big", answer)}">{escape(answer)}</bdi> '
-        f'<span class="chance">{percent(final.probability)}</span> <span>{escape(headline(question))}</span></p>'
+        f'<span class="chance">{percent(final.probability)}</span> '
+        f"<span>{escape(headline(question))} {escape(tally(read_signals(question)))}</span></p>"
     )
 
 
@@ -131,16 +132,18 @@ def _sized(name: str, text: str) -> str:
 
 
 def _film(question: QuestionInspection) -> str:
-    cards = "\n".join(_card(readout, is_first=readout.block == question.first_block) for readout in question.readouts)
+    cards = "\n".join(_card(readout, question) for readout in question.readouts)
     return f'<ol class="film" aria-label="What it held after each block">\n{cards}\n</ol>'
 
 
-def _card(readout: BlockReadout, *, is_first: bool) -> str:
+def _card(readout: BlockReadout, question: QuestionInspection) -> str:
     held = readout.text or "(nothing)"
-    tag = '<span class="tag">the answer comes here</span>' if is_first else ""
+    note = arrival(question, readout.block)
+    tag = f'<span class="tag">{note}</span>' if note else ""
+    is_kept = question.settled_block is not None and readout.block >= question.settled_block
+    kind = "agrees kept" if is_kept else "agrees" if readout.agrees else "differs"
     return (
-        f"<li{' class=' + chr(34) + 'agrees' + chr(34) if readout.agrees else ''}>"
-        f'<span class="label">after block {readout.block}</span>'
+        f'<li class="{kind}"><span class="label">after block {readout.block}</span>'
         f'<bdi class="{_sized("held", held)}">{escape(held)}</bdi>{_bar(readout.probability)}'
         f"<span>{percent(readout.probability)}</span>{tag}</li>"
     )

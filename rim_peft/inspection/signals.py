@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rim_peft.inspection.document import Alternative, QuestionInspection
@@ -34,7 +34,7 @@ def percent(probability: float) -> str:
 
 def quoted(text: str | None) -> str:
     """Return an answer in quotation marks, cut to a line."""
-    return f"“{cut(text, most=_LONGEST)}”" if text else "nothing that reads as an answer"
+    return f"“{cut(text, most=_LONGEST)}”" if text else "no answer that can be read"
 
 
 def headline(question: QuestionInspection) -> str:
@@ -49,14 +49,36 @@ def headline(question: QuestionInspection) -> str:
     return f"Held from block {question.settled_block} on."
 
 
+def arrival(question: QuestionInspection, block: int) -> str | None:
+    """Return what a block means for the coming of the answer, in a few words; None if it means nothing."""
+    if block == question.settled_block:
+        return "the answer" if block == len(question.readouts) else "the answer, from here on"
+    return "the same, but not kept" if block == question.first_block else None
+
+
 def read_signals(question: QuestionInspection) -> list[Signal]:
-    """Return all signs, those about the answer itself first."""
-    return [
+    """Return all signs, those about the answer itself first; without an answer nothing supports it."""
+    found = [
         *_of_answer(question),
         *_of_selection(question),
         *(_of_alternative(question, alternative) for alternative in question.alternatives),
         *_of_chain(question),
     ]
+    return found if question.settled_block is not None else [Signal(s.supports and None, s.text) for s in found]
+
+
+def tally(signals: Sequence[Signal]) -> str:
+    """Return how many signs speak for and against an answer.
+
+    >>> tally([Signal(True, ""), Signal(None, ""), Signal(False, "")])
+    'Of 3 signs 1 supports it, 1 speaks against it.'
+    """
+    found = [signal.supports for signal in signals]
+    supporting, against = found.count(True), found.count(False)
+    return (
+        f"Of {len(found)} signs {supporting} {'supports' if supporting == 1 else 'support'} it, "
+        f"{against or 'none'} {'speak' if against > 1 else 'speaks'} against it."
+    )
 
 
 def _of_answer(question: QuestionInspection) -> Iterator[Signal]:
@@ -70,7 +92,10 @@ def _of_answer(question: QuestionInspection) -> Iterator[Signal]:
     if not final.is_complete:
         yield Signal(False, "It did not end within the limit of tokens.")
     if question.first_block is not None and question.first_block < settled:
-        yield Signal(False, f"It came after block {question.first_block}, left, and came back after block {settled}.")
+        first = question.first_block
+        yield Signal(
+            None, f"Block {first} held it too, but not the blocks up to {settled}: a step, or a guess given up."
+        )
     elif settled < last:
         yield Signal(True, f"It stays the same from block {settled} to block {last}.")
     elif last > 1:
@@ -88,7 +113,7 @@ def _of_selection(question: QuestionInspection) -> Iterator[Signal]:
             rule = {"vote": "A vote of the blocks", "confidence": "The most confident block"}.get(
                 selection.rule, "The probe"
             )
-            yield Signal(False, f"{rule} would choose block {selection.block}: {quoted(chosen.answer)}.")
+            yield Signal(None, f"{rule} would choose block {selection.block}: {quoted(chosen.answer)}.")
 
 
 def _of_alternative(question: QuestionInspection, found: Alternative) -> Signal:
@@ -98,12 +123,12 @@ def _of_alternative(question: QuestionInspection, found: Alternative) -> Signal:
             return Signal(None, "The question that lends its blocks has the same answer, so they show nothing.")
         if found.answer is not None and found.answer == found.donor_answer:
             return Signal(True, f"With another question's blocks it gives that question's answer, {said}.")
-        kept = "still gives its own answer" if found.agrees else "gives a third answer"
-        return Signal(None, f"With another question's blocks it {kept}, {said}.")
+        kept = "still its own answer, " if found.agrees else "a third answer, " if found.answer else ""
+        return Signal(None, f"With another question's blocks it gives {kept}{said}.")
     changed = {"removed": "Without its blocks", "shuffled": "With its blocks' tokens shuffled"}[found.name]
     if found.agrees:
         return Signal(None, f"{changed} it gives the same answer, {said}.")
-    return Signal(True, f"{changed} it says {said}: the blocks decide.")
+    return Signal(True, f"{changed} it gives {said}: the blocks decide.")
 
 
 def _of_chain(question: QuestionInspection) -> Iterator[Signal]:

@@ -41,7 +41,7 @@ nav li { margin: .25rem 0; overflow-wrap: anywhere; }
 .film li { position: relative; padding: 1.1rem 1rem 0 0; border-top: 2px solid var(--line); min-width: 0; }
 .film li::before { content: ""; position: absolute; top: -.5rem; left: 0; width: .9rem; height: .9rem;
   border: 2px solid var(--other); border-radius: 50%; background: var(--paper); }
-.film .agrees { border-top-color: var(--answer); }
+.film .kept { border-top-color: var(--answer); }
 .film .agrees::before { border-color: var(--answer); background: var(--answer); }
 .film .held { display: block; margin: .1rem 0 .5rem; font: 500 1.5rem/1.2 ui-serif, Georgia, Cambria, serif;
   overflow-wrap: anywhere; }
@@ -60,12 +60,12 @@ nav li { margin: .25rem 0; overflow-wrap: anywhere; }
 .box { overflow-x: auto; margin: .9rem 0; }
 table { border-collapse: collapse; font-size: .875rem; }
 caption { padding: .25rem 0; text-align: left; color: var(--soft); }
-th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
-  overflow-wrap: anywhere; }
+th, td { min-width: 6.5rem; max-width: 26rem; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line);
+  text-align: left; vertical-align: top; overflow-wrap: anywhere; }
 th { font-weight: 600; }
-.numbers td + td, .numbers th + th { min-width: 6rem; }
 .map { width: 100%; table-layout: fixed; border-collapse: separate; border-spacing: 2px; font-size: .8125rem; }
-.map th, .map td { padding: .1rem .4rem; border: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.map th, .map td { min-width: 0; padding: .1rem .4rem; border: 0; overflow: hidden; white-space: nowrap;
+  text-overflow: ellipsis; }
 .map thead th { color: var(--soft); font-weight: 400; }
 .map th:first-child { width: 4.5rem; padding-left: 0; color: var(--soft); font-weight: 400; text-align: right; }
 .map td { border-radius: 2px; }
@@ -104,7 +104,7 @@ footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line);
   .film li { padding: 0 0 1.1rem 1.4rem; border-top: 0; border-left: 2px solid var(--line); }
   .film li:last-child { padding-bottom: 0; }
   .film li::before { top: .25rem; left: -.55rem; }
-  .film .agrees { border-left-color: var(--answer); }
+  .film .kept { border-left-color: var(--answer); }
   .film .held { margin-bottom: .25rem; }
   .map { font-size: .75rem; }
   .map th:first-child { width: 2.5rem; }

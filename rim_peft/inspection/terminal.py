@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rim_peft.escaping import one_line
 from rim_peft.inspection.document import Inspection, QuestionInspection
-from rim_peft.inspection.signals import headline, percent, quoted, read_signals
+from rim_peft.inspection.signals import arrival, headline, percent, quoted, read_signals, tally
 from rim_peft.values import cut
 
 _MARKS = {True: "+", False: "-", None: "."}
@@ -23,11 +23,13 @@ def _lines(question: QuestionInspection) -> Iterator[str]:
     yield ""
     for readout in question.readouts:
         text = one_line(cut(readout.text, most=_WIDTH)) or "(nothing)"
-        first = "  <- the answer comes here" if readout.block == question.first_block else ""
-        yield f"  block {readout.block:<3} {text:{_WIDTH}} {percent(readout.probability):>6}{first}".rstrip()
+        note = arrival(question, readout.block)
+        arrow = f"  <- {note}" if note else ""
+        yield f"  block {readout.block:<3} {text:{_WIDTH}} {percent(readout.probability):>6}{arrow}"
     yield ""
-    yield one_line(f"answer {quoted(question.final.answer)}. {headline(question)}")
-    for signal in read_signals(question):
+    signals = read_signals(question)
+    yield one_line(f"answer {quoted(question.final.answer)}. {headline(question)} {tally(signals)}")
+    for signal in signals:
         yield one_line(f"  {_MARKS[signal.supports]} {signal.text}")
     for name, reason in question.missing.items():
         yield one_line(f"  not shown: {name} ({reason})")
