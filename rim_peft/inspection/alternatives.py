@@ -76,9 +76,10 @@ def find_donor(
             return donors[-1]
     if donors:
         return donors[0]
+    lengths = sorted({len(prompt) for _, prompt in others})
     raise ValueError(
         f"donor: must be another question whose prompt has {len(asked.prompt)} tokens as well, since keys hold their "
-        f"positions, got prompts of {sorted({len(prompt) for _, prompt in others})} tokens. Give one with --donor."
+        f"positions, got {f'prompts of {lengths} tokens' if lengths else 'no other question'}. Give one with --donor."
     )
 
 

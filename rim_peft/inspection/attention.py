@@ -26,7 +26,8 @@ def split_words(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple
     A prompt that the tokenizer does not read back as the same ids, such as one that spells special tokens, is cut into
     its tokens.
     """
-    special = set(tokenizer.all_special_ids)
+    added: Any = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
     words: list[Word] = []
     for text, token_id in zip(_texts(ids, tokenizer), ids, strict=True):
         is_special = token_id in special

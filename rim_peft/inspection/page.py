@@ -91,7 +91,7 @@ def _contents(questions: Sequence[QuestionInspection]) -> str:
 def _asked(question: QuestionInspection) -> str:
     """Return the question as a person asked it, in one line: of a chat, the last message."""
     asked = question.question
-    return cut(asked if isinstance(asked, str) else asked[-1]["content"], most=160)
+    return cut(asked if isinstance(asked, str) else asked[-1]["content"], most=70)
 
 
 def _question(inspection: Inspection, number: int, question: QuestionInspection) -> str:

@@ -123,9 +123,9 @@ def page_style(num_choices: int) -> str:
         num_choices: most choices that a switch on the page has; a switch shows the panel of its checked choice.
     """
     rules = [_BASE]
-    for kind in ("answer", "own", "other"):
+    for kind, most in (("answer", 40), ("own", 40), ("other", 24)):
         for level in range(1, LEVELS + 1):
-            share = round(40 * level / LEVELS)
+            share = round(most * level / LEVELS)
             rules.append(
                 f".{kind}.s{level} {{ background: color-mix(in srgb, var(--{kind}) {share}%, var(--paper)); }}"
             )
