@@ -33,7 +33,7 @@ def split_words(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple
         is_special = token_id in special
         last = words[-1] if words else None
         # A part of a character that several tokens share has no text.
-        begins = last is None or is_special or last.is_special or text[:1].isspace()
+        begins = is_special or last is None or last.is_special or (text[:1].isspace() and not last.text.isspace())
         if last is None or begins or len(last.text) + len(text) > _LONGEST_WORD:
             words.append(Word(text, 1, is_special))
         else:

@@ -56,7 +56,7 @@ def _table(kind: str, caption: str, columns: Sequence[str], rows: Iterable[tuple
     body = "\n".join(f'<tr><th scope="row">{head}</th>{"".join(cells)}</tr>' for head, cells in rows)
     # A wide table scrolls by itself, including by keyboard.
     return (
-        f'<div class="box" role="region" tabindex="0" aria-label="{caption}"><table class="{kind}">\n'
+        f'<div class="box" role="group" tabindex="0" aria-label="{caption}"><table class="{kind}">\n'
         f"<caption>{caption}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
     )
 
@@ -141,7 +141,7 @@ def attention_part(inspection: Inspection, question: QuestionInspection, number:
         for row in question.attention
         if row.layers == groups[0]
     ]
-    table = _table("words", "Words with most attention, means over all layers", ["", "words"], rows)
+    table = _table("words", "Words with most attention, means over all layers", ["block", "words"], rows)
     return (
         "<p>Attention weights, means over heads and over a block's tokens; the darkest word has the most. The prompt's "
         "first word is left out of the scale, since models rest their attention on it.</p>\n"
@@ -187,7 +187,7 @@ _CHANGES = {"removed": "no blocks", "shuffled": "shuffled blocks", "swapped": "a
 def alternatives_table(question: QuestionInspection) -> str:
     """Return the answers with changed blocks, side by side."""
     final = question.final
-    rows = [("its own blocks", [_answer(final.text), f"<td>{percent(final.probability)}</td>", "<td></td>"])]
+    rows = [("its own blocks", [_answer(final.text), f"<td>{percent(final.probability)}</td>", "<td>as it is</td>"])]
     found = {alternative.name: alternative for alternative in question.alternatives}
     for name, label in _CHANGES.items():
         if (alternative := found.get(name)) is None:
@@ -207,7 +207,7 @@ def alternatives_table(question: QuestionInspection) -> str:
                 [_answer(alternative.text), f"<td>{percent(alternative.probability)}</td>", f"<td>{escape(same)}</td>"],
             )
         )
-    return _table("numbers", "Answers with changed blocks", ["blocks", "answer", "probability", ""], rows)
+    return _table("numbers", "Answers with changed blocks", ["blocks", "answer", "probability", "compared"], rows)
 
 
 def _answer(text: str) -> str:

@@ -113,7 +113,7 @@ def _question(inspection: Inspection, number: int, question: QuestionInspection)
         "<h3>Every token</h3>",
         tokens_part(question),
     ]
-    return f'<section class="question" aria-labelledby="q{number}">\n{chr(10).join(parts)}\n</section>'
+    return f'<article class="question" aria-labelledby="q{number}">\n{chr(10).join(parts)}\n</article>'
 
 
 def _result(question: QuestionInspection) -> str:

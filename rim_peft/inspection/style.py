@@ -14,9 +14,10 @@ _BASE = """
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 66rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
+  font: 1rem/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums;
+  overflow-wrap: anywhere; }
 h1, h2, h3 { font-family: ui-serif, Georgia, Cambria, "Times New Roman", serif; font-weight: 500; line-height: 1.25;
-  text-wrap: balance; overflow-wrap: anywhere; }
+  text-wrap: balance; }
 h1 { margin: 0; font-size: 1rem; font-style: italic; color: var(--soft); }
 h2 { margin: .35rem 0 1.25rem; font-size: clamp(1.15rem, 3.2vw, 1.6rem); white-space: pre-line; max-width: 52rem; }
 h3 { margin: 3rem 0 .35rem; font-size: 1.2rem; }

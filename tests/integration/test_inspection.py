@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,7 @@ def test_what_a_base_cannot_give_is_missing_with_the_reason(monkeypatch: pytest.
     assert "got prompts of [6] tokens. Give one with --donor" in found.missing["swapped"]
     forward = type(base).forward
 
+    @wraps(forward)
     def without_weights(*args: Any, **kwargs: Any) -> Any:
         return forward(*args, **{**kwargs, "output_attentions": False})
 

@@ -8,6 +8,9 @@ import json
 import re
 from dataclasses import replace
 from html import unescape
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,7 @@ from rim_peft.escaping import json_text
 from rim_peft.inspection import Inspection, render_page, render_text
 from rim_peft.inspection.evidence import _level
 from rim_peft.inspection.signals import headline, read_signals
-from tests.unit.comparison.test_page import VOID, Tree
+from tests.unit.comparison.test_page import Tree
 from tests.unit.inspection.inspection_document import EVIL, evil_inspection, inspection, question, readout
 
 
@@ -45,7 +48,7 @@ def test_the_page_needs_nothing_else_and_says_so(document: Inspection) -> None:
     assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     assert "url(" not in style
     assert "@import" not in style
-    assert not re.search(r"https?:|//[a-z]", re.sub(re.escape("//evil.test"), "", page))
+    assert not re.search(r"https?:", page)
     page.encode("utf-8")
 
 
@@ -70,12 +73,11 @@ def test_headings_and_tables_are_in_order(document: Inspection) -> None:
     levels = [int(tag[1]) for tag, _ in tree.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
     assert len(tree.of("caption")) == len(tree.of("table")) > 0
     assert {header["scope"] for header in tree.of("th")} == {"row", "col"}
     ids = [attributes["id"] for _, attributes in tree.tags if "id" in attributes]
     assert ids == ["q1", "q2"]
-    assert VOID
 
 
 def test_everything_of_every_question_is_in_the_page_without_a_click() -> None:
@@ -153,3 +155,16 @@ def test_the_short_form() -> None:
     assert lines[6] == "answer “green”. Held from block 2 on. Of 6 signs 4 support it, none speaks against it."
     assert "not shown: probe (too wide)" in lines
     assert lines[-1] == "time: 80 ms for 2 tokens after the blocks, 2400 ms for 12 tokens written by the base"
+
+
+def test_the_docs_name_every_field_of_the_document() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "inspect.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", text))
+    document = inspection(question("red")).to_dict()
+
+    def fields(value: Any) -> set[str]:
+        if isinstance(value, list):
+            return set().union(*map(fields, value))
+        return {*value, *set().union(*map(fields, value.values()))} if isinstance(value, dict) else set()
+
+    assert fields(document) - named == set()
