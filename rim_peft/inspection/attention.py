@@ -19,6 +19,9 @@ from rim_peft.tuner.config import active_config
 _LONGEST_WORD = 24
 """Most characters of a word: languages without spaces are cut at a token."""
 
+_ROUNDING = 0.02
+"""Most that a row of rounded weights differs from 1."""
+
 
 def split_words(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[Word, ...]:
     """Cut a prompt into words at white space, by the tokenizer's offsets.
@@ -137,7 +140,10 @@ def attention_weights(model: PeftModel, prompt: Sequence[int], *, num_blocks: in
         raise ValueError(
             f"attention: {type(base).__name__} returns no weights of all its layers. Use another base to see them."
         )
-    return torch.stack([part[0].float().mean(0).cpu() for part in found])
+    weights = torch.stack([part[0].float().mean(0).cpu() for part in found])
+    total = weights.sum(-1, keepdim=True)
+    # Half precision rounds each weight; a total far from 1 is what a base gives to no token.
+    return torch.where((total - 1).abs() < _ROUNDING, weights / total, weights)
 
 
 @contextmanager

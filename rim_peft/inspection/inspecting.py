@@ -33,6 +33,7 @@ from rim_peft.run import Run
 from rim_peft.tasks import Task
 from rim_peft.tasks.answers import exact_text
 from rim_peft.tuner.config import active_config
+from rim_peft.values import shown
 
 _Part = TypeVar("_Part")
 
@@ -57,6 +58,8 @@ class Options:
         check_number("num_best", self.num_best, least=1)
         check_number("seed", self.seed, least=0)
         check_number("chain_tokens", self.chain_tokens, least=0)
+        if self.chain_template is not None and self.chain_template.count("{question}") != 1:
+            raise ValueError(f"chain_template: must hold {{question}} once, got {shown(self.chain_template)}. Add it.")
 
 
 def inspect_questions(
@@ -174,16 +177,16 @@ class _Inspector:
         (readouts,) = self.answerer.read_blocks([question])
         row = Row(model, prompt, [readout.token_ids for readout in readouts], self.answerer.pad_id)
         tokens = read_tokens(row, tokenizer, num_best=num_best)
-        shown = self._readouts(readouts, tokens, read)
-        asked = Asked(question, prompt, shown[-1].answer, read)
+        by_block = self._readouts(readouts, tokens, read)
+        asked = Asked(question, prompt, by_block[-1].answer, read)
         words = split_words(prompt, tokenizer)
         first = self.groups[0].first
-        agree = [readout.agrees for readout in shown]
+        agree = [readout.agrees for readout in by_block]
         return QuestionInspection(
             question=question,
             num_tokens=len(prompt),
             words=words,
-            readouts=shown,
+            readouts=by_block,
             first_block=agree.index(True) + 1 if any(agree) else None,
             settled_block=_settled(agree),
             lens=self._try("lens", lambda: read_layers(row, tokenizer, first_layer=first, num_best=num_best)),
@@ -193,7 +196,7 @@ class _Inspector:
             ),
             alternatives=tuple(self._alternatives(asked, others)),
             chain=self._chain(asked),
-            selection=tuple(self._selection(shown, readouts)),
+            selection=tuple(self._selection(by_block, readouts)),
             missing=dict(self.missing),
         )
 
@@ -246,11 +249,11 @@ class _Inspector:
         template, most = self.options.chain_template, self.options.chain_tokens
         return self._try("chain", lambda: write_chain(self.answerer, asked, template=template, max_new_tokens=most))
 
-    def _selection(self, shown: Sequence[BlockReadout], readouts: Sequence[Readout]) -> Any:
+    def _selection(self, by_block: Sequence[BlockReadout], readouts: Sequence[Readout]) -> Any:
         """Yield the block that each rule chooses."""
         scores = [sum(readout.token_log_probs) for readout in readouts]
-        yield Selection("final", int(select_final(1, len(shown))[0]) + 1, None)
-        yield Selection("vote", int(select_by_vote([[readout.answer for readout in shown]])[0]) + 1, None)
+        yield Selection("final", int(select_final(1, len(by_block))[0]) + 1, None)
+        yield Selection("vote", int(select_by_vote([[readout.answer for readout in by_block]])[0]) + 1, None)
         yield Selection("confidence", int(select_by_confidence(np.array([scores]))[0]) + 1, tuple(scores))
         if (probe := self.probe) is not None:
             states = torch.stack([readout.hidden_state for readout in readouts])[None]

@@ -242,6 +242,11 @@ def test_what_cannot_be_inspected_is_refused() -> None:
         inspect_questions(Run(model, build_tokenizer()), [])
     with pytest.raises(ValueError, match="adapter: must answer after memory blocks"):
         _inspect(build_rim(num_blocks=0))
+    exported = Run(model, build_tokenizer(), exported=object())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="adapter: must be an adapter, got an export"):
+        inspect_questions(exported, [QUESTION])
+    with pytest.raises(ValueError, match=r"chain_template: must hold \{question\} once, got 'Think!'"):
+        Options(chain_template="Think!")
     with pytest.raises(QuestionError, match=r"questions\[1\]"):
         _inspect(model, QUESTION, " ")
     with pytest.raises(QuestionError, match=r"donors\[0\]"):
@@ -266,6 +271,23 @@ def test_a_4_bit_base_is_inspected(tmp_path: Path) -> None:
     assert set(found.missing) == {"swapped"}
     (readouts,) = read_blocks(model, build_tokenizer(), [QUESTION], **SETTINGS)
     assert [readout.text for readout in found.readouts] == [readout.text for readout in readouts]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_half_precision_rounds_and_nothing_else(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = build_rim(base=build_base().to(torch.bfloat16).to(device), num_blocks=3).to(device)
+    found = _only(model, donors=[DONOR], options=Options(chain_tokens=8))
+    assert found.missing == {}
+    (readouts,) = read_blocks(model, build_tokenizer(), [QUESTION], **SETTINGS)
+    assert [readout.text for readout in found.readouts] == [readout.text for readout in readouts]
+    for row in found.attention or ():
+        assert sum(row.words) + row.earlier_blocks + row.own_block == pytest.approx(1.0, abs=1e-5)
+    last = [reading for reading in found.lens or () if (reading.place, reading.layer) == (END, 2)]
+    for reading, shown in zip(last, found.readouts, strict=True):
+        # 8 bits of a state and of each product.
+        assert reading.candidates[0].probability == pytest.approx(shown.tokens[0][0].probability, abs=0.05)
 
 
 @pytest.fixture
