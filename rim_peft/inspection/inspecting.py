@@ -197,7 +197,7 @@ class _Inspector:
             alternatives=tuple(self._alternatives(asked, others)),
             chain=self._chain(asked),
             selection=tuple(self._selection(by_block, readouts)),
-            missing=dict(self.missing),
+            missing=dict(self.missing),  # last, since the parts above note their reasons there
         )
 
     def _try(self, name: str, compute: Callable[[], _Part]) -> _Part | None:

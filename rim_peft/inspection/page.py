@@ -58,7 +58,8 @@ def render_page(inspection: Inspection) -> str:
     All text of models and questions is escaped. The page has no script; its content-security policy allows nothing but
     its own style sheet, by its hash.
     """
-    style = page_style(num_choices=max(len(inspection.layer_groups), inspection.block_size + 1))
+    num_choices = max(len(inspection.layer_groups), inspection.block_size + 1)
+    style = page_style(num_blocks=inspection.num_blocks, num_choices=num_choices)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     numbered = list(enumerate(inspection.questions, start=1))
     return _PAGE.format(

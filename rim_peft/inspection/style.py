@@ -117,13 +117,14 @@ footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line);
 """
 
 
-def page_style(num_choices: int) -> str:
+def page_style(*, num_blocks: int, num_choices: int) -> str:
     """Return the page's style sheet.
 
     Args:
+        num_blocks: columns of the map, which scrolls where it is wider than the page.
         num_choices: most choices that a switch on the page has; a switch shows the panel of its checked choice.
     """
-    rules = [_BASE]
+    rules = [_BASE, f".map {{ min-width: {3 + 4 * num_blocks}rem; }}"]
     for kind, most in (("answer", 40), ("own", 40), ("other", 24)):
         for level in range(1, LEVELS + 1):
             share = round(most * level / LEVELS)

@@ -21,6 +21,7 @@ from rim_peft.inference import answer_questions, read_blocks
 from rim_peft.inference.decoding import generate_greedily
 from rim_peft.inference.swapping import answer_with_memory_ids, answer_with_swapped_blocks
 from rim_peft.inspection import Inspection, Options, inspect_questions, lens
+from rim_peft.inspection.alternatives import Asked, find_donor
 from rim_peft.inspection.attention import attention_weights, split_words
 from rim_peft.inspection.document import END, QuestionInspection
 from rim_peft.run import Run
@@ -193,6 +194,26 @@ def test_a_chat_is_inspected_as_the_model_sees_it() -> None:
     assert found.question == chat
 
 
+def test_questions_lend_each_other_their_blocks() -> None:
+    first, second, third = _inspect(build_rim(), QUESTION, DONOR, "short").questions
+    assert [first.alternatives[-1].donor, second.alternatives[-1].donor] == [DONOR, QUESTION]
+    assert set(third.missing) == {"swapped"}
+
+
+def test_a_donor_with_another_answer_is_preferred() -> None:
+    class Answers:
+        """Answers by a prompt's first token."""
+
+        def answer_prompts(self, prompts: list[list[int]], *, batch_size: int) -> Any:
+            yield from ({3: "red", 4: "blue"}[prompt[0]] for prompt in prompts)
+
+    answerer: Any = Answers()
+    asked = Asked("q", [1, 2], "red", str.strip)
+    others = [("long", [4, 2, 2]), ("itself", [1, 2]), ("same", [3, 2]), ("other", [4, 2])]
+    assert find_donor(answerer, asked, others, lambda _: str.strip).question == "other"
+    assert find_donor(answerer, asked, others[:3], lambda _: str.strip).question == "same"
+
+
 def test_a_probe_chooses_too_unless_it_is_of_another_adapter() -> None:
     model = build_rim()
     weight = np.zeros((2, 2, 32))
@@ -316,6 +337,10 @@ def test_the_command_prints_and_writes_the_same(adapter: Path, capsys: pytest.Ca
     assert (shown["kind"], shown["format"], shown["adapter"]) == ("rim-peft inspection", 1, "adapter")
     assert shown["base"] == "base"
     assert len(shown["questions"][0]["lens"][0]["candidates"]) == 2
+    Probe(np.zeros((2, 2, 32)), np.array([0.0, 1.0]), np.zeros((2, 32)), np.ones((2, 32)), 1.0, 8).save(adapter)
+    assert main([*arguments[:3], *options, "--json"]) == 0
+    chosen = json.loads(capsys.readouterr().out)["questions"][0]["selection"]
+    assert chosen[-1] == {"rule": "probe", "block": 2, "scores": [0.0, 1.0]}
 
 
 def test_wrong_usage_is_one_line(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
