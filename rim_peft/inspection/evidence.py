@@ -143,8 +143,8 @@ def attention_part(inspection: Inspection, question: QuestionInspection, number:
     ]
     table = _table("words", "Words with most attention, means over all layers", ["block", "words"], rows)
     return (
-        "<p>Attention weights, means over heads and over a block's tokens; the strongest colour is the most. The prompt's "
-        "first word is left out of the scale, since models rest their attention on it.</p>\n"
+        "<p>Attention weights, means over heads and over a block's tokens; the strongest colour is the most. The "
+        "prompt's first word is left out of the scale, since models rest their attention on it.</p>\n"
         f"{_switch(f'layers{number}', 'Mean over', names, panels)}\n"
         f"<details><summary>The words in numbers</summary>\n{table}\n</details>"
     )
