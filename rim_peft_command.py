@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train an adapter from a recipe",
     "evaluate": "measure an adapter's accuracy on a task",
     "generate": "answer questions with an adapter",
+    "inspect": "show what an adapter holds after each of its blocks",
     "chains": "have a teacher write steps for rows that have none",
     "check": "check recipes before a run: errors, tokens, steps, memory",
     "push": "upload an adapter, with its recipe and its card, to the Hub",

@@ -34,6 +34,7 @@ _OPTIONS = {
         "--window-tokens",
     ),
     "generate": ("--num-blocks", "--max-new-tokens", "--batch-size", "--revision", "--base", "--trust-remote-code"),
+    "inspect": ("--out", "--donor", "--num-blocks", "--max-new-tokens", "--num-best", "--seed", "--chain-tokens"),
     "check": ("--base", "--row-tokens", "--device", "--json"),
     "push": ("--private", "--revision", "--message", "--license", "--base"),
     "export": (
@@ -110,7 +111,7 @@ def _arguments(rng: random.Random, command: str, places: dict[str, str]) -> list
             command, []
         )
         found += ["--teacher", "none/here", "--output-dir", places["unfinished"]] if command == "chains" else []
-        found += ["a question"] if command == "generate" else []
+        found += ["a question"] if command in ("generate", "inspect") else []
     options = _OPTIONS.get(command, ())
     for option in rng.sample(options, min(len(options), rng.choice((0, 0, 1, 2)))):
         found += [option, rng.choice(_ODD)]

@@ -20,7 +20,7 @@ LAYERS = [
     {"recipe"},
     {"run"},
     {"comparison", "chains"},
-    {"demo"},
+    {"demo", "inspection"},
     {"cli"},
     {"__main__"},
 ]

@@ -16,7 +16,7 @@ from rim_peft.comparison.report.assembly import build_report
 from rim_peft.comparison.report.content import Table
 from tests.unit.comparison.results_document import ablate_document, bare_document, compare_document
 
-VOID = {"meta", "img", "br", "hr", "link"}
+VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Tree(HTMLParser):

@@ -1,0 +1,107 @@
+"""``rim-peft inspect``: show what a model held after each block, in the terminal, as a page or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rim_peft.cli.console import add_source_arguments, complain, not_negative, path, positive, say
+from rim_peft.cli.generate import _as_utf8
+from rim_peft.escaping import json_text
+
+if TYPE_CHECKING:
+    from rim_peft.inspection import Inspection
+
+_ENDINGS = (".html", ".json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's")
+    parser.add_argument("questions", metavar="QUESTION", nargs="+", help="one question or several")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=_output,
+        action="append",
+        default=[],
+        help="write a page (FILE.html) or the document (FILE.json); may be given twice",
+    )
+    parser.add_argument("--json", action="store_true", help="print the document instead of its short form")
+    parser.add_argument(
+        "--donor",
+        metavar="QUESTION",
+        action="append",
+        default=[],
+        help="a question whose blocks may be swapped in; its prompt must have as many tokens (default: the others)",
+    )
+    parser.add_argument(
+        "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: the recipe's)"
+    )
+    parser.add_argument("--num-best", type=positive, metavar="N", default=3, help="next best tokens (%(default)s)")
+    parser.add_argument(
+        "--seed", type=not_negative, metavar="N", default=0, help="of the shuffled blocks (%(default)s)"
+    )
+    parser.add_argument("--no-chain", action="store_true", help="do not let the base write its reasoning out")
+    parser.add_argument(
+        "--chain-tokens", type=positive, metavar="N", default=256, help="maximum tokens of that (%(default)s)"
+    )
+    parser.add_argument(
+        "--chain-template", metavar="TEXT", help="how the base is asked for it, with {question} (default: step by step)"
+    )
+    add_source_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the inspection, and write its files."""
+    from rim_peft.cli.console import quiet_model_loading
+    from rim_peft.inspection import Options, inspect_questions, render_text
+    from rim_peft.run import load_run
+
+    quiet_model_loading()
+    loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
+    inspection = inspect_questions(
+        loaded,
+        [_as_utf8(question) for question in args.questions],
+        name=args.adapter,
+        donors=[_as_utf8(question) for question in args.donor],
+        num_blocks=args.num_blocks,
+        max_new_tokens=args.max_new_tokens,
+        probe=_find_probe(Path(args.adapter)),
+        options=Options(
+            num_best=args.num_best,
+            seed=args.seed,
+            chain_tokens=0 if args.no_chain else args.chain_tokens,
+            chain_template=args.chain_template,
+        ),
+    )
+    for file in args.out:
+        _write(file, inspection)
+    say(json_text(inspection.to_dict()) if args.json else render_text(inspection))
+    return 0
+
+
+def _output(text: str) -> str:
+    if not path(text).endswith(_ENDINGS):
+        raise argparse.ArgumentTypeError(f"must end in {' or '.join(_ENDINGS)}, got {text[:200]!r}")
+    return path(text)
+
+
+def _find_probe(folder: Path) -> Any:
+    """Return the probe that lies beside an adapter, or None."""
+    from rim_peft.evaluation.probe import METADATA_FILE, Probe
+
+    return Probe.load(folder) if (folder / METADATA_FILE).is_file() else None
+
+
+def _write(file: str, inspection: Inspection) -> None:
+    from rim_peft.inspection import render_page
+    from rim_peft.training.files import write_text
+
+    text = render_page(inspection) if file.endswith(".html") else f"{json_text(inspection.to_dict(), indent=1)}\n"
+    write_text(Path(file), text)
+    complain(f"rim-peft: wrote {file}")

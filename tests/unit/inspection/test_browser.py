@@ -1,0 +1,136 @@
+"""The page in a browser: Playwright with the system's Chromium; contrast by axe-core, if AXE names its file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rim_peft.inspection import render_page
+from tests.unit.inspection.inspection_document import evil_inspection, inspection, question
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WIDE, PHONE = (1280, 900), (360, 740)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    documents = {
+        "good": inspection(question("red", "green", "green"), question("blue", "red", "blue")),
+        "evil": evil_inspection(),
+    }
+    for name, document in documents.items():
+        (folder / f"{name}.html").write_text(render_page(document), encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in documents}
+
+
+class Page:
+    """A page with what it said on the console and asked the network for."""
+
+    def __init__(self, browser: Any, file: Path, size: tuple[int, int], scheme: str = "light", **options: Any) -> None:
+        self.noise: list[str] = []
+        viewport = {"width": size[0], "height": size[1]}
+        self.page = browser.new_page(viewport=viewport, color_scheme=scheme, **options)
+        self.page.on("console", lambda message: self.noise.append(message.text))
+        self.page.on("pageerror", lambda error: self.noise.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.noise.append("a dialog"))
+        self.page.on(
+            "request", lambda request: self.noise.append(request.url) if request.url != file.as_uri() else None
+        )
+        self.page.goto(file.as_uri())
+
+
+@pytest.mark.parametrize("name", ["good", "evil"])
+@pytest.mark.parametrize(("size", "scheme"), [(WIDE, "light"), (WIDE, "dark"), (PHONE, "light"), (PHONE, "dark")])
+def test_it_fits_is_quiet_and_has_contrast(
+    browser: Any, files: dict[str, Path], name: str, size: tuple[int, int], scheme: str
+) -> None:
+    # The tests' own script may run; the page's policy is tested by itself.
+    shown = Page(browser, files[name], size, scheme, bypass_csp=True)
+    assert shown.noise == []
+    assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    background = shown.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(251, 250, 247)") == (scheme == "light")  # so the style sheet was applied
+    shown.page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if axe := os.environ.get("AXE"):
+        shown.page.add_script_tag(path=axe)
+        found = shown.page.evaluate("axe.run()")
+        assert [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found["violations"]] == []
+    shown.page.close()
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_a_click_and_the_keyboard_choose_what_is_shown(browser: Any, files: dict[str, Path], javascript: bool) -> None:
+    shown = Page(browser, files["good"], WIDE, java_script_enabled=javascript)
+    page = shown.page
+    maps = page.locator(".question").first.locator(".map")
+    assert [maps.nth(index).is_visible() for index in range(3)] == [True, False, False]
+    page.get_by_label("its memory token 2").first.click()
+    assert [maps.nth(index).is_visible() for index in range(3)] == [False, False, True]
+    page.keyboard.press("ArrowUp")
+    assert [maps.nth(index).is_visible() for index in range(3)] == [False, True, False]
+    # The other question keeps its own choice.
+    assert page.locator(".question").nth(1).locator(".map").first.is_visible()
+    looks = page.locator(".question").first.locator(".looks")
+    page.get_by_label("upper third").first.check()
+    assert [looks.nth(index).is_visible() for index in range(4)] == [False, False, False, True]
+    table = page.get_by_text("Tokens of block 1's readout").first
+    assert not table.is_visible()
+    page.locator("summary", has_text="Block 1: red").first.focus()
+    page.keyboard.press("Enter")
+    assert table.is_visible()
+    page.get_by_role("link").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#q2")
+    assert shown.noise == []
+    page.close()
+
+
+def test_the_keyboard_reaches_everything_in_order(browser: Any, files: dict[str, Path]) -> None:
+    shown = Page(browser, files["good"], WIDE)
+    reached = []
+    for _ in range(40):
+        shown.page.keyboard.press("Tab")
+        reached.append(shown.page.evaluate("document.activeElement.tagName + (document.activeElement.name || '')"))
+    assert reached[:3] == ["A", "A", "INPUTplace1"]
+    for name in ("INPUTplace1", "INPUTlayers1", "SUMMARY", "DIV", "PRE", "INPUTplace2"):
+        assert name in reached
+    shown.page.locator("summary").first.focus()
+    assert shown.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    shown.page.close()
+
+
+def test_the_policy_stops_a_script(browser: Any, files: dict[str, Path]) -> None:
+    """As if escaping had failed."""
+    broken = files["good"].with_name("broken.html")
+    text = files["good"].read_text(encoding="utf-8")
+    evil = (
+        "<script>document.title = 'run'</script><p id='p' style='color: red' onclick='document.title = 1'>x</p></main>"
+    )
+    broken.write_text(text.replace("</main>", evil), encoding="utf-8")
+    shown = Page(browser, broken, WIDE)
+    shown.page.locator("#p").click()
+    assert shown.page.title() == "How outputs/demo thinks"
+    assert shown.page.locator("#p").evaluate("element => getComputedStyle(element).color") != "rgb(255, 0, 0)"
+    assert any("Content Security Policy" in line for line in shown.noise)
+    shown.page.close()
