@@ -20,7 +20,7 @@ def test_lines_are_questions_or_json() -> None:
     ("line", "message"),
     [
         (b'{"question": ', "stdin line 2: not valid JSON"),
-        (b'{"prompt": "a?"}', "stdin line 2: must have a field question, got"),
+        (b'{"prompt": "a?"}', "stdin line 2: must have a field question or messages, got"),
         (b"\xff", "stdin line 2: not valid UTF-8"),
     ],
 )
