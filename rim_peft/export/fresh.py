@@ -56,13 +56,13 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         return {"tokens": tokens, "gap": gap}
 
     answers = []
-    prompt: Any
     for prompt, suffix, expected in job["prompts"]:
         if isinstance(prompt, str):
             ids = tokenizer(prompt)["input_ids"]
         elif isinstance(prompt, dict):  # a chat with tools or variables of its template
             options = {**prompt["options"], "add_generation_prompt": True, "return_dict": True}
-            ids = tokenizer.apply_chat_template(prompt["messages"], **options)["input_ids"]
+            chat: Any = tokenizer.apply_chat_template(prompt["messages"], **options)
+            ids = chat["input_ids"]
         elif isinstance(prompt[0], int):  # ids with blocks: its text spells special tokens that are meant as text
             ids = prompt
         else:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
 
 from rim_peft.data.chats import CHAT_COLUMNS, Chat
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
@@ -53,7 +52,7 @@ def test_every_turn_of_the_assistant_is_a_row(tmp_path: Path, streaming: bool) -
     ]
     tokenizer = build_tokenizer()
     if not streaming:  # tokenised as the plain conversations so far
-        ids = [row["prompt_ids"] for row in prepare_rows(table, tokenizer)]
+        ids = [row["prompt_ids"] for row in prepare_rows(table, tokenizer, needs_steps=False)]
         assert ids == [tokenize_example(example, tokenizer)["prompt_ids"] for example in found]
         texts = tokenizer.batch_decode(ids)
         assert texts[1].startswith(texts[0])
@@ -132,11 +131,8 @@ def test_rows_of_single_turns_are_split_as_before(tmp_path: Path) -> None:
     for turns in ("last", "all"):
         table = read(*rows, folder=tmp_path, split="train", turns=turns)
         parts.append([openings(part) for part in hold_out(table, 5)])
-    assert [len(part) for part in parts[0]] == [len(part) for part in parts[1]]
-    assert parts[0][1] == {
-        row["question"][0]["content"]
-        for row in hold_out(Dataset.from_list(list(table)).select_columns(["question"]), 5)[1]
-    }
+    assert parts[0] == parts[1]
+    assert [len(part) for part in parts[0]] == [33, 5]
 
 
 def test_variables_and_tools_of_rows_reach_their_chats(tmp_path: Path) -> None:
