@@ -88,6 +88,13 @@ class SpecialTokens:
         return re.compile("|".join(patterns) or "(?!)")
 
 
+def template_variables(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return the names that a tokenizer's chat templates read; none without a template."""
+    found: Any = tokenizer.chat_template or {}
+    templates = found.values() if isinstance(found, dict) else [found]
+    return set().union(*map(variables_of, templates))
+
+
 def is_guarded(text: str) -> bool:
     """Tell whether a text holds marks for special tokens."""
     return _MARK in text
@@ -250,9 +257,7 @@ class Encoder:
         """Refuse variables that no chat template reads, such as mistyped ones."""
         if not self.templates.chat_template_kwargs:
             return
-        known: set[str] = set()
-        if found := self.tokenizer.chat_template:
-            known.update(*map(variables_of, found.values() if isinstance(found, dict) else [found]))
+        known = template_variables(self.tokenizer)
         for name in self.templates.chat_template_kwargs:
             if name not in known:
                 has = f"reads {', '.join(sorted(known))}" if known else "does not exist"
