@@ -20,9 +20,9 @@ class Conversation:
     values of the last prompt: those of the tokens with which the next prompt begins are used again, the rest is
     computed. A chat template that changes earlier turns leaves less to use again.
 
-    Adapter and weights must not change during a conversation. Where only the model's own ``generate`` can decode
-    (:func:`~rim_peft.inference.decoding.can_decode`), and for thoughts and exports, nothing is kept, and the text of an
-    answer comes all at once.
+    Finish or close a stream before the next turn. Adapter and weights must not change during a conversation. Where only
+    the model's own ``generate`` can decode (:func:`~rim_peft.inference.decoding.can_decode`), and for thoughts and
+    exports, nothing is kept, and the text of an answer comes all at once.
 
     ::
 

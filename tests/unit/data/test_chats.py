@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from importlib import resources
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from rim_peft.data.chat_templates import variables_of
 from rim_peft.data.chats import CHAT_COLUMNS, RESERVED, Chat
 from rim_peft.data.examples import Example, RowError, Templates, read_example
 from rim_peft.data.tokenization import tokenize_example, tokenize_prompts
+from rim_peft.export.tokens import set_variables
 from tests.conftest import CHAT_TEMPLATE, build_tokenizer
 from tests.objectives import prepare_rows
 
@@ -153,6 +155,35 @@ def test_thinking_of_earlier_turns_is_what_the_template_makes_of_it(qwen_like: P
     assert written(qwen_like, turns) == expected
     kept = build_tokenizer()  # its template keeps contents as they are
     assert "<think>" in written(kept, turns)
+
+
+@pytest.mark.parametrize(
+    ("name", "keeps_thinking", "uses_tools", "variables"),
+    [
+        ("qwen3", False, True, {"enable_thinking": False}),
+        ("deepseek_r1_distill", False, False, {}),
+        ("glm4moe", False, True, {"enable_thinking": False}),
+        ("qwen2_5", True, True, {}),
+        ("llama3", True, False, {}),
+        ("gemma3", True, False, {}),
+    ],
+)
+def test_templates_of_published_models(
+    name: str, keeps_thinking: bool, uses_tools: bool, variables: dict[str, Any]
+) -> None:
+    """TRL ships their templates: what becomes of earlier turns' thinking, of tools, and of variables in an export."""
+    file = resources.files("trl") / "chat_templates" / f"{name}.jinja"
+    if not file.is_file():
+        pytest.skip("this version of TRL does not ship it")
+    tokenizer = build_tokenizer(chat_template=file.read_text(encoding="utf-8"))
+    turns = [USER, {"role": "assistant", "content": "<think>\nsum\n</think>\n\n2"}, {"role": "user", "content": "Why?"}]
+    trained = written(tokenizer, turns, chat_template_kwargs=variables)
+    assert ("sum" in trained) is keeps_thinking
+    assert "2" in trained
+    assert (trained != written(tokenizer, turns)) is bool(variables)
+    assert ("tools" in variables_of(file.read_text(encoding="utf-8"))) is uses_tools
+    set_variables(tokenizer, variables)
+    assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False) == trained
 
 
 def test_calls_of_tools_are_refused() -> None:
