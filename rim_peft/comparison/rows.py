@@ -151,8 +151,9 @@ def _source(data: DataOptions) -> str:
 
 
 def _text(question: Any) -> str:
-    """Return a question, text or messages, as one text."""
-    return json.dumps(question, sort_keys=True, ensure_ascii=False)
+    """Return a question, text or messages with what their template gets, as one text."""
+    whole = [question, question.columns()] if isinstance(question, Chat) else question
+    return json.dumps(whole, sort_keys=True, ensure_ascii=False)
 
 
 def _hash(examples: Sequence[Example]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class BlockLM(HFLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a chat with the tokenizer's template; special tokens spelled in its messages stay text."""
         self._asks_chats = True  # all requests of one harness call are of the same kind
-        if self.block_ids and not add_generation_prompt:
+        if self.block_ids and not add_generation_prompt and chat_history[-1]["role"] == "assistant":
             *asked, last = chat_history
             begun = self._encoder.guard(last["content"])
             return self.apply_chat_template(asked) + _BEGUN + begun

@@ -200,7 +200,7 @@ def _checked_begun(num_begun: int | Sequence[int], prompts: Any, mask: Any) -> l
     if prompts is None:
         return []
     num_rows, length = prompts.shape
-    counts = [num_begun] * num_rows if isinstance(num_begun, int) else list(num_begun)
+    counts: list[Any] = list(num_begun) if isinstance(num_begun, list | tuple) else [num_begun] * num_rows
     is_number = all(isinstance(count, int) and not isinstance(count, bool) for count in counts)
     lengths = [length] * num_rows if mask is None or mask.shape != prompts.shape else (mask != 0).sum(1).tolist()
     if (

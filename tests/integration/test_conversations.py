@@ -68,6 +68,11 @@ def test_every_command_writes_the_prompts_of_the_training(
         '"<|user|>0 + 1?<eos><|assistant|><think>0+1=1</think>1<eos><|user|>Doubled?<eos><|assistant|>"'
     )
     assert "2 of 22 training rows have chat_template_kwargs that the chat template does not read (other)" in shown
+    assert main(["check", *command, "data.chat_template_kwargs={enable_thinkng: false}"]) == 1
+    captured = capsys.readouterr()
+    lines = [line for line in (captured.out + captured.err).splitlines() if "enable_thinkng" in line]
+    assert len(lines) == 1, captured.out + captured.err
+    assert "chat_template_kwargs.enable_thinkng: must be a variable of the tokenizer's chat template, which" in lines[0]
     assert main(["train", *command]) == 0
     out = tmp_path / "out"
     assert read_yaml((out / "recipe.yaml").read_text())["data"]["chat_template_kwargs"] == OFF
