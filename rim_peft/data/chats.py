@@ -108,7 +108,7 @@ def read_template_variables(value: object) -> dict[str, Any]:
     found = _parsed(value)
     if not found and (found is None or isinstance(found, Mapping)):
         return {}
-    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in found):
         raise RowError(
             "chat_template_kwargs: must be a mapping of the chat template's variables, such as "
             f"{{enable_thinking: false}}, got {show(found)}"

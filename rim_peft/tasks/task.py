@@ -310,10 +310,13 @@ def _split(row: Mapping[str, Any], task: Task) -> list[Mapping[str, Any]]:
     if not task.has_turns:
         return [row]
     try:
-        place = {ROW_PLACE: row[ROW_PLACE]} if row.get(ROW_PLACE) else {}
-        return [{**part, **place} for part in task.split_row(parse_row(row))]
+        parts = task.split_row(parse_row(row))
     except RowError:
         return [row]
+    if not row.get(ROW_PLACE):
+        return list(parts)
+    turns = [f" turn {turn}" for turn in range(1, len(parts) + 1)] if len(parts) > 1 else [""]
+    return [{**part, ROW_PLACE: f"{row[ROW_PLACE]}{turn}"} for part, turn in zip(parts, turns, strict=True)]
 
 
 def _read_or_explain(row: Mapping[str, Any], task: Task, *, is_chat: bool) -> dict[str, Any]:

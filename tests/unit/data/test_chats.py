@@ -89,6 +89,7 @@ def test_variables_that_no_template_reads_are_refused(tokenizer: PreTrainedToken
         ([1], r"chat_template_kwargs: must be a mapping of the chat template's variables, .* got \[1\] \(list\)"),
         ("enable_thinking", "chat_template_kwargs: must be a mapping .* got 'enable_thinking'"),
         ({1: 2}, "chat_template_kwargs: must be a mapping"),
+        ({"a %}{{ b": 1}, "chat_template_kwargs: must be a mapping"),
         ({"tokenize": True}, r"chat_template_kwargs\.tokenize: must be a variable of the chat template, but is an arg"),
         ({"day": {1, 2}}, "chat_template_kwargs: must have values that JSON can hold"),
         ({"day": float("nan")}, "chat_template_kwargs: must have values that JSON can hold"),

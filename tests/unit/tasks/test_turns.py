@@ -87,9 +87,9 @@ def test_a_bad_turn_leaves_the_others(tmp_path: Path) -> None:
     found = list(read(*rows, folder=tmp_path, turns="all"))
     assert [row["answer"] for row in found] == ["Hello", "Hello", None, "Hello", None, None]
     errors = [row[ROW_ERROR] for row in found if row[ROW_ERROR]]
-    assert errors[0] == "test.jsonl line 2: question: the last message must be the user's, got one of assistant"
+    assert errors[0] == "test.jsonl line 2 turn 2: question: the last message must be the user's, got one of assistant"
     assert errors[1].startswith(
-        "test.jsonl line 3: answer: must be one message of the assistant after the question, got"
+        "test.jsonl line 3 turn 2: answer: must be one message of the assistant after the question, got"
     )
     assert errors[2].startswith(
         "test.jsonl line 4: answer: must be one message of the assistant after the question, but"
