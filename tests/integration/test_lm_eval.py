@@ -505,3 +505,40 @@ def test_scores_and_answers_after_begun_answers(batch_size: int, tokenizer: PreT
     for text, answer in zip(texts, answers, strict=True):
         row = lm._with_blocks(lm._encode_pair(text, "a")[0], [5])
         assert answer == tokenizer.decode(follow_slowly(model, row, 4), skip_special_tokens=True)
+
+
+def test_a_tasks_prefix_follows_the_blocks(adapter: Path, tmp_path: Path) -> None:
+    """By the harness's own ``gen_prefix``, for written answers and for choices."""
+    begun = "gen_prefix: It is\n"
+    for name, text in {"choice.yaml": SHARED + CHOICE + begun, "written.yaml": SHARED + WRITTEN + begun}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "rows.py").write_text(ROWS, encoding="utf-8")
+    results = simple_evaluate(
+        "rim",
+        model_args={"pretrained": str(adapter)},
+        tasks=["letters", "letters_choice"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        batch_size=4,
+        device="cpu",
+        bootstrap_iters=0,
+        apply_chat_template=True,
+    )
+    run = load_run(adapter)
+    blocks = run.model.peft_config["default"].block_tokens.ids(2)
+
+    def row_of(doc: dict[str, str]) -> list[int]:
+        chat = [{"role": "user", "content": f"{doc['question']}\n"}]
+        (prompt,) = tokenize_prompts([chat], run.tokenizer)
+        return [*prompt, *blocks, *run.tokenizer("It is", add_special_tokens=False)["input_ids"]]
+
+    for sample in results["samples"]["letters"]:
+        answer = run.tokenizer.decode(follow_slowly(run.model, row_of(sample["doc"]), 4), skip_special_tokens=True)
+        assert sample["filtered_resps"] == [answer]
+    for sample in results["samples"]["letters_choice"]:
+        row = row_of(sample["doc"])
+        for (_, choice), (found, _) in zip(sample["arguments"], sample["filtered_resps"], strict=True):
+            ids = run.tokenizer(choice, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logits = run.model(input_ids=torch.tensor([[*row, *ids]])).logits[0, len(row) - 1 : -1]
+            expected = logits.log_softmax(-1)[range(len(ids)), ids].sum()
+            assert float(found) == pytest.approx(float(expected), abs=1e-3)
