@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
+from rim_peft.data.chats import Chat
 from rim_peft.data.examples import Example, Question, RowError, Templates
 from rim_peft.tasks.rows import OwnRows
 from rim_peft.tasks.steps import MARKER
@@ -98,7 +99,8 @@ class Prompts:
         *before, last = example.question
         content = self._hinted(last["content"], example) if hinted else last["content"]
         system = before[:1] if before and before[0]["role"] == "system" else []
-        return [*system, *self._turns, *before[len(system) :], _message("user", self._fill(content))]
+        messages = [*system, *self._turns, *before[len(system) :], _message("user", self._fill(content))]
+        return example.question.with_messages(messages) if isinstance(example.question, Chat) else messages
 
     def _hinted(self, question: str, example: Example) -> str:
         return _replace(self.hint, {"question": question, "answer": example.answer})

@@ -19,6 +19,7 @@ from urllib.request import Request as HTTPRequest
 
 from rim_peft.chains.options import ChainOptions
 from rim_peft.chains.teachers import Draft, Request, cut_at
+from rim_peft.data.chats import as_chat
 from rim_peft.data.examples import Templates
 from rim_peft.values import cut, shown
 
@@ -178,7 +179,10 @@ class ServerTeacher:
         }
         if isinstance(request.question, str):
             return "/completions", {**payload, "prompt": self._templates.prompt.format(question=request.question)}
-        return "/chat/completions", {**payload, "messages": list(request.question)}
+        chat = as_chat(request.question)
+        beside = {"tools": chat.tools, "chat_template_kwargs": chat.chat_template_kwargs}
+        payload.update({name: value for name, value in beside.items() if value})
+        return "/chat/completions", {**payload, "messages": list(chat)}
 
     def _post(self, path: str, payload: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}

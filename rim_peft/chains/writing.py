@@ -20,6 +20,7 @@ from rim_peft.chains.progress import DRAFTS_FILE, Journal, Noted, begin, check_b
 from rim_peft.chains.prompts import Prompts
 from rim_peft.chains.report import make_report, render_card
 from rim_peft.chains.teachers import Request, Teacher
+from rim_peft.data.chats import Chat
 from rim_peft.data.examples import SHOWN_ROWS, BadRowsError, Example, RowError, read_example
 from rim_peft.escaping import json_text
 from rim_peft.recipe import DataOptions
@@ -228,7 +229,8 @@ def _chosen_rows(
     """Yield the rows of the output: one for each kept chain, one without steps for each question without a chain."""
     for row, example in source.examples.items():
         question = example.question if isinstance(example.question, str) else list(example.question)
-        shared = {"row": row, "question": question}
+        beside = example.question.columns() if isinstance(example.question, Chat) else {}
+        shared = {"row": row, "question": question, **beside}
         if row not in verdicts:
             yield {**shared, "steps": list(example.steps or ()), "answer": example.answer, **_origin("given")}
             continue

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "question",
         nargs="?",
         help="the question; without it, questions are read from stdin, one per line or as JSON lines with a field "
-        "question, and the answers are JSON lines",
+        "question or messages, and the answers are JSON lines",
     )
     parser.add_argument(
         "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"

@@ -11,6 +11,7 @@ from typing import Any
 
 from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.sections import Comparison, RowsOptions
+from rim_peft.data.chats import Chat
 from rim_peft.data.examples import Example
 from rim_peft.methods import METHODS
 from rim_peft.recipe import DataOptions, Recipe
@@ -144,18 +145,24 @@ def _check_apart(recipe: Recipe, test: Sequence[Example], selection: Sequence[Ex
 
 def _source(data: DataOptions) -> str:
     """Return what determines which rows are loaded: the section ``data`` without its text templates."""
-    written = ("prompt_template", "step_template", "answer_template", "step_separator", "allow_special_tokens")
-    texts = (*written, "max_length")
+    templates = ("prompt_template", "step_template", "answer_template", "step_separator")
+    texts = (*templates, "allow_special_tokens", "chat_template_kwargs", "max_length")
     return repr({key: value for key, value in asdict(data).items() if key not in texts})
 
 
 def _text(question: Any) -> str:
-    """Return a question, text or messages, as one text."""
-    return json.dumps(question, sort_keys=True, ensure_ascii=False)
+    """Return a question, text or messages with what their template gets, as one text."""
+    whole = [question, question.columns()] if isinstance(question, Chat) else question
+    return json.dumps(whole, sort_keys=True, ensure_ascii=False)
 
 
 def _hash(examples: Sequence[Example]) -> dict[str, Any]:
     return fingerprint(
-        {"question": example.question, "steps": list(example.steps or ()), "answer": example.answer}
+        {
+            "question": example.question,
+            "steps": list(example.steps or ()),
+            "answer": example.answer,
+            **(example.question.columns() if isinstance(example.question, Chat) else {}),
+        }
         for example in examples
     )

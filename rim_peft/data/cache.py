@@ -24,6 +24,7 @@ from tokenizers import __version__ as tokenizers_version
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers import __version__ as transformers_version
 
+from rim_peft.data.chats import CHAT_COLUMNS, Chat
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
 from rim_peft.data.tokenization import Encoder, TokenizedExample, Written, all_ids, check_vocabulary
 
@@ -333,9 +334,10 @@ def _content_hash(dataset: Dataset, encoder: Encoder) -> str | None:
     tokenizer = tokenizer_hash(encoder.tokenizer)
     if tokenizer is None:
         return None
-    source = source_hash(__name__, Encoder.__module__, Example.__module__)
+    source = source_hash(__name__, *(part.__module__ for part in (Encoder, Example, Chat, RowError)))
     # Other columns are not read, so they must not change the hash.
-    read = [name for name in dataset.column_names if name in ("question", "steps", "answer", ROW_ERROR)]
+    names = ("question", "steps", "answer", *CHAT_COLUMNS, ROW_ERROR)
+    read = [name for name in dataset.column_names if name in names]
     dataset = dataset.select_columns(read) if read else dataset
     return digest_of(*(part.encode() for part in (source, rows_hash(dataset), tokenizer, repr(encoder.templates))))
 

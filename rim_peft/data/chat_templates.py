@@ -11,7 +11,7 @@ import sys
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -67,12 +67,25 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None
             )
 
 
+@lru_cache
+def variables_of(template: str) -> frozenset[str]:
+    """Return the names that a chat template reads from outside, such as ``messages``, ``tools``, ``enable_thinking``.
+
+    Raises:
+        TemplateSyntaxError: it is no template.
+    """
+    return frozenset(meta.find_undeclared_variables(_environment().parse(template)))
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
+
+
 def _find_problem(template: str) -> str | None:
     if len(template) > MOST_CHARACTERS:
         return f"{len(template):,} characters, more than {MOST_CHARACTERS:,}"
-    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
     try:
-        _check(environment.parse(template))
+        _check(_environment().parse(template))
     except TemplateSyntaxError:
         return None  # rendering reports it
     except RecursionError:

@@ -3,69 +3,39 @@
 from __future__ import annotations
 
 import string
-import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
-_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")
-_BLANK = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0"} | {
-    chr(code) for codes in (range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0)) for code in codes
-}
-"""Invisible characters: Unicode categories (``_UNSEEN``), and further blanks, fillers and variation selectors."""
+from rim_peft.data.bad_rows import (
+    ROW_ERROR,
+    SHOWN_ROWS,
+    BadRowsError,
+    QuestionError,
+    RowError,
+    check_text,
+    has_content,
+    list_rows,
+    show,
+)
+from rim_peft.data.chats import CHAT_COLUMNS, ROLES, Chat, Question, begun_of, check_messages, read_template_variables
 
-Question: TypeAlias = str | Sequence[Mapping[str, str]]
-"""A text, or a list of chat messages with ``role`` and ``content``."""
-
-ROLES = ("system", "user", "assistant")
-
-ROW_ERROR = "row_error"
-"""Column with the reason why a loaded row could not be read; None in a good row."""
-
-SHOWN_ROWS = 10
-"""How many bad rows an error or a log lists one by one."""
-
-
-class RowError(ValueError):
-    """A bad row; the message names the field, the rule and the value found."""
-
-
-class QuestionError(RowError):
-    """A question that cannot be used.
-
-    Attributes:
-        index: its index among the questions.
-        reason: what is wrong with it.
-        name: name of the questions in the message.
-    """
-
-    def __init__(self, index: int, reason: str, name: str = "questions") -> None:
-        self.index, self.reason, self.name = index, reason, name
-        super().__init__(f"{name}[{index}]: {reason}")
-
-    def __reduce__(self) -> tuple[type[QuestionError], tuple[int, str, str]]:
-        """Pickle the parts, not the message."""
-        return type(self), (self.index, self.reason, self.name)
-
-
-class BadRowsError(ValueError):
-    """Rows that cannot be trained on; ``rows`` holds the index and reason of each."""
-
-    def __init__(self, rows: Sequence[tuple[int, str]]) -> None:
-        self.rows = list(rows)
-        count = "1 bad row" if len(self.rows) == 1 else f"{len(self.rows)} bad rows"
-        remedy = "Correct the data, or drop such rows with on_bad_rows='drop' if others remain."
-        super().__init__("\n".join([f"dataset: {count}.", *list_rows(self.rows), remedy]))
-
-    def __reduce__(self) -> tuple[type[BadRowsError], tuple[list[tuple[int, str]]]]:
-        """Pickle the rows, not the message."""
-        return type(self), (self.rows,)
-
-
-def list_rows(rows: Sequence[tuple[int, str]]) -> list[str]:
-    """Return a line for each of the first ``SHOWN_ROWS`` rows, and one that counts the rest."""
-    lines = [f"  row {index}: {reason}" for index, reason in rows[:SHOWN_ROWS]]
-    return [*lines, f"  and {len(rows) - SHOWN_ROWS} more"] if len(rows) > SHOWN_ROWS else lines
+__all__ = [
+    "ROLES",
+    "ROW_ERROR",
+    "SHOWN_ROWS",
+    "BadRowsError",
+    "Example",
+    "Question",
+    "QuestionError",
+    "RowError",
+    "Templates",
+    "check_question",
+    "has_content",
+    "list_rows",
+    "read_example",
+    "require_field",
+]
 
 
 @dataclass(frozen=True)
@@ -90,9 +60,11 @@ class Example:
 
     def __post_init__(self) -> None:
         check_question(self.question)
-        _check_text("answer", self.answer)
+        if begun_of(self.question):
+            raise RowError("question: must end with the user's message in an example, whose answer is not begun")
+        check_text("answer", self.answer)
         for index, step in enumerate(self.steps or ()):
-            _check_text(f"steps[{index}]", step)
+            check_text(f"steps[{index}]", step)
 
 
 def read_example(row: Mapping[str, Any]) -> Example:
@@ -108,12 +80,15 @@ def read_example(row: Mapping[str, Any]) -> Example:
         raise RowError(problem)
     steps = row.get("steps")
     if steps is not None and (isinstance(steps, str) or not isinstance(steps, Sequence)):
-        raise RowError(f"steps: must be a list of texts, got {_show(steps)}")
+        raise RowError(f"steps: must be a list of texts, got {show(steps)}")
     question = require_field(row, "question")
     if isinstance(question, Sequence) and not isinstance(question, str):
-        _check_messages(question)
+        check_messages(question)
         # A table gives every message the keys of all messages; only these two belong to the chat.
-        question = [{"role": message["role"], "content": message["content"]} for message in question]
+        messages = [{"role": message["role"], "content": message["content"]} for message in question]
+        tools, variables = (row.get(name, getattr(question, name, None)) for name in CHAT_COLUMNS)
+        chat = Chat(messages, tools=tools, chat_template_kwargs=variables)
+        question = chat if chat.tools or chat.chat_template_kwargs else messages
     return Example(question, answer=require_field(row, "answer"), steps=tuple(steps) if steps else None)
 
 
@@ -136,52 +111,9 @@ def check_question(question: object) -> None:
         RowError: it is empty, of the wrong type, or has an invalid message.
     """
     if isinstance(question, str):
-        _check_text("question", question)
+        check_text("question", question)
     else:
-        _check_messages(question)
-
-
-def _check_text(name: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise RowError(f"{name}: must be a text, got {_show(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"half a character (U+{ord(text[error.start]):04X}) at {error.start}"
-        raise RowError(f"{name}: must be a text that UTF-8 can encode, got {half}") from None
-    if not has_content(text):
-        raise RowError(f"{name}: is empty")
-
-
-def has_content(text: str) -> bool:
-    """Tell whether a text has a visible character: white space, controls and zero-width characters do not count.
-
-    >>> has_content(" ?"), has_content("\u200b\ufeff\ufe0f ")
-    (True, False)
-    """
-    return any(unicodedata.category(char) not in _UNSEEN and char not in _BLANK for char in text)
-
-
-def _check_messages(messages: object) -> None:
-    if not isinstance(messages, Sequence):
-        raise RowError(f"question: must be a text or a list of chat messages, got {_show(messages)}")
-    if not messages:
-        raise RowError("question: is empty")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise RowError(f"question[{index}]: must be a message with role and content, got {_show(message)}")
-        if message["role"] not in ROLES:
-            raise RowError(f"question[{index}].role: must be one of {', '.join(ROLES)}, got {_show(message['role'])}")
-        _check_text(f"question[{index}].content", message["content"])
-    if messages[-1]["role"] != "user":
-        raise RowError(f"question: the last message must be the user's, got one of {messages[-1]['role']}")
-
-
-def _show(value: object) -> str:
-    if value is None:
-        return "None"
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+        check_messages(question)
 
 
 @dataclass(frozen=True)
@@ -200,9 +132,12 @@ class Templates:
         separator: the text after each step when steps and answer are written as one text (a chain of thought).
         allow_special_tokens: whether special tokens spelt in a question, a step or an answer are read as special
             tokens, not as text. Those in the templates always are.
+        chat_template_kwargs: variables of the chat template, such as ``{"enable_thinking": False}``; those of a
+            :class:`Chat` come first.
 
     Raises:
-        ValueError: a template does not hold its placeholder exactly once, or holds another placeholder.
+        ValueError: a template does not hold its placeholder exactly once, or holds another placeholder, or
+            ``chat_template_kwargs`` is no mapping of the chat template's variables.
     """
 
     prompt: str = "{question}\n"
@@ -210,8 +145,13 @@ class Templates:
     answer: str = "{answer}"
     separator: str = "\n"
     allow_special_tokens: bool = False
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "chat_template_kwargs", read_template_variables(self.chat_template_kwargs))
+        except RowError as error:
+            raise ValueError(f"{error}.") from None
         for name, placeholder in (("prompt", "question"), ("step", "step"), ("answer", "answer")):
             _check_template(name, getattr(self, name), placeholder)
 

@@ -140,8 +140,9 @@ def shared_questions(first: Dataset, second: Dataset) -> list[Question]:
 def hold_out(dataset: Dataset, size: int | float) -> tuple[Dataset, Dataset]:
     """Split rows into training rows and held-out rows, which never share a question.
 
-    The choice depends on the texts of the questions, not on their order, so it is the same in every run. Rows that
-    could not be read stay in training, where they are reported.
+    Turns of one conversation, in rows with the column ``conversation``, count as one question. The choice depends on
+    the texts of the questions, not on their order, so it is the same in every run. Rows that could not be read stay in
+    training, where they are reported.
 
     >>> train, held_out = hold_out(Dataset.from_dict({"question": ["a", "b", "c", "b"]}), 2)
     >>> train["question"][:], held_out["question"][:]
@@ -162,6 +163,9 @@ def hold_out(dataset: Dataset, size: int | float) -> tuple[Dataset, Dataset]:
             f"dataset: must be a Dataset to hold rows out of, got {type(dataset).__name__}. Load it without streaming."
         )
     questions = dataset["question"]
+    if CONVERSATION in dataset.column_names:
+        pairs = zip(dataset[CONVERSATION], questions, strict=True)
+        questions = [question if conversation is None else conversation for conversation, question in pairs]
     hashes = [None if question is None else question_hash(question, salt="hold-out") for question in questions]
     ranked = sorted({value for value in hashes if value is not None})
     count = size if isinstance(size, int) else round(size * len(ranked))
@@ -178,6 +182,9 @@ def hold_out(dataset: Dataset, size: int | float) -> tuple[Dataset, Dataset]:
 
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
+
+CONVERSATION = "conversation"
+"""Column of rows that are turns of conversations: what the turns of one conversation share."""
 
 _NO_NAMES: Mapping[str, str] = {}
 

@@ -12,6 +12,8 @@ from typing import Any, TypedDict
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rim_peft.data.chat_templates import variables_of
+from rim_peft.data.chats import Chat, as_chat, begun_of
 from rim_peft.data.examples import Example, Question, QuestionError, RowError, Templates, check_question
 
 _MARK = "\U0010fffd"  # the last private-use character
@@ -84,6 +86,13 @@ class SpecialTokens:
             _, token = self._tokens[name]
             patterns.append("(" + r"\s*" * token.lstrip + re.escape(name) + r"\s*" * token.rstrip + ")")
         return re.compile("|".join(patterns) or "(?!)")
+
+
+def template_variables(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return the names that a tokenizer's chat templates read; none without a template."""
+    found: Any = tokenizer.chat_template or {}
+    templates = found.values() if isinstance(found, dict) else [found]
+    return set().union(*map(variables_of, templates))
 
 
 def is_guarded(text: str) -> bool:
@@ -242,6 +251,20 @@ class Encoder:
                 "tokenizer: must have an EOS token, which ends every readout, got none. Set tokenizer.eos_token to the "
                 "token at which the model stops."
             )
+        self._check_variables()
+
+    def _check_variables(self) -> None:
+        """Refuse variables that no chat template reads, such as mistyped ones."""
+        if not self.templates.chat_template_kwargs:
+            return
+        known = template_variables(self.tokenizer)
+        for name in self.templates.chat_template_kwargs:
+            if name not in known:
+                has = f"reads {', '.join(sorted(known))}" if known else "does not exist"
+                raise ValueError(
+                    f"chat_template_kwargs.{name}: must be a variable of the tokenizer's chat template, which {has}. "
+                    "Correct it or omit it."
+                )
 
     @cached_property
     def special_tokens(self) -> SpecialTokens:
@@ -255,6 +278,14 @@ class Encoder:
     def guard_chat(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
         """Return chat messages with guarded contents."""
         return [{**message, "content": self.guard(message["content"])} for message in messages]
+
+    def _guard_all(self, value: Any) -> Any:
+        """Guard all texts in a value of a row."""
+        if isinstance(value, str):
+            return self.guard(value)
+        if isinstance(value, Mapping):
+            return {name: self._guard_all(item) for name, item in value.items()}
+        return [self._guard_all(item) for item in value] if isinstance(value, list | tuple) else value
 
     def spells_tokens(self, question: Question) -> bool:
         """Tell whether a question spells special tokens, which are read as text."""
@@ -347,14 +378,43 @@ class Encoder:
         eos = self.tokenizer.eos_token_id
         return ids if ids[-1:] == [eos] else [*ids, eos]
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def encode_begun(self, question: Question) -> list[int]:
+        """Return the ids of a question's begun answer, the first of a readout's."""
+        (ids,) = self._encode([self.guard(begun_of(question))])
+        return ids
+
+    def _render(self, question: Question) -> str:
         if not self.tokenizer.chat_template:
             raise ValueError(
                 "tokenizer: must have a chat template to render a question of chat messages, got none. Set "
                 "tokenizer.chat_template, or give questions as texts."
             )
+        chat = as_chat(question)
+        options = {**self.templates.chat_template_kwargs, **self._guard_all(chat.chat_template_kwargs)}
+        if chat.tools:
+            options["tools"] = self._guard_tools(chat)
         try:
-            chat = self.guard_chat(messages)
-            return str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+            messages = self.guard_chat(chat.asked)
+            options.update(add_generation_prompt=True, tokenize=False)
+            return str(self.tokenizer.apply_chat_template(messages, **options))
         except TemplateError as error:
             raise RowError(f"question: the chat template refuses the messages: {error}") from None
+        except (TypeError, AttributeError) as error:
+            if not options.keys() - {"add_generation_prompt", "tokenize"}:
+                raise
+            raise RowError(f"chat_template_kwargs: the chat template fails with {options}: {error}") from None
+
+    def _guard_tools(self, chat: Chat) -> list[Any]:
+        """Return a chat's tools with guarded texts.
+
+        Raises:
+            RowError: the chat template does not use tools.
+        """
+        template = self.tokenizer.get_chat_template(tools=[dict(tool) for tool in chat.tools])
+        if "tools" not in variables_of(template):
+            raise RowError(
+                "tools: must be empty, since the tokenizer's chat template does not use tools, got "
+                f"{len(chat.tools)}. Omit the column, or choose a base whose template does"
+            )
+        tools: list[Any] = self._guard_all(chat.tools)
+        return tools

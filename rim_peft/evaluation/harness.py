@@ -6,6 +6,8 @@ between prompt and readout in training::
     log-likelihood   context  m_1 ... m_K  continuation      scored: the continuation, from the last block's end on
     generation       context  m_1 ... m_K  answer            by the model's own generate
 
+In a chat, a task's ``gen_prefix`` is the begun answer: it comes after the blocks, as training's answers do.
+
 Batching, caching of one-token continuations and scores are the harness's own code.
 """
 
@@ -34,6 +36,9 @@ except ImportError as error:
     ) from error
 
 logger = logging.getLogger(__name__)
+
+_BEGUN = "\U0010fffc"
+"""A private-use character between a chat's prompt and its begun answer, while the harness carries them as one text."""
 
 Request = tuple[Any, list[int], list[int]]
 """A request of the harness: its texts, the token ids of the context, and those of the continuation."""
@@ -81,6 +86,7 @@ class BlockLM(HFLM):
         self._first_memory_id = config.block_tokens.begin
         self._encoder = Encoder(tokenizer, Templates(allow_special_tokens=allow_special_tokens))
         self._asks_chats = False
+        self._num_begun: list[int] = []
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **options)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -101,6 +107,10 @@ class BlockLM(HFLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a chat with the tokenizer's template; special tokens spelled in its messages stay text."""
         self._asks_chats = True  # all requests of one harness call are of the same kind
+        if self.block_ids and not add_generation_prompt and chat_history[-1]["role"] == "assistant":
+            *asked, last = chat_history
+            begun = self._encoder.guard(last["content"])
+            return self.apply_chat_template(asked) + _BEGUN + begun
         text: str = super().apply_chat_template(self._encoder.guard_chat(chat_history), add_generation_prompt)
         return text
 
@@ -112,6 +122,11 @@ class BlockLM(HFLM):
         **kwargs: Any,
     ) -> list[int]:
         """Tokenise a text; only the chat template's special tokens are read as such."""
+        string, _, begun = string.partition(_BEGUN)
+        if begun:
+            prompt_ids = self.tok_encode(string, add_special_tokens, **kwargs)
+            ids = [*prompt_ids, *self.tok_encode(begun, add_special_tokens=False)]
+            return ids[-left_truncate_len:] if left_truncate_len else ids
         text = self._guard(string)
         if not is_guarded(text):
             plain: list[int] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
@@ -138,7 +153,8 @@ class BlockLM(HFLM):
         Raises:
             ValueError: blocks and answer leave no room for a prompt, or a prompt contains ids of memory tokens.
         """
-        if any(is_guarded(self._guard(string)) for string in strings):
+        self._num_begun = [self._count_begun(string) for string in strings]
+        if any(self._num_begun) or any(is_guarded(self._guard(string)) for string in strings):
             rows = {"input_ids": [self.tok_encode(string) for string in strings]}
             padded = self.tokenizer.pad(rows, padding_side=padding_side, return_tensors="pt")
             ids, mask = padded["input_ids"], padded["attention_mask"]
@@ -146,7 +162,7 @@ class BlockLM(HFLM):
             ids, mask = super().tok_batch_encode(strings, padding_side, truncation=truncation)
         if left_truncate_len is not None:
             room = left_truncate_len - len(self.block_ids)
-            if room < 1:
+            if room < 1 + max(self._num_begun, default=0):
                 raise ValueError(
                     f"max_gen_toks: blocks ({len(self.block_ids)} tokens) and answer "
                     f"({self.max_length - left_truncate_len}) must leave room for a prompt in max_length="
@@ -158,6 +174,11 @@ class BlockLM(HFLM):
         ids, mask = self._filled(ids, mask)
         self._check_ids(ids[mask.bool()].tolist())
         return ids, mask
+
+    def _count_begun(self, context: str) -> int:
+        """Return the number of tokens of a context's begun answer."""
+        begun = context.partition(_BEGUN)[2]
+        return len(self.tok_encode(begun, add_special_tokens=False)) if begun else 0
 
     def _filled(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Replace empty prompts among (B, S) by the prefix token, so that blocks can follow."""
@@ -174,7 +195,12 @@ class BlockLM(HFLM):
         if not self.block_ids:
             pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
             return pair
-        context_ids = self.tok_encode(context) or [self.prefix_token_id]
+        prompt, _, begun = context.partition(_BEGUN)
+        context_ids = self.tok_encode(prompt) or [self.prefix_token_id]
+        if begun:
+            begun_ids = self.tok_encode(begun, add_special_tokens=False)
+            self._check_ids([*context_ids, *begun_ids])
+            context_ids = [*context_ids, *self.block_ids, *begun_ids]
         return context_ids, self.tok_encode(continuation, add_special_tokens=False)
 
     def _loglikelihood_tokens(
@@ -183,7 +209,7 @@ class BlockLM(HFLM):
         """Score continuations after context and blocks; the harness sees the blocks as the context's last tokens."""
         laid_out = [(texts, self._with_blocks(context, end), end) for texts, context, end in requests]
         num_cut = sum(
-            len(before) + len(self.block_ids) > len(after)
+            sum(map(len, self._parts(before))) + len(self.block_ids) > len(after)
             for (_, before, _), (_, after, _) in zip(requests, laid_out, strict=True)
         )
         if num_cut:
@@ -194,16 +220,26 @@ class BlockLM(HFLM):
         return scores
 
     def _with_blocks(self, context: list[int], continuation: list[int]) -> list[int]:
-        """Append the blocks to the context, whose first tokens are cut if they do not fit."""
+        """Put the blocks behind the context's prompt, whose first tokens are cut if they do not fit."""
         # The last token is not an input, since nothing is read out after it.
-        room = self.max_length + 1 - len(self.block_ids) - len(continuation)
+        prompt, begun = self._parts(context)
+        room = self.max_length + 1 - len(self.block_ids) - len(begun) - len(continuation)
         if room < 1:
             raise ValueError(
-                f"num_blocks: blocks ({len(self.block_ids)} tokens) and continuation ({len(continuation)}) must leave "
+                f"num_blocks: blocks ({len(self.block_ids)} tokens) and continuation "
+                f"({len(begun) + len(continuation)}) must leave "
                 f"room for a context in max_length={self.max_length}, got {self.num_blocks}. Lower it (--num-blocks)."
             )
-        self._check_ids([*context, *continuation])
-        return context[-room:] + self.block_ids
+        self._check_ids([*prompt, *begun, *continuation])
+        return [*prompt[-room:], *self.block_ids, *begun]
+
+    def _parts(self, context: list[int]) -> tuple[list[int], list[int]]:
+        """Return a context's prompt and its begun answer, which blocks part."""
+        start = next((place for place, token in enumerate(context) if token >= self._first_memory_id), len(context))
+        end = start + len(self.block_ids)
+        if not self.block_ids or context[start:end] != self.block_ids:
+            return context, []
+        return context[:start], context[end:]
 
     def _check_ids(self, ids: list[int]) -> None:
         check_vocabulary(ids, self.tokenizer, self._first_memory_id, where="tokenizer")
@@ -211,6 +247,8 @@ class BlockLM(HFLM):
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         """Generate after context and blocks; EOS ends an answer even if the base's settings name none."""
         generation_kwargs.setdefault("eos_token_id", self._eos_ids())
+        if any(self._num_begun):
+            generation_kwargs["num_begun"] = self._num_begun
         output: Tensor = super()._model_generate(
             context, max_length, stop, num_blocks=self.num_blocks, **generation_kwargs
         )

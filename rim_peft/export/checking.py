@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from rim_peft.data.chats import Chat, begun_of
 from rim_peft.data.examples import Question, Templates
 from rim_peft.data.tokenization import Encoder, padding_id
 from rim_peft.export.tokens import MemoryTokens
@@ -44,10 +45,15 @@ class Expected:
     answer: list[int]
     spells_tokens: bool = False
 
-    def as_asked(self, memory: MemoryTokens, places: dict[str, bool]) -> tuple[Question | list[int], str]:
+    def as_asked(
+        self, memory: MemoryTokens, places: dict[str, bool]
+    ) -> tuple[Question | list[int] | dict[str, Any], str]:
         """Return what the fresh process tokenises, and what it appends; ids if it would read the text differently."""
         if self.spells_tokens or any(name in str(self.prompt) for name in memory.names):
             return [*self.ids, *memory.block_ids], ""
+        if isinstance(self.prompt, Chat):
+            options = {"tools": self.prompt.tools or None, **self.prompt.chat_template_kwargs}
+            return {"messages": list(self.prompt), "options": options}, "" if places["chat"] else memory.block_text
         return self.prompt, "" if places[_kind(self)] else memory.block_text
 
 
@@ -111,8 +117,12 @@ def expect(
     encoder = Encoder(tokenizer, templates)
     expected = []
     for question, ids in zip(questions, answerer.tokenize(questions), strict=True):
+        if begun_of(question):
+            raise ValueError(
+                "prompts: must not begin an answer (continue_final_message). Give the user's message last."
+            )
         (answer,) = answerer.generate([ids])
-        text = templates.prompt.format(question=question) if isinstance(question, str) else list(question)
+        text = templates.prompt.format(question=question) if isinstance(question, str) else question
         expected.append(Expected(text, ids, answer, encoder.spells_tokens(question)))
     return expected
 

@@ -37,7 +37,7 @@ from rim_peft.export.record import (
     render_card,
     write_json,
 )
-from rim_peft.export.tokens import add_memory_tokens, append_blocks, save_model, save_tokenizer
+from rim_peft.export.tokens import add_memory_tokens, append_blocks, save_model, save_tokenizer, set_variables
 from rim_peft.export.weights import (
     STAGING,
     ExportOptions,
@@ -97,6 +97,7 @@ def export_merged(
         )
     num_blocks = options.blocks_of(config)
     extended, memory = add_memory_tokens(tokenizer, num_blocks=num_blocks, block_size=config.block_size)
+    set_variables(extended, prompts.templates.chat_template_kwargs)
     places = append_blocks(extended, memory, options.append_to)
     base_name = config.base_model_name_or_path
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks)
@@ -205,6 +206,7 @@ def export_peft_lora(
     _replace_base(folder / BASE, base, extended, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
     free(base)
     adapter = folder / ADAPTERS / name
+    set_variables(extended, prompts.templates.chat_template_kwargs)
     places = append_blocks(extended, memory, options.append_to)
     _write_adapter(adapter, state, lora, extended)
     entry: dict[str, Any] = {

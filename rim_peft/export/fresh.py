@@ -34,7 +34,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     base = model if job["adapter"] is None else model.get_base_model()
     own, plain = base.generation_config, GenerationConfig()
-    options = {"eos_token_id": job["eos_id"], "pad_token_id": job["pad_id"], "max_new_tokens": job["max_new_tokens"]}
+    lengths = {"eos_token_id": job["eos_id"], "pad_token_id": job["pad_id"], "max_new_tokens": job["max_new_tokens"]}
 
     def follow(ids: list[int], expected: list[int], settings: GenerationConfig) -> dict[str, Any]:
         base.generation_config = settings
@@ -44,7 +44,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             attention_mask=torch.ones_like(prompt),
             output_logits=True,
             return_dict_in_generate=True,
-            **options,
+            **lengths,
         )
         tokens = found.sequences[0, len(ids) :].tolist()
         gap = None  # score gap, relative to the largest score, between the two tokens where it first differs
@@ -59,6 +59,10 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     for prompt, suffix, expected in job["prompts"]:
         if isinstance(prompt, str):
             ids = tokenizer(prompt)["input_ids"]
+        elif isinstance(prompt, dict):  # a chat with tools or variables of its template
+            options = {**prompt["options"], "add_generation_prompt": True, "return_dict": True}
+            chat: Any = tokenizer.apply_chat_template(prompt["messages"], **options)
+            ids = chat["input_ids"]
         elif isinstance(prompt[0], int):  # ids with blocks: its text spells special tokens that are meant as text
             ids = prompt
         else:

@@ -103,7 +103,7 @@ class ExportAnswerer(Answerer):
         """0: the blocks are part of the prompt."""
         return 0
 
-    def tokenize(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
+    def _tokenize_prompts(self, questions: Sequence[Question], name: str) -> list[list[int]]:
         """Return the prompts' ids with their blocks, which the tokenizer or the chat template appends.
 
         Raises:
@@ -111,7 +111,7 @@ class ExportAnswerer(Answerer):
             QuestionError: a question holds memory tokens.
         """
         memory = self.record.memory
-        prompts = super().tokenize(questions, name=name)
+        prompts = super()._tokenize_prompts(questions, name)
         for index, (question, ids) in enumerate(zip(questions, prompts, strict=True)):
             if isinstance(question, str) or not self.record.places["chat"]:
                 ids.extend(memory.block_ids)

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from rim_peft.data.chats import as_chat
 from rim_peft.escaping import code_span, json_text, markdown, visible
 from rim_peft.export.checking import CheckResult
 from rim_peft.export.tokens import MemoryTokens
@@ -164,15 +165,18 @@ def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: Ch
         snippet += f" + {behind!r}" if behind else ""
         snippet += '\ninputs = tokenizer(prompt, return_tensors="pt")'
     else:
-        chat = json_text(list(prompts.questions[0]))
+        first = as_chat(prompts.questions[0])
+        beside = {**({"tools": first.tools} if first.tools else {}), **first.chat_template_kwargs}
+        given = "".join(f"{name}={value!r}, " for name, value in beside.items())
+        chat = json_text(list(first))
         snippet = f"chat = {chat}\n"
         if behind:
             snippet += (
-                "text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)\n"
+                f"text = tokenizer.apply_chat_template(chat, {given}add_generation_prompt=True, tokenize=False)\n"
                 f'inputs = tokenizer(text + {behind!r}, add_special_tokens=False, return_tensors="pt")'
             )
         else:
-            options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+            options = f'{given}add_generation_prompt=True, return_dict=True, return_tensors="pt"'
             snippet += f"inputs = tokenizer.apply_chat_template(chat, {options})"
     base = hub_id(record.base)
     metadata = ModelCardData(
@@ -195,7 +199,7 @@ def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: Ch
         on_base=f" on {code_span(base)}" if base else "",
         snippet=snippet,
         max_new_tokens=prompts.max_new_tokens,
-        prompt=code_span(repr(template)) if is_text else "chats, by the chat template",
+        prompt=code_span(repr(template)) if is_text else _chats(prompts),
         blocks=_blocks(record) if memory.num_blocks else "",
         dtype=markdown(record.dtype),
         dequantized=(
@@ -235,9 +239,18 @@ def render_adapter_card(name: str, memory: MemoryTokens, prompts: Prompts, resul
         name=markdown(name),
         names=", ".join(code_span(token) for token in memory.names),
         ids=", ".join(map(str, memory.ids)),
-        prompt=code_span(repr(prompts.templates.prompt)) if is_text else "chats, by the chat template",
+        prompt=code_span(repr(prompts.templates.prompt)) if is_text else _chats(prompts),
         block_text=code_span(memory.block_text),
         checked=describe(result),
+    )
+
+
+def _chats(prompts: Prompts) -> str:
+    """Say how chats are written."""
+    variables = prompts.templates.chat_template_kwargs
+    given = ", ".join(f"{name}={value!r}" for name, value in variables.items())
+    return "chats, by the chat template" + (
+        f", with {code_span(given)} unless a call gives other values" if given else ""
     )
 
 

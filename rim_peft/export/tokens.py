@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,19 @@ def add_memory_tokens(
     extended.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     ids: Any = extended.convert_tokens_to_ids(names)
     return extended, MemoryTokens(names, ids, num_blocks, block_size)
+
+
+def set_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> None:
+    """Make a chat template use the training's variables where a call gives none, in place."""
+    if not variables or not tokenizer.chat_template:
+        return
+    lines = (f"{{% set {name} = {name} if {name} is defined else {value!r} %}}\n" for name, value in variables.items())
+    head = "".join(lines)  # the newlines after tags are not written
+    templates = tokenizer.chat_template
+    is_named = isinstance(templates, dict)
+    tokenizer.chat_template = (
+        {name: head + template for name, template in templates.items()} if is_named else head + templates
+    )
 
 
 def append_blocks(tokenizer: PreTrainedTokenizerBase, memory: MemoryTokens, append_to: str = "auto") -> dict[str, bool]:

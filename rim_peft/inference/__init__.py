@@ -9,6 +9,7 @@ from rim_peft.inference.answerer import (
     read_blocks,
 )
 from rim_peft.inference.coconut import decode_with_thoughts
+from rim_peft.inference.conversation import Conversation
 from rim_peft.inference.decoding import BlockDecoder, Decoded
 from rim_peft.inference.readout import Readout
 
@@ -16,6 +17,7 @@ __all__ = [
     "Answerer",
     "BlockAnswerer",
     "BlockDecoder",
+    "Conversation",
     "Decoded",
     "Readout",
     "ThoughtAnswerer",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from rim_peft.data.chats import Chat, begun_of
 from rim_peft.data.examples import Question, Templates
-from rim_peft.data.tokenization import padding_id, tokenize_prompts
+from rim_peft.data.tokenization import Encoder, check_vocabulary, padding_id, tokenize_prompts
 from rim_peft.inference.coconut import decode_with_thoughts
+from rim_peft.inference.conversation import Conversation
 from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number, check_room, generate_greedily
+from rim_peft.inference.passes import PromptCache, holds_memory
 from rim_peft.inference.readout import Readout
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks
@@ -97,7 +100,21 @@ class Answerer(ABC):
         Raises:
             ValueError: as for :func:`~rim_peft.data.tokenization.tokenize_prompts`.
         """
+        prompts = self._tokenize_prompts(questions, name)
+        for index, (prompt, question) in enumerate(zip(prompts, questions, strict=True)):
+            if begun_of(question):
+                begun = Encoder(self.tokenizer, self.templates).encode_begun(question)
+                check_vocabulary(begun, self.tokenizer, self.num_rows, where=f"{name}[{index}]")
+                prompt.extend([*self._between_ids(), *begun])
+        return prompts
+
+    def _tokenize_prompts(self, questions: Sequence[Question], name: str) -> list[list[int]]:
+        """Return the prompts' token ids without begun answers."""
         return tokenize_prompts(questions, self.tokenizer, self.templates, vocab_size=self.num_rows, name=name)
+
+    def _between_ids(self) -> list[int]:
+        """Return the ids between a prompt and a begun answer."""
+        return []
 
     def encode(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
         """Return the prompts' token ids.
@@ -116,7 +133,15 @@ class Answerer(ABC):
 
     def check_room(self, prompts: Sequence[Sequence[int]], *, name: str = "prompts") -> None:
         """Refuse prompts that leave no room for their answers in the model's positions."""
-        check_room(self.model.config, prompts, self.num_between, self.max_new_tokens, between=self.between, name=name)
+        check_room(
+            self.model.config,
+            prompts,
+            self.num_between,
+            self.max_new_tokens,
+            between=self.between,
+            name=name,
+            memory_from=self.num_rows,
+        )
 
     def answer(
         self, questions: Sequence[Question], *, batch_size: int = 8, on_cut: Callable[[str], None] | None = None
@@ -148,6 +173,34 @@ class Answerer(ABC):
                 if on_cut is not None and self.eos_id not in token_ids:
                     on_cut(text)
                 yield text
+
+    def stream(self, prompt: Sequence[int], kept: PromptCache) -> Iterator[int]:
+        """Yield the tokens of one prompt's answer, EOS included if reached.
+
+        Here they come all at once, from a fresh prompt; a subclass may yield each as soon as it is known, and keep the
+        prompt's keys and values for the next one.
+
+        Args:
+            prompt: token ids, as returned by :meth:`encode`.
+            kept: what is kept of an earlier prompt.
+        """
+        (answer,) = self.decode([prompt])
+        yield from answer
+
+    def conversation(
+        self, messages: Sequence[Mapping[str, str]] = (), *, tools: object = None, chat_template_kwargs: object = None
+    ) -> Conversation:
+        """Begin a conversation, which keeps its keys and values from turn to turn; see :class:`Conversation`.
+
+        Args:
+            messages: what was said before, such as the system's message.
+            tools: JSON schemas of tools, for chat templates that use them.
+            chat_template_kwargs: variables of the chat template, which come before those of the training.
+
+        Raises:
+            RowError: tools or variables have another form.
+        """
+        return Conversation(self, Chat(messages, tools=tools, chat_template_kwargs=chat_template_kwargs))
 
     def read(self, token_ids: Sequence[int]) -> str:
         """Return an answer as text, without EOS and surrounding white space."""
@@ -188,6 +241,9 @@ class BlockAnswerer(Answerer):
         super().__init__(model, tokenizer, templates=templates, max_new_tokens=max_new_tokens)
         self.decoder = self._make_decoder(num_blocks=num_blocks)
 
+    def _between_ids(self) -> list[int]:
+        return self.decoder.blocks.ids(self.num_blocks)
+
     def _make_decoder(self, **options: Any) -> BlockDecoder:
         return self.decoder_class(
             self.model, eos_id=self.eos_id, pad_id=self.pad_id, max_new_tokens=self.max_new_tokens, **options
@@ -216,15 +272,33 @@ class BlockAnswerer(Answerer):
         self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
     ) -> list[list[int]]:
         """Decode a batch with the model's own ``generate``, which gives the same answers."""
+        first = self.decoder.blocks.begin
+        rows, num_begun = self._followed(prompts), []
+        if any(holds_memory(prompt, first) for prompt in prompts):  # before begun answers; generate inserts it again
+            ends = [max((place for place, token in enumerate(row) if token >= first), default=-1) for row in rows]
+            num_begun = [len(row) - 1 - end if end >= 0 else 0 for row, end in zip(rows, ends, strict=True)]
+            rows = [[token for token in row if token < first] for row in rows]
         return generate_greedily(
             self.model,
-            self._followed(prompts),
+            rows,
             eos_id=self.eos_id,
             pad_id=self.pad_id,
             max_new_tokens=self.max_new_tokens,
             on_token=on_token,
             num_blocks=self.num_blocks,
+            **({"num_begun": num_begun} if num_begun else {}),
         )
+
+    def stream(self, prompt: Sequence[int], kept: PromptCache) -> Iterator[int]:
+        """Yield the tokens of one prompt's answer, each as soon as it is known.
+
+        Where only the model's own ``generate`` can decode, they come all at once, from a fresh prompt.
+        """
+        if not can_decode(self.model):
+            yield from super().stream(prompt, kept)
+            return
+        (row,) = self._followed([prompt])
+        yield from self.decoder.stream(row, kept)
 
     def _followed(self, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """Return the prompts with what else comes before the blocks."""
@@ -289,6 +363,12 @@ class ThoughtAnswerer(Answerer):
     def num_between(self) -> int:
         """Number of thoughts plus ``<b>`` and ``</b>``."""
         return self.num_thoughts + 2
+
+    def _between_ids(self) -> list[int]:
+        raise ValueError(
+            "question: must end with the user's message where continuous thoughts follow the prompt, got a begun "
+            "answer (continue_final_message). Omit it."
+        )
 
     def decode(
         self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None

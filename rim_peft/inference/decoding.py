@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from rim_peft.data.examples import QuestionError
-from rim_peft.inference.passes import AnswerRows, CompiledPasses, Passes, lay_out_answers
+from rim_peft.inference.passes import (
+    AnswerRows,
+    CompiledPasses,
+    Passes,
+    PromptCache,
+    holds_memory,
+    lay_out_answers,
+)
 from rim_peft.sequence import check_architecture
 from rim_peft.sequence.masks import check_layers
 from rim_peft.tuner.bases import check_uncompiled, input_device, num_positions
@@ -229,16 +236,57 @@ class BlockDecoder:
             ValueError: there are no prompts, a prompt is empty, a prompt leaves no room for its answer in the base's
                 positions, or there are more prompts than a compiled batch holds.
         """
+        rows = self._checked_rows(prompts)
+        with evaluation_mode(self.model):
+            return self._decode(rows, len(prompts), on_token)
+
+    @torch.no_grad()
+    def stream(self, prompt: Sequence[int], kept: PromptCache) -> Iterator[int]:
+        """Yield an answer's tokens, EOS included if reached, as soon as each is known.
+
+        Args:
+            prompt: token ids, without blocks or with blocks and a begun answer.
+            kept: the keys and values of an earlier prompt, of which the common prefix is used; in the end, this
+                prompt's.
+
+        Raises:
+            ValueError: as for calls, or the decoder is compiled.
+        """
+        passes = self._passes
+        if not isinstance(passes, Passes):
+            raise ValueError("compiled: must be False for streams, got True. Create another decoder.")
+        rows = self._checked_rows([prompt])
+        num_plain = next((place for place, token in enumerate(prompt) if token >= self.blocks.begin), len(prompt))
+        plain = prompt[:num_plain]
+        # Something must be left to compute, the end of which predicts.
+        start = kept.keep_prefix(plain if num_plain < len(prompt) or self.num_blocks else plain[:-1])
+        with evaluation_mode(self.model):
+            found = passes.finish_trunk(rows, kept.cache, start)
+        kept.keep(plain)
+        try:
+            for step in range(self.max_new_tokens):
+                if step > 0:
+                    with evaluation_mode(self.model):
+                        found = passes.extend(rows, kept.cache, found.tokens, step - 1)
+                token = int(found.tokens[0, 0])
+                yield token
+                if token == self.eos_id:
+                    return
+        finally:
+            kept.crop()
+
+    def _checked_rows(self, prompts: Sequence[Sequence[int]]) -> AnswerRows:
+        """Check prompts and model, and lay out the rows on the model's device."""
         check_prompts(prompts)
-        check_room(self.model.config, prompts, self.num_memory, self.max_new_tokens)
+        check_room(self.model.config, prompts, self.num_memory, self.max_new_tokens, memory_from=self.blocks.begin)
         if self.model.active_adapter != self.adapter or not can_decode(self.model):
             raise ValueError(
                 f"model: must have the adapter active that the decoder was made for, {self.adapter!r}, got "
                 f"{self.model.active_adapter!r}, or it is disabled. Activate it, or create another decoder."
             )
-        rows = self._lay_out(prompts).to(input_device(self.model))
-        with evaluation_mode(self.model):
-            return self._decode(rows, len(prompts), on_token)
+        if self.every_block and any(holds_memory(prompt, self.blocks.begin) for prompt in prompts):
+            raise ValueError("prompts: must not hold blocks where every block is read out. Omit begun answers.")
+        return self._lay_out(prompts).to(input_device(self.model))
 
     @property
     def num_memory(self) -> int:
@@ -303,6 +351,7 @@ def check_room(
     *,
     between: str | None = "blocks",
     name: str = "prompts",
+    memory_from: int | None = None,
 ) -> None:
     """Refuse prompts that leave no room for their answers in a model's positions.
 
@@ -313,6 +362,7 @@ def check_room(
         max_new_tokens: most tokens of an answer.
         between: name of what is between them, for the error; None where it is part of the prompt.
         name: name of the prompts in the error.
+        memory_from: the first memory id; prompts that hold memory, before a begun answer, count as they are.
 
     Raises:
         QuestionError: a prompt leaves no room; the error contains its index.
@@ -321,10 +371,12 @@ def check_room(
     parts = "and blocks ({} tokens)" if between is None else f"({{}} tokens), {between} ({num_between})"
     remedy = "lower max_new_tokens or num_blocks" if between == "blocks" else "lower max_new_tokens"
     for index, prompt in enumerate(prompts):
-        if room is not None and len(prompt) + num_between + max_new_tokens > room:
+        is_begun = memory_from is not None and holds_memory(prompt, memory_from)
+        length = len(prompt) - num_between if is_begun else len(prompt)
+        if room is not None and length + num_between + max_new_tokens > room:
             raise QuestionError(
                 index,
-                f"prompt {parts.format(len(prompt))} and answer ({max_new_tokens}) must fit into the base's {room} "
+                f"prompt {parts.format(length)} and answer ({max_new_tokens}) must fit into the base's {room} "
                 "positions (max_position_embeddings; with longrope original_max_position_embeddings). Omit the "
                 f"question, or {remedy}.",
                 name,

@@ -87,6 +87,8 @@ def lay_out_answers(
 ) -> AnswerRows:
     """Lay out prompts with their blocks, and with room for an answer after every block or only after the last.
 
+    A prompt that already holds blocks, with a begun answer behind them, gets no more.
+
     >>> blocks = BlockTokens(begin=90, memory=91, end=92, block_size=1)
     >>> rows = lay_out_answers([[5]], blocks, num_blocks=2, every_block=True, max_new_tokens=3, pad_id=0)
     >>> rows.order.tolist(), rows.ends.tolist(), rows.end_columns.tolist()
@@ -105,7 +107,10 @@ def lay_out_answers(
     if every_block:
         samples = [Sample(prompt, [room] * num_blocks) for prompt in prompts]
     else:
-        samples = [Sample([*prompt, *blocks.ids(num_blocks), *room], []) for prompt in prompts]
+        memory = blocks.ids(num_blocks)
+        trunks = [prompt if holds_memory(prompt, blocks.begin) else [*prompt, *memory] for prompt in prompts]
+        samples = [Sample([*trunk, *room], []) for trunk in trunks]
+        prompts = [trunk[len(memory) :] for trunk in trunks]  # as long as they are without blocks
     longest = -(-max(len(prompt) for prompt in prompts) // prompt_multiple) * prompt_multiple
     num_readouts = num_blocks if every_block else 1
     length = longest + num_blocks * blocks.length + num_readouts * len(room)
@@ -116,6 +121,11 @@ def lay_out_answers(
     is_trunk[answers] = False
     order = torch.cat([is_trunk.nonzero()[:, 0], answers.flatten()])
     return AnswerRows(layout, ends, order, num_steps=len(room))
+
+
+def holds_memory(prompt: Sequence[int], first_memory_id: int) -> bool:
+    """Tell whether a prompt holds memory tokens."""
+    return max(prompt, default=0) >= first_memory_id
 
 
 # Only the last layer's states, if transformers supports the choice: 5.17 does not, 5.23 does.
@@ -154,10 +164,57 @@ class Passes:
         ends = rows.end_columns.tolist()
         return predict(self.base, rows.layout, cache, rows.trunk_ids, places, branches=False, ends=ends)
 
+    def finish_trunk(self, rows: AnswerRows, cache: Cache, start: int) -> Prediction:
+        """Compute the trunk from column ``start`` on, behind cached columns, and predict the first token of answers."""
+        places = (rows.trunk[start:], rows.trunk)
+        ends = [end - start for end in rows.end_columns.tolist()]
+        ids = rows.trunk_ids[:, start:]
+        return predict(self.base, rows.layout, cache, ids, places, branches=False, ends=ends, resets=False)
+
     def extend(self, rows: AnswerRows, cache: Cache, tokens: Tensor, step: int) -> Prediction:
         """Compute token ``step`` (from 0) of every answer, (B, R), and predict the next one."""
         places = (rows.answers(step), rows.order[: len(rows.trunk) + (step + 1) * len(rows.ends)])
         return predict(self.base, rows.layout, cache, tokens, places, branches=len(rows.ends) > 1)
+
+
+class PromptCache:
+    """Keys and values of a conversation's last prompt, for the next one: of plain text alone, never of blocks.
+
+    Attributes:
+        cache: the keys and values.
+        ids: tokens of the cache's first columns; those behind them are unknown.
+        num_used: how many tokens of the last prompt were there already.
+    """
+
+    def __init__(self) -> None:
+        self.cache = DynamicCache()
+        self.ids: list[int] = []
+        self.num_used = 0
+
+    def keep_prefix(self, prompt: Sequence[int]) -> int:
+        """Drop all but the longest common prefix with a prompt; return its length.
+
+        The prompt's tokens count as unknown until :meth:`keep` is called, so an interrupted pass leaves no wrong cache.
+        """
+        pairs = enumerate(zip(self.ids, prompt, strict=False))
+        common = next((place for place, (kept, new) in pairs if kept != new), min(len(self.ids), len(prompt)))
+        self.ids = self.ids[:common]
+        self.crop()
+        self.ids = []
+        self.num_used = common
+        return common
+
+    def keep(self, prompt: Sequence[int]) -> None:
+        """Note the tokens of the first columns."""
+        self.ids = list(prompt)
+
+    def crop(self) -> None:
+        """Drop all columns behind the known tokens."""
+        surplus = int(self.cache.get_seq_length()) - len(self.ids)
+        if not self.ids:
+            self.cache = DynamicCache()
+        elif surplus > 0:
+            self.cache.crop(-surplus)
 
 
 class CompiledPasses:
@@ -232,24 +289,26 @@ def predict(
     *,
     branches: bool,
     ends: Tensor | list[int] | None = None,
+    resets: bool = True,
 ) -> Prediction:
     """Run a base on places of its rows.
 
     Args:
         base: a causal language model with a RIM adapter.
         layout: the (B, L) rows.
-        cache: what is already computed; it is emptied before a trunk.
+        cache: what is already computed.
         token_ids: (B, Q) tokens at the places to compute.
         places: the (Q,) places to compute, and the (C,) places in the cache's columns, including the former.
         branches: False if places are cached in sequence order, so that a padding mask is enough.
         ends: for a trunk, the (R,) columns that predict; all Q by default.
+        resets: empty the cache before a trunk.
     """
     queries, keys = places
     if branches:
         mask = attention_masks(base.config, layout, dtype=mask_dtype(base), places=places)
     else:
         mask = layout.attention_mask[:, keys]
-    if ends is not None:
+    if ends is not None and resets:
         cache.reset()
     output = base(
         input_ids=token_ids,

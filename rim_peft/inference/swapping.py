@@ -15,7 +15,7 @@ from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question
 from rim_peft.inference.answerer import BlockAnswerer
 from rim_peft.inference.decoding import BlockDecoder, Decoded, can_decode, check_number
-from rim_peft.inference.passes import AnswerRows, Passes, Prediction, predict
+from rim_peft.inference.passes import AnswerRows, Passes, Prediction, holds_memory, predict
 from rim_peft.tuner.bases import input_device
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.memory_embedding import MemoryEmbedding, initial_rows
@@ -53,6 +53,8 @@ class SwappingDecoder(BlockDecoder):
                 f"donors: must be as many and as long as the prompts, {lengths} tokens, got {others}. Pair questions "
                 "of equal length."
             )
+        if any(holds_memory(ids, self.blocks.begin) for ids in (*prompts, *donors)):
+            raise ValueError("prompts: must hold no blocks, of which others are inserted. Omit begun answers.")
         if not donors:
             return self(prompts)  # refuses an empty batch
         memory = self.num_blocks * self.blocks.length
@@ -159,7 +161,11 @@ class MemoryAnswerer(BlockAnswerer):
         return len(self.memory_ids)
 
     def _followed(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        return [[*prompt, *self.memory_ids] for prompt in prompts]
+        first = self.decoder.blocks.begin
+        return [list(prompt) if holds_memory(prompt, first) else [*prompt, *self.memory_ids] for prompt in prompts]
+
+    def _between_ids(self) -> list[int]:
+        return self.memory_ids
 
 
 def answer_with_swapped_blocks(

@@ -38,6 +38,7 @@ _STAGE_ELSEWHERE = {
             "answer_template",
             "step_separator",
             "allow_special_tokens",
+            "chat_template_kwargs",
             "on_bad_rows",
             "max_length",
         )

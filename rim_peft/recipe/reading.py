@@ -20,7 +20,7 @@ from rim_peft.values import MOST_CHARACTERS, expand_user, shown
 _FREE_ON_RESUME = ("output_dir", "resume")
 """Keys that may differ when a run is resumed, since its folder may have been moved."""
 
-_EARLIER = {"data.allow_special_tokens": True}
+_EARLIER: dict[str, Any] = {"data.allow_special_tokens": True, "data.chat_template_kwargs": {}}
 """Values that match the behaviour of versions without the option, if not its default; runs resume with either."""
 
 

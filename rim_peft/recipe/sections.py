@@ -118,6 +118,7 @@ class DataOptions:
         metadata={"help": "Text after each step, for methods that write the steps out before the answer."},
     )
     allow_special_tokens: bool = field(default=False, metadata=AS_IN_STAGE)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict, metadata=AS_IN_STAGE)
     on_bad_rows: Literal["error", "drop"] = field(default="error", metadata=AS_IN_STAGE)
     max_length: int | None = field(
         default=1024,
@@ -147,6 +148,7 @@ class DataOptions:
                 Templates(**{name: getattr(self, f"{name}_template")})
             except ValueError as error:
                 raise ValueError(f"{name}_template: {str(error).partition(': ')[2]}") from None
+        Templates(chat_template_kwargs=self.chat_template_kwargs)
         if self.validation_rows and self.validation_split == self.train_split:
             raise ValueError(
                 f"validation_split: must differ from train_split, got {self.train_split!r} twice. null holds "
@@ -166,6 +168,7 @@ class DataOptions:
             answer=self.answer_template,
             separator=self.step_separator,
             allow_special_tokens=self.allow_special_tokens,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
 
@@ -285,6 +288,7 @@ class Recipe:
             "step_template": data.step_template,
             "answer_template": data.answer_template,
             "allow_special_tokens": data.allow_special_tokens,
+            "chat_template_kwargs": dict(data.chat_template_kwargs),
             "on_bad_rows": data.on_bad_rows,
             "max_length": data.max_length,
         }

@@ -15,10 +15,11 @@ from torch.utils.data import RandomSampler
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.batching import TokenBatchSampler
+from rim_peft.data.chats import Chat
 from rim_peft.data.examples import BadRowsError, RowError, Templates, read_example
 from rim_peft.data.objective import Objective, TokenizedRow
 from rim_peft.data.preparation import prepare_dataset
-from rim_peft.data.tokenization import Encoder
+from rim_peft.data.tokenization import Encoder, template_variables
 from rim_peft.sequence import Layout
 from rim_peft.training.head import Head
 from rim_peft.training.readout_config import ReadoutConfig
@@ -136,6 +137,18 @@ def find_changed(
         if "".join(text.split()) != "".join(written.split()):
             changed.setdefault(owner, (text, written))
     return len(changed), next(iter(changed.values()), None)
+
+
+def find_unread(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[int, list[str]]:
+    """Count rows with chat_template_kwargs that no chat template of a tokenizer reads; also return their names."""
+    known = template_variables(tokenizer)
+    unread = []
+    for row in rows:
+        with suppress(RowError):
+            question = read_example(row).question
+            if isinstance(question, Chat) and (names := question.chat_template_kwargs.keys() - known):
+                unread.append(names)
+    return len(unread), sorted(set().union(*unread))
 
 
 def count_batches(args: Any, lengths: Sequence[int]) -> int:

@@ -78,7 +78,8 @@ class RimLM(BlockLM):
         _check_method(run, num_blocks)
         _move(run, device)
         options.setdefault("allow_special_tokens", run.templates.allow_special_tokens or _spells_tokens(run))
-        super().__init__(run.model, run.tokenizer, num_blocks=num_blocks, **options)
+        variables = {**run.templates.chat_template_kwargs, **(options.pop("chat_template_args", None) or {})}
+        super().__init__(run.model, run.tokenizer, num_blocks=num_blocks, chat_template_args=variables, **options)
         self.source = pretrained
 
     def get_model_info(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from rim_peft.run.costs import (
     estimate,
     find_changed,
     find_largest_batch,
+    find_unread,
     find_unreadable,
     lay_out,
     precision,
@@ -326,6 +327,7 @@ class Preflight:
         found.attempt("disk", partial(self._look_at_disk, found, recipe, looks))
         if rows is not None and tokenizer is not None:
             found.attempt("texts", partial(_note_changed, found, recipe, rows, tokenizer))
+            found.attempt("texts", partial(_note_unread, found, rows, tokenizer))
         found.errors = list(dict.fromkeys(found.errors))
         return found
 
@@ -402,6 +404,19 @@ def _note_changed(found: RunFindings, recipe: Recipe, rows: RunRows, tokenizer: 
                 found.notes.append(
                     f"{count} of {len(part)} {which} rows have texts that the tokenizer changes, such as {text!r} to "
                     f"{written!r}. Answers are judged in the changed form."
+                )
+
+
+def _note_unread(found: RunFindings, rows: RunRows, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Note rows with variables that the chat template does not read: made for another, they have no effect."""
+    for which, part in (("training", rows.train), ("validation", rows.validation)):
+        if isinstance(part, Dataset):
+            part = part.select(range(min(len(part), _LOOKED_AT)))
+            count, names = find_unread(part, tokenizer)
+            if count:
+                found.notes.append(
+                    f"{count} of {len(part)} {which} rows have chat_template_kwargs that the chat template does not "
+                    f"read ({', '.join(names)}), so these have no effect."
                 )
 
 

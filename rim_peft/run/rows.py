@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from rim_peft.data.chats import CHAT_COLUMNS
 from rim_peft.data.examples import Example, RowError, read_example
 from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import SHOWN_ROWS, BadRowsError
@@ -134,6 +135,8 @@ def fingerprint(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """
     digest, count = hashlib.sha256(), 0
     for row in rows:
+        # Chats without tools and variables have the fingerprint that they had before there were these columns.
+        row = {name: value for name, value in row.items() if value is not None or name not in CHAT_COLUMNS}
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
         count += 1
     return {"num_rows": count, "sha256": digest.hexdigest()}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
 
+from rim_peft.data.chats import CHAT_COLUMNS
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows
 from rim_peft.tasks.answers import check_math_verify
@@ -70,6 +71,9 @@ class OwnRows(Task):
         "math-verify",
     ] = "exact-text"
     """How answers are compared (docs/tasks.md)."""
+    turns: Literal["last", "all"] = "last"
+    """Which of the assistant's turns in a conversation (``messages``) are answered from memory: the last, or all, each
+    as a row whose question is the conversation so far."""
 
     _found: ClassVar[Columns | None] = None
 
@@ -103,13 +107,34 @@ class OwnRows(Task):
             example = read_example({**row, "answer": _read_answer(row, OWN)[0]})
         else:
             answer, steps = self._read_answer_and_steps(row, columns)
-            example = read_example({"question": _read_question(row, columns), "steps": steps, "answer": answer})
+            beside = {name: row[name] for name in CHAT_COLUMNS if name in row}
+            example = read_example(
+                {"question": _read_question(row, columns), "steps": steps, "answer": answer, **beside}
+            )
         if self.answer_rule not in ("exact-text", "math-verify"):
             try:
                 self.is_correct(example.answer, example.answer)
             except ValueError as error:
                 raise RowError(f"answer: cannot be read by answer_rule {self.answer_rule!r}: {error}") from None
         return example
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether conversations are split into turns."""
+        return self.turns == "all"
+
+    def split_row(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """Return a row for each turn of the assistant in a conversation, which ends with this turn.
+
+        >>> chat = [{"role": role, "content": "..."} for role in ("user", "assistant", "user", "assistant")]
+        >>> [len(part["messages"]) for part in OwnRows(turns="all").split_row({"messages": chat})]
+        [2, 4]
+        """
+        columns = self._found if self._found is not None else self._choose([row])
+        messages = _conversation(row, columns)
+        ends = [index for index in _assistant_turns(messages) if index < len(messages) - 1]
+        # A conversation that does not end with the assistant keeps its end, which is then reported.
+        return [*({**row, columns["answer"][0]: messages[: end + 1]} for end in ends), row]
 
     def read_text(self, text: str) -> tuple[str, Sequence[str] | None]:
         r"""Return the answer and the steps of a text with both, by ``answer_from`` and ``split_steps``.
@@ -137,6 +162,14 @@ class OwnRows(Task):
         found = self._choose(readable)
         if any(columns not in ((), (role,)) and role not in self.columns for role, columns in found.items()):
             logger.info("columns by their usual names: %s. Others: data.options.columns.", self._describe(found))
+        num_longer = sum(len(_assistant_turns(_conversation(row, found))) > 1 for row in readable)
+        if num_longer and self.turns == "last":
+            logger.info(
+                "%d of the first %d conversations have several turns of the assistant: only the last is answered, the "
+                "others are part of the question. data.options.turns=all takes all.",
+                num_longer,
+                len(readable),
+            )
         task = copy.copy(self)
         object.__setattr__(task, "_found", found)
         return task
@@ -216,6 +249,20 @@ def _readable(rows: Any) -> Iterator[Mapping[str, Any]]:
             continue
 
 
+def _conversation(row: Mapping[str, Any], columns: Columns) -> list[Any]:
+    """Return the messages of a row in which question and answer are one conversation; [] if they are not."""
+    if columns["question"] != columns["answer"]:
+        return []
+    messages = look_up(row, *columns["answer"])
+    return messages if isinstance(messages, list) else []
+
+
+def _assistant_turns(messages: Sequence[Any]) -> list[int]:
+    """Return the indices of the assistant's messages."""
+    is_message = (isinstance(message, Mapping) and message.get("role") == "assistant" for message in messages)
+    return [index for index, found in enumerate(is_message) if found]
+
+
 def _read_question(row: Mapping[str, Any], columns: Columns) -> Any:
     """Return the question: a text, joined texts, or chat messages without the answer's turn."""
     names = columns["question"]
@@ -255,6 +302,10 @@ def _read_answer(row: Mapping[str, Any], columns: Columns) -> tuple[Any, str | N
     answer = _require(row, *columns["answer"])
     if isinstance(answer, list) and answer and all(isinstance(message, Mapping) for message in answer):
         last = answer[-1]
+        if columns["answer"] == columns["question"] and not _assistant_turns(answer):
+            raise RowError(
+                "answer: must be one message of the assistant after the question, but the conversation has none"
+            )
         if last.get("role") != "assistant" or (len(answer) > 1 and columns["answer"] != columns["question"]):
             raise RowError(f"answer: must be one message of the assistant after the question, got {last!r}")
         reasoning = next((last[part] for part in _REASONING if last.get(part)), None)

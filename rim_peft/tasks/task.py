@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -15,10 +16,11 @@ from datasets import Dataset, Features, IterableDataset, Value
 
 from rim_peft.data import lines
 from rim_peft.data.cache import source_hash
+from rim_peft.data.chats import CHAT_COLUMNS, Chat
 from rim_peft.data.examples import ROW_ERROR, Example, Question, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows, split_name
 from rim_peft.data.lines import JSON_COLUMN, ROW_PLACE, parse_object
-from rim_peft.data.sources import find_splits, is_held_out
+from rim_peft.data.sources import CONVERSATION, find_splits, is_held_out
 from rim_peft.tasks import answers, steps
 from rim_peft.tasks.answers import split_sentences
 
@@ -124,6 +126,15 @@ class Task:
         """
         return read_example(row)
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether a row may be a conversation of which several turns are rows, which a split must keep together."""
+        return False
+
+    def split_row(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """Return the rows that a source's row holds: itself, or a row for each turn of a conversation."""
+        return [row]
+
     def read_answer(self, text: str) -> str | None:
         """Return the answer in a generated text by ``answer_rule``; None if there is none.
 
@@ -173,15 +184,17 @@ class Task:
     def _read(self, rows: Rows) -> Rows:
         text = Value("string")
         is_chat = has_chats(rows, self)
-        question = [{"role": text, "content": text}] if is_chat else text
+        kinds: dict[str, Any] = dict.fromkeys(_columns(self, is_chat=is_chat), text)
+        kinds |= {"steps": [text], "question": [{"role": text, "content": text}] if is_chat else text}
         readers = [kind.__module__ for kind in type(self).__mro__ if kind is not object]
-        source = source_hash(Example.__module__, *readers, __name__, answers.__name__, steps.__name__, lines.__name__)
+        rules = [Chat.__module__, RowError.__module__, __name__, answers.__name__, steps.__name__, lines.__name__]
+        source = source_hash(Example.__module__, *readers, *rules)
         kwargs: dict[str, Any] = {} if isinstance(rows, IterableDataset) else {"desc": "Reading rows"}
         read = rows.map(
             read_batch,
             batched=True,
             remove_columns=rows.column_names or list(next(iter(rows), {})),
-            features=Features({"question": question, "steps": [text], "answer": text, ROW_ERROR: text}),
+            features=Features(kinds),
             fn_kwargs={"task": self, "is_chat": is_chat, "source": source},
             **kwargs,
         )
@@ -210,7 +223,7 @@ class GeneratedTask(Task, ABC):
 
 
 def _is_in_split(row: Mapping[str, Any], split: str, source: str) -> bool:
-    question = row["question"]
+    question = row["question"] if row.get(CONVERSATION) is None else row[CONVERSATION]
     is_validation = question is not None and is_held_out(question, VALIDATION_SHARE, salt="validation")
     return is_validation == (split == "validation")
 
@@ -281,8 +294,29 @@ def read_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
 def read_batch(batch: Mapping[str, Sequence[Any]], task: Task, is_chat: bool, source: str) -> dict[str, list[Any]]:
     """Read a batch of a source's rows, without blank lines. For ``source`` see :func:`source_hash`."""
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    read = [_read_or_explain(row, task, is_chat=is_chat) for row in rows if not _is_blank(row)]
-    return {name: [row[name] for row in read] for name in ("question", "steps", "answer", ROW_ERROR)}
+    parts = [part for row in rows if not _is_blank(row) for part in _split(row, task)]
+    read = [_read_or_explain(part, task, is_chat=is_chat) for part in parts]
+    return {name: [row.get(name) for row in read] for name in _columns(task, is_chat=is_chat)}
+
+
+def _columns(task: Task, *, is_chat: bool) -> list[str]:
+    """Return the columns of a task's rows."""
+    of_chats = [*(CHAT_COLUMNS if is_chat else ()), *([CONVERSATION] if task.has_turns else [])]
+    return ["question", "steps", "answer", ROW_ERROR, *of_chats]
+
+
+def _split(row: Mapping[str, Any], task: Task) -> list[Mapping[str, Any]]:
+    """Return the rows in a source's row; itself if it cannot be split, whose reading will say why."""
+    if not task.has_turns:
+        return [row]
+    try:
+        parts = task.split_row(parse_row(row))
+    except RowError:
+        return [row]
+    if not row.get(ROW_PLACE):
+        return list(parts)
+    turns = [f" turn {turn}" for turn in range(1, len(parts) + 1)] if len(parts) > 1 else [""]
+    return [{**part, ROW_PLACE: f"{row[ROW_PLACE]}{turn}"} for part, turn in zip(parts, turns, strict=True)]
 
 
 def _read_or_explain(row: Mapping[str, Any], task: Task, *, is_chat: bool) -> dict[str, Any]:
@@ -293,9 +327,18 @@ def _read_or_explain(row: Mapping[str, Any], task: Task, *, is_chat: bool) -> di
             raise RowError(f"question: must be {'chat messages' if is_chat else 'a text'} as in the first row")
     except RowError as error:
         place = f"{row[ROW_PLACE]}: " if row.get(ROW_PLACE) else ""
-        return {"question": None, "steps": None, "answer": None, ROW_ERROR: place + _one_line(str(error))}
+        return {ROW_ERROR: place + _one_line(str(error))}
     steps = list(example.steps) if example.steps else None
-    return {"question": example.question, "steps": steps, "answer": example.answer, ROW_ERROR: None}
+    read = {"question": example.question, "steps": steps, "answer": example.answer}
+    return read | (_chat_columns(example.question) if is_chat else {})
+
+
+def _chat_columns(messages: Any) -> dict[str, Any]:
+    """Return what a row has beside its messages: what its template gets, and what a conversation's turns share."""
+    first = next((index for index, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    opening = json.dumps(messages[:first], ensure_ascii=False, sort_keys=True)
+    found = {"question": list(messages), CONVERSATION: opening}
+    return found | (messages.columns() if isinstance(messages, Chat) else {})
 
 
 def read_example_of(row: Mapping[str, Any], task: Task) -> Example:

@@ -137,6 +137,13 @@ class ReadoutConfig(SFTConfig):
             "special tokens; otherwise they are ordinary text. Those in the templates are always special."
         },
     )
+    chat_template_kwargs: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Variables of the tokenizer's chat template, such as {enable_thinking: false}, in training and in "
+            "answers; a row's own column chat_template_kwargs comes first."
+        },
+    )
     on_bad_rows: str = field(
         default="error",
         metadata={
@@ -266,6 +273,7 @@ class ReadoutConfig(SFTConfig):
             step=self.step_template,
             answer=self.answer_template,
             allow_special_tokens=self.allow_special_tokens,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
     def most_blocks(self, config: RiMConfig) -> int:

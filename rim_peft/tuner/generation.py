@@ -38,6 +38,7 @@ class BlockGenerator:
         generation_config: GenerationConfig | None = None,
         *,
         num_blocks: int | None = None,
+        num_begun: int | Sequence[int] = 0,
         **kwargs: Any,
     ) -> Any:
         """Call the base's ``generate`` with blocks after the prompt.
@@ -52,12 +53,15 @@ class BlockGenerator:
             inputs: (B, S) prompts, padded on the left; ``input_ids`` is another name for it.
             generation_config: as for the base.
             num_blocks: blocks for this call; the adapter's ``num_blocks`` by default.
+            num_begun: how many of a prompt's last tokens are the answer's first (``continue_final_message``), of all
+                rows or of each: the blocks come before them, as in training, where the whole answer follows the blocks.
             kwargs: as for the base.
 
         Raises:
-            ValueError: right padding, prompts without a token, ``inputs_embeds``, a cache from an earlier call,
-                decoding other than greedy, sampling and beam search, guidance by a second prompt, or memory ids that
-                are not at the end of the prompts (masked ids are padding and may have any value).
+            ValueError: ``num_begun`` leaves no prompt, right padding, prompts without a token, ``inputs_embeds``, a
+                cache from an earlier call, decoding other than greedy, sampling and beam search, guidance by a second
+                prompt, or memory ids that are not at the end of the prompts (masked ids are padding and may have any
+                value).
         """
         plain_generate = type(self.model).generate
         kwargs["generation_config"] = generation_config
@@ -68,7 +72,8 @@ class BlockGenerator:
         count = None if num_blocks is None else _checked(num_blocks)
         given = kwargs.pop("input_ids", None) if inputs is None else inputs
         prompts = _without_padding_ids(self.model, given, kwargs, memory.first_memory_id)
-        output = self._generate(prompts, count, memory, adapter_names, kwargs)
+        begun = _checked_begun(num_begun, prompts, kwargs.get("attention_mask")) if num_begun else []
+        output = self._generate(prompts, count, memory, adapter_names, begun, kwargs)
         return output if prompts is given else _with_prompts(given, output)
 
     def _generate(
@@ -77,12 +82,18 @@ class BlockGenerator:
         count: int | None,
         memory: MemoryEmbedding,
         adapter_names: Sequence[str],
+        begun: Sequence[int],
         kwargs: dict[str, Any],
     ) -> Any:
         plain_generate = type(self.model).generate
         held = _trailing_memory(prompts, memory.first_memory_id)
+        if held and any(begun):
+            raise ValueError(
+                f"num_begun: must be 0 for input_ids that end in memory ids, got {max(begun)}. Omit the memory ids: "
+                "generate inserts the blocks."
+            )
         if memory.row_adapters is not None:
-            return self._generate_mixed(prompts, count, is_held=bool(held), **kwargs)
+            return self._generate_mixed(prompts, count, begun, is_held=bool(held), **kwargs)
         config = self.model.peft_config[adapter_names[0]]
         count = config.num_blocks if count is None else count
         _check_held(held, config.block_tokens)
@@ -93,10 +104,17 @@ class BlockGenerator:
         if held:
             prompts, kwargs = _without_last(len(held), prompts, kwargs)
         insertion = BlockInsertion(self.model, prompt_length=prompts.shape[1], block_ids=block_ids)
+        if any(begun):
+            _check_moved(kwargs)
+            insertion = MixedInsertion(
+                self.model, prompts=prompts, block_ids=[block_ids] * len(prompts), num_begun=begun
+            )
         output = plain_generate(insertion.attached_to(self.model), prompts, **kwargs)
         return insertion.put_back(output) if held else output
 
-    def _generate_mixed(self, prompts: Any, count: int | None, *, is_held: bool, **kwargs: Any) -> Any:
+    def _generate_mixed(
+        self, prompts: Any, count: int | None, begun: Sequence[int], *, is_held: bool, **kwargs: Any
+    ) -> Any:
         """Generate with a different adapter for each row."""
         _check_call(self.model, prompts, kwargs)
         memory = self.model.get_input_embeddings()
@@ -109,7 +127,7 @@ class BlockGenerator:
         ]
         settings = _effective_config(self.model, kwargs)
         times = max(settings.num_beams or 1, settings.num_return_sequences or 1)
-        insertion = MixedInsertion(self.model, prompts=prompts, block_ids=blocks)
+        insertion = MixedInsertion(self.model, prompts=prompts, block_ids=blocks, num_begun=begun)
         with repeated_rows(memory, times):
             return type(self.model).generate(insertion.attached_to(self.model), prompts, **kwargs)
 
@@ -163,6 +181,38 @@ def _with_prompts(prompts: Tensor, output: Any) -> Any:
     sequences = output if isinstance(output, Tensor) else output.sequences
     sequences[:, : prompts.shape[1]] = prompts.repeat_interleave(len(sequences) // len(prompts), dim=0)
     return output
+
+
+def _check_moved(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("position_ids") is not None:
+        raise ValueError(
+            "position_ids: must be omitted with num_begun, since blocks are inserted between the tokens, got some. "
+            "generate derives them from the attention_mask."
+        )
+
+
+def _checked_begun(num_begun: int | Sequence[int], prompts: Any, mask: Any) -> list[int]:
+    """Return the number of begun tokens of each row.
+
+    Raises:
+        ValueError: a number is not one of a row's tokens, or leaves no prompt before them.
+    """
+    if prompts is None:
+        return []
+    num_rows, length = prompts.shape
+    counts: list[Any] = list(num_begun) if isinstance(num_begun, list | tuple) else [num_begun] * num_rows
+    is_number = all(isinstance(count, int) and not isinstance(count, bool) for count in counts)
+    lengths = [length] * num_rows if mask is None or mask.shape != prompts.shape else (mask != 0).sum(1).tolist()
+    if (
+        len(counts) != num_rows
+        or not is_number
+        or not all(0 <= count < size for count, size in zip(counts, lengths, strict=True))
+    ):
+        raise ValueError(
+            "num_begun: must be an integer for all rows or one for each, from 0 to below the tokens of a row, "
+            f"{lengths}, got {num_begun!r}. Blocks follow a prompt of at least one token."
+        )
+    return counts
 
 
 def _checked(num_blocks: int) -> int:

@@ -21,6 +21,8 @@ begin in the same column, as with left padding (``m`` memory, ``_`` padding)::
     _ x x x y y           _ _ _ x x x m m y y
     _ _ x x y y           _ _ _ _ _ _ x x y y      a row without an adapter
 
+A begun answer ends the prompt in the loop's view; in the model's it follows the blocks, as in training.
+
 So a row's tokens stay contiguous, as in a batch with one adapter, and attention windows cover the same tokens.
 """
 
@@ -205,19 +207,24 @@ def check_mixture(adapter_names: Any, peft_config: dict[str, Any], *, training: 
 
 
 class MixedInsertion(BlockInsertion):
-    """The memory ids of a ``generate`` call whose rows have different blocks, or none."""
+    """The memory ids of a ``generate`` call whose rows have different blocks, or none, or in different places."""
 
-    def __init__(self, model: Any, *, prompts: Tensor, block_ids: Sequence[list[int]]) -> None:
-        """Lay out the (B, P) prompts and the B rows' blocks."""
+    def __init__(
+        self, model: Any, *, prompts: Tensor, block_ids: Sequence[list[int]], num_begun: Sequence[int] = ()
+    ) -> None:
+        """Lay out the (B, P) prompts and the B rows' blocks, before the last ``num_begun`` tokens of each row."""
         longest = max(block_ids, key=len)
         super().__init__(model, prompt_length=prompts.shape[1], block_ids=longest)
         # Source of each of the model's columns: a column of the prompt, or P for memory, or P + 1 for padding.
         length = self.prompt_length
         sources, ids = [], []
-        for prompt, memory_ids in zip(prompts, block_ids, strict=True):
-            missing = len(longest) - len(memory_ids)
-            sources.append([length + 1] * missing + list(range(length)) + [length] * len(memory_ids))
-            ids.append(torch.cat([prompt.new_zeros(missing), prompt, prompt.new_tensor(memory_ids)]))
+        begun = num_begun or [0] * len(prompts)
+        for prompt, memory_ids, count in zip(prompts, block_ids, begun, strict=True):
+            missing, place = len(longest) - len(memory_ids), length - count
+            before, behind = list(range(place)), list(range(place, length))
+            sources.append([length + 1] * missing + before + [length] * len(memory_ids) + behind)
+            parts = (prompt.new_zeros(missing), prompt[:place], prompt.new_tensor(memory_ids), prompt[place:])
+            ids.append(torch.cat(parts))
         self.sources = torch.tensor(sources, device=prompts.device)
         self.trunks = torch.stack(ids)
 

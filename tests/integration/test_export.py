@@ -15,14 +15,17 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from rim_peft.cli.main import main
-from rim_peft.data.examples import QuestionError
+from rim_peft.data.chats import Chat
+from rim_peft.data.examples import QuestionError, Templates
 from rim_peft.export import formats as merged_export
 from rim_peft.export.checking import ExportCheckError
-from rim_peft.export.weights import ExportOptions
-from rim_peft.inference import answer_questions
+from rim_peft.export.reading import ExportAnswerer, load_export
+from rim_peft.export.weights import ExportOptions, Prompts
+from rim_peft.inference import BlockAnswerer, answer_questions
 from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, evaluate, export, load_run
-from tests.conftest import EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
+from rim_peft.run.sharing import FORMATS
+from tests.conftest import CHAT_TEMPLATE, EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "potions" / "demo-nf4.yaml")
 TEXTS = [f"What is {number} and {number * number}?" for number in range(30)]
@@ -263,3 +266,34 @@ def test_an_export_in_another_type(make_adapter: MakeAdapter, tmp_path: Path, ca
     check = json.loads((out / "rim_export.json").read_text())["check"]
     assert check["num_equal"] + check["num_near_ties"] == 34
     assert check["num_equal"] >= 25  # most prompts are far from a tie
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["merged", "peft-lora"])
+def test_an_export_writes_chats_with_the_variables_of_the_training(form: str, tmp_path: Path) -> None:
+    template = "{{ tools | tojson if tools }}" + CHAT_TEMPLATE + "{% if enable_thinking is false %}<off>{% endif %}"
+    tokenizer = build_tokenizer(chat_template=template)
+    chats = [[{"role": "user", "content": f"And {number}?"}] for number in range(32)]
+    own = Chat(chats[0], tools=[{"name": "add"}], chat_template_kwargs={"enable_thinking": True})
+    templates = Templates(chat_template_kwargs={"enable_thinking": False})
+    asked = Prompts([own, *chats[1:]], templates, max_new_tokens=4)
+    out = tmp_path / "out"
+    result = FORMATS[form](build_rim(), tokenizer, out, asked, ExportOptions(), source="adapter")
+    assert result.num_equal == result.num_prompts == 32
+    folder = out if form == "merged" else out / "adapters" / "adapter"
+    exported = AutoTokenizer.from_pretrained(folder)
+    text = exported.apply_chat_template(chats[0], add_generation_prompt=True, tokenize=False)
+    assert "<|assistant|><off><|rim_begin|>" in text
+    card = (folder / "README.md").read_text()
+    assert "by the chat template, with `enable_thinking=False` unless a call gives other values" in card
+    if form == "merged":
+        assert "apply_chat_template(chat, tools=[{'name': 'add'}], enable_thinking=True, add_gen" in card
+        model, theirs, record = load_export(out)
+        answerer = ExportAnswerer(model, theirs, record=record, templates=templates, max_new_tokens=4)
+        ours = BlockAnswerer(build_rim(), tokenizer, templates=templates, max_new_tokens=4)
+        begun = Chat([*chats[1], {"role": "assistant", "content": "It"}], continue_final_message=True)
+        questions = [own, chats[1], begun]
+        assert answerer.encode(questions)[2][-2:] == ours.encode(questions)[2][-2:]
+        assert list(answerer.answer(questions)) == list(ours.answer(questions))
+        said = answerer.conversation()
+        assert said.answer("And 1?") == next(ours.answer([chats[1]]))

@@ -21,6 +21,7 @@ from rim_peft.data.tokenization import tokenize_example, tokenize_prompts
 from rim_peft.demo import showcase
 from rim_peft.run import evaluate, load_run
 from tests.conftest import BOS_ID, build_base, build_rim, build_tokenizer
+from tests.integration.test_begun_answers import follow_slowly
 from tests.integration.test_demo import SHORT
 
 pytest.importorskip("lm_eval")
@@ -459,3 +460,85 @@ def test_an_empty_context_is_the_prefix_token() -> None:
     assert_same(score(lm, [("", "2")]), [score_slowly(model, tokenizer, "", "2", 2)])
     (found,) = lm._loglikelihood_tokens([(("", "2"), [], [20])], disable_tqdm=True)
     assert found[0] < 0
+
+
+BEGUN = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "It <eos> is"}]
+
+
+def test_a_begun_answer_follows_the_blocks_as_in_training(tokenizer: PreTrainedTokenizerFast) -> None:
+    lm = BlockLM(build_rim(), tokenizer)
+    (prompt,) = tokenize_prompts([BEGUN[:1]], tokenizer)
+    answer = tokenize_example(Example(BEGUN[:1], "It <eos> is so"), tokenizer)["answer_ids"]
+    text = lm.apply_chat_template(BEGUN, add_generation_prompt=False)
+    context, continuation = lm._encode_pair(text, " so")
+    laid_out = lm._with_blocks(context, continuation)
+    assert [*laid_out, *continuation] == [*prompt, *lm.block_ids, *answer[:-1]]
+    ids, _ = lm.tok_batch_encode([text, lm.apply_chat_template(BEGUN[:1])])
+    begun = answer[: len("It <eos> is")]
+    assert ids[0].tolist() == [*prompt, *begun]
+    assert lm._num_begun == [len(begun), 0]
+    plain = BlockLM(build_rim(), tokenizer, num_blocks=0)
+    assert tokenizer.decode(plain.tok_encode(plain.apply_chat_template(BEGUN, False))).endswith(
+        "<|assistant|>It <eos> is"
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_scores_and_answers_after_begun_answers(batch_size: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_rim()
+    lm = BlockLM(model, tokenizer, batch_size=batch_size)
+    chats = [BEGUN, BEGUN[:1], [BEGUN[0], {"role": "assistant", "content": "I"}]]
+    texts = [lm.apply_chat_template(chat, add_generation_prompt=len(chat) == 1) for chat in chats]
+    scores = score(lm, [(text, continuation) for text in texts for continuation in (" so", "n")])
+    for text, found in zip(texts, [scores[start : start + 2] for start in (0, 2, 4)], strict=True):
+        for continuation, (value, _) in zip((" so", "n"), found, strict=True):
+            context, ids = lm._encode_pair(text, continuation)
+            row = lm._with_blocks(context, ids)
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([[*row, *ids]])).logits[0, len(row) - 1 : -1]
+            expected = logits.log_softmax(-1)[range(len(ids)), ids].sum()
+            assert value == pytest.approx(float(expected), abs=1e-3)
+    requests = [
+        Instance("generate_until", doc={}, arguments=(text, {"until": [], "max_gen_toks": 4}), idx=0) for text in texts
+    ]
+    answers = lm.generate_until(requests, disable_tqdm=True)
+    for text, answer in zip(texts, answers, strict=True):
+        row = lm._with_blocks(lm._encode_pair(text, "a")[0], [5])
+        assert answer == tokenizer.decode(follow_slowly(model, row, 4), skip_special_tokens=True)
+
+
+def test_a_tasks_prefix_follows_the_blocks(adapter: Path, tmp_path: Path) -> None:
+    """By the harness's own ``gen_prefix``, for written answers and for choices."""
+    begun = "gen_prefix: It is\n"
+    for name, text in {"choice.yaml": SHARED + CHOICE + begun, "written.yaml": SHARED + WRITTEN + begun}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "rows.py").write_text(ROWS, encoding="utf-8")
+    results = simple_evaluate(
+        "rim",
+        model_args={"pretrained": str(adapter)},
+        tasks=["letters", "letters_choice"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        batch_size=4,
+        device="cpu",
+        bootstrap_iters=0,
+        apply_chat_template=True,
+    )
+    run = load_run(adapter)
+    blocks = run.model.peft_config["default"].block_tokens.ids(2)
+
+    def row_of(doc: dict[str, str]) -> list[int]:
+        chat = [{"role": "user", "content": f"{doc['question']}\n"}]
+        (prompt,) = tokenize_prompts([chat], run.tokenizer)
+        return [*prompt, *blocks, *run.tokenizer("It is", add_special_tokens=False)["input_ids"]]
+
+    for sample in results["samples"]["letters"]:
+        answer = run.tokenizer.decode(follow_slowly(run.model, row_of(sample["doc"]), 4), skip_special_tokens=True)
+        assert sample["filtered_resps"] == [answer]
+    for sample in results["samples"]["letters_choice"]:
+        row = row_of(sample["doc"])
+        for (_, choice), (found, _) in zip(sample["arguments"], sample["filtered_resps"], strict=True):
+            ids = run.tokenizer(choice, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logits = run.model(input_ids=torch.tensor([[*row, *ids]])).logits[0, len(row) - 1 : -1]
+            expected = logits.log_softmax(-1)[range(len(ids)), ids].sum()
+            assert float(found) == pytest.approx(float(expected), abs=1e-3)

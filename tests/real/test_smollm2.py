@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 from rim_peft.cli.main import main
+from rim_peft.data.chats import Chat
+from rim_peft.data.examples import Templates
 from rim_peft.data.tokenization import tokenize_prompts
 from rim_peft.export.checking import LEAST_PROMPTS
-from rim_peft.inference import BlockDecoder, answer_questions
+from rim_peft.inference import BlockAnswerer, BlockDecoder, answer_questions
 from rim_peft.run import export, load_run
 from tests.engines import answer_by_ctranslate2, count_equal, expect_of
 from tests.integration.test_trainers import assert_same_loss_and_gradients, separate_loss
@@ -219,3 +221,35 @@ def test_exports_give_the_same_tokens(form: str, run_folder: Path, tmp_path: Pat
         expected_of = expect_of(run, rows["question"], max_new_tokens=4)
         answers = answer_by_ctranslate2(tmp_path / form, expected_of, max_new_tokens=4)
         assert count_equal(expected_of, answers) == LEAST_PROMPTS
+
+
+def test_a_conversation_is_as_fresh(rim: Any, smol_tokenizer: Any) -> None:
+    """Four turns with the cache of the turns before, and the same turns as fresh prompts."""
+    answerer = BlockAnswerer(rim, smol_tokenizer, max_new_tokens=12)
+    conversation = answerer.conversation([{"role": "system", "content": "Answer in one word."}])
+    kept = []
+    for text in ("What do cows drink?", "And calves?", "What colour is it?", "Name one more drink."):
+        messages = [*conversation.messages, {"role": "user", "content": text}]
+        (fresh,) = answerer.answer([messages])
+        assert conversation.answer(text) == fresh
+        kept.append(conversation.num_kept)
+    assert kept[0] == 0
+    assert all(count > 20 for count in kept[1:])
+
+
+def test_what_its_chat_template_does_not_use_is_refused(smol_tokenizer: Any) -> None:
+    with pytest.raises(
+        ValueError, match="tools: must be empty, since the tokenizer's chat template does not use tools"
+    ):
+        tokenize_prompts([Chat(CHATS[0], tools=[{"name": "add"}])], smol_tokenizer)
+    with pytest.raises(ValueError, match=r"chat_template_kwargs\.enable_thinking: must be a variable"):
+        tokenize_prompts(CHATS, smol_tokenizer, Templates(chat_template_kwargs={"enable_thinking": False}))
+
+
+def test_a_begun_answer_follows_the_blocks(rim: Any, smol_tokenizer: Any) -> None:
+    answerer = BlockAnswerer(rim, smol_tokenizer, max_new_tokens=6)
+    begun = Chat([*CHATS[1], {"role": "assistant", "content": "They drink"}], continue_final_message=True)
+    (prompt,), (plain,) = answerer.encode([begun]), answerer.encode(CHATS[1:])
+    ids = smol_tokenizer("They drink", add_special_tokens=False)["input_ids"]
+    assert prompt == [*plain, *answerer.decoder.blocks.ids(3), *ids]
+    assert answerer.decode([prompt, plain]) == answerer.generate([prompt, plain])

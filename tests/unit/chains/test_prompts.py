@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rim_peft.chains.prompts import Prompts
+from rim_peft.data.chats import Chat
 from rim_peft.data.examples import Example
 from rim_peft.tasks.rows import OwnRows
 
@@ -51,6 +52,9 @@ def test_chats_have_examples_as_turns_and_keep_their_system_message() -> None:
     hinted = ("user", "Q: 2 + 2?\n(Hint: the answer is 4.)")
     assert [(m["role"], m["content"]) for m in messages] == [("system", "Be brief."), *turns, hinted]
     assert prompts.stops == ()
+    own = prompts.ask(Example(Chat(chat, chat_template_kwargs={"a": 1}), "4"), hinted=True)
+    assert isinstance(own, Chat)
+    assert (list(own), own.chat_template_kwargs) == (list(messages), {"a": 1})
     with pytest.raises(ValueError, match=r"^chat: must be given"):
         make().ask(Example(chat, "4"))
 

@@ -11,6 +11,7 @@ import pytest
 from rim_peft.chains.options import ChainOptions
 from rim_peft.chains.server import Endpoint, ServerError, ServerTeacher
 from rim_peft.chains.teachers import Draft, Request
+from rim_peft.data.chats import Chat
 from rim_peft.data.examples import Templates
 from tests.integration.openai_server import Server, serve
 
@@ -54,6 +55,14 @@ def test_what_is_sent_and_read(server: Server) -> None:
     assert server.asked[-1][2]["messages"] == chat
     assert "stop" not in server.asked[-1][2]
     assert "Authorization" not in server.asked[-1][1]
+
+
+def test_tools_and_variables_of_a_row_are_sent(server: Server) -> None:
+    beside: dict[str, Any] = {"tools": [{"name": "add"}], "chat_template_kwargs": {"enable_thinking": False}}
+    chat = Chat([{"role": "user", "content": "c"}], **beside)
+    write(make(server), [chat])
+    sent = server.asked[-1][2]
+    assert {name: sent[name] for name in ("messages", *beside)} == {"messages": list(chat), **beside}
 
 
 def test_cut_and_stopped_answers(server: Server) -> None:

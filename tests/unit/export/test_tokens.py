@@ -9,7 +9,7 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from rim_peft.export.tokens import MemoryTokens, add_memory_tokens, append_blocks, save_tokenizer
+from rim_peft.export.tokens import MemoryTokens, add_memory_tokens, append_blocks, save_tokenizer, set_variables
 from tests.conftest import BOS_ID, CHAT_TEMPLATE, EOS_ID, VOCAB_SIZE, build_tokenizer
 
 BLOCKS = [VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 1, VOCAB_SIZE + 2] * 2
@@ -116,3 +116,34 @@ def test_a_slow_tokenizer_is_refused() -> None:
     slow: Any = Slow()
     with pytest.raises(ValueError, match=r"tokenizer: must be a fast one.* got Slow"):
         add_memory_tokens(slow, num_blocks=1, block_size=1)
+
+
+THINKING = (
+    "\n{% macro end() %}{% if enable_thinking is false %}<off>{% endif %}{% endmacro %}"
+    f"{CHAT_TEMPLATE}{{{{ end() }}}}{{{{ day }}}}"
+)
+
+
+@pytest.mark.parametrize("template", [THINKING, {"default": THINKING, "other": "other:" + THINKING}])
+def test_an_exports_template_has_the_variables_of_the_training(tmp_path: Path, template: Any) -> None:
+    variables = {"enable_thinking": False, "day": 'it\'s "{% now %}"\né', "list": [1, None, {"a": True}]}
+    plain = build_tokenizer(chat_template=template)
+    extended, memory = add_memory_tokens(plain, num_blocks=2, block_size=2)
+    set_variables(extended, variables)
+    append_blocks(extended, memory)
+    save_tokenizer(extended, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
+    trained = plain.apply_chat_template(CHAT, **variables, **options)
+    assert "<off>" in trained
+    assert tokenizer.apply_chat_template(CHAT, **options) == trained + memory.block_text
+    other = {**variables, "enable_thinking": True}
+    assert tokenizer.apply_chat_template(CHAT, enable_thinking=True, **options) == (
+        plain.apply_chat_template(CHAT, **other, **options) + memory.block_text
+    )
+
+
+def test_variables_are_for_templates_only() -> None:
+    tokenizer = build_tokenizer(chat_template=None)
+    set_variables(tokenizer, {"a": 1})
+    assert tokenizer.chat_template is None

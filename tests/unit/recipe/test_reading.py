@@ -359,3 +359,24 @@ def test_home_folders_are_written_out(write: Write, monkeypatch: pytest.MonkeyPa
     assert (recipe.output_dir, recipe.model.name_or_path) == ("/users/ann/runs/x", "/users/ann/base")
     assert recipe.model.tokenizer == "/users/ann/tokens"
     assert load_recipe(path, ["output_dir=~/y"]).output_dir == "/users/ann/y"
+
+
+def test_variables_of_the_chat_template(write: Write) -> None:
+    path = write(SMALL)
+    recipe = load_recipe(path, ["data.chat_template_kwargs.enable_thinking=false"])
+    assert recipe.data.chat_template_kwargs == {"enable_thinking": False}
+    assert recipe.data.templates.chat_template_kwargs == {"enable_thinking": False}
+    assert all(args.templates.chat_template_kwargs == {"enable_thinking": False} for _, args in recipe.stage_trainers())
+    again = write(write_yaml(resolve(recipe)))
+    assert resolve(load_recipe(again)) == resolve(recipe)
+    path = write(SMALL)
+    for value, rule in (
+        ("[1]", "must be a mapping"),
+        ("{tokenize: true}", "must be a variable of the chat template, but is an argument that is set here"),
+        ("{1: 2}", "must be a mapping of the chat template's variables"),
+    ):
+        (line,) = problems(path, f"data.chat_template_kwargs={value}")
+        assert "data.chat_template_kwargs" in line
+        assert rule in line
+    (line,) = problems(path, "refinement.chat_template_kwargs={a: 1}")
+    assert "data.chat_template_kwargs" in line

@@ -78,3 +78,10 @@ def test_a_run_of_a_version_that_did_not_know_an_option_goes_on() -> None:
         assert differing_keys(first, {**first, "data": {**data, "allow_special_tokens": value}}) == []
     second = {"seed": 0, "data": {**data, "max_rows": 5}, "grounding": {"hold": 0.5, "weight_decay": 0.0}}
     assert differing_keys(first, second) == ["data.max_rows", "grounding.weight_decay"]
+
+
+def test_a_run_of_a_version_without_variables_of_the_template_can_be_resumed() -> None:
+    earlier = {"data": {"path": "a"}}
+    assert differing_keys(earlier, {"data": {"path": "a", "chat_template_kwargs": {}}}) == []
+    changed = {"data": {"path": "a", "chat_template_kwargs": {"enable_thinking": False}}}
+    assert differing_keys(earlier, changed) == ["data.chat_template_kwargs.enable_thinking"]

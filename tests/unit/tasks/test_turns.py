@@ -1,0 +1,168 @@
+"""Conversations of several turns in the task ``rows``, and what their chat template gets beside the messages."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rim_peft.data.chats import CHAT_COLUMNS, Chat
+from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
+from rim_peft.data.sources import CONVERSATION, hold_out
+from rim_peft.data.tokenization import tokenize_example
+from rim_peft.run.rows import fingerprint
+from rim_peft.tasks import get_task
+from tests.conftest import build_tokenizer
+from tests.objectives import prepare_rows
+
+
+def turn(role: str, content: str, **parts: str) -> dict[str, str]:
+    return {"role": role, "content": content, **parts}
+
+
+SYSTEM = turn("system", "Be brief.")
+CONVERSATION_ROW = [
+    SYSTEM,
+    turn("user", "1 + 1?"),
+    turn("assistant", "<think>\n1+1=2\n</think>\n\n2"),
+    turn("user", "And 1 more?"),
+    turn("assistant", "3", reasoning_content="2+1=3"),
+]
+PLAIN_ROW = [turn("user", "Hi"), turn("assistant", "Hello")]
+
+
+def read(*rows: dict[str, Any], folder: Path, split: str = "test", streaming: bool = False, **options: Any) -> Any:
+    (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return get_task("rows", **options).load(split, path=str(folder), streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_turn_of_the_assistant_is_a_row(tmp_path: Path, streaming: bool) -> None:
+    rows = [{"messages": CONVERSATION_ROW}, {"messages": PLAIN_ROW}]
+    table = read(*rows, folder=tmp_path, streaming=streaming, turns="all", split_steps="lines")
+    found = [read_example(row) for row in table]
+    earlier = [{name: message[name] for name in ("role", "content")} for message in CONVERSATION_ROW[:4]]
+    assert found == [
+        Example(earlier[:2], answer="2", steps=("1+1=2",)),
+        Example(earlier, answer="3", steps=("2+1=3",)),
+        Example(PLAIN_ROW[:1], answer="Hello"),
+    ]
+    tokenizer = build_tokenizer()
+    if not streaming:  # tokenised as the plain conversations so far
+        ids = [row["prompt_ids"] for row in prepare_rows(table, tokenizer, needs_steps=False)]
+        assert ids == [tokenize_example(example, tokenizer)["prompt_ids"] for example in found]
+        texts = tokenizer.batch_decode(ids)
+        assert texts[1].startswith(texts[0])
+
+
+def test_by_default_the_last_turn_is_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="rim_peft"):
+        (row,) = read({"messages": CONVERSATION_ROW}, folder=tmp_path, split_steps="lines")
+    assert (row["answer"], row["steps"], len(row["question"])) == ("3", ["2+1=3"], 4)
+    assert "1 of the first 1 conversations have several turns of the assistant: only the last is ans" in caplog.text
+    assert "data.options.turns=all" in caplog.text
+
+
+def test_a_prompts_earlier_turns_are_not_answered(tmp_path: Path) -> None:
+    """TRL trains on completions only."""
+    row = {"prompt": CONVERSATION_ROW[:4], "completion": [turn("assistant", "3")]}
+    (found,) = read(row, folder=tmp_path, turns="all")
+    assert (found["answer"], len(found["question"])) == ("3", 4)
+
+
+def test_nested_conversations_are_found(tmp_path: Path) -> None:
+    columns = {"question": "data.turns", "answer": "data.turns"}
+    row = {"data": {"turns": [*PLAIN_ROW, *PLAIN_ROW]}}
+    found = read(row, folder=tmp_path, turns="all", columns=columns)
+    assert [len(row["question"]) for row in found] == [1, 3]
+
+
+def test_a_bad_turn_leaves_the_others(tmp_path: Path) -> None:
+    twice = [*PLAIN_ROW, turn("assistant", "Hello again")]
+    open_end = [*PLAIN_ROW, turn("user", "And?")]
+    rows = [{"messages": PLAIN_ROW}, {"messages": twice}, {"messages": open_end}, {"messages": PLAIN_ROW[:1]}]
+    found = list(read(*rows, folder=tmp_path, turns="all"))
+    assert [row["answer"] for row in found] == ["Hello", "Hello", None, "Hello", None, None]
+    errors = [row[ROW_ERROR] for row in found if row[ROW_ERROR]]
+    assert errors[0] == "test.jsonl line 2 turn 2: question: the last message must be the user's, got one of assistant"
+    assert errors[1].startswith(
+        "test.jsonl line 3 turn 2: answer: must be one message of the assistant after the question, got"
+    )
+    assert errors[2].startswith(
+        "test.jsonl line 4: answer: must be one message of the assistant after the question, but"
+    )
+    with pytest.raises(RowError, match="after the question, but the conversation has none"):
+        get_task("rows").read_row({"messages": PLAIN_ROW[:1]})
+
+
+def conversations(count: int) -> list[dict[str, Any]]:
+    return [
+        {"messages": [turn("user", f"{n}?"), turn("assistant", "a"), turn("user", "Why?"), turn("assistant", f"b{n}")]}
+        for n in range(count)
+    ]
+
+
+def openings(rows: Any) -> set[str]:
+    return {row["question"][0]["content"] for row in rows}
+
+
+def test_a_conversations_turns_stay_in_one_split(tmp_path: Path) -> None:
+    table = read(*conversations(60), folder=tmp_path, split="train", turns="all")
+    assert all(name in table.column_names for name in (CONVERSATION, *CHAT_COLUMNS))
+    carved = get_task("rows", turns="all").load("validation", path=str(tmp_path))
+    assert len(carved) > 0
+    assert len(carved) + len(table) == 120
+    train, held_out = hold_out(table, 10)
+    for first, second in ((table, carved), (train, held_out)):
+        assert not openings(first) & openings(second)
+        assert all(
+            len([row for row in part if row["question"][0]["content"] == text]) == 2
+            for part in (first, second)
+            for text in sorted(openings(part))[:3]
+        )
+
+
+def test_rows_of_single_turns_are_split_as_before(tmp_path: Path) -> None:
+    rows = [{"messages": row["messages"][:2]} for row in conversations(40)]
+    parts = []
+    for turns in ("last", "all"):
+        table = read(*rows, folder=tmp_path, split="train", turns=turns)
+        parts.append([openings(part) for part in hold_out(table, 5)])
+    assert parts[0] == parts[1]
+    assert [len(part) for part in parts[0]] == [33, 5]
+
+
+def test_variables_and_tools_of_rows_reach_their_chats(tmp_path: Path) -> None:
+    beside = {"chat_template_kwargs": {"enable_thinking": False}, "tools": [{"name": "add"}]}
+    table = read(
+        {"messages": CONVERSATION_ROW, **beside},
+        {"messages": PLAIN_ROW},
+        folder=tmp_path,
+        turns="all",
+        split_steps="lines",
+    )
+    chats = [read_example(row).question for row in table]
+    assert [isinstance(chat, Chat) for chat in chats] == [True, True, False]
+    assert all(
+        (chat.tools, chat.chat_template_kwargs) == tuple(beside[n] for n in ("tools", "chat_template_kwargs"))
+        for chat in chats[:2]
+        if isinstance(chat, Chat)
+    )
+    (row,) = read({"messages": PLAIN_ROW, "chat_template_kwargs": [1]}, folder=tmp_path)
+    assert "chat_template_kwargs: must be a mapping" in row[ROW_ERROR]
+
+
+def test_chats_without_them_keep_their_fingerprint(tmp_path: Path) -> None:
+    table = read({"messages": PLAIN_ROW}, folder=tmp_path)
+    plain = {"question": PLAIN_ROW[:1], "steps": None, "answer": "Hello", ROW_ERROR: None}
+    assert fingerprint(table) == fingerprint([plain])
+    more = read({"messages": PLAIN_ROW, "chat_template_kwargs": {"x": 1}}, folder=tmp_path)
+    assert fingerprint(more) != fingerprint(table)
+
+
+def test_the_option_is_checked() -> None:
+    with pytest.raises(ValueError, match="turns: must be one of 'last', 'all' in task 'rows', got 'first'"):
+        get_task("rows", turns="first")
