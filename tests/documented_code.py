@@ -167,7 +167,7 @@ def _commands(code: str) -> Iterator[list[str]]:
                 if words:
                     yield words
                 words, is_command = [], True
-            elif word in (">", ">>", "2>"):
+            elif word in ("<", ">", ">>", "2>"):
                 is_command = False
             elif is_command:
                 words.append(word)
