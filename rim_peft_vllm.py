@@ -1,8 +1,8 @@
 """Plugin of vLLM: requests for a RiM adapter get their blocks, whatever endpoint they come by.
 
-vLLM calls :func:`register` in each of its processes (entry point ``vllm.general_plugins``). It wraps the one method that
-every request passes with its token ids and its adapter, after the chat template and before the engine. An adapter is
-RiM's if ``rim-peft export`` wrote its folder (formats ``embedding-lora`` and ``peft-lora``).
+vLLM calls :func:`register` in each of its processes (entry point ``vllm.general_plugins``). It wraps the one method
+that every request passes with its token ids and its adapter, after the chat template and before the engine. An adapter
+is RiM's if ``rim-peft export`` wrote its folder (formats ``embedding-lora`` and ``peft-lora``).
 
 This module is outside the package because importing that imports PEFT, which vLLM does not have: here nothing is
 imported but the standard library and vLLM.

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--spare-ids",
         metavar="ID,ID,ID",
         type=token_ids,
-        help="for embedding-lora: three token ids that no text uses (default: found by their names, checked on the prompts)",
+        help="for embedding-lora: three token ids that no text uses (default: found by their names, then checked)",
     )
     parser.add_argument(
         "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"

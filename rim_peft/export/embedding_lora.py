@@ -1,8 +1,8 @@
 """Write an adapter as plain LoRA for the base as it is: memory rows become LoRA on the input embedding.
 
-A LoRA on the embedding adds ``B @ A[:, id]`` to a token's row. At three ids that no text uses, the export sets it to the
-difference between a memory row and the base's own row there; all other ids stay as they are. Every layer's scaling is
-folded into its B, and every rank is padded with zeros to one that engines take, so that the configuration is plain::
+A LoRA on the embedding adds ``B @ A[:, id]`` to a token's row. At three ids that no text uses, the export sets it to
+the difference between a memory row and the base's own row there; all other ids stay as they are. Every layer's scaling
+is folded into its B, and every rank is padded with zeros to one that engines take, so that the configuration is plain::
 
     lora_embedding_A[j, id_j] = 1        lora_embedding_B[:, j] = row_j - E[id_j]        r = lora_alpha
 
@@ -166,7 +166,8 @@ def plain_lora(model: PeftModel, rows: Tensor, ids: Sequence[int], *, rank: int)
         more = rank - down.shape[0]
         state[f"base_model.model.{name}.lora_A.weight"] = nn.functional.pad(down, (0, 0, 0, more))
         state[f"base_model.model.{name}.lora_B.weight"] = nn.functional.pad(up, (0, more))
-    embedding: Any = model.get_base_model().get_input_embeddings()
+    base: Any = model.get_base_model()
+    embedding = base.get_input_embeddings()
     matrix = embedding.weight.detach().float().cpu()
     down, up = torch.zeros(rank, len(matrix)), torch.zeros(matrix.shape[1], rank)
     for place, (index, row) in enumerate(zip(ids, rows, strict=True)):
@@ -216,15 +217,15 @@ def _check_expressible(config: RiMConfig, model: PeftModel) -> None:
     known = (".lora_A.weight", ".lora_B.weight")
     if other := [key for key in adapter_state(model) if not key.endswith(known) and "lora_rim_memory" not in key]:
         raise ValueError(
-            f"adapter: must have LoRA matrices and memory rows alone for the format embedding-lora, got {other[0]}. Use "
-            "format merged."
+            f"adapter: must have LoRA matrices and memory rows alone for the format embedding-lora, got {other[0]}. "
+            "Use format merged."
         )
 
 
 def _lora_layers(model: PeftModel) -> dict[str, Any]:
     """Return the active adapter's LoRA layers by their names in the base."""
-    adapter, tuner = str(model.active_adapter), model.base_model
-    modules: Any = tuner.model.named_modules()
+    adapter, base = str(model.active_adapter), model.get_base_model()
+    modules = base.named_modules()
     return {name: module for name, module in modules if isinstance(module, LoraLayer) and adapter in module.lora_A}
 
 

@@ -207,6 +207,32 @@ def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: Ch
     )
 
 
+_MODELFILE = '''\
+# ollama create NAME -f Modelfile
+FROM .
+TEMPLATE """{template}"""
+PARAMETER temperature 0
+PARAMETER num_predict {max_new_tokens}
+PARAMETER stop "{eos}"
+'''
+
+
+def render_modelfile(memory: MemoryTokens, prompts: Prompts, eos: str) -> str | None:
+    """Return a Modelfile with which Ollama asks as in training; None for chats, whose templates it has in another form.
+
+    Args:
+        memory: the export's memory tokens.
+        prompts: what it was checked on.
+        eos: the token that ends an answer.
+    """
+    place = "{{ .Prompt }}"
+    template = prompts.templates.prompt.format(question=place) + memory.block_text
+    around = template.replace(place, "", 1)
+    if not isinstance(prompts.questions[0], str) or any(mark in around + eos for mark in ("{{", '"')):
+        return None
+    return _MODELFILE.format(template=template, max_new_tokens=prompts.max_new_tokens, eos=eos)
+
+
 _ADAPTER_BODY = """---
 {metadata}
 ---

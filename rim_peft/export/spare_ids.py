@@ -25,8 +25,8 @@ _USED_NAMES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 def find_spare_ids(tokenizer: PreTrainedTokenizerBase, base: Any, given: Sequence[int] | None = None) -> list[int]:
     """Return three ids below the number of a base's embedding rows that no text uses.
 
-    In this order: the last tokens with reserved names, the first rows after the tokenizer's last token, the last special
-    tokens that neither the tokenizer's settings nor its chat template use.
+    In this order: the last tokens with reserved names, the first rows after the tokenizer's last token, the last
+    special tokens that neither the tokenizer's settings nor its chat template use.
 
     Args:
         tokenizer: the base's tokenizer.
@@ -50,9 +50,9 @@ def find_spare_ids(tokenizer: PreTrainedTokenizerBase, base: Any, given: Sequenc
         if len(found) == NUM_ROWS:
             return found
     raise ValueError(
-        f"base: must have {NUM_ROWS} token ids that no text uses (reserved names, rows after the tokenizer's last token, "
-        f"or special tokens without a use), got {len(reserved)}, {len(after_last)} and {len(special)} of these kinds. "
-        "Use --format peft-lora, which adds rows to a copy of the base, or name ids that you know to be free "
+        f"base: must have {NUM_ROWS} token ids that no text uses (reserved names, rows after the tokenizer's last "
+        f"token, or special tokens without a use), got {len(reserved)}, {len(after_last)} and {len(special)} of these "
+        "kinds. Use --format peft-lora, which adds rows to a copy of the base, or name ids that you know to be free "
         "(--spare-ids)."
     )
 
