@@ -54,7 +54,11 @@ class Blocks(NamedTuple):
 
 
 def find_blocks(folder: Path) -> Blocks | None:
-    """Return the blocks of an adapter's folder; None if no export with blocks wrote it."""
+    """Return the blocks of an adapter's folder; None if no export with blocks wrote it.
+
+    Raises:
+        ValueError: its record is damaged.
+    """
     own, shared = folder / RECORD, folder.parent.parent / RECORD
     if own.is_file():
         return _read(own, own.stat().st_mtime_ns, None)
@@ -66,16 +70,21 @@ def find_blocks(folder: Path) -> Blocks | None:
 @functools.lru_cache(maxsize=1024)
 def _read(path: Path, changed: int, name: str | None) -> Blocks | None:
     """Read a record, again only once it has changed."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if name is not None:
-        record = record["adapters"].get(name, {}) if record["format"] == "peft-lora" else {}
-    elif record["format"] != "embedding-lora":
-        return None
-    if "memory" not in record:
-        return None
-    memory = record["memory"]
-    begin, middle, end = memory["ids"]
-    return Blocks((begin, middle, end), memory["num_blocks"], memory["block_size"])
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != ("embedding-lora" if name is None else "peft-lora"):
+            return None
+        entry = record if name is None else record["adapters"].get(name)
+        if entry is None:
+            return None
+        memory = entry["memory"]
+        begin, middle, end = map(int, memory["ids"])
+        return Blocks((begin, middle, end), int(memory["num_blocks"]), int(memory["block_size"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: must be the record of an export, but is not ({type(error).__name__}: {error}). Copy the export "
+            "again."
+        ) from error
 
 
 def add_blocks(request: Any, blocks: Blocks, *, most_tokens: int, forbid: bool = True) -> None:

@@ -69,6 +69,15 @@ def test_a_record_is_read_again_once_it_has_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["{", "[]", '{"format": "embedding-lora"}', '{"format": "embedding-lora", "memory": {}}']
+)
+def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / EXPORT_FILE).write_text(text)
+    with pytest.raises(ValueError, match=rf"{EXPORT_FILE}: must be the record of an export, but is not"):
+        find_blocks(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("prompt", "num_blocks", "expected"),
     [
         ([1, 2], None, [1, 2, *BLOCK, *BLOCK]),
