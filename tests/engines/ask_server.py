@@ -9,24 +9,27 @@ import json
 import sys
 from typing import Any
 
-import openai
-
 
 def main() -> None:
+    import openai  # which the environment of the tests does not have
+
     job = json.load(sys.stdin)
     client = openai.OpenAI(base_url=job["url"], api_key="none", max_retries=0)
-    json.dump([ask(client, request) for request in job["requests"]], sys.stdout)
+    answers: list[Any] = []
+    for request in job["requests"]:
+        try:
+            answers.append(ask(client, request))
+        except openai.APIStatusError as error:
+            answers.append({"error": error.status_code, "message": str(error)})
+    json.dump(answers, sys.stdout)
 
 
-def ask(client: Any, request: dict[str, Any]) -> Any:
+def ask(client: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
     create = client.completions.create if request["kind"] == "completions" else client.chat.completions.create
     options = {"temperature": 0, **request["options"]}
     options["extra_body"] = {"return_token_ids": True, **options.get("extra_body", {})}
-    try:
-        answer = create(**options, stream=request["stream"])
-        return collect([answer] if not request["stream"] else list(answer))
-    except openai.APIStatusError as error:
-        return {"error": error.status_code, "message": str(error)}
+    answer = create(**options, stream=request["stream"])
+    return collect(list(answer) if request["stream"] else [answer])
 
 
 def collect(parts: list[Any]) -> list[dict[str, Any]]:
