@@ -36,7 +36,7 @@ test-real: $(INSTALLED)
 # Exported adapters in vLLM, which gets an environment of its own (2 GB) with this package's plugin in it.
 test-engines: $(INSTALLED) $(ENGINES)/.installed
 	$(BIN)/rim-peft base smollm2-135m@package
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m engines
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/engines -m engines
 
 $(ENGINES)/.installed: constraints-engines.txt pyproject.toml rim_peft_vllm.py
 	$(PYTHON) -m venv $(ENGINES)
