@@ -33,7 +33,7 @@ test-real: $(INSTALLED)
 	$(BIN)/rim-peft base smollm2-135m@package
 	$(PYTEST) -m real
 
-# Exported adapters in vLLM, which gets an environment of its own (2 GB) with this package's plugin in it.
+# Exported adapters in vLLM, which gets an environment of its own (3 GB) with this package's plugin in it.
 test-engines: $(INSTALLED) $(ENGINES)/.installed
 	$(BIN)/rim-peft base smollm2-135m@package
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/engines -m engines

@@ -26,7 +26,7 @@ from rim_peft.export.checking import CheckResult, check
 from rim_peft.export.formats import raise_if_differing
 from rim_peft.export.record import EXPORT_FILE, new_record, render_adapter_card, write_json
 from rim_peft.export.spare_ids import check_unused, find_spare_ids, name_spare_ids
-from rim_peft.export.tokens import append_blocks, save_tokenizer
+from rim_peft.export.tokens import MemoryTokens, append_blocks, save_tokenizer
 from rim_peft.export.weights import (
     DTYPES,
     ExportOptions,
@@ -86,6 +86,7 @@ def export_embedding_lora(
     check_new(folder)
     config, rows = active_config(model), memory_rows(model)
     _check_expressible(config, model)
+    rank = padded_rank(model)
     quantization = quantization_of(model)
     if quantization is None:
         model = on_stored_base(model)
@@ -98,7 +99,6 @@ def export_embedding_lora(
     check_unused(memory, [text for item in plain.expected for text in (item.ids, item.answer)])
     places = append_blocks(extended, memory, options.append_to)
     dtype = torch.float32 if options.dtype == "auto" else DTYPES[options.dtype]
-    rank = padded_rank(plain.model)
     state = {key: value.to(dtype) for key, value in plain_lora(plain.model, rows, ids, rank=rank).items()}
     lora = _plain_config(plain.model, config, rank=rank, base=base_name)
     base: Any = plain.model.get_base_model()
@@ -109,16 +109,12 @@ def export_embedding_lora(
         **new_record("embedding-lora"),
         "source": source,
         "base": base_name,
-        "memory": memory.to_dict(),
-        "block_text": memory.block_text,
-        "block_ids": memory.block_ids,
-        "base_tokenizer_knows_blocks": knows_names,
+        **_how_to_ask(memory, knows_names=knows_names),
         "places": places,
+        "prompt_template": prompts.templates.prompt,
         "rank": rank,
         "dtype": str(dtype).removeprefix("torch."),
-        "prompt_template": prompts.templates.prompt,
         "head_is_tied": head_is_tied,
-        "logit_bias": {str(index): _FORBIDDEN for index in memory.ids},
         "quantized_in_training": quantization,
         "quantized_agreement": plain.agreement,
     }
@@ -144,6 +140,17 @@ def export_embedding_lora(
         write_json(staging / EXPORT_FILE, {**entry, "check": result.to_dict(), "files": files})
     raise_if_differing(result, options, folder, head_is_tied=False)
     return result
+
+
+def _how_to_ask(memory: MemoryTokens, *, knows_names: bool) -> dict[str, Any]:
+    """Return the record's keys for clients that append blocks themselves."""
+    return {
+        "memory": memory.to_dict(),
+        "block_text": memory.block_text,
+        "block_ids": memory.block_ids,
+        "base_tokenizer_knows_blocks": knows_names,
+        "logit_bias": {str(index): _FORBIDDEN for index in memory.ids},
+    }
 
 
 def plain_lora(model: PeftModel, rows: Tensor, ids: Sequence[int], *, rank: int) -> dict[str, Tensor]:
@@ -209,6 +216,12 @@ def padded_rank(model: PeftModel) -> int:
 
 
 def _check_expressible(config: RiMConfig, model: PeftModel) -> None:
+    base: Any = model.get_base_model()
+    if not base.name_or_path:
+        raise ValueError(
+            "base: must be loaded from a folder or the Hub, where engines find it too, got one built in memory. Save "
+            "it, and load it from there."
+        )
     for name, reason in _INEXPRESSIBLE.items():
         if value := getattr(config, name, None):
             raise ValueError(

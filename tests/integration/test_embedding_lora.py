@@ -139,6 +139,8 @@ def test_the_command_finds_names_and_takes_ids(tmp_path: Path, capsys: Capture) 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
+        ({}, "base: must be loaded from a folder or the Hub, where engines find it too"),
+        ({"r": 600}, "r: must be at most 512 for the format embedding-lora, .* got 600"),
         ({"use_dora": True}, "use_dora: must be off for the format embedding-lora, got True"),
         ({"num_blocks": 0}, "num_blocks: must be at least 1 for memory rows, got 0"),
         ({"insertion_layer": 1}, "insertion_layer=1: a plain checkpoint has no place"),
@@ -146,8 +148,9 @@ def test_the_command_finds_names_and_takes_ids(tmp_path: Path, capsys: Capture) 
     ],
 )
 def test_what_plain_lora_cannot_express_is_refused(options: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    prompts = Prompts(QUESTIONS, Templates(), max_new_tokens=4)
-    model, tokenizer = build_rim(base=build_base(vocab_size=VOCAB_SIZE + MORE_ROWS), **options), build_tokenizer()
+    prompts, base = Prompts(QUESTIONS, Templates(), max_new_tokens=4), build_base(vocab_size=VOCAB_SIZE + MORE_ROWS)
+    base.name_or_path = "" if not options else "owner/name"
+    model, tokenizer = build_rim(base=base, **options), build_tokenizer()
     with pytest.raises(ValueError, match=problem):
         export_embedding_lora(model, tokenizer, tmp_path / "out", prompts, ExportOptions(), source="a")
     assert not (tmp_path / "out").exists()
