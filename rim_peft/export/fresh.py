@@ -33,7 +33,8 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         model = PeftModel.from_pretrained(model, job["adapter"])
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     base = model if job["adapter"] is None else model.get_base_model()
-    own, plain = base.generation_config, GenerationConfig()
+    plain = GenerationConfig()
+    own = base.generation_config if job["settings"] is None else GenerationConfig(**job["settings"])
     lengths = {"eos_token_id": job["eos_id"], "pad_token_id": job["pad_id"], "max_new_tokens": job["max_new_tokens"]}
 
     def follow(ids: list[int], expected: list[int], settings: GenerationConfig) -> dict[str, Any]:
@@ -53,7 +54,12 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
                 scores = found.logits[place][0]
                 gap = float((scores[got] - scores[wanted]).abs() / scores.abs().max())
                 break
-        return {"tokens": tokens, "gap": gap}
+        margins = [
+            float((scores.max() - scores[job["memory_ids"]].max()) / scores.abs().max())
+            for (scores,) in found.logits
+            if job["memory_ids"]
+        ]
+        return {"tokens": tokens, "gap": gap, "margin": min(margins, default=None)}
 
     answers = []
     for prompt, suffix, expected in job["prompts"]:

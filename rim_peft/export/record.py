@@ -211,6 +211,32 @@ def render_card(folder: Path, record: ExportRecord, prompts: Prompts, result: Ch
     )
 
 
+_MODELFILE = '''\
+# ollama create NAME -f Modelfile
+FROM .
+TEMPLATE """{template}"""
+PARAMETER temperature 0
+PARAMETER num_predict {max_new_tokens}
+PARAMETER stop "{eos}"
+'''
+
+
+def render_modelfile(memory: MemoryTokens, prompts: Prompts, eos: str) -> str | None:
+    """Return a Modelfile with which Ollama asks as in training; None for chats, whose templates it has in another form.
+
+    Args:
+        memory: the export's memory tokens.
+        prompts: what it was checked on.
+        eos: the token that ends an answer.
+    """
+    place = "{{ .Prompt }}"
+    template = prompts.templates.prompt.format(question=place) + memory.block_text
+    around = template.replace(place, "", 1)
+    if not isinstance(prompts.questions[0], str) or any(mark in around + eos for mark in ("{{", '"')):
+        return None
+    return _MODELFILE.format(template=template, max_new_tokens=prompts.max_new_tokens, eos=eos)
+
+
 _ADAPTER_BODY = """---
 {metadata}
 ---
@@ -218,29 +244,63 @@ _ADAPTER_BODY = """---
 # {name}
 
 Plain LoRA for a model that reasons in memory blocks (Reasoning in Memory,
-[arXiv 2605.30343](https://arxiv.org/abs/2605.30343)), exported by rim-peft. It fits the extended base that was exported
-with it and no other: the base's vocabulary holds its memory tokens, {names} (ids {ids}).
+[arXiv 2605.30343](https://arxiv.org/abs/2605.30343)), exported by rim-peft. {fits}, {names} (ids {ids}).
 
 * **Prompts** are written as in training: {prompt}.
 * **Blocks** follow each prompt. This folder's tokenizer appends them; with the base's own tokenizer,
-  write after each prompt: {block_text}
+  {otherwise}
 * **Checked** in a fresh process with plain transformers and PEFT, in float32: {checked}.
 """
 
 
-def render_adapter_card(name: str, memory: MemoryTokens, prompts: Prompts, result: CheckResult) -> str:
-    """Return the README of a plain LoRA adapter."""
+_EXTENDED = """\
+It fits the extended base that was exported
+with it and no other: the base's vocabulary holds its memory tokens"""
+
+_UNMODIFIED = """\
+It fits {base} as it is.
+Its memory rows are LoRA on the input embedding, at three token ids that no text uses"""
+
+
+def render_adapter_card(
+    name: str,
+    memory: MemoryTokens,
+    prompts: Prompts,
+    result: CheckResult,
+    *,
+    base: str | None = None,
+    knows_names: bool = True,
+) -> str:
+    """Return the README of a plain LoRA adapter.
+
+    Args:
+        name: the adapter's name.
+        memory: its memory tokens.
+        prompts: what it was checked on.
+        result: the check's result.
+        base: the unmodified base that it fits; None if it fits the extended base beside it.
+        knows_names: whether the base's own tokenizer reads the memory tokens' names.
+    """
     is_text = isinstance(prompts.questions[0], str)
+    linked = hub_id(base)
     metadata = ModelCardData(
-        library_name="peft", pipeline_tag="text-generation", tags=["lora", "rim", "latent-reasoning"], model_name=name
+        base_model=linked,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["lora", "rim", "latent-reasoning"],
+        model_name=name,
     )
+    shown_base = code_span(linked) if linked else "its base"
+    written = f"write after each prompt: {code_span(memory.block_text)}"
+    as_ids = f"append the ids `block_ids` of `{EXPORT_FILE}` to the prompt's, since it does not know these tokens."
     return _ADAPTER_BODY.format(
         metadata=visible(metadata.to_yaml()),
         name=markdown(name),
         names=", ".join(code_span(token) for token in memory.names),
         ids=", ".join(map(str, memory.ids)),
         prompt=code_span(repr(prompts.templates.prompt)) if is_text else _chats(prompts),
-        block_text=code_span(memory.block_text),
+        fits=_EXTENDED if base is None else _UNMODIFIED.format(base=shown_base),
+        otherwise=written if knows_names else as_ids,
         checked=describe(result),
     )
 

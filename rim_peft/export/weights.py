@@ -6,7 +6,7 @@ import gc
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Question, Templates
 from rim_peft.export.checking import Expected, expect
@@ -71,8 +71,7 @@ def dequantized(model: PeftModel) -> PeftModel:
     if method is None:
         return model
     name = str(model.active_adapter)
-    config, state = model.peft_config[name], get_peft_model_state_dict(model, save_embedding_layers=False)
-    state = {key: value.detach().cpu().clone() for key, value in state.items()}
+    config, state = model.peft_config[name], adapter_state(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         base: Any = model.unload()
@@ -83,9 +82,39 @@ def dequantized(model: PeftModel) -> PeftModel:
                 f"base: must not be quantised, or by bitsandbytes (nf4, int8), got {method}, which cannot be undone "
                 "here. Name the base's plain weights (--base)."
             ) from error
-    plain = get_peft_model(base, config)
-    set_peft_model_state_dict(plain, state)
-    return plain.eval()
+    return attached(base, config, state)
+
+
+def on_stored_base(model: PeftModel) -> PeftModel:
+    """Return an adapter on its base as it is stored, in float32. The model is consumed by this call.
+
+    Engines load that base, not the one with rounded or quantised weights that the adapter may have been trained on.
+
+    Raises:
+        ValueError: the stored weights themselves are quantised.
+    """
+    base: Any = model.get_base_model()
+    if quantization_of(model) is None and base.dtype == torch.float32:
+        return model
+    config, state = model.peft_config[str(model.active_adapter)], adapter_state(model)
+    name = base.name_or_path
+    stored = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+    if getattr(stored, "hf_quantizer", None) is not None:
+        raise ValueError(f"base: must have plain weights in its files, got {name} with quantised ones. Use --base.")
+    return attached(stored.to(base.device), config, state)
+
+
+def adapter_state(model: PeftModel) -> dict[str, Tensor]:
+    """Return copies of the active adapter's tensors by their names in its file."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {key: value.detach().cpu().clone() for key, value in state.items()}
+
+
+def attached(base: Any, config: Any, state: dict[str, Tensor]) -> PeftModel:
+    """Return a base with an adapter that has the given tensors, in evaluation mode."""
+    model = get_peft_model(base, config)
+    set_peft_model_state_dict(model, state)
+    return model.eval()
 
 
 def merged(model: PeftModel) -> Any:
@@ -167,6 +196,7 @@ class ExportOptions:
         append_to: what the tokenizer appends blocks to, one of ``APPEND_TO``.
         keep_tied: keep a tied head tied.
         max_differing: how many of the checked prompts may be answered with other tokens.
+        spare_ids: ids for memory tokens on an unmodified base; looked for if None.
 
     Raises:
         ValueError: an option is out of range.
@@ -178,6 +208,7 @@ class ExportOptions:
     append_to: str = "auto"
     keep_tied: bool = False
     max_differing: int = 0
+    spare_ids: tuple[int, ...] | None = None
 
     def blocks_of(self, config: RiMConfig) -> int:
         """Return how many blocks an export of an adapter has after a prompt."""
@@ -288,9 +319,14 @@ class PlainAdapter:
 
 
 def as_plain(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, *, num_blocks: int
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+    *,
+    num_blocks: int,
+    unquantized: Callable[[PeftModel], PeftModel] = dequantized,
 ) -> PlainAdapter:
-    """Dequantise an adapter's base if needed, and answer the prompts with the plugin in float32.
+    """Replace a quantised base by plain weights, and answer the prompts with the plugin in float32.
 
     The check is in float32 too: in a half type, the rounding of two ways to compute the same sum would decide wherever
     two tokens nearly tie.
@@ -318,9 +354,11 @@ def as_plain(
     quantization = quantization_of(model)
     quantized = None
     if quantization is not None:
-        logger.info("The base is quantised (%s): the adapter is exported with its weights dequantised.", quantization)
+        logger.info(
+            "The base is quantised (%s): the export is compared with the adapter on plain weights.", quantization
+        )
         quantized = expect(model, tokenizer, prompts.questions, **asking)
-        model = dequantized(model)
+        model = unquantized(model)
     base: Any = model.get_base_model()
     dtype: torch.dtype = base.dtype
     model.float()
@@ -328,7 +366,7 @@ def as_plain(
     if quantized is None:
         return PlainAdapter(model, dtype, quantization, expected, None)
     agreement = sum(before.answer == after.answer for before, after in zip(quantized, expected, strict=True))
-    logger.info("Quantised and dequantised base give the same tokens on %d of %d prompts.", agreement, len(expected))
+    logger.info("Quantised and plain base give the same tokens on %d of %d prompts.", agreement, len(expected))
     return PlainAdapter(model, dtype, quantization, expected, agreement)
 
 

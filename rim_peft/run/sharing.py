@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from rim_peft.data.examples import Question
 from rim_peft.data.sources import hub_problem
 from rim_peft.export.checking import LEAST_PROMPTS, CheckResult
+from rim_peft.export.embedding_lora import export_embedding_lora
 from rim_peft.export.formats import export_merged, export_peft_lora
 from rim_peft.export.weights import ExportOptions, Prompts, check_new
 from rim_peft.methods import get_method
@@ -31,7 +32,7 @@ from rim_peft.tuner.peft_plugin import NAME
 from rim_peft.tuner.sharing import upload
 from rim_peft.tuner.tensors import not_finite
 
-FORMATS = {"merged": export_merged, "peft-lora": export_peft_lora}
+FORMATS = {"merged": export_merged, "peft-lora": export_peft_lora, "embedding-lora": export_embedding_lora}
 _CHECKED_ROWS = 64
 
 
@@ -67,8 +68,14 @@ def export(
         ValueError: the format cannot express the adapter, ``folder`` is in use, or there are too few prompts.
         ExportCheckError: the export gives other answers; its files are kept.
     """
-    if form == "merged":
+    options = options or ExportOptions()
+    if form != "peft-lora":
         check_new(folder)  # before a base is loaded or anything is written
+    if form != "embedding-lora" and options.spare_ids is not None:
+        raise ValueError(
+            f"spare_ids: must be omitted for the format {form}, which adds tokens, got {options.spare_ids}. Use "
+            "--format embedding-lora, or omit --spare-ids."
+        )
     run = load_run(source, base=base, revision=revision, trust_remote_code=trust_remote_code)
     if run.exported is not None:
         raise ValueError(f"{source}: is an export already. Give the adapter that it was made from.")
@@ -88,7 +95,7 @@ def export(
     if form == "merged" and run.recipe is not None:
         more["papers"] = {RECIPE_FILE: write_yaml(resolve(run.recipe))}
         more["noted"] = {"asked": describe_asking(run.recipe)}
-    return FORMATS[form](run.model, run.tokenizer, folder, prompts, options or ExportOptions(), source=source, **more)
+    return FORMATS[form](run.model, run.tokenizer, folder, prompts, options, source=source, **more)
 
 
 def _task_questions(run: Run, task_name: str | None) -> list[Question]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel, prepare_model_for_kbit_training
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model_state_dict, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from rim_peft.export.weights import on_stored_base
 from rim_peft.tuner.bases import keep_unpacked
 from tests.conftest import VOCAB_SIZE, MakeBase, MakeRim
 
@@ -98,6 +99,22 @@ def test_merging_into_a_quantized_base(make_rim: MakeRim, base_dir: str, how: st
     near, far = (torch.cosine_similarity(adapted.flatten(), other.flatten(), dim=0) for other in (found, plain))
     assert near > 0.9
     assert near > far
+
+
+def test_an_adapter_moves_to_the_base_as_it_is_stored(make_rim: MakeRim, base_dir: str) -> None:
+    """As an engine loads it: neither with quantised weights nor with those rounded to a smaller type."""
+    rounded = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.bfloat16)
+    for base in (load(base_dir, "nf4"), rounded):
+        model = make_rim(base=base)
+        before = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
+        moved: Any = on_stored_base(model)
+        stored = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+        layer = moved.get_base_model().model.layers[0].self_attn.q_proj
+        assert torch.equal(layer.base_layer.weight, stored.model.layers[0].self_attn.q_proj.weight)
+        after = get_peft_model_state_dict(moved)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(value.float(), after[name].float()) for name, value in before.items())
+        assert on_stored_base(moved) is moved
 
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])

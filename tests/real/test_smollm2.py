@@ -21,7 +21,7 @@ from rim_peft.data.tokenization import tokenize_prompts
 from rim_peft.export.checking import LEAST_PROMPTS
 from rim_peft.inference import BlockAnswerer, BlockDecoder, answer_questions
 from rim_peft.run import export, load_run
-from tests.engines import answer_by_ctranslate2, count_equal, expect_of
+from tests.engines.answering import answer_by_ctranslate2, count_equal, expect_of
 from tests.integration.test_trainers import assert_same_loss_and_gradients, separate_loss
 from tests.real.conftest import CHATS, NAME, RECIPE, STORIES, attach, load_smol
 
@@ -198,7 +198,7 @@ def test_the_name_is_good_for_every_command(run_folder: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["num_rows"] == 4
 
 
-@pytest.mark.parametrize("form", ["merged", "peft-lora"])
+@pytest.mark.parametrize("form", ["merged", "peft-lora", "embedding-lora"])
 def test_exports_give_the_same_tokens(form: str, run_folder: Path, tmp_path: Path) -> None:
     result = export(str(run_folder), tmp_path / form, form=form, max_new_tokens=4)
     assert result.num_prompts == result.num_equal == 64

@@ -12,9 +12,10 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from rim_peft.export import formats
+from rim_peft.export import embedding_lora, formats
 from rim_peft.export.checking import CheckResult
 from rim_peft.run import export, load_run
+from tests.integration import test_embedding_lora
 from tests.integration.test_export import TEXTS, MakeAdapter, make_adapter
 
 __all__ = ["make_adapter"]  # a fixture
@@ -38,11 +39,14 @@ def export_watched(adapter: Path, out: Path, form: str, monkeypatch: pytest.Monk
         patch.setattr(owner, name, call)
 
     with monkeypatch.context() as patch:
-        module = formats
+        module: Any = embedding_lora if form == "embedding-lora" else formats
         patch.setattr(module, "check", lambda *args, **options: CHECKED)  # which has tests of its own
         for owner, names in (
             (Path, ("replace", "rename", "write_text")),
-            (module, ("save_model", "save_tokenizer", "check")),
+            (
+                module,
+                [name for name in ("save_model", "save_tokenizer", "save_file", "check") if hasattr(module, name)],
+            ),
         ):
             for name in names:
                 watch(owner, name)
@@ -101,6 +105,17 @@ def test_a_killed_peft_lora_export_is_made_again(
                 PeftModel.from_pretrained(base, str(killed / "adapters" / name), adapter_name=name)
         for killed in left:
             shutil.rmtree(killed)
+
+
+@pytest.mark.slow
+def test_a_killed_export_for_the_unmodified_base_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, out = test_embedding_lora.make_adapter(tmp_path / "adapter"), tmp_path / "out"
+    left = export_watched(adapter, out, "embedding-lora", monkeypatch)
+    assert len(left) > 5
+    assert not any((killed / "rim_export.json").exists() for killed in left)
+    for killed in (left[len(left) // 2], left[-1]):
+        export_watched(adapter, killed, "embedding-lora", monkeypatch)
+        assert _files(killed) == _files(out)
 
 
 def test_a_folder_of_someone_else_is_not_emptied(make_adapter: MakeAdapter, tmp_path: Path) -> None:

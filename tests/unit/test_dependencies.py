@@ -15,7 +15,9 @@ import rim_peft
 PACKAGE = Path(rim_peft.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
 FOR_DEVELOPERS = {"dev", "docs"}
-OWN = ("rim_peft", "rim_peft_command")
+OWN = ("rim_peft", "rim_peft_command", "rim_peft_vllm")
+HOSTS = {"vllm"}
+"""What loads a plugin of ours, and is there when it does."""
 NAMED_OTHERWISE = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Modules whose distribution has another name, for where it is not installed."""
 
@@ -28,7 +30,8 @@ def _imported() -> dict[str, str]:
     """Distributions that the package's modules import, each with one of these modules."""
     distributions = packages_distributions()
     found: dict[str, str] = {}
-    for path in sorted([*PACKAGE.rglob("*.py"), PACKAGE.with_name("rim_peft_command.py")]):
+    modules = [PACKAGE.with_name(f"{name}.py") for name in OWN[1:]]
+    for path in sorted([*PACKAGE.rglob("*.py"), *modules]):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -36,7 +39,7 @@ def _imported() -> dict[str, str]:
                 names = [node.module]
             else:
                 continue
-            for name in {name.split(".")[0] for name in names} - {*sys.stdlib_module_names, *OWN}:
+            for name in {name.split(".")[0] for name in names} - {*sys.stdlib_module_names, *OWN, *HOSTS}:
                 for distribution in distributions.get(name, [NAMED_OTHERWISE.get(name, name)]):
                     found.setdefault(_normal(distribution), path.name)
     return found

@@ -9,7 +9,7 @@ import yaml
 
 from rim_peft.data.examples import Templates
 from rim_peft.export.checking import CheckResult
-from rim_peft.export.record import ExportRecord, render_card
+from rim_peft.export.record import ExportRecord, render_adapter_card, render_card, render_modelfile
 from rim_peft.export.tokens import MemoryTokens
 from rim_peft.export.weights import Prompts
 
@@ -48,3 +48,26 @@ def test_blocks_are_explained_where_there_are_some(num_blocks: int) -> None:
     assert ("without memory blocks" in card) is not bool(num_blocks)
     assert "latent-reasoning" in card or not num_blocks
     assert "None" not in card
+
+
+MEMORY = MemoryTokens(["<b>", "<m>", "</b>"], [7, 8, 9], num_blocks=2, block_size=1)
+
+
+def test_ollama_asks_as_in_training() -> None:
+    prompts = Prompts(["1 + 1?"], Templates(prompt="Q: {question}\n{{A}}:"), max_new_tokens=4)
+    modelfile = render_modelfile(MEMORY, prompts, "<eos>")
+    assert modelfile is not None
+    assert 'TEMPLATE """Q: {{ .Prompt }}\n{A}:<b><m></b><b><m></b>"""\n' in modelfile
+    assert 'PARAMETER stop "<eos>"' in modelfile
+    assert render_modelfile(MEMORY, Prompts([[{"role": "user", "content": "?"}]], Templates(), 4), "<eos>") is None
+    assert render_modelfile(MEMORY, Prompts(["?"], Templates(prompt='"{question}"'), 4), "<eos>") is None
+
+
+@pytest.mark.parametrize(("knows_names", "told"), [(True, "<b><m></b><b><m></b>"), (False, "`block_ids`")])
+def test_a_card_of_lora_on_the_unmodified_base(knows_names: bool, told: str) -> None:
+    prompts = Prompts(["1 + 1?"], Templates(), max_new_tokens=4)
+    card = render_adapter_card("served", MEMORY, prompts, RESULT, base="owner/name", knows_names=knows_names)
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "owner/name"
+    assert "It fits `owner/name` as it is." in card
+    assert told in card
+    assert "extended base" in render_adapter_card("served", MEMORY, prompts, RESULT)

@@ -172,7 +172,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             is_equal &= num_equal == len(expected)
             print(f"{engine:14} {num_equal} of {len(expected)}", flush=True)
     return 0 if is_equal else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

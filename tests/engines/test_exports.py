@@ -16,7 +16,7 @@ from rim_peft.export.weights import ExportOptions
 from rim_peft.run import export, load_run
 from rim_peft.run.base import train_tokenizer
 from tests.conftest import build_base, build_rim
-from tests.engines import answer_by_ctranslate2, answer_by_llama_cpp, count_equal, expect_of, find_llama_cpp
+from tests.engines.answering import answer_by_ctranslate2, answer_by_llama_cpp, count_equal, expect_of, find_llama_cpp
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,1 @@
+"""Exports in engines that share no code with this package."""
