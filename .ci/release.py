@@ -27,7 +27,7 @@ EMPTY = WORK / "empty"
 TOOLS = ("build==1.6.1", "twine==7.0.0")
 VERSION = str(runpy.run_path(str(ROOT / "rim_peft" / "version.py"))["__version__"])
 
-CODE = ("rim_peft/", "rim_peft_command.py")
+CODE = ("rim_peft/", "rim_peft_command.py", "rim_peft_vllm.py")
 SOURCE = (*CODE, "recipes/", "rim_peft.egg-info/")
 SOURCE_FILES = {"CHANGELOG.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
 NOT_CODE = re.compile(r"rim_peft/(?:py\.typed|demo/(?:recipe\.yaml|results\.json|base/[a-z_]+\.(?:json|safetensors)))")
