@@ -26,12 +26,12 @@ def test_sums_run_over_all_batches_since_the_last_line() -> None:
     _add(metrics, [-3.0, -1.0], [1, 2], [[0.0, 0.75]])
     found = metrics.read(accelerator)
     assert found == {
-        "block_1/loss": 2.0,
-        "block_1/token_accuracy": 1 / 3,
-        "block_1/weight": 0.5,
-        "block_2/loss": 1.0,
-        "block_2/token_accuracy": 1.0,
-        "block_2/weight": 0.75,
+        "loss_by_block/1": 2.0,
+        "token_accuracy_by_block/1": 1 / 3,
+        "weight_by_block/1": 0.5,
+        "loss_by_block/2": 1.0,
+        "token_accuracy_by_block/2": 1.0,
+        "weight_by_block/2": 0.75,
     }
     assert metrics.read(accelerator) == {}
 
@@ -44,7 +44,7 @@ def test_a_block_that_a_sample_lacks_does_not_count() -> None:
     metrics.add(
         torch.tensor([-1.0]), torch.tensor([True]), labels, weights, torch.tensor([[True, True], [True, False]])
     )
-    assert metrics.read(Accelerator(cpu=True))["block_2/weight"] == 0.5
+    assert metrics.read(Accelerator(cpu=True))["weight_by_block/2"] == 0.5
 
 
 @pytest.mark.parametrize("kind", [BlockMetrics, TextMetrics])
