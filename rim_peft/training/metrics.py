@@ -29,6 +29,15 @@ def block_metric(metric: str, block: int) -> str:
     return f"{metric}_by_block/{block}"
 
 
+def current_name(name: str) -> str:
+    """Return a metric's name; a block's metric may have the name that earlier versions gave it.
+
+    >>> current_name("eval_block_3/token_accuracy"), current_name("accuracy")
+    ('eval_token_accuracy_by_block/3', 'accuracy')
+    """
+    return re.sub(r"^(eval_)?block_(\d+)/(loss|token_accuracy|weight)$", r"\1\3_by_block/\2", name)
+
+
 def by_block(logs: Mapping[str, Any], metric: str, *, prefix: str = "") -> dict[int, Any]:
     """Return a metric's value for each block in a log line, block 1 first; names of earlier versions count too.
 
