@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rim_peft.comparison.rows import recipe_hash
 from rim_peft.recipe import load_recipe
 from rim_peft.recipe.reading import differing_keys, resolve
 from rim_peft.recipe.syntax import write_yaml
@@ -78,3 +79,14 @@ def test_a_run_of_a_version_that_did_not_know_an_option_goes_on() -> None:
         assert differing_keys(first, {**first, "data": {**data, "allow_special_tokens": value}}) == []
     second = {"seed": 0, "data": {**data, "max_rows": 5}, "grounding": {"hold": 0.5, "weight_decay": 0.0}}
     assert differing_keys(first, second) == ["data.max_rows", "grounding.weight_decay"]
+
+
+def test_what_a_run_only_shows_may_differ(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(TEXT)
+    shown, hidden = (load_recipe(path, [f"evaluation.sample_rows={count}"]) for count in (4, 0))
+    assert differing_keys(resolve(shown), resolve(hidden)) == []
+    assert recipe_hash(shown) == recipe_hash(hidden)  # no comparison is measured again for it
+    other = load_recipe(path, ["evaluation.max_new_tokens=5"])
+    assert differing_keys(resolve(shown), resolve(other)) == ["evaluation.max_new_tokens"]
+    assert recipe_hash(shown) != recipe_hash(other)
