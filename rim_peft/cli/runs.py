@@ -13,7 +13,7 @@ from rim_peft.run_folders import RunSummary, list_runs
 _WIDTH = 100
 _COLUMNS = ("run", "state", "method", "base", "task", "score", "time", "tokens", "tok/s", "GPU MiB", "started")
 _TEXTS = ("run", "state", "method", "base", "task", "started")
-_LEAST = {"run": 12, "state": 20, "base": 8, "task": 6}
+_LEAST = {"run": 12, "state": 20, "method": 6, "base": 8, "task": 6}
 """Widths down to which columns are cut if a line would be too long."""
 
 
@@ -64,6 +64,8 @@ def render_runs(runs: Sequence[RunSummary]) -> list[str]:
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
     while sum(widths.values()) + len(widths) - 1 > _WIDTH:
         widest = max((name for name in columns if name in _LEAST), key=lambda name: widths[name] - _LEAST[name])
+        if widths[widest] <= _LEAST[widest]:
+            break
         widths[widest] -= 1
     heads = [{name: name for name in columns}] if rows else []
     return [
@@ -79,14 +81,17 @@ def _cells(run: RunSummary) -> dict[str, str]:
     if run.step is not None:
         state += f" {run.step}/{run.max_steps or '?'}"
     texts = {"run": run.folder, "state": state, "method": run.method, "task": run.task}
-    return {
-        **{name: one_line(text or "") for name, text in texts.items()},
-        "base": one_line((run.base or "").rstrip("/").rpartition("/")[2]),
+    numbers = {
         "score": "" if run.accuracy is None else f"{run.accuracy:.3f}",
         "time": "" if run.seconds is None else _duration(run.seconds),
         "tokens": "" if run.num_tokens is None else _count(run.num_tokens),
         "tok/s": "" if run.tokens_per_second is None else _count(run.tokens_per_second),
         "GPU MiB": "" if run.peak_gpu_mib is None else f"{run.peak_gpu_mib:.0f}",
+    }
+    return {
+        **{name: one_line(text or "") for name, text in texts.items()},
+        "base": one_line((run.base or "").rstrip("/").rpartition("/")[2]),
+        **{name: text[:7] for name, text in numbers.items()},  # more is not a figure of any run
         "started": one_line((run.started or "")[:10]),
     }
 

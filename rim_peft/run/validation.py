@@ -12,6 +12,7 @@ from rim_peft.data.examples import Example, Question
 from rim_peft.evaluation import AccuracyReport
 from rim_peft.evaluation.accuracy import answer_of, judge_answers, with_writable_answers
 from rim_peft.inference import Answerer, BlockAnswerer
+from rim_peft.inference.decoding import can_decode
 from rim_peft.recipe import Recipe
 from rim_peft.run.loading import Run
 from rim_peft.run.rows import RunRows, check_validation, read_examples
@@ -78,8 +79,8 @@ class Validation:
 
 
 def _read_out(answerer: Answerer, questions: Sequence[Question]) -> list[dict[str, str]]:
-    """Return what each block reads out, or the answer alone where there are no blocks."""
-    if isinstance(answerer, BlockAnswerer) and answerer.num_blocks:
+    """Return what each block reads out, or the answer alone without blocks or on a base that only generates."""
+    if isinstance(answerer, BlockAnswerer) and answerer.num_blocks and can_decode(answerer.model):
         blocks = spread(range(1, answerer.num_blocks + 1), _MOST_BLOCKS)
         return [{f"block {k}": row[k - 1].text for k in blocks} for row in answerer.read_blocks(questions)]
     return [{"answered": text} for text in answerer.answer(questions, batch_size=len(questions))]

@@ -147,3 +147,5 @@ def test_lines_fit_and_have_no_effect_on_a_terminal() -> None:
     assert "123G" in lines[1]
     assert lines[2].split() == [".", "finished"]
     assert render_runs([]) == []
+    absurd = RunSummary("a", "stopped", method="m" * 400, accuracy=9e17, seconds=9e17, num_tokens=10**17)
+    assert max(map(len, render_runs([absurd]))) <= 100

@@ -46,6 +46,12 @@ def test_of_many_blocks_some_are_shown(tmp_path: Path) -> None:
     assert list(sample.readouts) == [f"block {block}" for block in range(2, 33, 2)]
 
 
+def test_a_base_that_cannot_read_out_blocks_still_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rim_peft.run.validation.can_decode", lambda model: False)
+    (sample,) = _samples(tmp_path, method="rim", num_blocks=2, sample_rows=1)
+    assert list(sample.readouts) == ["answered"]
+
+
 @pytest.mark.parametrize("method", ["answer", "cot"])
 def test_without_blocks_there_is_the_answer(method: str, tmp_path: Path) -> None:
     samples = _samples(tmp_path, method=method, num_blocks=0, sample_rows=9)
