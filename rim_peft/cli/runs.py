@@ -11,10 +11,10 @@ from rim_peft.escaping import json_text, one_line
 from rim_peft.run_folders import RunSummary, list_runs
 
 _WIDTH = 100
-_COLUMNS = ("run", "state", "method", "base", "task", "score", "time", "tokens", "tok/s", "GPU MiB", "started")
-_TEXTS = ("run", "state", "method", "base", "task", "started")
-_LEAST = {"run": 12, "state": 20, "method": 6, "base": 8, "task": 6}
-"""Widths down to which columns are cut if a line would be too long."""
+_COLUMNS = ("run", "state", "method", "base", "task", "score", "time", "tokens", "tok/s", "GPU MiB", "date")
+_TEXTS = ("run", "state", "method", "base", "task", "date")
+_LEAST = {"run": 12, "state": 24, "method": 6, "base": 8, "task": 6}
+"""Widths down to which columns are cut if a line would be too long; after that, states are cut further."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,11 +60,15 @@ def render_runs(runs: Sequence[RunSummary]) -> list[str]:
         runs: any number.
     """
     rows = [_cells(run) for run in runs]
+    if len({row["date"][:4] for row in rows}) == 1:  # the year says nothing
+        rows = [{**row, "date": row["date"][5:]} for row in rows]
     columns = [name for name in _COLUMNS if any(row[name] for row in rows)]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
     while sum(widths.values()) + len(widths) - 1 > _WIDTH:
         widest = max((name for name in columns if name in _LEAST), key=lambda name: widths[name] - _LEAST[name])
         if widths[widest] <= _LEAST[widest]:
+            widest = "state"
+        if widths[widest] <= 2:
             break
         widths[widest] -= 1
     heads = [{name: name for name in columns}] if rows else []
@@ -90,9 +94,9 @@ def _cells(run: RunSummary) -> dict[str, str]:
     }
     return {
         **{name: one_line(text or "") for name, text in texts.items()},
-        "base": one_line((run.base or "").rstrip("/").rpartition("/")[2]),
+        "base": one_line((run.base or "").rstrip("/").rpartition("/")[2].partition("@")[0]),
         **{name: text[:7] for name, text in numbers.items()},  # more is not a figure of any run
-        "started": one_line((run.started or "")[:10]),
+        "date": one_line((run.started or "")[:10]),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rim_peft.cli.main import main
 from rim_peft.cli.runs import render_runs
 from rim_peft.run_folders import RunSummary, describe_run, list_runs
 
@@ -147,5 +148,30 @@ def test_lines_fit_and_have_no_effect_on_a_terminal() -> None:
     assert "123G" in lines[1]
     assert lines[2].split() == [".", "finished"]
     assert render_runs([]) == []
+    alike = [RunSummary("a", "finished", started=f"2026-0{month}-01T00:00:00Z") for month in (1, 2)]
+    assert [shown.split()[-1] for shown in render_runs(alike)] == ["date", "01-01", "02-01"]
     absurd = RunSummary("a", "stopped", method="m" * 400, accuracy=9e17, seconds=9e17, num_tokens=10**17)
     assert max(map(len, render_runs([absurd]))) <= 100
+
+
+def test_the_command_says_what_is_wrong_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "runs" / "a", record="{")
+    make_run(tmp_path / "runs" / "b", record={"metrics": {"validation": {"accuracy": 0.5, "standard_error": 0.1}}})
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path)
+    assert main(["runs", str(tmp_path / "runs")]) == 0
+    shown = capsys.readouterr()
+    first_cells = [line.split()[:2] for line in shown.out.splitlines()]
+    assert first_cells == [["run", "state"], ["a", "damaged"], ["b", "finished"]]
+    assert shown.err.splitlines() == [
+        "a: run.json cannot be read (JSONDecodeError)",
+        "not searched: 1 links to folders",
+    ]
+    assert main(["runs", str(tmp_path / "runs"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [run["standard_error"] for run in document["runs"]] == [None, 0.1]
+    (tmp_path / "none").mkdir()
+    assert main(["runs", str(tmp_path / "none")]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", f"no runs in {tmp_path / 'none'}\n")
+    assert main(["runs", str(tmp_path / "missing")]) == 1
+    assert "folder: must be a folder with runs, got" in capsys.readouterr().err
