@@ -175,7 +175,7 @@ def _figures(record: Mapping[str, Any], stages: Sequence[_Stage]) -> dict[str, A
         "seconds": seconds,
         "num_tokens": None if tokens is None else int(tokens),
         "tokens_per_second": round(tokens / seconds, 1) if tokens is not None and seconds else None,
-        "peak_gpu_mib": _number(record, "training", "peak_gpu_mib"),
+        "peak_gpu_mib": _number(record, "hardware", "peak_gpu_mib"),
     }
 
 

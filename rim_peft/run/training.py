@@ -114,7 +114,7 @@ def _train(recipe: Recipe, rows: RunRows, stages: Sequence[Any], *, started: flo
         "asked": describe_asking(recipe),
         "data": _describe_data(recipe, rows),
         "versions": describe_versions(),
-        "hardware": {**describe_hardware(), "processes": num_processes()},
+        "hardware": {**describe_hardware(), "processes": num_processes(), **_peak_memory()},
     }
     adapter = gather_adapter(model)
     on_main(lambda: _write_end(folder, model, tokenizer, record, adapter))
@@ -285,15 +285,19 @@ def _metrics(result: CurriculumResult, report: AccuracyReport | None) -> dict[st
 
 
 def _describe_training(result: CurriculumResult) -> dict[str, Any]:
-    """Return the stages' total samples (None for a stream), tokens of their rows, seconds, and a GPU's peak memory."""
+    """Return the stages' total samples (None for a stream), tokens of their rows, and seconds."""
     stages = [{name: value for line in lines for name, value in line.items()} for lines in result.history.values()]
     is_counted = all("num_samples" in stage for stage in stages)
     return {
         "num_samples": sum(int(stage["num_samples"]) for stage in stages) if is_counted else None,
         "num_tokens": sum(int(stage["num_tokens"]) for stage in stages),
         "seconds": round(sum(stage["train_seconds"] for stage in stages), 1),
-        "peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1) if torch.cuda.is_available() else None,
     }
+
+
+def _peak_memory() -> dict[str, float]:
+    """Return the peak of what this process's tensors took on its GPU; nothing without one."""
+    return {"peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1)} if torch.cuda.is_available() else {}
 
 
 def _describe_data(recipe: Recipe, rows: RunRows) -> dict[str, Any]:
