@@ -9,7 +9,7 @@ import argparse
 import runpy
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "answer questions with an adapter",
     "inspect": "show what an adapter holds after each of its blocks",
     "chains": "have a teacher write steps for rows that have none",
+    "runs": "list the runs below a folder: state, accuracy, cost",
     "check": "check recipes before a run: errors, tokens, steps, memory",
     "push": "upload an adapter, with its recipe and its card, to the Hub",
     "lm-eval": "run tasks of EleutherAI's lm-evaluation-harness on an adapter",
@@ -34,6 +35,9 @@ COMMANDS = {
 
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong usage, 130 or 143 interrupted by SIGINT or SIGTERM"
 
+LIGHT_COMMANDS = ("runs",)
+"""Commands whose modules import neither PEFT nor torch."""
+
 _LONGEST = 100
 
 
@@ -42,6 +46,8 @@ def main() -> int:
     arguments = sys.argv[1:]
     if not is_command(arguments) and all(_is_plain(argument) for argument in arguments):
         answer_without_command(arguments, command_list())
+    if arguments and arguments[0] in LIGHT_COMMANDS:
+        _skip_package()
     from rim_peft.cli.main import main as run
 
     return run(arguments)
@@ -77,6 +83,13 @@ def _version() -> str:
         raise ImportError("the package rim_peft is missing beside the command rim-peft: install rim-peft again.")
     version: str = runpy.run_path(str(Path(package.origin).with_name("version.py")))["__version__"]
     return version
+
+
+def _skip_package() -> None:
+    """Let modules of the package be imported without running its ``__init__``, which imports PEFT and torch."""
+    package = find_spec("rim_peft")
+    if package is not None:
+        sys.modules.setdefault("rim_peft", module_from_spec(package))
 
 
 def _is_plain(argument: str) -> bool:

@@ -12,7 +12,6 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from rim_peft.cli.console import ArgumentParser, complain, process_number, quiet_libraries, use_utf8
-from rim_peft.recipe import RecipeError
 from rim_peft.values import cut
 from rim_peft_command import COMMANDS, answer_without_command, command_list, is_command
 
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.traceback:
             raise
-        if process_number() == 0 or not isinstance(error, RecipeError):  # recipe errors are the same in all processes
+        if process_number() == 0 or not _is_of_recipe(error):  # recipe errors are the same in all processes
             complain(_describe(error))
         return 1
     finally:
@@ -69,12 +68,18 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, RecipeError):
+    if _is_of_recipe(error):
         return str(error)  # each line already names its place
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
     where = f" in process {process_number()}" if process_number() else ""
     message = "\n".join(line if len(line) <= _LONGEST_LINE else cut(line) for line in str(error).splitlines())
     return f"rim-peft: error{where}: {kind}{message}"
+
+
+def _is_of_recipe(error: Exception) -> bool:
+    """Tell whether an error is a ``RecipeError``, without importing its module for commands that read no recipe."""
+    module = sys.modules.get("rim_peft.recipe")
+    return module is not None and isinstance(error, module.RecipeError)
 
 
 class _Help(argparse.Action):

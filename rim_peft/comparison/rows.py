@@ -15,7 +15,7 @@ from rim_peft.data.chats import Chat
 from rim_peft.data.examples import Example
 from rim_peft.methods import METHODS
 from rim_peft.recipe import DataOptions, Recipe
-from rim_peft.recipe.reading import resolve
+from rim_peft.recipe.reading import SHOWN_ONLY, resolve
 from rim_peft.run.base import locate_base
 from rim_peft.run.rows import fingerprint, load_rows, read_examples
 from rim_peft.tasks import Task, get_task
@@ -71,6 +71,8 @@ def recipe_hash(recipe: Recipe) -> str:
     values = resolve(recipe)
     others = {stage for method in METHODS.values() for stage in method.stages} - set(recipe.stages)
     kept = {key: value for key, value in values.items() if key not in {*others, "output_dir", "resume"}}
+    for section, _, name in (key.partition(".") for key in SHOWN_ONLY):
+        kept[section] = {key: value for key, value in kept[section].items() if key != name}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

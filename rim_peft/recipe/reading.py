@@ -17,7 +17,10 @@ from rim_peft.recipe.sections import FoundRecipe, Recipe
 from rim_peft.recipe.syntax import hints_of, read_override, read_yaml
 from rim_peft.values import MOST_CHARACTERS, expand_user, shown
 
-_FREE_ON_RESUME = ("output_dir", "resume")
+SHOWN_ONLY = ("evaluation.sample_rows",)
+"""Keys of what a run shows, which change nothing of what it trains or measures."""
+
+_FREE_ON_RESUME = ("output_dir", "resume", *SHOWN_ONLY)
 """Keys that may differ when a run is resumed, since its folder may have been moved."""
 
 _EARLIER: dict[str, Any] = {"data.allow_special_tokens": True, "data.chat_template_kwargs": {}}
@@ -49,7 +52,7 @@ def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
     missing = object()
     method = METHODS.get(str(second.get("method")))
     free = {*_FREE_ON_RESUME, *STAGES} - set(STAGES if method is None else method.stages)
-    keys = [key for key in {**before, **after} if key.partition(".")[0] not in free]
+    keys = [key for key in {**before, **after} if free.isdisjoint((key, key.partition(".")[0]))]
     return [
         key
         for key in keys

@@ -178,17 +178,26 @@ class EvaluationOptions:
 
     batch_size: int = field(default=16, metadata={"help": "Questions per batch."})
     max_new_tokens: int = field(default=64, metadata={"help": "Maximum number of tokens of an answer."})
+    sample_rows: int = field(
+        default=4,
+        metadata={
+            "help": "Number of validation rows whose readouts are shown after each evaluation: under the progress bar, "
+            "and as a table in wandb, trackio and TensorBoard if a stage's report_to names them, which sends these "
+            "rows' texts there. 0: none."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ValueError: one is below 1.
+            ValueError: one is out of range.
         """
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}.")
         check_ranges(self, {"batch_size": Range(1, 1 << 16), "max_new_tokens": Range(1, MOST_LENGTH)})
+        check_ranges(self, {"sample_rows": Range(0, 64)})
 
 
 HARDWARE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")

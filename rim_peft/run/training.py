@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rim_peft.escaping import json_text
 from rim_peft.evaluation import AccuracyReport
-from rim_peft.evaluation.accuracy import judge_answers
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.recipe.reading import differing_keys, read_mapping, resolve
 from rim_peft.recipe.syntax import write_yaml
@@ -35,14 +36,16 @@ from rim_peft.run.record import (
     shared_files,
     write_files,
 )
-from rim_peft.run.rows import RunRows, check_validation, fingerprint, load_rows, read_examples
-from rim_peft.tasks.task import Task
-from rim_peft.training.curriculum import CurriculumResult, run_stages
+from rim_peft.run.rows import RunRows, fingerprint, load_rows
+from rim_peft.run.validation import Validation
+from rim_peft.run_folders import FAILURE_FILE
+from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_stages
 from rim_peft.training.distributed import gather_adapter, is_main, main_first, num_processes, on_main, run_whole
 from rim_peft.training.files import HOLDER, LOCK, check_free, explain_write_errors, find_damage, hold, write_text
 from rim_peft.tuner.card import CARD_FILE
 from rim_peft.tuner.files import file_digests
 from rim_peft.tuner.sharing import attach_papers
+from rim_peft.values import cut
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     stages = recipe.stage_trainers()
     task = recipe.task()
     rows = main_first(lambda: load_rows(recipe.data, task))
-    with hold(folder), explain_write_errors(folder):
+    with hold(folder), explain_write_errors(folder), _noting_failure(folder):
         return _train(recipe, rows, stages, started=started, command=command)
 
 
@@ -81,7 +84,7 @@ def _train(recipe: Recipe, rows: RunRows, stages: Sequence[Any], *, started: flo
     resumed = on_main(lambda: check_folder(folder, recipe))  # again: now nobody else writes to it
     on_main(lambda: _start(folder, recipe, rows))
     model, tokenizer = _attach(folder, recipe)
-    validate = _Validation.make(recipe, rows, task, tokenizer)
+    validate = Validation.make(recipe, rows, task, tokenizer)
     result = run_stages(
         model,
         tokenizer,
@@ -90,6 +93,7 @@ def _train(recipe: Recipe, rows: RunRows, stages: Sequence[Any], *, started: flo
         eval_dataset=rows.validation,
         output_dir=folder,
         validate=validate,
+        read_samples=None if validate is None or not recipe.evaluation.sample_rows else validate.read_samples,
         resume=resumed,
     )
     model.eval()
@@ -100,7 +104,7 @@ def _train(recipe: Recipe, rows: RunRows, stages: Sequence[Any], *, started: flo
         "method": recipe.method,
         "seed": recipe.seed,
         "resumed": resumed,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "started": _utc(started),
         "wall_seconds": round(time.time() - started, 1),
         "metrics": _metrics(result, report),
         "training": _describe_training(result),
@@ -110,13 +114,32 @@ def _train(recipe: Recipe, rows: RunRows, stages: Sequence[Any], *, started: flo
         "asked": describe_asking(recipe),
         "data": _describe_data(recipe, rows),
         "versions": describe_versions(),
-        "hardware": {**describe_hardware(), "processes": num_processes()},
+        "hardware": {**describe_hardware(), "processes": num_processes(), **_peak_memory()},
     }
     adapter = gather_adapter(model)
     on_main(lambda: _write_end(folder, model, tokenizer, record, adapter))
     if adapter is None:  # a sharded model cannot be saved again as it is
         attach_papers(model, shared_files(folder, papers_only=True))
     return Run(model, tokenizer, recipe, record)
+
+
+@contextmanager
+def _noting_failure(folder: Path) -> Iterator[None]:
+    """Write down the error that ends a training, for ``rim-peft runs``; the next start removes it."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        noted = {"kind": type(error).__name__, "message": cut(str(error)), "time": _utc(time.time())}
+        if is_main() and folder.is_dir():
+            with suppress(OSError):  # such as a full disk: what ended the training matters more
+                write_text(folder / FAILURE_FILE, json_text(noted) + "\n")
+        raise
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
@@ -146,45 +169,11 @@ def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     return replace(run, recipe=replace(recipe, resume=False))  # the caller's own, with the folder's values
 
 
-@dataclass(frozen=True)
-class _Validation:
-    """Scores a model by its greedy answers after the last block on the validation rows."""
-
-    recipe: Recipe
-    examples: list[Any]
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-
-    @classmethod
-    def make(cls, recipe: Recipe, rows: RunRows, task: Task, tokenizer: PreTrainedTokenizerBase) -> _Validation | None:
-        if rows.validation is None:
-            return None
-        examples = read_examples(rows.validation, on_bad_rows=recipe.data.on_bad_rows)
-        check_validation(examples)
-        return cls(recipe, examples, task, tokenizer)
-
-    def __call__(self, model: PeftModel) -> dict[str, float]:
-        return {"accuracy": self.report(model).final.accuracy}
-
-    def report(self, model: PeftModel, *, progress: bool = False) -> AccuracyReport:
-        """Return the whole report."""
-        options = self.recipe.evaluation
-        run = Run(model, self.tokenizer, self.recipe)
-        return judge_answers(
-            run.answerer(),
-            self.examples,
-            self.task,
-            batch_size=options.batch_size,
-            progress=progress,
-            separator=run.separator,
-        )
-
-
 def holds_run(folder: Path) -> bool:
     """Tell whether a folder holds anything besides the files of a run that was stopped before it began training."""
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     entries = {name for name in entries if not name.startswith(PROBE)}
-    unbegun = {f".{RECIPE_FILE}.partial", LOCK, HOLDER, f".{HOLDER}.partial"}
+    unbegun = {LOCK, HOLDER, FAILURE_FILE, *(f".{name}.partial" for name in (RECIPE_FILE, HOLDER, FAILURE_FILE))}
     if RECIPE_FILE in entries:
         unbegun |= {RECIPE_FILE, BASE_FOLDER, f"{BASE_FOLDER}.partial"}
     return not entries <= unbegun
@@ -250,6 +239,7 @@ def _kept_base(folder: Path) -> str | None:
 def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:
     """Write the recipe and, if the base is built from scratch, the base."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE_FILE).unlink(missing_ok=True)
     for left in folder.glob(f"{PROBE}*"):
         left.rmdir()
     if not holds_run(folder):  # remove the base of a run that failed before it began
@@ -303,6 +293,11 @@ def _describe_training(result: CurriculumResult) -> dict[str, Any]:
         "num_tokens": sum(int(stage["num_tokens"]) for stage in stages),
         "seconds": round(sum(stage["train_seconds"] for stage in stages), 1),
     }
+
+
+def _peak_memory() -> dict[str, float]:
+    """Return the peak of what this process's tensors took on its GPU; nothing without one."""
+    return {"peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1)} if torch.cuda.is_available() else {}
 
 
 def _describe_data(recipe: Recipe, rows: RunRows) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from rim_peft.training.interruption import Interrupted, SignalWatch, StopOnSigna
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer, Validate
 from rim_peft.training.rim import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
+from rim_peft.training.samples import ReadSamples
 from rim_peft.tuner.config import active_config
 
 logger = logging.getLogger(__name__)
@@ -120,9 +121,10 @@ def run_stages(
     output_dir: str | Path,
     eval_dataset: Dataset | None = None,
     validate: Validate | None = None,
+    read_samples: ReadSamples | None = None,
     resume: bool = False,
 ) -> CurriculumResult:
-    """Train any stages in sequence; see :func:`run_curriculum` for the other arguments."""
+    """Train any stages in sequence; see :func:`run_curriculum` and the trainers for the other arguments."""
     check_stages(stages)
     names = [trainer_class.__name__.removesuffix("Trainer").lower() for trainer_class, _ in stages]
     best = BestWeights(Path(output_dir) / "best.safetensors", names)
@@ -154,6 +156,7 @@ def run_stages(
                 eval_dataset=eval_dataset if args.eval_strategy != "no" else None,
                 processing_class=tokenizer,
                 validate=validate,
+                read_samples=read_samples,
                 callbacks=[StopOnSignal(signals), *([_KeepBest(best, stage)] if validate is not None else [])],
             )
             checkpoint = on_main(partial(last_checkpoint, folder)) if resume else None
@@ -311,3 +314,4 @@ def _compete_at_end(trainer: ReadoutTrainer, best: BestWeights, stage: str, vali
     _KeepBest(best, stage).on_evaluate(
         trainer.args, trainer.state, trainer.control, metrics=metrics, model=trainer.model
     )
+    trainer.show_samples()

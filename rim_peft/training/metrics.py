@@ -1,4 +1,4 @@
-"""Logged metrics of each block, and a one-line summary under the progress bar."""
+"""Logged metrics of each block, and the clock of a training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,48 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from rim_peft.sequence import Labels
 from rim_peft.training.losses import block_sums
+
+
+def block_metric(metric: str, block: int) -> str:
+    """Return the name under which a block's metric is logged.
+
+    Trackers put what is before the last slash into one group, so that all blocks of a metric are side by side.
+
+    >>> block_metric("loss", 3)
+    'loss_by_block/3'
+    """
+    return f"{metric}_by_block/{block}"
+
+
+def current_name(name: str) -> str:
+    """Return a metric's name; a block's metric may have the name that earlier versions gave it.
+
+    >>> current_name("eval_block_3/token_accuracy"), current_name("accuracy")
+    ('eval_token_accuracy_by_block/3', 'accuracy')
+    """
+    return re.sub(r"^(eval_)?block_(\d+)/(loss|token_accuracy|weight)$", r"\1\3_by_block/\2", name)
+
+
+def by_block(logs: Mapping[str, Any], metric: str, *, prefix: str = "") -> dict[int, Any]:
+    """Return a metric's value for each block in a log line, block 1 first; names of earlier versions count too.
+
+    >>> by_block({"loss": 2.0, "loss_by_block/10": 0.5, "loss_by_block/2": 1.5}, "loss")
+    {2: 1.5, 10: 0.5}
+    >>> by_block({"eval_block_1/loss": 1.0, "block_1/loss": 2.0}, "loss", prefix="eval_")
+    {1: 1.0}
+
+    Args:
+        logs: a log line.
+        metric: ``"loss"``, ``"token_accuracy"`` or ``"weight"``.
+        prefix: ``"eval_"`` for what an evaluation logged.
+    """
+    pattern = re.compile(rf"{prefix}(?:{metric}_by_block/(\d+)|block_(\d+)/{metric})")
+    found = {int(match[1] or match[2]): value for name, value in logs.items() if (match := pattern.fullmatch(name))}
+    return dict(sorted(found.items()))
 
 
 class Metrics(ABC):
@@ -69,10 +107,10 @@ class BlockMetrics(Metrics):
         metrics = {}
         for block, (loss, correct, tokens, weight, samples) in enumerate(table.T.tolist(), start=1):
             if tokens:
-                metrics[f"block_{block}/loss"] = loss / tokens
-                metrics[f"block_{block}/token_accuracy"] = correct / tokens
+                metrics[block_metric("loss", block)] = loss / tokens
+                metrics[block_metric("token_accuracy", block)] = correct / tokens
             if samples:
-                metrics[f"block_{block}/weight"] = weight / samples
+                metrics[block_metric("weight", block)] = weight / samples
         return metrics
 
 
@@ -96,27 +134,6 @@ class TextMetrics(Metrics):
         correct, tokens = accelerator.reduce(self._sums, reduction="sum").tolist()
         self._sums = None
         return {"token_accuracy": correct / tokens}
-
-
-class ReadoutProgress(ProgressCallback):
-    """The Trainer's progress bar, with log lines that fit a terminal.
-
-    The Trainer prints each entry as a dict, which fills a screen with three numbers per block. The full entries still
-    reach ``state.log_history`` and the trackers of ``report_to``.
-    """
-
-    def on_log(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write one line above the bar."""
-        bar: Any = self.training_bar
-        if bar is not None and logs:
-            bar.write(format_log(logs, step=state.global_step, max_steps=state.max_steps))
 
 
 class TrainingClock(TrainerCallback):
@@ -144,34 +161,3 @@ class TrainingClock(TrainerCallback):
         """Put the seconds so far into the state that a checkpoint is about to save."""
         kept: Any = state.stateful_callbacks
         kept[type(self).__name__] = {"args": {}, "attributes": {"before": self.seconds}}
-
-
-def format_log(logs: Mapping[str, Any], *, step: int, max_steps: int) -> str:
-    """Return a log entry as one line: losses and scores, then each block's token accuracy.
-
-    >>> format_log(
-    ...     {"loss": 3.1234, "learning_rate": 3e-3, "block_1/token_accuracy": 1.0, "block_2/token_accuracy": 0.53},
-    ...     step=20,
-    ...     max_steps=300,
-    ... )
-    'step 20/300  loss 3.123  learning_rate 0.003  token accuracy by block 1.00 0.53'
-    >>> format_log({"eval_loss": 2.0, "eval_accuracy": 0.25, "eval_runtime": 1.5}, step=20, max_steps=300)
-    'step 20/300  eval_loss 2  eval_accuracy 0.25'
-    >>> format_log({"loss": 2.5, "token_accuracy": 0.75, "stage": 1.0}, step=20, max_steps=300)
-    'step 20/300  stage 1  loss 2.5  token_accuracy 0.75'
-    >>> format_log({"train_runtime": 61.0, "train_loss": 1.5}, step=300, max_steps=300)
-    'step 300/300  train_loss 1.5  train_runtime 61'
-    """
-    shown = (
-        *("stage", "longest_chain", "loss", "eval_loss", "token_accuracy", "eval_accuracy"),
-        *("grad_norm", "learning_rate", "train_loss", "train_runtime"),
-    )
-    parts = [f"step {step}/{max_steps}", *(f"{name} {logs[name]:.4g}" for name in shown if name in logs)]
-    accuracies = {
-        int(found[1]): value
-        for name, value in logs.items()
-        if (found := re.fullmatch(r"(?:eval_)?block_(\d+)/token_accuracy", name))
-    }
-    if accuracies:
-        parts.append("token accuracy by block " + " ".join(f"{accuracies[k]:.2f}" for k in sorted(accuracies)))
-    return "  ".join(parts)

@@ -12,6 +12,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from rim_peft.data.examples import Templates
+from rim_peft.training.metrics import current_name
 from rim_peft.tuner.config import MOST_BLOCKS, RiMConfig
 from rim_peft.values import Range, check_ranges, shown
 
@@ -238,6 +239,10 @@ class ReadoutConfig(SFTConfig):
                 "torch_compile: must stay False, got True: it compiles the whole model, which breaks at the "
                 "readouts' head. Use compile_layers."
             )
+        if self.metric_for_best_model is not None:
+            self.metric_for_best_model = current_name(self.metric_for_best_model)
+            if "loss_by_block/" in self.metric_for_best_model and self.greater_is_better is None:
+                self.greater_is_better = False  # the parent only knows names that end in loss
         super().__post_init__()
         for name, needed in _REFUSED.items():
             if (value := getattr(self, name)) != needed:

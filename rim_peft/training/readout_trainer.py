@@ -35,11 +35,13 @@ from rim_peft.training.attachment import (
     fall_back_from_flex,
     write_card,
 )
+from rim_peft.training.display import ReadoutProgress
 from rim_peft.training.distributed import main_first, run_whole, shards_weights
 from rim_peft.training.head import CompiledLayers, choose_head, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
-from rim_peft.training.metrics import ReadoutProgress
+from rim_peft.training.metrics import by_block
 from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.training.samples import ReadSamples, send_samples, trackers_of
 from rim_peft.training.watching import WatchedTrainer
 from rim_peft.tuner.bases import check_uncompiled, lowest_layers, num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
@@ -68,6 +70,8 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         processing_class: the tokenizer; the base's own if not given.
         peft_config: the RIM adapter to attach.
         validate: called with the model at every evaluation; its scores are logged as ``eval_<name>``.
+        read_samples: called with the model after every evaluation, if there is somewhere to show its samples: a
+            tracker of ``report_to`` that takes tables (wandb, trackio, TensorBoard), or a terminal.
         kwargs: further arguments of ``SFTTrainer`` (callbacks, optimizers, ...).
 
     Raises:
@@ -93,6 +97,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         *,
         peft_config: RiMConfig | None = None,
         validate: Validate | None = None,
+        read_samples: ReadSamples | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or self.config_class()
@@ -121,6 +126,8 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             args = check_depth(peft_model.get_base_model(), self._rim_config, args)
         self._max_positions = num_positions(peft_model.config)
         self._validate = validate
+        self._read_samples = read_samples
+        self._progress = ReadoutProgress(self.stage_name)
         self.args = args  # the rows are prepared inside the parent's constructor
         adapter_weights = {name: p.detach().clone() for name, p in peft_model.named_parameters() if p.requires_grad}
         super().__init__(
@@ -146,7 +153,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         self.model_accepts_loss_kwargs = True
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
-            self.add_callback(ReadoutProgress)
+            self.add_callback(self._progress)
         if args.dropout is not None:
             peft_model.base_model.set_dropout(args.dropout)
         self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
@@ -293,8 +300,9 @@ class ReadoutTrainer(WatchedTrainer, ABC):
 
     def _has_learned(self, figures: Mapping[str, float], longest: int) -> bool:
         """Tell whether the last block's readouts reach ``length_accuracy`` on the current chains."""
-        names = (f"block_{block}/token_accuracy" for block in range(self.objective.last_block(longest), 0, -1))
-        accuracy = next((figures[name] for name in names if name in figures), 0.0)
+        last = self.objective.last_block(longest)
+        accuracies = [value for block, value in by_block(figures, "token_accuracy").items() if block <= last]
+        accuracy = accuracies[-1] if accuracies else 0.0
         return self.args.length_accuracy is not None and accuracy >= self.args.length_accuracy
 
     def _running(self) -> dict[str, Any]:
@@ -326,6 +334,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             return super().train(*args, **kwargs)
         finally:
             self.model.base_model.memory.has_trained = False
+            self._progress.close()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimiser, with a separate learning rate for LoRA's B matrices if ``loraplus_lr_ratio`` is set.
@@ -449,6 +458,26 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             output = output._replace(metrics=metrics)
         self._check_metric(output.metrics or {})
         return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, then show sample readouts."""
+        metrics = super().evaluate(*args, **kwargs)
+        if kwargs.get("metric_key_prefix", "eval") == "eval":  # once for several sets of rows
+            self.show_samples()
+        return metrics
+
+    def show_samples(self) -> None:
+        """Read samples and show them in trackers and in the terminal; every process must call it."""
+        trackers = trackers_of(self.args.report_to)
+        in_terminal = self._progress.is_live and self.accelerator.num_processes == 1
+        if self._read_samples is None or not (trackers or in_terminal):
+            return
+        self.model.eval()
+        samples = run_whole(self.accelerator.unwrap_model(self.model), self._read_samples)
+        if samples and self.is_world_process_zero():
+            callbacks = self.callback_handler.callbacks
+            send_samples(samples, trackers, step=self.state.global_step, callbacks=callbacks)
+            self._progress.show_samples(samples)
 
 
 def arrange_rows(args: ReadoutConfig, layout: Layout, weights: Tensor) -> Layout:

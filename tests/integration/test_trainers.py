@@ -211,7 +211,7 @@ def test_training_lowers_the_loss_and_logs_it_by_block(
     assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
     for block in (1, 2, 3):
         for name in ("loss", "token_accuracy", "weight"):
-            assert f"block_{block}/{name}" in lines[0]
+            assert f"{name}_by_block/{block}" in lines[0]
     # Rows have 10 to 24 tokens; the count must be that of real ones.
     assert lines[0]["num_tokens"] == int(_batch(trainer)["attention_mask"].sum())
 
@@ -543,7 +543,7 @@ def test_a_phase_ends_by_the_readouts_of_its_answers(
 ) -> None:
     options = {"length_shares": [0.5, 0.5], "length_accuracy": 0.9, "max_steps": 40, "readout_step": readout_step}
     trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=4), **options)
-    found = {f"block_{block}/token_accuracy": value for block, value in accuracies.items()}
+    found = {f"token_accuracy_by_block/{block}": value for block, value in accuracies.items()}
     trainer._sums["train"].read = lambda accelerator: dict(found)  # type: ignore[method-assign]
     trainer.state.max_steps = 40
     trainer.state.global_step = 5
@@ -665,7 +665,7 @@ def test_readouts_whose_weight_is_zero_leave_the_row(make_trainer: MakeTrainer) 
         after["num_tokens"] - before["num_tokens"] for before, after in itertools.pairwise(lines)
     ]
     assert tokens[-1] < tokens[0]
-    assert lines[-1]["block_1/weight"] < 0.1 * lines[0]["block_1/weight"]
+    assert lines[-1]["weight_by_block/1"] < 0.1 * lines[0]["weight_by_block/1"]
 
 
 @every_stage
@@ -764,7 +764,7 @@ def test_callbacks_that_read_blocks_leave_the_training_as_it_is(make_trainer: Ma
             trainer.add_callback(callback)
         trainer.train()
         lines.append([line for line in trainer.state.log_history if "loss" in line])
-    plain, reading = [[(line.keys(), line["loss"], line["block_2/loss"]) for line in found] for found in lines]
+    plain, reading = [[(line.keys(), line["loss"], line["loss_by_block/2"]) for line in found] for found in lines]
     assert reading == plain
     assert len(plain) == 2
 

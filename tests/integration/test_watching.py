@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
+import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,8 @@ from rim_peft.training.checkpoints import BestWeights, last_checkpoint, save_wei
 from rim_peft.training.coconut import CoconutConfig, CoconutTrainer
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_stages
 from rim_peft.training.files import MANIFEST
+from rim_peft.training.metrics import by_block
+from rim_peft.training.samples import Sample
 from rim_peft.training.watching import DivergedError
 from tests.conftest import build_base, build_rim, build_tokenizer
 from tests.integration.test_curriculum import ROWS, SignalAtStep, train
@@ -279,3 +283,59 @@ def test_the_best_weights_come_back_from_a_moved_folder(tmp_path: Path) -> None:
 def _without_times(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     times = ("train_seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second")
     return [{name: value for name, value in line.items() if name not in times} for line in lines]
+
+
+def test_a_block_chooses_the_best_checkpoint_and_stops_early(tmp_path: Path) -> None:
+    """By the name that earlier versions gave its metric; their checkpoints have lines of these names."""
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+    chosen = {"metric_for_best_model": "block_2/loss", **options}
+    trainer = _trainer(tmp_path, build_rim(num_blocks=3, fresh=True), **chosen)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=1e9))
+    trainer.train()
+    losses = [line["eval_loss_by_block/2"] for line in trainer.state.log_history if "eval_loss" in line]
+    assert trainer.state.global_step == 4  # the second evaluation is not better by the threshold
+    assert trainer.state.best_metric == min(losses)
+
+
+def test_a_checkpoint_with_earlier_names_goes_on(tmp_path: Path) -> None:
+    _trainer(tmp_path, build_rim(num_blocks=3, fresh=True), logging_steps=1, max_steps=3).train()
+    state = tmp_path / "checkpoint-3" / "trainer_state.json"
+    old = re.sub(r'"(\w+?)_by_block/(\d+)"', r'"block_\2/\1"', state.read_text(encoding="utf-8"))
+    assert "block_1/loss" in old
+    state.write_text(old, encoding="utf-8")
+    (tmp_path / "checkpoint-3" / MANIFEST).unlink()  # as if it had been written so
+    trainer = _trainer(tmp_path, build_rim(num_blocks=3, fresh=True), logging_steps=1, max_steps=5)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    accuracies = [by_block(line, "token_accuracy") for line in trainer.state.log_history if "loss" in line]
+    assert [3 in blocks for blocks in accuracies] == [True] * 5
+    assert "block_1/loss" in trainer.state.log_history[0]
+
+
+def test_samples_are_read_where_a_tracker_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, Any]] = []
+    wandb: Any = ModuleType("wandb")
+    wandb.run, wandb.Table, wandb.log = object(), lambda columns, data: data, logged.append
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    read: list[int] = []
+
+    def read_samples(model: PeftModel) -> list[Sample]:
+        assert not model.training
+        read.append(1)
+        return [Sample("1?", {"block 1": "2"}, answer="2", is_right=True)]
+
+    rows = Dataset.from_list(ROWS)
+    args = GroundingConfig(str(tmp_path), eval_strategy="steps", eval_steps=2, **{**OPTIONS, "max_steps": 4})
+    given: dict[str, Any] = {"train_dataset": rows, "eval_dataset": {"a": rows, "b": rows}}
+    trainer = GroundingTrainer(
+        build_rim(num_blocks=3, fresh=True),
+        args,
+        processing_class=build_tokenizer(),
+        read_samples=read_samples,
+        **given,
+    )
+    trainer.evaluate()
+    assert read == []  # nobody would see them
+    trainer.args.report_to = ["wandb"]
+    trainer.train()
+    assert [line["train/global_step"] for line in logged] == [2, 4]  # once for both sets of rows
+    assert logged[0]["eval/readouts"] == [["1?", "2", "2", "right"]]

@@ -215,7 +215,7 @@ class Subject:
         recipe = replace(self._recipe, output_dir=str(run), resume=resume, **changes)
 
         def work() -> None:
-            training._Validation.__call__ = _score
+            training.Validation.__call__ = _score
             if watch is not None:
                 watch(run)
             with suppress(Interrupted):
@@ -326,8 +326,8 @@ def watch_run(run: Path, tell: Callable[[str, str, Callable[[], None] | None], N
         setattr(owner, name, work)
 
     watch_work(ReadoutTrainer, "training_step")
-    watch_work(training._Validation, "__call__")
-    watch_work(training._Validation, "report")
+    watch_work(training.Validation, "__call__")
+    watch_work(training.Validation, "report")
 
 
 def run_forked(work: Callable[[], None], *, kill_after: float | None = None) -> tuple[int, str]:

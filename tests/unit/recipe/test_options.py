@@ -38,5 +38,5 @@ def test_tables_are_replaced_where_they_are_marked() -> None:
     text = "a\n<!-- options: evaluation -->\nold\n<!-- end -->\nb\n"
     updated = update_tables(text)
     assert updated.startswith("a\n<!-- options: evaluation -->\n| key |")
-    assert updated.endswith("of an answer. |\n<!-- end -->\nb\n")
+    assert updated.endswith("0: none. |\n<!-- end -->\nb\n")
     assert update_tables(updated) == updated

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rim_peft.comparison.rows import recipe_hash
 from rim_peft.recipe import load_recipe
 from rim_peft.recipe.reading import differing_keys, resolve
 from rim_peft.recipe.syntax import write_yaml
@@ -85,3 +86,14 @@ def test_a_run_of_a_version_without_variables_of_the_template_can_be_resumed() -
     assert differing_keys(earlier, {"data": {"path": "a", "chat_template_kwargs": {}}}) == []
     changed = {"data": {"path": "a", "chat_template_kwargs": {"enable_thinking": False}}}
     assert differing_keys(earlier, changed) == ["data.chat_template_kwargs.enable_thinking"]
+
+
+def test_what_a_run_only_shows_may_differ(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(TEXT)
+    shown, hidden = (load_recipe(path, [f"evaluation.sample_rows={count}"]) for count in (4, 0))
+    assert differing_keys(resolve(shown), resolve(hidden)) == []
+    assert recipe_hash(shown) == recipe_hash(hidden)  # no comparison is measured again for it
+    other = load_recipe(path, ["evaluation.max_new_tokens=5"])
+    assert differing_keys(resolve(shown), resolve(other)) == ["evaluation.max_new_tokens"]
+    assert recipe_hash(shown) != recipe_hash(other)
