@@ -79,7 +79,7 @@ def directive(heading: str, name: str) -> str:
     """
     for full_name in places(heading, name):
         found = find(full_name)
-        if found is None:
+        if found is None or inspect.ismodule(found[1]):  # a function may be named like a package
             continue
         if inspect.isclass(found[1]):
             return f".. autoclass:: {full_name}\n   :members:\n   :show-inheritance:\n\n"

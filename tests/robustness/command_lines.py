@@ -146,7 +146,7 @@ def _run(arguments: Sequence[str]) -> str | None:
             code = stop.code
     text = err.getvalue()
     if code == 0:
-        shows = "--help" in arguments or arguments[0] in ("base", "cache")  # which list what is there
+        shows = "--help" in arguments or arguments[0] in ("base", "cache", "runs")  # which list what is there
         return None if shows else f"succeeds: {text[:300]}"
     if code not in (1, 2):
         return f"ends with {code!r}"
