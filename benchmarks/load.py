@@ -157,3 +157,13 @@ def percentile(values: Sequence[float], share: float) -> float:
     (2.0, 4.0)
     """
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def describe_errors(errors: Counter[str]) -> str:
+    """Return how many errors there were, with the most frequent reasons.
+
+    >>> describe_errors(Counter({"HTTP 500": 2, "the stream broke off": 1})), describe_errors(Counter())
+    ('3 (2 × HTTP 500; 1 × the stream broke off)', 'none')
+    """
+    shown = [f"{number} × {reason}" for reason, number in errors.most_common(3)]
+    return f"{errors.total()} ({'; '.join(shown)})" if errors else "none"

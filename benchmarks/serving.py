@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.load import Load, percentile, send_load
+from benchmarks.load import Load, describe_errors, percentile, send_load
 from benchmarks.measure import interleave, ratio, spread
 from benchmarks.models import attach_rim, lora_rank
 from benchmarks.registry import BenchmarkError, Settings, benchmark
@@ -59,9 +59,7 @@ def run(settings: Settings) -> Iterator[Row]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         given = settings.serving.adapter
-        if given is None:
-            settings.tell(f"an untrained adapter on {BASE}")
-        adapter = make_adapter(Path(scratch) / _NAME, settings) if given is None else Path(given).absolute()
+        adapter = Path(given).absolute() if given else make_adapter(Path(scratch) / _NAME, settings)
         sizes = Sizes.of(adapter, settings)
         settings.tell("vLLM starts")
         with VllmServer(python, sizes.server_options(settings), Path(scratch)) as server:
@@ -77,6 +75,7 @@ def make_adapter(folder: Path, settings: Settings) -> Path:
     Raises:
         BenchmarkError: the base cannot be fetched.
     """
+    settings.tell(f"an untrained adapter on {BASE}")
     try:
         base = find_base(BASE)
     except OSError as error:
@@ -221,7 +220,7 @@ def measure(
             port,
             sizes.requests(way, number, seed=len(loads[way])),
             num_clients=num_clients,
-            most_seconds=settings.choose(quick=120.0, cpu=600.0, cuda=300.0),
+            most_seconds=settings.choose(quick=120.0, cpu=300.0, cuda=300.0),
         )
         check()
         _check_load(load, way, sizes)
@@ -249,7 +248,7 @@ def _check_load(load: Load, way: str, sizes: Sizes) -> None:
         BenchmarkError: nobody was, or the server has appended other blocks.
     """
     if not load.answers:
-        raise BenchmarkError(f"{way}: no request was answered: {_describe(load.errors)}")
+        raise BenchmarkError(f"{way}: no request was answered: {describe_errors(load.errors)}")
     wanted = sizes.prompt + (sizes.num_memory if way == "RiM" else 0)
     if found := {answer.num_prompt for answer in load.answers} - {wanted}:
         raise BenchmarkError(
@@ -292,11 +291,6 @@ def _note(ours: Sequence[Load], other: str, theirs: Sequence[Load], num_requests
     for way, loads in (("RiM", ours), (other, theirs)):
         errors: Counter[str] = sum((load.errors for load in loads), Counter())
         written = [answer.num_written for load in loads for answer in load.answers]
-        parts.append(f"{way}: {sum(written) / len(written):.3g} tokens written, errors: {_describe(errors)}")
+        parts.append(f"{way}: {sum(written) / len(written):.3g} tokens written, errors: {describe_errors(errors)}")
     busy = max(load.busy for load in [*ours, *theirs])
     return "; ".join([*parts, f"the clients computed {busy:.0%} of the time at most"])
-
-
-def _describe(errors: Counter[str]) -> str:
-    shown = [f"{number} × {reason}" for reason, number in errors.most_common(3)]
-    return f"{errors.total()} ({'; '.join(shown)})" if errors else "none"

@@ -71,7 +71,13 @@ class VllmServer:
         environment.pop("PYTHONPATH", None)  # the plugin must be the one that is installed there
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - the Python that the user names
-                self.command, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=self.folder
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=environment,
+                cwd=self.folder,
             )
         try:
             self._wait()
