@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.options import add_arguments
+from benchmarks.options import add_arguments, read_serving
 
 if TYPE_CHECKING:
     from benchmarks.registry import Benchmark, Settings
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     if unknown := [name for name in args.names if name not in known]:
         raise ValueError(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(known)}")
     chosen = [known[name] for name in dict.fromkeys(args.names or known)]
-    settings = Settings(device=args.device, quick=args.quick)
+    settings = Settings(device=args.device, quick=args.quick, serving=read_serving(args))
     _check_device(args.device)
     if args.profile:
         from benchmarks.profile import find_costs
@@ -100,10 +100,15 @@ def _run_and_print(
 
 def _collect(benchmark: Benchmark, settings: Settings, rows: list[Row]) -> int:
     """Add a benchmark's rows; a failure ends this benchmark and sets the exit code, but does not stop the others."""
+    from benchmarks.registry import BenchmarkError
+
     started = time.perf_counter()
     print(f"{benchmark.name}: {benchmark.summary}", file=sys.stderr, flush=True)
     try:
         rows.extend(benchmark.run(settings))
+    except BenchmarkError as error:
+        print(f"{benchmark.name}: {error}", file=sys.stderr)
+        return 1
     except Exception:
         traceback.print_exc()
         print(f"{benchmark.name}: failed", file=sys.stderr)

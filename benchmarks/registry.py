@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TypeVar
 
 from benchmarks.measure import Way, interleave
+from benchmarks.options import ServingOptions
 from benchmarks.report import Row
 
 MODULES = (
@@ -40,10 +41,15 @@ MODULES = (
     "kernels",
     "laptop",
     "startup",
+    "serving",
 )
 """Modules of this package with benchmarks, in running order."""
 
 T = TypeVar("T")
+
+
+class BenchmarkError(Exception):
+    """What keeps a benchmark from running, such as a server that has ended: printed without a traceback."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,12 @@ class Settings:
     Attributes:
         device: ``"cpu"``, with sizes for two cores, or ``"cuda"``, with real sizes.
         quick: use the smallest sizes and two rounds: shows whether everything runs, not how fast.
+        serving: options of the benchmark of that name.
     """
 
     device: str = "cpu"
     quick: bool = False
+    serving: ServingOptions = field(default_factory=ServingOptions)
 
     @property
     def rounds(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rim_peft.data.chats import Chat
@@ -71,7 +71,7 @@ class Conversation:
             pass
         return self._chat[-1]["content"] if len(self._chat) > before else ""
 
-    def stream(self, text: str, *, on_cut: Callable[[str], None] | None = None) -> Iterator[str]:
+    def stream(self, text: str, *, on_cut: Callable[[str], None] | None = None) -> Generator[str, None, None]:
         """Yield an answer in pieces, each as soon as it is known; otherwise like :meth:`answer`.
 
         The turn is appended once the last piece has been taken; if the caller stops earlier, it is taken back.
