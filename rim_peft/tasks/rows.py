@@ -133,8 +133,12 @@ class OwnRows(Task):
         columns = self._found if self._found is not None else self._choose([row])
         messages = _conversation(row, columns)
         ends = [index for index in _assistant_turns(messages) if index < len(messages) - 1]
+        (name,) = columns["answer"] or ("",)
+        # A column of steps beside the messages is about the whole row, which is its last turn.
+        last = [path for path in (*columns["steps"], "labels") if path != name and not path.startswith(f"{name}.")]
+        earlier = {**row, **dict.fromkeys(last)} if ends else {}
         # A conversation that does not end with the assistant keeps its end, which is then reported.
-        return [*({**row, columns["answer"][0]: messages[: end + 1]} for end in ends), row]
+        return [*({**earlier, name: messages[: end + 1]} for end in ends), row]
 
     def read_text(self, text: str) -> tuple[str, Sequence[str] | None]:
         r"""Return the answer and the steps of a text with both, by ``answer_from`` and ``split_steps``.
@@ -258,9 +262,10 @@ def _conversation(row: Mapping[str, Any], columns: Columns) -> list[Any]:
 
 
 def _assistant_turns(messages: Sequence[Any]) -> list[int]:
-    """Return the indices of the assistant's messages."""
-    is_message = (isinstance(message, Mapping) and message.get("role") == "assistant" for message in messages)
-    return [index for index, found in enumerate(is_message) if found]
+    """Return the indices of the assistant's messages; a greeting before the user's first message answers nothing."""
+    roles = [message.get("role") if isinstance(message, Mapping) else None for message in messages]
+    start = roles.index("user") if "user" in roles else len(roles)
+    return [index for index in range(start, len(roles)) if roles[index] == "assistant"]
 
 
 def _read_question(row: Mapping[str, Any], columns: Columns) -> Any:
@@ -308,6 +313,8 @@ def _read_answer(row: Mapping[str, Any], columns: Columns) -> tuple[Any, str | N
             )
         if last.get("role") != "assistant" or (len(answer) > 1 and columns["answer"] != columns["question"]):
             raise RowError(f"answer: must be one message of the assistant after the question, got {last!r}")
+        if last.get("tool_calls"):
+            raise RowError("answer.tool_calls: must be empty, since calls of tools are not read")
         reasoning = next((last[part] for part in _REASONING if last.get(part)), None)
         return last.get("content"), reasoning
     if isinstance(answer, int | float) and not isinstance(answer, bool):

@@ -98,6 +98,37 @@ def test_a_bad_turn_leaves_the_others(tmp_path: Path) -> None:
         get_task("rows").read_row({"messages": PLAIN_ROW[:1]})
 
 
+def test_steps_beside_the_messages_are_those_of_the_last_turn(tmp_path: Path) -> None:
+    row = {"messages": CONVERSATION_ROW[:4] + [turn("assistant", "3")], "steps": ["2+1=3"]}
+    plain = {"messages": PLAIN_ROW, "steps": ["greet"]}
+    found = list(read(row, plain, folder=tmp_path, turns="all", split_steps="lines"))
+    assert [(row["answer"], row["steps"]) for row in found] == [
+        ("2", ["1+1=2"]),  # its own
+        ("3", ["2+1=3"]),
+        ("Hello", ["greet"]),
+    ]
+    stepwise = {"messages": [*PLAIN_ROW, *PLAIN_ROW], "completions": ["a", "b"], "labels": [True, True]}
+    found = list(read(stepwise, folder=tmp_path, turns="all"))
+    assert [row["steps"] for row in found] == [None, ["a", "b"]]
+    nested = {"messages": [{**message, "say": ["x"]} for message in [*PLAIN_ROW, *PLAIN_ROW]]}
+    found = list(read(nested, folder=tmp_path, turns="all", columns={"steps": "messages.-1.say"}))
+    assert [row["steps"] for row in found] == [["x"], ["x"]]
+
+
+def test_a_greeting_answers_nothing(tmp_path: Path) -> None:
+    hello = turn("assistant", "Welcome!")
+    rows = [{"messages": [hello, *row["messages"]]} for row in conversations(40)]
+    table = read(*rows, folder=tmp_path, split="train", turns="all")
+    assert {len(row["question"]) for row in table} == {2, 4}
+    assert not any(table[ROW_ERROR])
+    train, held_out = hold_out(table, 5)  # each conversation is one, though all begin with the same greeting
+    assert len(held_out) == 10
+    asked = [{row["question"][1]["content"] for row in part} for part in (train, held_out)]
+    assert not asked[0] & asked[1]
+    (row,) = read({"messages": [hello]}, folder=tmp_path, turns="all")
+    assert "after the question, but the conversation has none" in row[ROW_ERROR]
+
+
 def conversations(count: int) -> list[dict[str, Any]]:
     return [
         {"messages": [turn("user", f"{n}?"), turn("assistant", "a"), turn("user", "Why?"), turn("assistant", f"b{n}")]}
