@@ -26,7 +26,7 @@ from rim_peft.export.checking import CheckResult, check
 from rim_peft.export.formats import raise_if_differing
 from rim_peft.export.record import EXPORT_FILE, new_record, render_adapter_card, write_json
 from rim_peft.export.spare_ids import check_unused, find_spare_ids, name_spare_ids
-from rim_peft.export.tokens import MemoryTokens, append_blocks, save_tokenizer
+from rim_peft.export.tokens import MemoryTokens, append_blocks, save_tokenizer, set_variables
 from rim_peft.export.weights import (
     DTYPES,
     ExportOptions,
@@ -97,6 +97,7 @@ def export_embedding_lora(
     base_name = loaded.name_or_path
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks, unquantized=on_stored_base)
     check_unused(memory, [text for item in plain.expected for text in (item.ids, item.answer)])
+    set_variables(extended, prompts.templates.chat_template_kwargs)
     places = append_blocks(extended, memory, options.append_to)
     dtype = torch.float32 if options.dtype == "auto" else DTYPES[options.dtype]
     state = {key: value.to(dtype) for key, value in plain_lora(plain.model, rows, ids, rank=rank).items()}
@@ -112,6 +113,7 @@ def export_embedding_lora(
         **_how_to_ask(memory, knows_names=knows_names),
         "places": places,
         "prompt_template": prompts.templates.prompt,
+        "chat_template_kwargs": dict(prompts.templates.chat_template_kwargs),
         "rank": rank,
         "dtype": str(dtype).removeprefix("torch."),
         "head_is_tied": head_is_tied,
