@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -176,6 +178,14 @@ class OwnRows(Task):
             )
         task = copy.copy(self)
         object.__setattr__(task, "_found", found)
+        num_continuing = 0 if self.has_turns else _count_continuing(_chats(readable, found))
+        if num_continuing:
+            logger.warning(
+                "%d of the first %d rows continue the conversation of another row, so that splits made here may share "
+                "it. data.options.turns=all keeps a conversation in one split.",
+                num_continuing,
+                len(readable),
+            )
         return task
 
     def _describe(self, columns: Columns) -> str:
@@ -266,6 +276,26 @@ def _assistant_turns(messages: Sequence[Any]) -> list[int]:
     roles = [message.get("role") if isinstance(message, Mapping) else None for message in messages]
     start = roles.index("user") if "user" in roles else len(roles)
     return [index for index in range(start, len(roles)) if roles[index] == "assistant"]
+
+
+def _chats(rows: Iterable[Mapping[str, Any]], columns: Columns) -> Iterator[list[str]]:
+    """Yield the questions that are chat messages, each message as one text."""
+    for row in rows:
+        with suppress(RowError):
+            question = _read_question(row, columns)
+            if isinstance(question, list) and all(isinstance(message, Mapping) for message in question):
+                yield [json.dumps([message.get("role"), message.get("content")]) for message in question]
+
+
+def _count_continuing(chats: Iterable[list[str]]) -> int:
+    """Count chats that begin with the whole of another one.
+
+    >>> _count_continuing([["a"], ["a", "b", "c"], ["d", "e", "c"]])
+    1
+    """
+    chats = list(chats)
+    whole = {tuple(chat) for chat in chats}
+    return sum(any(tuple(chat[:end]) in whole for end in range(1, len(chat))) for chat in chats)
 
 
 def _read_question(row: Mapping[str, Any], columns: Columns) -> Any:

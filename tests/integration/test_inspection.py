@@ -352,6 +352,16 @@ def test_the_command_prints_and_writes_the_same(adapter: Path, capsys: pytest.Ca
     assert chosen[-1] == {"rule": "probe", "block": 2, "scores": [0.0, 1.0]}
 
 
+def test_the_command_takes_chats(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = {"messages": [{"role": "system", "content": "brief"}, {"role": "user", "content": "why?"}]}
+    assert main(["inspect", str(adapter), json.dumps(chat, indent=1), "{", "--no-chain"]) == 1
+    assert "question: not valid JSON" in capsys.readouterr().err
+    assert main(["inspect", str(adapter), json.dumps(chat, indent=1), "--no-chain", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["questions"]
+    assert found["question"] == chat["messages"]
+    assert "".join(word["text"] for word in found["words"]).endswith("<|user|>why?<eos><|assistant|>")
+
+
 def test_wrong_usage_is_one_line(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["inspect", str(adapter), "q", "--out", "page.pdf"])

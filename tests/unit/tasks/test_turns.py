@@ -115,6 +115,21 @@ def test_steps_beside_the_messages_are_those_of_the_last_turn(tmp_path: Path) ->
     assert [row["steps"] for row in found] == [["x"], ["x"]]
 
 
+@pytest.mark.parametrize(("turns", "is_warned"), [("last", True), ("all", False)])
+def test_turns_in_rows_of_their_own_are_noticed(
+    turns: str, is_warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = [{"question": row["messages"][:end], "answer": "b"} for row in conversations(3) for end in (1, 3)]
+    alone = {"question": [turn("user", "0?"), turn("assistant", "other"), turn("user", "Why?")], "answer": "b"}
+    others = [{"question": "a text", "answer": "b"}, {"question": None, "answer": "b"}]
+    read(*parts, alone, *others, folder=tmp_path, turns=turns)
+    said = "4 of the first 9 rows continue the conversation of another row"
+    assert (said in caplog.text) is is_warned
+    caplog.clear()
+    read(*[{"messages": row["messages"]} for row in conversations(3)], folder=tmp_path, turns=turns)
+    assert "continue the conversation" not in caplog.text
+
+
 def test_a_greeting_answers_nothing(tmp_path: Path) -> None:
     hello = turn("assistant", "Welcome!")
     rows = [{"messages": [hello, *row["messages"]]} for row in conversations(40)]
