@@ -14,9 +14,7 @@ from rim_peft.recipe import Recipe, load_recipe
 
 
 def rows(*numbers: int, **beside: Any) -> str:
-    chats = [
-        [{"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": str(n + 1)}] for n in numbers
-    ]
+    chats = [[{"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": str(n + 1)}] for n in numbers]
     return "".join(json.dumps({"messages": chat, **beside}) + "\n" for chat in chats)
 
 
@@ -37,7 +35,9 @@ def judge(folder: Path, **files: str) -> tuple[int, int]:
     return len(judged.test), len(judged.selection)
 
 
-@pytest.mark.parametrize("beside", [{}, {"chat_template_kwargs": {"enable_thinking": False}}, {"tools": [{"name": "x"}]}])
+@pytest.mark.parametrize(
+    "beside", [{}, {"chat_template_kwargs": {"enable_thinking": False}}, {"tools": [{"name": "x"}]}]
+)
 def test_a_trained_question_is_found_whatever_its_template_gets(beside: dict[str, Any], tmp_path: Path) -> None:
     parts = {"train": rows(1, 2, **beside), "validation": rows(3, **beside), "test": rows(4, 5, **beside)}
     assert judge(tmp_path, **parts) == (2, 1)

@@ -86,6 +86,8 @@ def test_gaps_among_a_tokenizers_ids_are_not_taken_for_its_end() -> None:
     assert (len(tokenizer), tokenizer.convert_tokens_to_ids("zz")) == (VOCAB_SIZE + 1, VOCAB_SIZE + 2)
     with pytest.raises(ValueError, match=r"got 0, 0 and 0 of these kinds"):
         find_spare_ids(tokenizer, base(20))
-    with pytest.raises(ValueError, match=rf"without gaps, .* got {VOCAB_SIZE + 1} tokens with ids up to {VOCAB_SIZE + 2}"):
+    with pytest.raises(
+        ValueError, match=rf"without gaps, .* got {VOCAB_SIZE + 1} tokens with ids up to {VOCAB_SIZE + 2}"
+    ):
         add_memory_tokens(tokenizer, num_blocks=1, block_size=1)
     assert name_spare_ids(tokenizer, [20, 21, 22], num_blocks=1, block_size=1)[1].ids == [20, 21, 22]
