@@ -155,8 +155,8 @@ def add_memory_tokens(
     size, largest = len(extended), max(extended.get_vocab().values(), default=-1)
     if largest >= size:
         raise ValueError(
-            f"tokenizer: must have ids without gaps, so that new tokens come after its last one, got {size} tokens with "
-            f"ids up to {largest}. Add tokens for the ids between them, or use another tokenizer."
+            f"tokenizer: must have ids without gaps, so that new tokens come after its last one, got {size} tokens "
+            f"with ids up to {largest}. Add tokens for the ids between them, or use another tokenizer."
         )
     names = _free_names(extended)
     extended.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)

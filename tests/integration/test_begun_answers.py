@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from rim_peft.data.chats import Chat
-from rim_peft.data.examples import QuestionError
-from rim_peft.data.examples import Example
+from rim_peft.data.examples import Example, QuestionError
 from rim_peft.data.tokenization import tokenize_example
 from rim_peft.inference import BlockAnswerer, ThoughtAnswerer
 from rim_peft.inference.swapping import MemoryAnswerer

@@ -188,11 +188,11 @@ def test_words_are_those_of_the_prompt() -> None:
     assert ["".join(word.text for word in cut), any(word.is_special for word in cut)] == ["<eos>", False]
     # Spaces at the start of tokens, of which a token decoded alone lacks its own; "é" is two tokens.
     vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "▁What", "▁is", "<0xC3>", "<0xA9>", "?"])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(parts)
     backend.add_special_tokens([AddedToken("<s>", special=True, normalized=False)])
-    cut = split_words([1, 2, 3, 4, 5, 6], PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>"))
+    cut = split_words([1, 2, 3, 4, 5, 6], PreTrainedTokenizerFast(tokenizer_object=backend))
     assert [(word.text, word.num_tokens) for word in cut] == [("<s>", 1), (" What", 1), (" isé?", 4)]
 
 

@@ -99,7 +99,7 @@ def test_a_bad_turn_leaves_the_others(tmp_path: Path) -> None:
 
 
 def test_steps_beside_the_messages_are_those_of_the_last_turn(tmp_path: Path) -> None:
-    row = {"messages": CONVERSATION_ROW[:4] + [turn("assistant", "3")], "steps": ["2+1=3"]}
+    row = {"messages": [*CONVERSATION_ROW[:4], turn("assistant", "3")], "steps": ["2+1=3"]}
     plain = {"messages": PLAIN_ROW, "steps": ["greet"]}
     found = list(read(row, plain, folder=tmp_path, turns="all", split_steps="lines"))
     assert [(row["answer"], row["steps"]) for row in found] == [
