@@ -303,6 +303,11 @@ def _read_question(row: Mapping[str, Any], columns: Columns) -> Any:
     names = columns["question"]
     if len(names) == 1:
         question = _require(row, *names)
+        if names == columns["answer"] and isinstance(question, str):  # would be asked together with its answer
+            raise RowError(
+                f"question: {names[0]} is the answer too, so it must be a list of chat messages, got the text "
+                f"{question[:40]!r}"
+            )
         return question[:-1] if names == columns["answer"] and isinstance(question, list) else question
     if names == INSTRUCTION and INSTRUCTION[1] not in row:  # it is optional
         names = INSTRUCTION[:1]

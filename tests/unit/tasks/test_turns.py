@@ -66,6 +66,15 @@ def test_by_default_the_last_turn_is_answered(tmp_path: Path, caplog: pytest.Log
     assert "data.options.turns=all" in caplog.text
 
 
+@pytest.mark.parametrize("turns", ["last", "all"])
+def test_a_text_is_not_question_and_answer_at_once(turns: str, tmp_path: Path) -> None:
+    (row,) = read({"messages": json.dumps(PLAIN_ROW)}, folder=tmp_path, turns=turns)
+    assert "question: messages is the answer too, so it must be a list of chat messages, got the text" in row[ROW_ERROR]
+    columns = {"question": "text", "answer": "text"}
+    (row,) = read({"text": "1 + 1?\n#### 2"}, folder=tmp_path, columns=columns, answer_from="after:####", turns=turns)
+    assert "question: text is the answer too" in row[ROW_ERROR]
+
+
 def test_a_prompts_earlier_turns_are_not_answered(tmp_path: Path) -> None:
     """TRL trains on completions only."""
     row = {"prompt": CONVERSATION_ROW[:4], "completion": [turn("assistant", "3")]}
