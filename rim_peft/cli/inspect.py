@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ def _read_question(argument: str) -> Any:
     from rim_peft.data.lines import read_asked
 
     text = _as_utf8(argument)
-    if not text.lstrip().startswith("{"):
+    if re.match(r'\s*\{\s*"', text) is None:  # "{1, 2} has how many subsets?" is a text
         return text
     (asked,) = read_asked([text.encode()])
     if asked.problem is not None:

@@ -354,11 +354,13 @@ def test_the_command_prints_and_writes_the_same(adapter: Path, capsys: pytest.Ca
 
 def test_the_command_takes_chats(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chat = {"messages": [{"role": "system", "content": "brief"}, {"role": "user", "content": "why?"}]}
-    assert main(["inspect", str(adapter), json.dumps(chat, indent=1), "{", "--no-chain"]) == 1
+    assert main(["inspect", str(adapter), json.dumps(chat, indent=1), '{"messages"', "--no-chain"]) == 1
     assert "question: not valid JSON" in capsys.readouterr().err
     assert main(["inspect", str(adapter), json.dumps(chat, indent=1), "--no-chain", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["questions"]
     assert found["question"] == chat["messages"]
+    assert main(["inspect", str(adapter), "{1, 2} has how many subsets?", "--no-chain", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["questions"][0]["question"] == "{1, 2} has how many subsets?"
     assert "".join(word["text"] for word in found["words"]).endswith("<|user|>why?<eos><|assistant|>")
 
 
