@@ -114,9 +114,12 @@ def _find(root: Path, notes: list[str]) -> Iterator[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    marks = (_LOCK, *STAGES)
-    has_recipe = (folder / _RECIPE).is_file()
-    return (folder / _RECORD).is_file() or (has_recipe and any((folder / mark).exists() for mark in marks))
+    if (folder / _RECORD).is_file():
+        return True
+    # A folder with the name of a stage may be a run itself, beside the recipe that made it.
+    stages = (folder / name for name in STAGES)
+    has_stage = any(stage.exists() and not (stage / _RECIPE).is_file() for stage in stages)
+    return (folder / _RECIPE).is_file() and (has_stage or (folder / _LOCK).exists())
 
 
 def describe_run(folder: Path, root: Path) -> RunSummary:

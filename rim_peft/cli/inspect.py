@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,12 @@ _ENDINGS = (".html", ".json")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's")
-    parser.add_argument("questions", metavar="QUESTION", nargs="+", help="one question or several")
+    parser.add_argument(
+        "questions",
+        metavar="QUESTION",
+        nargs="+",
+        help="one question or several: texts, or JSON objects with messages, as rim-peft generate reads them",
+    )
     parser.add_argument(
         "--out",
         metavar="FILE",
@@ -66,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
     inspection = inspect_questions(
         loaded,
-        [_as_utf8(question) for question in args.questions],
+        [_read_question(question) for question in args.questions],
         name=args.adapter,
-        donors=[_as_utf8(question) for question in args.donor],
+        donors=[_read_question(question) for question in args.donor],
         num_blocks=args.num_blocks,
         max_new_tokens=args.max_new_tokens,
         probe=_find_probe(Path(args.adapter)),
@@ -89,6 +95,19 @@ def _output(text: str) -> str:
     if not path(text).endswith(_ENDINGS):
         raise argparse.ArgumentTypeError(f"must end in {' or '.join(_ENDINGS)}, got {text[:200]!r}")
     return path(text)
+
+
+def _read_question(argument: str) -> Any:
+    """Return a text, or the question of a JSON object: an adapter that was trained on chats must be asked with one."""
+    from rim_peft.data.lines import read_asked
+
+    text = _as_utf8(argument)
+    if re.match(r'\s*\{\s*"', text) is None:  # "{1, 2} has how many subsets?" is a text
+        return text
+    (asked,) = read_asked([text.encode()])
+    if asked.problem is not None:
+        raise ValueError(f"question: {asked.problem}.")
+    return asked.question
 
 
 def _find_probe(folder: Path) -> Any:

@@ -117,7 +117,7 @@ def _load(recipe: Recipe, options: RowsOptions) -> list[Example]:
     task = get_task(data.task, **{**data.options, **options.options})
     rows = task.load(options.split, path=options.path or data.path)
     examples = read_examples(rows, on_bad_rows=data.on_bad_rows, limit=options.rows)
-    examples = list({_text(example.question): example for example in reversed(examples)}.values())[::-1]
+    examples = list({_prompt(example.question): example for example in reversed(examples)}.values())[::-1]
     if not examples:
         raise ValueError(f"split: must hold rows, got none in {options.split!r}.")
     return examples
@@ -153,9 +153,13 @@ def _source(data: DataOptions) -> str:
 
 
 def _text(question: Any) -> str:
-    """Return a question, text or messages with what their template gets, as one text."""
-    whole = [question, question.columns()] if isinstance(question, Chat) else question
-    return json.dumps(whole, sort_keys=True, ensure_ascii=False)
+    """Return a question, text or messages, as one text; tools and variables of a chat do not make it another one."""
+    return json.dumps(question, sort_keys=True, ensure_ascii=False)
+
+
+def _prompt(question: Any) -> str:
+    """Return a question with what its chat template gets, as one text."""
+    return _text([question, question.columns()] if isinstance(question, Chat) else question)
 
 
 def _hash(examples: Sequence[Example]) -> dict[str, Any]:

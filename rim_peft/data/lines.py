@@ -286,6 +286,8 @@ def _question_of(fields: Mapping[str, Any]) -> Any:
     if not isinstance(is_begun, bool):
         raise RowError(f"continue_final_message: must be true or false, got {is_begun!r}")
     if not isinstance(question, list):
+        if is_begun:
+            raise RowError("continue_final_message: must be omitted for a question that is no list of chat messages")
         return question
     last = question[-1] if question else None
     if "question" not in fields:

@@ -141,6 +141,7 @@ def check(
     tokenizer_folder: Path,
     adapter: Path | None = None,
     settings: dict[str, Any] | None = None,
+    revision: str | None = None,
     max_new_tokens: int,
 ) -> CheckResult:
     """Ask an export in a fresh process, which does not know this package, and compare.
@@ -155,6 +156,7 @@ def check(
         tokenizer_folder: folder of its tokenizer.
         adapter: folder of a plain LoRA adapter for it.
         settings: generation settings instead of the model's own.
+        revision: commit of a model on the Hub.
         max_new_tokens: maximum tokens of an answer, as for ``expected``.
 
     Raises:
@@ -162,6 +164,7 @@ def check(
     """
     job = {
         "model": str(Path(model).resolve() if Path(model).exists() else model),
+        "revision": revision or "main",
         "tokenizer": str(tokenizer_folder.resolve()),
         "adapter": None if adapter is None else str(adapter.resolve()),
         "eos_id": tokenizer.eos_token_id,

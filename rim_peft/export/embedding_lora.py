@@ -26,7 +26,7 @@ from rim_peft.export.checking import CheckResult, check
 from rim_peft.export.formats import raise_if_differing
 from rim_peft.export.record import EXPORT_FILE, new_record, render_adapter_card, write_json
 from rim_peft.export.spare_ids import check_unused, find_spare_ids, name_spare_ids
-from rim_peft.export.tokens import MemoryTokens, append_blocks, save_tokenizer
+from rim_peft.export.tokens import MemoryTokens, append_blocks, save_tokenizer, set_variables
 from rim_peft.export.weights import (
     DTYPES,
     ExportOptions,
@@ -34,6 +34,7 @@ from rim_peft.export.weights import (
     adapter_state,
     as_plain,
     check_new,
+    commit_of,
     free,
     is_tied,
     memory_rows,
@@ -94,13 +95,14 @@ def export_embedding_lora(
     ids = find_spare_ids(tokenizer, loaded, options.spare_ids)
     num_blocks = options.blocks_of(config)
     extended, memory = name_spare_ids(tokenizer, ids, num_blocks=num_blocks, block_size=config.block_size)
-    base_name = loaded.name_or_path
+    base_name, revision = loaded.name_or_path, commit_of(loaded)
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks, unquantized=on_stored_base)
     check_unused(memory, [text for item in plain.expected for text in (item.ids, item.answer)])
+    set_variables(extended, prompts.templates.chat_template_kwargs)
     places = append_blocks(extended, memory, options.append_to)
     dtype = torch.float32 if options.dtype == "auto" else DTYPES[options.dtype]
     state = {key: value.to(dtype) for key, value in plain_lora(plain.model, rows, ids, rank=rank).items()}
-    lora = _plain_config(plain.model, config, rank=rank, base=base_name)
+    lora = _plain_config(plain.model, config, rank=rank, base=base_name, revision=config.revision or revision)
     base: Any = plain.model.get_base_model()
     head_is_tied = is_tied(base)
     free(plain.model)
@@ -109,9 +111,11 @@ def export_embedding_lora(
         **new_record("embedding-lora"),
         "source": source,
         "base": base_name,
+        "base_revision": revision,
         **_how_to_ask(memory, knows_names=knows_names),
         "places": places,
         "prompt_template": prompts.templates.prompt,
+        "chat_template_kwargs": dict(prompts.templates.chat_template_kwargs),
         "rank": rank,
         "dtype": str(dtype).removeprefix("torch."),
         "head_is_tied": head_is_tied,
@@ -132,6 +136,7 @@ def export_embedding_lora(
             tokenizer_folder=staging,
             adapter=staging,
             settings={"suppress_tokens": memory.ids},
+            revision=revision,
             max_new_tokens=prompts.max_new_tokens,
         )
         card = render_adapter_card(folder.name, memory, prompts, result, base=base_name, knows_names=knows_names)
@@ -185,7 +190,7 @@ def plain_lora(model: PeftModel, rows: Tensor, ids: Sequence[int], *, rank: int)
     return {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
 
 
-def _plain_config(model: PeftModel, config: RiMConfig, *, rank: int, base: str) -> LoraConfig:
+def _plain_config(model: PeftModel, config: RiMConfig, *, rank: int, base: str, revision: str | None) -> LoraConfig:
     return LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -193,7 +198,7 @@ def _plain_config(model: PeftModel, config: RiMConfig, *, rank: int, base: str) 
         fan_in_fan_out=config.fan_in_fan_out,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
-        revision=config.revision,
+        revision=revision,
         inference_mode=True,
     )
 

@@ -219,6 +219,7 @@ def export_peft_lora(
         "source": source,
         "rank": lora.r,
         "prompt_template": prompts.templates.prompt,
+        "chat_template_kwargs": dict(prompts.templates.chat_template_kwargs),
         "dequantized_from": plain.quantization,
         "quantized_agreement": plain.agreement,
     }

@@ -26,7 +26,8 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"], trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, trust_remote_code=False)
+    options = {"revision": job["revision"], "dtype": torch.float32, "trust_remote_code": False}
+    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], **options)
     if job["adapter"] is not None:
         from peft import PeftModel
 

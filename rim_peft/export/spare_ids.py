@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -38,7 +37,8 @@ def find_spare_ids(tokenizer: PreTrainedTokenizerBase, base: Any, given: Sequenc
     """
     num_rows = int(base.get_input_embeddings().weight.shape[0])
     used = _used_ids(tokenizer, base)
-    after_last = range(len(tokenizer), num_rows)
+    has_gaps = max(tokenizer.get_vocab().values(), default=-1) >= len(tokenizer)  # then a new token's id may be taken
+    after_last = range(0) if has_gaps else range(len(tokenizer), num_rows)
     if given is not None:
         _check_given(list(given), used, size=len(tokenizer), num_rows=num_rows)
         return list(given)
@@ -71,11 +71,10 @@ def name_spare_ids(
     Raises:
         ValueError: the tokenizer is not from the ``tokenizers`` library.
     """
-    extended, memory = add_memory_tokens(tokenizer, num_blocks=num_blocks, block_size=block_size)
-    if memory.ids == list(ids):
-        return extended, memory
-    extended = copy.deepcopy(tokenizer)
+    extended, _ = add_memory_tokens(tokenizer, num_blocks=0, block_size=block_size)
     names: Any = extended.convert_ids_to_tokens(list(ids))
+    if None in names:
+        return add_memory_tokens(tokenizer, num_blocks=num_blocks, block_size=block_size)
     added = _added(extended)
     new = [name for index, name in zip(ids, names, strict=True) if index not in added]
     extended.add_tokens([AddedToken(name, special=True, normalized=False) for name in new], special_tokens=True)

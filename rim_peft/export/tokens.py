@@ -140,7 +140,8 @@ def add_memory_tokens(
     """Return a copy of a tokenizer with three more special tokens after its own, and the tokens; none without blocks.
 
     Raises:
-        ValueError: the tokenizer is not from the ``tokenizers`` library, the only one whose files can append blocks.
+        ValueError: the tokenizer is not from the ``tokenizers`` library, the only one whose files can append blocks, or
+            its ids have gaps, so that the library would give the new tokens ids of others.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -151,6 +152,12 @@ def add_memory_tokens(
     extended = copy.deepcopy(tokenizer)
     if num_blocks == 0:
         return extended, MemoryTokens([], [], num_blocks, block_size)
+    size, largest = len(extended), max(extended.get_vocab().values(), default=-1)
+    if largest >= size:
+        raise ValueError(
+            f"tokenizer: must have ids without gaps, so that new tokens come after its last one, got {size} tokens "
+            f"with ids up to {largest}. Add tokens for the ids between them, or use another tokenizer."
+        )
     names = _free_names(extended)
     extended.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     ids: Any = extended.convert_tokens_to_ids(names)

@@ -97,11 +97,17 @@ def on_stored_base(model: PeftModel) -> PeftModel:
     if quantization_of(model) is None and base.dtype == torch.float32:
         return model
     config, state = model.peft_config[str(model.active_adapter)], adapter_state(model)
-    name = base.name_or_path
-    stored = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+    name, revision = base.name_or_path, commit_of(base) or "main"
+    stored = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32, trust_remote_code=False)
     if getattr(stored, "hf_quantizer", None) is not None:
         raise ValueError(f"base: must have plain weights in its files, got {name} with quantised ones. Use --base.")
     return attached(stored.to(base.device), config, state)
+
+
+def commit_of(base: Any) -> str | None:
+    """Return the commit of a base that was loaded from the Hub; None for another base."""
+    commit: str | None = getattr(base.config, "_commit_hash", None)
+    return commit
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:

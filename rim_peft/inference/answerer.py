@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.chats import Chat, begun_of
-from rim_peft.data.examples import Question, Templates
+from rim_peft.data.examples import Question, QuestionError, RowError, Templates
 from rim_peft.data.tokenization import Encoder, check_vocabulary, padding_id, tokenize_prompts
 from rim_peft.inference.coconut import decode_with_thoughts
 from rim_peft.inference.conversation import Conversation
@@ -105,7 +105,10 @@ class Answerer(ABC):
             if begun_of(question):
                 begun = Encoder(self.tokenizer, self.templates).encode_begun(question)
                 check_vocabulary(begun, self.tokenizer, self.num_rows, where=f"{name}[{index}]")
-                prompt.extend([*self._between_ids(), *begun])
+                try:
+                    prompt.extend([*self._between_ids(), *begun])
+                except RowError as error:
+                    raise QuestionError(index, str(error), name) from None
         return prompts
 
     def _tokenize_prompts(self, questions: Sequence[Question], name: str) -> list[list[int]]:
@@ -365,9 +368,9 @@ class ThoughtAnswerer(Answerer):
         return self.num_thoughts + 2
 
     def _between_ids(self) -> list[int]:
-        raise ValueError(
-            "question: must end with the user's message where continuous thoughts follow the prompt, got a begun "
-            "answer (continue_final_message). Omit it."
+        raise RowError(
+            "must end with the user's message where continuous thoughts follow the prompt, got a begun answer "
+            "(continue_final_message). Omit it."
         )
 
     def decode(

@@ -26,8 +26,8 @@ _ROUNDING = 0.02
 def split_words(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[Word, ...]:
     """Cut a prompt into words at white space, by the tokenizer's offsets.
 
-    A prompt that the tokenizer does not read back as the same ids, such as one that spells special tokens, is cut into
-    its tokens.
+    Of a prompt that the tokenizer does not read back as the same ids, such as one that spells special tokens, a token's
+    text is what it adds to the text before it.
     """
     added: Any = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
@@ -54,7 +54,13 @@ def _texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
             starts = [0, *ends[:-1]]
             texts = [whole[start:end] for start, end in zip(starts, ends, strict=True)]
             return [*texts[:-1], texts[-1] + whole[ends[-1] :]]
-    return [str(tokenizer.decode([token_id])) for token_id in ids]
+    texts, read = [], ""
+    for end in range(1, len(ids) + 1):
+        so_far = str(tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False))
+        is_part = so_far.endswith("\ufffd") or not so_far.startswith(read)  # of a character
+        texts.append("" if is_part else so_far[len(read) :])
+        read = read if is_part else so_far
+    return [*texts[:-1], texts[-1] + whole[len(read) :]]
 
 
 def group_layers(first: int, last: int) -> tuple[LayerGroup, ...]:

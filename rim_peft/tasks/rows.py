@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -133,8 +135,12 @@ class OwnRows(Task):
         columns = self._found if self._found is not None else self._choose([row])
         messages = _conversation(row, columns)
         ends = [index for index in _assistant_turns(messages) if index < len(messages) - 1]
+        (name,) = columns["answer"] or ("",)
+        # A column of steps beside the messages is about the whole row, which is its last turn.
+        last = [path for path in (*columns["steps"], "labels") if path != name and not path.startswith(f"{name}.")]
+        earlier = {**row, **dict.fromkeys(last)} if ends else {}
         # A conversation that does not end with the assistant keeps its end, which is then reported.
-        return [*({**row, columns["answer"][0]: messages[: end + 1]} for end in ends), row]
+        return [*({**earlier, name: messages[: end + 1]} for end in ends), row]
 
     def read_text(self, text: str) -> tuple[str, Sequence[str] | None]:
         r"""Return the answer and the steps of a text with both, by ``answer_from`` and ``split_steps``.
@@ -172,6 +178,14 @@ class OwnRows(Task):
             )
         task = copy.copy(self)
         object.__setattr__(task, "_found", found)
+        num_continuing = 0 if self.has_turns else _count_continuing(_chats(readable, found))
+        if num_continuing:
+            logger.warning(
+                "%d of the first %d rows continue the conversation of another row, so that splits made here may share "
+                "it. data.options.turns=all keeps a conversation in one split.",
+                num_continuing,
+                len(readable),
+            )
         return task
 
     def _describe(self, columns: Columns) -> str:
@@ -258,9 +272,30 @@ def _conversation(row: Mapping[str, Any], columns: Columns) -> list[Any]:
 
 
 def _assistant_turns(messages: Sequence[Any]) -> list[int]:
-    """Return the indices of the assistant's messages."""
-    is_message = (isinstance(message, Mapping) and message.get("role") == "assistant" for message in messages)
-    return [index for index, found in enumerate(is_message) if found]
+    """Return the indices of the assistant's messages; a greeting before the user's first message answers nothing."""
+    roles = [message.get("role") if isinstance(message, Mapping) else None for message in messages]
+    start = roles.index("user") if "user" in roles else len(roles)
+    return [index for index in range(start, len(roles)) if roles[index] == "assistant"]
+
+
+def _chats(rows: Iterable[Mapping[str, Any]], columns: Columns) -> Iterator[list[str]]:
+    """Yield the questions that are chat messages, each message as one text."""
+    for row in rows:
+        with suppress(RowError):
+            question = _read_question(row, columns)
+            if isinstance(question, list) and all(isinstance(message, Mapping) for message in question):
+                yield [json.dumps([message.get("role"), message.get("content")]) for message in question]
+
+
+def _count_continuing(chats: Iterable[list[str]]) -> int:
+    """Count chats that begin with the whole of another one.
+
+    >>> _count_continuing([["a"], ["a", "b", "c"], ["d", "e", "c"]])
+    1
+    """
+    chats = list(chats)
+    whole = {tuple(chat) for chat in chats}
+    return sum(any(tuple(chat[:end]) in whole for end in range(1, len(chat))) for chat in chats)
 
 
 def _read_question(row: Mapping[str, Any], columns: Columns) -> Any:
@@ -268,6 +303,11 @@ def _read_question(row: Mapping[str, Any], columns: Columns) -> Any:
     names = columns["question"]
     if len(names) == 1:
         question = _require(row, *names)
+        if names == columns["answer"] and isinstance(question, str):  # would be asked together with its answer
+            raise RowError(
+                f"question: {names[0]} is the answer too, so it must be a list of chat messages, got the text "
+                f"{question[:40]!r}"
+            )
         return question[:-1] if names == columns["answer"] and isinstance(question, list) else question
     if names == INSTRUCTION and INSTRUCTION[1] not in row:  # it is optional
         names = INSTRUCTION[:1]
@@ -308,6 +348,8 @@ def _read_answer(row: Mapping[str, Any], columns: Columns) -> tuple[Any, str | N
             )
         if last.get("role") != "assistant" or (len(answer) > 1 and columns["answer"] != columns["question"]):
             raise RowError(f"answer: must be one message of the assistant after the question, got {last!r}")
+        if last.get("tool_calls"):
+            raise RowError("answer.tool_calls: must be empty, since calls of tools are not read")
         reasoning = next((last[part] for part in _REASONING if last.get(part)), None)
         return last.get("content"), reasoning
     if isinstance(answer, int | float) and not isinstance(answer, bool):

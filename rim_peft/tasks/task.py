@@ -335,7 +335,9 @@ def _read_or_explain(row: Mapping[str, Any], task: Task, *, is_chat: bool) -> di
 
 def _chat_columns(messages: Any) -> dict[str, Any]:
     """Return what a row has beside its messages: what its template gets, and what a conversation's turns share."""
-    first = next((index for index, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    roles = [message["role"] for message in messages]
+    # From the user's first message on, so that conversations with the same greeting are not all the same.
+    first = roles.index("assistant", roles.index("user")) if "assistant" in roles[roles.index("user") :] else len(roles)
     opening = json.dumps(messages[:first], ensure_ascii=False, sort_keys=True)
     found = {"question": list(messages), CONVERSATION: opening}
     return found | (messages.columns() if isinstance(messages, Chat) else {})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rim_peft.data.chats import Chat
-from rim_peft.data.examples import Example
+from rim_peft.data.examples import Example, QuestionError
 from rim_peft.data.tokenization import tokenize_example
 from rim_peft.inference import BlockAnswerer, ThoughtAnswerer
 from rim_peft.inference.swapping import MemoryAnswerer
@@ -173,8 +173,10 @@ def test_what_does_not_go_with_a_begun_answer() -> None:
     with pytest.raises(ValueError, match="prompts: must not hold blocks where every block is read out"):
         answerer_of(model).read_blocks([begun([USER], "It is")])
     thinking = ThoughtAnswerer(build_rim(num_blocks=0), build_tokenizer(), num_thoughts=2)
-    with pytest.raises(ValueError, match="question: must end with the user's message where continuous thoughts follow"):
-        list(thinking.answer([begun([USER], "It is")]))
+    problem = r"questions\[1\]: must end with the user's message where continuous thoughts follow"
+    with pytest.raises(QuestionError, match=problem) as caught:
+        list(thinking.answer([[USER], begun([USER], "It is")]))
+    assert caught.value.index == 1
 
 
 def test_room_is_that_of_the_whole_row() -> None:

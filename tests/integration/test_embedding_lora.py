@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rim_peft.cli.main import main
 from rim_peft.data.examples import Templates
+from rim_peft.export import checking
 from rim_peft.export.embedding_lora import RANKS, export_embedding_lora
-from rim_peft.export.weights import ExportOptions, Prompts
+from rim_peft.export.weights import ExportOptions, Prompts, on_stored_base
 from rim_peft.inference import answer_questions
 from rim_peft.run import export, load_run
-from tests.conftest import EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
+from tests.conftest import CHAT_TEMPLATE, EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
 
 TEXTS = [f"What is {number} and {number * number}?" for number in range(30)]
 CHATS = [[{"role": "user", "content": f"And {number}?"}] for number in range(4)]
@@ -134,6 +135,52 @@ def test_the_command_finds_names_and_takes_ids(tmp_path: Path, capsys: Capture) 
     merged = ["export", str(adapter), "--prompts", str(prompts), "--output-dir", str(tmp_path / "merged")]
     assert main([*merged, "--spare-ids", given]) == 1
     assert "spare_ids: must be omitted for the format merged" in capsys.readouterr().err
+
+
+def test_the_stored_base_is_of_the_same_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapter of a pinned revision, on a base that was loaded in a half type."""
+    model = build_rim(base=build_base().to(torch.bfloat16))
+    model.get_base_model().name_or_path = "owner/name"
+    model.get_base_model().config._commit_hash = "abc"
+    asked = []
+
+    def load(name: str, **options: Any) -> Any:
+        asked.append((name, options["revision"]))
+        return build_base()
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    stored = on_stored_base(model)
+    assert (asked, stored.get_base_model().dtype) == ([("owner/name", "abc")], torch.float32)
+
+
+@pytest.mark.slow
+def test_chats_have_the_variables_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, jobs = checking._ask, []
+
+    def spy(job: dict[str, Any], **options: Any) -> Any:
+        jobs.append(job)
+        return ask(job, **options)
+
+    monkeypatch.setattr(checking, "_ask", spy)
+    adapter = make_adapter(tmp_path / "adapter")
+    template = CHAT_TEMPLATE + "{% if enable_thinking is false %}<off>{% endif %}"
+    tokenizer = build_tokenizer(chat_template=template)
+    chats = [[{"role": "user", "content": f"And {number}?"}] for number in range(32)]
+    asked = Prompts(chats, Templates(chat_template_kwargs={"enable_thinking": False}), max_new_tokens=4)
+    out = tmp_path / "out"
+    model = load_run(adapter).model
+    model.get_base_model().config._commit_hash = "abc"  # as of a base from the Hub
+    result = export_embedding_lora(model, tokenizer, out, asked, ExportOptions(), source="adapter")
+    assert result.num_equal == result.num_prompts == 32
+    written = AutoTokenizer.from_pretrained(out).apply_chat_template(
+        chats[0], add_generation_prompt=True, tokenize=False
+    )
+    record = json.loads((out / "rim_export.json").read_text())
+    assert written.endswith(f"<|assistant|><off>{record['block_text']}")
+    assert record["chat_template_kwargs"] == {"enable_thinking": False}
+    assert [job["revision"] for job in jobs] == [record["base_revision"]] == ["abc"]
+    assert json.loads((out / "adapter_config.json").read_text())["revision"] == "abc"
+    assert "with `enable_thinking=False` unless a call gives other values" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

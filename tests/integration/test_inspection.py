@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 
 from rim_peft.cli.main import main
@@ -185,6 +186,14 @@ def test_words_are_those_of_the_prompt() -> None:
     assert len(spelt) > 1
     cut = split_words(spelt, tokenizer)
     assert ["".join(word.text for word in cut), any(word.is_special for word in cut)] == ["<eos>", False]
+    # Spaces at the start of tokens, of which a token decoded alone lacks its own; "é" is two tokens.
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "▁What", "▁is", "<0xC3>", "<0xA9>", "?"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(parts)
+    backend.add_special_tokens([AddedToken("<s>", special=True, normalized=False)])
+    cut = split_words([1, 2, 3, 4, 5, 6], PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert [(word.text, word.num_tokens) for word in cut] == [("<s>", 1), (" What", 1), (" isé?", 4)]
 
 
 def test_a_chat_is_inspected_as_the_model_sees_it() -> None:
@@ -341,6 +350,18 @@ def test_the_command_prints_and_writes_the_same(adapter: Path, capsys: pytest.Ca
     assert main([*arguments[:3], *options, "--json"]) == 0
     chosen = json.loads(capsys.readouterr().out)["questions"][0]["selection"]
     assert chosen[-1] == {"rule": "probe", "block": 2, "scores": [0.0, 1.0]}
+
+
+def test_the_command_takes_chats(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = {"messages": [{"role": "system", "content": "brief"}, {"role": "user", "content": "why?"}]}
+    assert main(["inspect", str(adapter), json.dumps(chat, indent=1), '{"messages"', "--no-chain"]) == 1
+    assert "question: not valid JSON" in capsys.readouterr().err
+    assert main(["inspect", str(adapter), json.dumps(chat, indent=1), "--no-chain", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["questions"]
+    assert found["question"] == chat["messages"]
+    assert main(["inspect", str(adapter), "{1, 2} has how many subsets?", "--no-chain", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["questions"][0]["question"] == "{1, 2} has how many subsets?"
+    assert "".join(word["text"] for word in found["words"]).endswith("<|user|>why?<eos><|assistant|>")
 
 
 def test_wrong_usage_is_one_line(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:

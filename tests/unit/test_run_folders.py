@@ -65,6 +65,9 @@ def test_the_latest_comes_first_and_others_are_not_runs(tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "recipe.yaml").write_text(RECIPE)
     assert [run.folder for run in list_runs(tmp_path)[0]] == ["below/new", "below/old"]
+    (tmp_path / "recipe.yaml").write_text(RECIPE)  # beside a run with the name of a stage
+    make_run(tmp_path / "baseline", record={"started": "2025-01-01T00:00:00Z"})
+    assert [run.folder for run in list_runs(tmp_path)[0]] == ["below/new", "below/old", "baseline"]
     with pytest.raises(NotADirectoryError, match=r"must be a folder with runs, got .*missing"):
         list_runs(tmp_path / "missing")
 

@@ -84,6 +84,10 @@ def test_a_begun_answer_is_asked_for() -> None:
     ("fields", "message"),
     [
         ({"messages": [USER], "continue_final_message": "yes"}, "continue_final_message: must be true or false, got"),
+        (
+            {"question": "1 + 1?", "continue_final_message": True},
+            "continue_final_message: must be omitted for a question",
+        ),
         ({"messages": [USER], "chat_template_kwargs": [1]}, "chat_template_kwargs: must be a mapping"),
         ({"messages": [USER], "tools": "add"}, "tools: must be a list of JSON schemas"),
     ],

@@ -16,6 +16,7 @@ from rim_peft.data.chats import CHAT_COLUMNS, RESERVED, Chat
 from rim_peft.data.examples import Example, RowError, Templates, read_example
 from rim_peft.data.tokenization import tokenize_example, tokenize_prompts
 from rim_peft.export.tokens import set_variables
+from rim_peft.tasks import get_task
 from tests.conftest import CHAT_TEMPLATE, build_tokenizer
 from tests.objectives import prepare_rows
 
@@ -191,6 +192,10 @@ def test_calls_of_tools_are_refused() -> None:
     turns = [USER, {"role": "assistant", "content": "2", "tool_calls": [{"name": "add"}]}, USER]
     with pytest.raises(RowError, match=r"question\[1\]\.tool_calls: must be empty, since calls of tools are not read"):
         read_example({"question": turns, "answer": "2"})
+    for row in ({"messages": turns[:2]}, {"prompt": turns[:1], "completion": turns[1:2]}):
+        with pytest.raises(RowError, match=r"answer\.tool_calls: must be empty, since calls of tools are not read"):
+            get_task("rows").read_row(row)
+    assert get_task("rows").read_row({"messages": [USER, {**turns[1], "tool_calls": None}]}).answer == "2"
 
 
 def test_a_begun_answer_is_no_example_and_must_be_the_assistants() -> None:

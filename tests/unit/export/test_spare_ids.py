@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from rim_peft.export.spare_ids import check_unused, find_spare_ids, name_spare_ids
+from rim_peft.export.tokens import add_memory_tokens
 from tests.conftest import VOCAB_SIZE, build_base, build_tokenizer
 
 RESERVED = ["<|reserved_special_token_0|>", "<unused7>", "[control_3]", "<|placeholder4|>"]
@@ -72,3 +74,20 @@ def test_a_copy_of_the_tokenizer_reads_the_blocks_as_tokens(start: int) -> None:
     check_unused(memory, [[1, 2], [3]])
     with pytest.raises(ValueError, match=rf"the checked prompts or their answers have {start + 1} "):
         check_unused(memory, [[1, 2], [start + 1]])
+
+
+def test_gaps_among_a_tokenizers_ids_are_not_taken_for_its_end() -> None:
+    """A tokenizer of V tokens whose last one has the id V + 1: the library would give new tokens the ids V, V + 1."""
+    vocabulary = {**build_tokenizer().get_vocab(), "zz": VOCAB_SIZE + 2}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.add_special_tokens([AddedToken(name, special=True) for name in ("<pad>", "<bos>", "<eos>")])
+    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    assert (len(tokenizer), tokenizer.convert_tokens_to_ids("zz")) == (VOCAB_SIZE + 1, VOCAB_SIZE + 2)
+    with pytest.raises(ValueError, match=r"got 0, 0 and 0 of these kinds"):
+        find_spare_ids(tokenizer, base(20))
+    with pytest.raises(
+        ValueError, match=rf"without gaps, .* got {VOCAB_SIZE + 1} tokens with ids up to {VOCAB_SIZE + 2}"
+    ):
+        add_memory_tokens(tokenizer, num_blocks=1, block_size=1)
+    assert name_spare_ids(tokenizer, [20, 21, 22], num_blocks=1, block_size=1)[1].ids == [20, 21, 22]

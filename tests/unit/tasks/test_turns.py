@@ -66,6 +66,15 @@ def test_by_default_the_last_turn_is_answered(tmp_path: Path, caplog: pytest.Log
     assert "data.options.turns=all" in caplog.text
 
 
+@pytest.mark.parametrize("turns", ["last", "all"])
+def test_a_text_is_not_question_and_answer_at_once(turns: str, tmp_path: Path) -> None:
+    (row,) = read({"messages": json.dumps(PLAIN_ROW)}, folder=tmp_path, turns=turns)
+    assert "question: messages is the answer too, so it must be a list of chat messages, got the text" in row[ROW_ERROR]
+    columns = {"question": "text", "answer": "text"}
+    (row,) = read({"text": "1 + 1?\n#### 2"}, folder=tmp_path, columns=columns, answer_from="after:####", turns=turns)
+    assert "question: text is the answer too" in row[ROW_ERROR]
+
+
 def test_a_prompts_earlier_turns_are_not_answered(tmp_path: Path) -> None:
     """TRL trains on completions only."""
     row = {"prompt": CONVERSATION_ROW[:4], "completion": [turn("assistant", "3")]}
@@ -96,6 +105,52 @@ def test_a_bad_turn_leaves_the_others(tmp_path: Path) -> None:
     )
     with pytest.raises(RowError, match="after the question, but the conversation has none"):
         get_task("rows").read_row({"messages": PLAIN_ROW[:1]})
+
+
+def test_steps_beside_the_messages_are_those_of_the_last_turn(tmp_path: Path) -> None:
+    row = {"messages": [*CONVERSATION_ROW[:4], turn("assistant", "3")], "steps": ["2+1=3"]}
+    plain = {"messages": PLAIN_ROW, "steps": ["greet"]}
+    found = list(read(row, plain, folder=tmp_path, turns="all", split_steps="lines"))
+    assert [(row["answer"], row["steps"]) for row in found] == [
+        ("2", ["1+1=2"]),  # its own
+        ("3", ["2+1=3"]),
+        ("Hello", ["greet"]),
+    ]
+    stepwise = {"messages": [*PLAIN_ROW, *PLAIN_ROW], "completions": ["a", "b"], "labels": [True, True]}
+    found = list(read(stepwise, folder=tmp_path, turns="all"))
+    assert [row["steps"] for row in found] == [None, ["a", "b"]]
+    nested = {"messages": [{**message, "say": ["x"]} for message in [*PLAIN_ROW, *PLAIN_ROW]]}
+    found = list(read(nested, folder=tmp_path, turns="all", columns={"steps": "messages.-1.say"}))
+    assert [row["steps"] for row in found] == [["x"], ["x"]]
+
+
+@pytest.mark.parametrize(("turns", "is_warned"), [("last", True), ("all", False)])
+def test_turns_in_rows_of_their_own_are_noticed(
+    turns: str, is_warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = [{"question": row["messages"][:end], "answer": "b"} for row in conversations(3) for end in (1, 3)]
+    alone = {"question": [turn("user", "0?"), turn("assistant", "other"), turn("user", "Why?")], "answer": "b"}
+    others = [{"question": "a text", "answer": "b"}, {"question": None, "answer": "b"}]
+    read(*parts, alone, *others, folder=tmp_path, turns=turns)
+    said = "4 of the first 9 rows continue the conversation of another row"
+    assert (said in caplog.text) is is_warned
+    caplog.clear()
+    read(*[{"messages": row["messages"]} for row in conversations(3)], folder=tmp_path, turns=turns)
+    assert "continue the conversation" not in caplog.text
+
+
+def test_a_greeting_answers_nothing(tmp_path: Path) -> None:
+    hello = turn("assistant", "Welcome!")
+    rows = [{"messages": [hello, *row["messages"]]} for row in conversations(40)]
+    table = read(*rows, folder=tmp_path, split="train", turns="all")
+    assert {len(row["question"]) for row in table} == {2, 4}
+    assert not any(table[ROW_ERROR])
+    train, held_out = hold_out(table, 5)  # each conversation is one, though all begin with the same greeting
+    assert len(held_out) == 10
+    asked = [{row["question"][1]["content"] for row in part} for part in (train, held_out)]
+    assert not asked[0] & asked[1]
+    (row,) = read({"messages": [hello]}, folder=tmp_path, turns="all")
+    assert "after the question, but the conversation has none" in row[ROW_ERROR]
 
 
 def conversations(count: int) -> list[dict[str, Any]]:
