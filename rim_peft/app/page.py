@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from rim_peft.app.playground import Playground, Session
@@ -69,9 +70,10 @@ def build_page(playground: Playground) -> Any:
     gr = import_gradio()
     events = Events(playground)
     most = playground.num_blocks
+    panel = partial(gr.HTML, apply_default_css=False)
     with gr.Blocks(title=f"rim-peft: {playground.name}", analytics_enabled=False) as built:
-        session = gr.State(Session)
-        gr.HTML(f'<div class="rim"><p>{_heading(playground)}</p></div>')
+        session = gr.State(Session())
+        panel(f'<div class="rim"><p>{_heading(playground)}</p></div>')
         with gr.Row():
             with gr.Column(scale=3):
                 plain = {"render_markdown": False, "latex_delimiters": [], "allow_file_downloads": False, "buttons": []}
@@ -89,22 +91,22 @@ def build_page(playground: Playground) -> Any:
                     info="Otherwise each question stands alone.",
                     visible=playground.can_continue,
                 )
-                time, readouts = gr.HTML(), gr.HTML()
+                time, readouts = panel(), panel()
                 write = gr.Button("Let the base write its reasoning")
-                chain = gr.HTML()
+                chain = panel()
                 other = gr.Textbox(
                     label="Another question, whose blocks are swapped in",
                     placeholder="Empty: one of the task's with as many tokens",
                 )
                 swap = gr.Button("Swap the blocks")
-                swapped = gr.HTML()
+                swapped = panel()
         shown = [session, chat, text, time, readouts, chain, swapped]
         options: dict[str, Any] = {"concurrency_limit": None}
         inputs = [session, text, num_blocks, continues]
         gr.on([text.submit, send.click], events.ask, inputs, shown, api_name="ask", **options)
         write.click(events.write_chain, session, chain, api_name="write_chain", **options)
         gr.on([other.submit, swap.click], events.swap, [session, other], swapped, api_name="swap", **options)
-        clear.click(events.clear, None, shown, api_name="clear", **options)
+        gr.on([clear.click, chat.clear], events.clear, None, shown, api_name="clear", **options)
         if examples is not None:
             examples.click(events.choose, [session, examples], [session, chat, text], api_name="choose", **options)
     return built

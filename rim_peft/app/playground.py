@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 
 from rim_peft.data.chats import Chat, Question, as_chat
+from rim_peft.data.examples import has_content
 from rim_peft.inference import BlockAnswerer, Readout
 from rim_peft.inference.conversation import Conversation
 from rim_peft.inspection.alternatives import Asked, Donor, ReadAnswer, find_donor, swap_blocks, write_chain
@@ -54,9 +55,8 @@ class Turn:
         return asked.with_messages([*asked, _assistant(self.answer)] if self.answer else asked[:-1])
 
 
-@dataclass
 class Session:
-    """One visitor's chat.
+    """One visitor's chat. It is not a dataclass, since Gradio would copy one with all that it holds.
 
     Attributes:
         begun: messages before the first turn, such as the system's.
@@ -64,9 +64,10 @@ class Session:
         conversation: keeps the KV cache from turn to turn; None after a question that stood alone.
     """
 
-    begun: Chat = field(default_factory=lambda: Chat([]))
-    turns: list[Turn] = field(default_factory=list)
-    conversation: Conversation | None = None
+    def __init__(self, begun: Chat | None = None) -> None:
+        self.begun = Chat([]) if begun is None else begun
+        self.turns: list[Turn] = []
+        self.conversation: Conversation | None = None
 
     @property
     def messages(self) -> Chat:
@@ -135,6 +136,8 @@ class Playground:
         Raises:
             ValueError: the text is empty, leaves no room for the answer, or the tokenizer has no chat template.
         """
+        if not has_content(text):
+            raise ValueError("question: must not be empty, got no text. Write one.")
         answerer = self._answerer(num_blocks)
         asked = session.messages.with_messages([*session.messages, _user(text)])
         question: Question = asked if continues else text

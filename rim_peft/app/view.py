@@ -23,12 +23,13 @@ footer { display: none !important; }
 .rim .big { font-size: 1.35rem; font-weight: 600; }
 .rim .problem { padding: .4rem .7rem; border-left: 3px solid #b45309; }
 .rim table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.rim td { padding: .35rem .6rem .35rem 0; border-top: 1px solid var(--border-color-primary); vertical-align: top;
-  overflow-wrap: anywhere; }
+.rim td { padding: .35rem .6rem .35rem 0; border: 0; border-top: 1px solid var(--border-color-primary);
+  vertical-align: top; overflow-wrap: anywhere; }
 .rim td:first-child { width: 4.5rem; color: var(--body-text-color-subdued); }
 .rim td:last-child { width: 8rem; padding-right: 0; text-align: right; white-space: nowrap; }
 .rim .kept { color: #0f766e; font-weight: 600; }
 .dark .rim .kept { color: #2dd4bf; }
+.rim meter::-webkit-meter-optimum-value { background: #0f766e; }
 .rim meter { width: 4.5rem; height: .6rem; vertical-align: middle; }
 .rim pre { max-height: 18rem; overflow: auto; margin: .4rem 0; padding: .6rem .8rem; white-space: pre-wrap;
   overflow-wrap: anywhere; font-size: .8125rem; border: 1px solid var(--border-color-primary); border-radius: 4px; }
@@ -36,7 +37,7 @@ footer { display: none !important; }
 
 
 def show_chat(session: Session) -> list[dict[str, str]]:
-    """Return a chat as messages: what was there before, then each turn."""
+    """Return a chat as messages of HTML: what was there before, then each turn."""
     shown = [*session.begun]
     for turn in session.turns:
         answer = turn.answer or "(nothing)"
@@ -44,7 +45,8 @@ def show_chat(session: Session) -> list[dict[str, str]]:
             {"role": "user", "content": turn.text},
             {"role": "assistant", "content": answer if turn.is_complete else f"{answer} …"},
         ]
-    return [{"role": message["role"], "content": visible(message["content"])} for message in shown]
+    # Gradio takes texts without Markdown for HTML: it stops scripts, but would load an image.
+    return [{"role": message["role"], "content": page(message["content"])} for message in shown]
 
 
 def show_time(turn: Turn) -> str:
