@@ -19,17 +19,18 @@ STYLE = """
 footer { display: none !important; }
 .rim h3 { margin: 0 0 .35rem; font-size: 1rem; font-weight: 600; }
 .rim p { margin: .2rem 0; overflow-wrap: anywhere; }
-.rim .soft { color: var(--body-text-color-subdued); font-size: .875rem; }
+.rim { --soft: #5c5954; --kept: #0f766e; }
+.dark .rim { --soft: #b0aaa1; --kept: #2dd4bf; }
+.rim .soft { color: var(--soft); font-size: .875rem; }
 .rim .big { font-size: 1.35rem; font-weight: 600; }
 .rim .problem { padding: .4rem .7rem; border-left: 3px solid #b45309; }
 .rim table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .rim td { padding: .35rem .6rem .35rem 0; border: 0; border-top: 1px solid var(--border-color-primary);
   vertical-align: top; overflow-wrap: anywhere; }
-.rim td:first-child { width: 4.5rem; color: var(--body-text-color-subdued); }
+.rim td:first-child { width: 4.5rem; color: var(--soft); }
 .rim td:last-child { width: 8rem; padding-right: 0; text-align: right; white-space: nowrap; }
-.rim .kept { color: #0f766e; font-weight: 600; }
-.dark .rim .kept { color: #2dd4bf; }
-.rim meter::-webkit-meter-optimum-value { background: #0f766e; }
+.rim .kept { color: var(--kept); font-weight: 600; }
+.rim meter::-webkit-meter-optimum-value { background: var(--kept); }
 .rim meter { width: 4.5rem; height: .6rem; vertical-align: middle; }
 .rim pre { max-height: 18rem; overflow: auto; margin: .4rem 0; padding: .6rem .8rem; white-space: pre-wrap;
   overflow-wrap: anywhere; font-size: .8125rem; border: 1px solid var(--border-color-primary); border-radius: 4px; }

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         Event().wait()
     finally:
-        page.close()
+        page.close(verbose=False)
     return 0
 
 
