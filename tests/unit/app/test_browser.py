@@ -50,7 +50,7 @@ def test_a_chat_with_its_panels_shows_texts_as_texts() -> None:
             box.fill(EVIL)
             box.press("Enter")
             page.get_by_label("user's message").nth(1).get_by_text(EVIL).wait_for()
-            page.get_by_text("after 2 blocks").wait_for()
+            playwright.expect(page.locator(".rim tr")).to_have_count(2, timeout=60_000)  # the event has ended
             assert page.locator("img[src=x]").count() == 0
             assert page.title() == f"rim-peft: {EVIL}"
             page.set_viewport_size({"width": 380, "height": 800})
