@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "measure an adapter's accuracy on a task",
     "generate": "answer questions with an adapter",
     "inspect": "show what an adapter holds after each of its blocks",
+    "app": "play with an adapter on a local page",
     "chains": "have a teacher write steps for rows that have none",
     "runs": "list the runs below a folder: state, accuracy, cost",
     "check": "check recipes before a run: errors, tokens, steps, memory",

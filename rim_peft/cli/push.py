@@ -18,12 +18,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--message", help="title of the commit")
     parser.add_argument("--license", metavar="ID", help="the adapter's licence, by its id on the Hub, such as mit")
     parser.add_argument("--base", metavar="ID", help="the base's id on the Hub, if the base was a copy in a folder")
+    parser.add_argument(
+        "--space",
+        metavar="OWNER/NAME",
+        help="also make a Space that shows the adapter, or replace its app.py, requirements.txt and README.md",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Upload, and print the address."""
+    """Upload, and print the addresses."""
+    from rim_peft.app.space import check_id, push_space
     from rim_peft.cli.console import say
     from rim_peft.run.sharing import push
+
+    if args.space is not None:  # before anything is uploaded
+        check_id("space", args.space)
+        check_id("repo_id", args.repo_id)
 
     address = push(
         args.folder,
@@ -35,4 +45,6 @@ def run(args: argparse.Namespace) -> int:
         base=args.base,
     )
     say(f"uploaded: {address}")
+    if args.space is not None:
+        say(f"space: {push_space(args.space, args.repo_id, revision=args.revision, private=args.private)}")
     return 0

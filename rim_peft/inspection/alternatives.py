@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import StopStringCriteria
+
 from rim_peft.chains.prompts import Prompts
 from rim_peft.data.examples import Example, Question, RowError
 from rim_peft.evaluation.controls import shuffle_ids
@@ -166,7 +168,7 @@ def write_chain(
     )
     (ids,) = own.encode([prompts.ask(Example(asked.question, "?"))], name="chain")
     written: dict[str, list[int]] = {}
-    stops = {"stop_strings": list(prompts.stops), "tokenizer": tokenizer} if prompts.stops else {}
+    stops = _stop_strings(prompts.stops, tokenizer)
 
     def write(batch: Any, on_token: Callable[[], None]) -> list[list[int]]:
         with answerer.model.disable_adapter():
@@ -194,6 +196,17 @@ def write_chain(
         adapter_ms=adapter.answer_ms,
         adapter_tokens=round(adapter.num_tokens),
     )
+
+
+def _stop_strings(stops: Sequence[str], tokenizer: Any) -> dict[str, Any]:
+    """Return what ends generation at stop strings; nothing where transformers cannot find them, as in whole words."""
+    if not stops:
+        return {}
+    try:
+        StopStringCriteria(tokenizer, list(stops))
+    except ValueError:
+        return {}
+    return {"stop_strings": list(stops), "tokenizer": tokenizer}
 
 
 def _chain_answer(text: str, reader: OwnRows, read: ReadAnswer) -> str | None:

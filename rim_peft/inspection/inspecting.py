@@ -96,8 +96,8 @@ def inspect_questions(
     options = options or Options()
     if not questions:
         raise ValueError("questions: must be at least one, got none. Give a question.")
-    answerer = _block_answerer(run, num_blocks=num_blocks, max_new_tokens=max_new_tokens)
-    inspector = _Inspector(answerer, _task(run), probe, options)
+    answerer = block_answerer(run, num_blocks=num_blocks, max_new_tokens=max_new_tokens)
+    inspector = _Inspector(answerer, find_task(run), probe, options)
     prompts = answerer.encode(questions)
     others = list(zip(donors, answerer.encode(donors, name="donors"), strict=True))
     asked = list(zip(questions, prompts, strict=True))
@@ -121,7 +121,16 @@ def inspect_questions(
     )
 
 
-def _block_answerer(run: Run, **settings: Any) -> BlockAnswerer:
+def block_answerer(run: Run, **settings: Any) -> BlockAnswerer:
+    """Return the answerer of an adapter that answers after blocks.
+
+    Args:
+        run: an adapter on its base.
+        settings: as for :meth:`~rim_peft.run.Run.answerer`.
+
+    Raises:
+        ValueError: it is an export, or its adapter does not answer after blocks.
+    """
     if run.exported is not None:
         raise ValueError("adapter: must be an adapter, got an export, whose blocks only the tokenizer knows.")
     answerer = run.answerer(**settings)
@@ -134,7 +143,7 @@ def _block_answerer(run: Run, **settings: Any) -> BlockAnswerer:
     return answerer
 
 
-def _task(run: Run) -> Task | None:
+def find_task(run: Run) -> Task | None:
     """Return the training's task, which reads answers; None if there is none, or it is a class of the user's."""
     try:
         return run.task()

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.chats import CHAT_COLUMNS
-from rim_peft.data.examples import Example, RowError, read_example
+from rim_peft.data.examples import Example, Question, RowError, read_example
 from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import SHOWN_ROWS, BadRowsError
 from rim_peft.data.sources import hold_out
@@ -89,6 +89,27 @@ def read_examples(rows: Iterable[Mapping[str, Any]], *, on_bad_rows: str, limit:
     if bad:
         logger.warning("dropped %d of %d rows.", len(bad), len(bad) + len(examples))
     return examples
+
+
+def first_questions(task: Task, path: str | None, *, limit: int) -> list[Question] | None:
+    """Return the first questions of a task's test split or, if there is none, of validation; None without either.
+
+    Args:
+        task: the task.
+        path: where its rows are; the task's own source if None.
+        limit: most rows that are read; bad ones are dropped.
+
+    Raises:
+        ValueError: a file is damaged, or no path is given and the task has no source.
+        ConnectionError: the Hub cannot be reached.
+    """
+    for split in ("test", "validation"):
+        try:
+            rows = task.load(split, path=path)
+        except FileNotFoundError:
+            continue
+        return [example.question for example in read_examples(rows, on_bad_rows="drop", limit=limit)]
+    return None
 
 
 @dataclass(frozen=True)

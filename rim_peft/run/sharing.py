@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.loading import RECIPE_FILE, Run, describe_asking, load_run
 from rim_peft.run.record import ADAPTER_FILE, BASE_FOLDER, check_adapter, shared_files
-from rim_peft.run.rows import read_examples
+from rim_peft.run.rows import first_questions
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, describe_blocks, hub_id, name_base, read_card, render_card
 from rim_peft.tuner.peft_plugin import NAME
 from rim_peft.tuner.sharing import upload
@@ -109,13 +110,10 @@ def _task_questions(run: Run, task_name: str | None) -> list[Question]:
         raise ValueError(f"prompts: must be given, since the adapter does not say what it was trained on. {remedy}")
     task = run.task(task_name)
     path = run.recipe.data.path if run.recipe is not None and task_name in (None, run.recipe.data.task) else None
-    for split in ("test", "validation"):
-        try:
-            rows = task.load(split, path=path)
-        except FileNotFoundError:
-            continue
-        return [example.question for example in read_examples(rows, on_bad_rows="drop", limit=_CHECKED_ROWS)]
-    raise ValueError(f"prompts: must be given, since the rows of the training are not in {path!r}. {remedy}")
+    found = first_questions(task, path, limit=_CHECKED_ROWS)
+    if found is None:
+        raise ValueError(f"prompts: must be given, since the rows of the training are not in {path!r}. {remedy}")
+    return found
 
 
 logger = logging.getLogger(__name__)
@@ -181,7 +179,7 @@ def push(
         raise ConnectionError(f"{repo_id}: cannot be uploaded: {problem}. Run it again when it can.")
     if license is None and read_card(card).data.get("license") is None:
         logger.warning("the card names no licence, so others do not know whether they may use it: --license adds one.")
-    try:
+    with writing_to_hub(repo_id):
         commit = upload(
             HfApi(),
             repo_id,
@@ -191,6 +189,18 @@ def push(
             revision=revision,
             license=license,
         )
+    return str(commit.commit_url)
+
+
+@contextmanager
+def writing_to_hub(repo_id: str) -> Iterator[None]:
+    """Say what to do if the Hub does not let the user write to a repository.
+
+    Raises:
+        PermissionError: the Hub refuses the token.
+    """
+    try:
+        yield
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise PermissionError(
@@ -198,7 +208,6 @@ def push(
                 "with a token that can write (hf auth login), or set HF_TOKEN."
             ) from error
         raise
-    return str(commit.commit_url)
 
 
 def _public_base(folder: Path, named: str | None, base: str | None) -> str:

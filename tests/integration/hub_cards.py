@@ -7,6 +7,11 @@ from typing import Any
 
 import yaml
 
+COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+SPACE_FIELDS = {
+    *("title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file"),
+    *("models", "datasets", "tags", "pinned", "license", "short_description"),
+}
 LICENCES = {"apache-2.0", "mit", "llama3.2", "gemma", "cc-by-4.0", "other", "unknown"}
 
 
@@ -36,6 +41,24 @@ def card_problems(text: str) -> list[str]:
                 problems.append('"model-index" needs type and name of each dataset')
             if not all({"type", "value"} <= set(metric) for metric in result.get("metrics", [{}])):
                 problems.append('"model-index" needs type and value of each metric')
+    return problems
+
+
+def space_problems(text: str) -> list[str]:
+    """What the Hub would refuse in a Space's front matter; its rules: ``spaces-config-reference`` of the Hub's docs."""
+    match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    data = yaml.safe_load(match[1]) if match else None
+    if not isinstance(data, dict):
+        return ["a Space needs metadata"]
+    problems = [f'"{name}" is not allowed' for name in data.keys() - SPACE_FIELDS]
+    problems += [
+        f'"{name}" must be a string' for name in ("title", "sdk_version", "python_version") if not _is_text(data, name)
+    ]
+    problems += [f'"{name}" must be a colour' for name in ("colorFrom", "colorTo") if data.get(name) not in COLOURS]
+    if data.get("sdk") not in ("gradio", "docker", "static"):
+        problems.append('"sdk" must be gradio, docker or static')
+    if not all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)) for model in data.get("models", [])):
+        problems.append('"models" must be model ids')
     return problems
 
 

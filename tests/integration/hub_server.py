@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.integration.hub_cards import card_problems
+from tests.integration.hub_cards import card_problems, space_problems
 from tests.integration.hub_state import Hub, Repo
 
 TOKEN = "hf_loopback"  # noqa: S105 - of this server alone
@@ -95,12 +95,16 @@ class _Handler(BaseHTTPRequestHandler):
     def create_repo(self, *, body: bytes, query: Any) -> None:
         self._check_token()
         asked = json.loads(body)
-        repo_id = f"{asked.get('organization') or OWNER}/{asked['name']}"
+        is_space = asked.get("type") == "space"
+        repo_id = f"{'spaces/' if is_space else ''}{asked.get('organization') or OWNER}/{asked['name']}"
         created = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id, "id": repo_id}
         if repo_id in self.hub.repos:
             self._send_json({**created, "error": "You already created this model repo"}, status=409)
             return
-        repo = self.hub.repos[repo_id] = Repo(private=asked.get("private", asked.get("visibility") == "private"))
+        repo = self.hub.repos[repo_id] = Repo(
+            private=asked.get("private", asked.get("visibility") == "private"),
+            sdk=asked["sdk"] if is_space else None,
+        )
         repo.commit("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
         self._send_json(created)
 
@@ -113,7 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json({})
 
     def validate_card(self, *, body: bytes, query: Any) -> None:
-        problems = card_problems(json.loads(body)["content"])
+        asked = json.loads(body)
+        problems = (space_problems if asked["repoType"] == "space" else card_problems)(asked["content"])
         answer = {"errors": [{"message": problem} for problem in problems], "warnings": []}
         self._send_json(answer, status=400 if problems else 200)
 
@@ -154,7 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
             value = line["value"]
             is_lfs = line["key"] == "lfsFile"
             files[value["path"]] = self.hub.objects[value["oid"]] if is_lfs else base64.b64decode(value["content"])
-        if problems := card_problems(files.get("README.md", b"").decode()):
+        find_problems = card_problems if self._repo(repo_id).sdk is None else space_problems
+        if problems := find_problems(files.get("README.md", b"").decode()):
             raise _RefusedError(400, "", f"Invalid metadata in README.md: {problems}")
         target = "refs/pr/1" if query.get("create_pr") else branch
         repo = self._repo(repo_id)
@@ -258,6 +264,8 @@ _ROUTES = {
         (rf"/api/models/{_ID}/branch/(.+)", "create_branch"),
         (rf"/api/models/{_ID}/preupload/(.+)", "preupload"),
         (rf"/api/models/{_ID}/commit/(.+)", "commit"),
+        (rf"/api/(spaces/{_ID[1:]}/preupload/(.+)", "preupload"),
+        (rf"/api/(spaces/{_ID[1:]}/commit/(.+)", "commit"),
         (rf"/{_ID}\.git/info/lfs/objects/batch", "lfs_batch"),
     ],
     "PUT": [(r"/objects/(\w+)", "put_object")],

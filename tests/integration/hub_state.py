@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Repo:
-    """A model's repository.
+    """A repository of a model or a Space.
 
     Attributes:
         private: as it was created.
+        sdk: of a Space; None for a model.
         branches: the id of each branch's last commit.
         commits: each commit's files by path.
         messages: each commit's title.
     """
 
     private: bool = False
+    sdk: str | None = None
     branches: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
@@ -37,7 +39,7 @@ class Hub:
     Attributes:
         url: of the server.
         storage: of the server as another host, to which downloads of LFS files are redirected.
-        repos: by their id.
+        repos: by their id; a Space's begins with ``spaces/``.
         requests: method, path and ``Range`` of every request.
         cuts: number of bytes after which the next downloads of a file stop, by the end of its path; each holds once.
     """

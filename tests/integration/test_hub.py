@@ -19,11 +19,13 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 from torch.testing import assert_close
 
+from rim_peft.app import push_space
 from rim_peft.cli.main import main
 from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, load_run, train
 from rim_peft.run.sharing import push
 from rim_peft.training.files import MANIFEST
+from rim_peft.version import __version__
 from tests.conftest import build_base, build_rim, build_tokenizer
 from tests.integration.hub_server import TOKEN, serve
 from tests.integration.hub_state import Hub
@@ -286,3 +288,43 @@ def test_from_the_command_line(
     for command, *options in (["evaluate", "--task", "prosqa"], ["export", "--output-dir", "none"]):
         assert main([command, "owner/run", "--revision", "gone", *options]) == 1
         assert "cannot be read from the Hub at revision 'gone'" in capsys.readouterr().err
+
+
+def test_a_space_shows_the_adapter(
+    hub: Hub, trained: tuple[Path, Run], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(trained[0])
+    assert main(["push", folder, "owner/run", "--revision", "v1", "--space", "owner/play", "--private"]) == 0
+    commit = hub.repos["spaces/owner/play"].branches["main"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"space: {hub.url}/spaces/owner/play/commit/{commit}"
+    space = hub.repos["spaces/owner/play"]
+    assert (space.sdk, space.private) == ("gradio", True)
+    files = hub.files("spaces/owner/play")
+    assert set(files) == {"app.py", "requirements.txt", "README.md", ".gitattributes"}
+    assert files["requirements.txt"].decode() == f"rim-peft[app]=={__version__}\n"
+    data = ModelCard(files["README.md"].decode()).data
+    assert (data["sdk"], data["app_file"], data["models"], data["title"]) == ("gradio", "app.py", ["owner/run"], "play")
+    launched = []
+    monkeypatch.setattr("rim_peft.app.launch", lambda *args, **options: launched.append((args, options)))
+    exec(compile(files["app.py"], "app.py", "exec"), {})  # noqa: S102 - what the Space runs
+    assert launched == [(("owner/run",), {"revision": "v1"})]
+    # Again: the adapter may have moved on.
+    assert main(["push", folder, "owner/run", "--space", "owner/play"]) == 0
+    exec(compile(hub.files("spaces/owner/play")["app.py"], "app.py", "exec"), {})  # noqa: S102
+    assert launched[-1] == (("owner/run",), {})
+
+
+def test_a_space_needs_whole_ids(
+    hub: Hub, trained: tuple[Path, Run], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for repo_id, space, message in (
+        ("owner/run", "play", "space: must be owner/name on the Hub, got 'play'. Give both."),
+        ("run", "owner/play", "repo_id: must be owner/name on the Hub, got 'run'. Give both."),
+        ("owner/run", "a/b/c", "space: must be owner/name on the Hub, got 'a/b/c'. Give both."),
+    ):
+        assert main(["push", str(trained[0]), repo_id, "--space", space]) == 1
+        assert message in capsys.readouterr().err
+    assert not hub.repos
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    with pytest.raises(PermissionError, match=r"owner/play: the Hub must let you write there.*\(401\)"):
+        push_space("owner/play", "owner/run")

@@ -21,6 +21,7 @@ LAYERS = [
     {"run"},
     {"comparison", "chains"},
     {"demo", "inspection"},
+    {"app"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,61 @@
+"""``rim-peft app``: a local page to play with an adapter."""
+
+from __future__ import annotations
+
+import argparse
+from threading import Event
+
+from rim_peft.cli.console import add_source_arguments, path, positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's folder or Hub id"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (%(default)s: this machine alone); whoever reaches it may use the model",
+    )
+    parser.add_argument("--port", type=_port, help="port (default: the first free one from 7860)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--chain-tokens", type=positive, metavar="N", default=256, help="maximum tokens of a chain (%(default)s)"
+    )
+    parser.add_argument(
+        "--chain-template", metavar="TEXT", help="how the base is asked for it, with {question} (default: step by step)"
+    )
+    add_source_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the page until the command is interrupted."""
+    from rim_peft.app.page import import_gradio, serve
+
+    import_gradio()  # before a base is loaded
+    from rim_peft.app.playground import Playground
+    from rim_peft.cli.console import quiet_model_loading, say
+    from rim_peft.inspection import Options
+    from rim_peft.run import load_run
+
+    options = Options(chain_tokens=args.chain_tokens, chain_template=args.chain_template)
+    quiet_model_loading()
+    loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
+    playground = Playground(loaded, name=args.adapter, max_new_tokens=args.max_new_tokens, options=options)
+    page = serve(playground, host=args.host, port=args.port)
+    say(f"{page.local_url} shows {args.adapter}. Ctrl-C ends it.")
+    try:
+        Event().wait()
+    finally:
+        page.close(verbose=False)
+    return 0
+
+
+def _port(text: str) -> int:
+    port = positive(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"must be at most 65535, got {port}")
+    return port
