@@ -103,10 +103,11 @@ def build_page(playground: Playground) -> Any:
         shown = [session, chat, text, time, readouts, chain, swapped]
         options: dict[str, Any] = {"concurrency_limit": None}
         inputs = [session, text, num_blocks, continues]
-        gr.on([text.submit, send.click], events.ask, inputs, shown, api_name="ask", **options)
+        asking = gr.on([text.submit, send.click], events.ask, inputs, shown, api_name="ask", **options)
         write.click(events.write_chain, session, chain, api_name="write_chain", **options)
         gr.on([other.submit, swap.click], events.swap, [session, other], swapped, api_name="swap", **options)
-        gr.on([clear.click, chat.clear], events.clear, None, shown, api_name="clear", **options)
+        # An answer that is on its way would come back into the empty chat.
+        gr.on([clear.click, chat.clear], events.clear, None, shown, api_name="clear", cancels=[asking], **options)
         if examples is not None:
             examples.click(events.choose, [session, examples], [session, chat, text], api_name="choose", **options)
     return built
