@@ -40,6 +40,7 @@ from rim_peft.export.weights import (
     memory_rows,
     on_stored_base,
     quantization_of,
+    stored_at,
     written_at_once,
 )
 from rim_peft.tuner.config import RiMConfig, active_config
@@ -89,13 +90,14 @@ def export_embedding_lora(
     _check_expressible(config, model)
     rank = padded_rank(model)
     quantization = quantization_of(model)
+    loaded: Any = model.get_base_model()
+    base_name, place, revision = loaded.name_or_path, stored_at(loaded), commit_of(loaded)
     if quantization is None:
         model = on_stored_base(model)
-    loaded: Any = model.get_base_model()
+    loaded = model.get_base_model()
     ids = find_spare_ids(tokenizer, loaded, options.spare_ids)
     num_blocks = options.blocks_of(config)
     extended, memory = name_spare_ids(tokenizer, ids, num_blocks=num_blocks, block_size=config.block_size)
-    base_name, revision = loaded.name_or_path, commit_of(loaded)
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks, unquantized=on_stored_base)
     check_unused(memory, [text for item in plain.expected for text in (item.ids, item.answer)])
     set_variables(extended, prompts.templates.chat_template_kwargs)
@@ -132,7 +134,7 @@ def export_embedding_lora(
             memory,
             places=places,
             dtype=dtype,
-            model=base_name,
+            model=place,
             tokenizer_folder=staging,
             adapter=staging,
             settings={"suppress_tokens": memory.ids},

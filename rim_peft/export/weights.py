@@ -97,11 +97,16 @@ def on_stored_base(model: PeftModel) -> PeftModel:
     if quantization_of(model) is None and base.dtype == torch.float32:
         return model
     config, state = model.peft_config[str(model.active_adapter)], adapter_state(model)
-    name, revision = base.name_or_path, commit_of(base) or "main"
+    name, revision = stored_at(base), commit_of(base) or "main"
     stored = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32, trust_remote_code=False)
     if getattr(stored, "hf_quantizer", None) is not None:
         raise ValueError(f"base: must have plain weights in its files, got {name} with quantised ones. Use --base.")
     return attached(stored.to(base.device), config, state)
+
+
+def stored_at(base: Any) -> str:
+    """Return the folder or Hub id that a base was loaded from, also of one that has a name of its own."""
+    return str(base.config.name_or_path or base.name_or_path)
 
 
 def commit_of(base: Any) -> str | None:
