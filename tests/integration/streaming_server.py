@@ -65,7 +65,7 @@ def stream(**options: Any) -> Iterator[Streams]:
         thread.join()
 
 
-class _Listener(ThreadingHTTPServer):
+class _Listener(ThreadingHTTPServer):  # its own, since this file is also run by its path, without the package
     daemon_threads = True
     request_queue_size = 128
 
