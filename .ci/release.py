@@ -30,8 +30,11 @@ VERSION = str(runpy.run_path(str(ROOT / "rim_peft" / "version.py"))["__version__
 CODE = ("rim_peft/", "rim_peft_command.py", "rim_peft_vllm.py")
 SOURCE = (*CODE, "recipes/", "rim_peft.egg-info/")
 SOURCE_FILES = {"CHANGELOG.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
-NOT_CODE = re.compile(r"rim_peft/(?:py\.typed|demo/(?:recipe\.yaml|results\.json|base/[a-z_]+\.(?:json|safetensors)))")
-"""The package's files that are no Python: the demo with its base, the only weights."""
+NOT_CODE = re.compile(
+    r"rim_peft/(?:py\.typed|demo/(?:recipe\.yaml|results\.json|base/[a-z_]+\.(?:json|safetensors)"
+    r"|smollm2/(?:README\.md|recipe\.yaml|[a-z_]+\.(?:json|safetensors))))"
+)
+"""The package's files that are no Python: the demo with its base and the trained adapter, the only weights."""
 SHORT = (
     *("--num-rows=2", "grounding.max_steps=2", "refinement.max_steps=2", "data.validation_rows=8"),
     *("grounding.per_device_train_batch_size=4", "refinement.per_device_train_batch_size=4"),

@@ -13,19 +13,30 @@ from rim_peft.cli.console import not_negative, path, positive
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
+        "--base",
+        choices=("tiny", "smollm2"),
+        default="tiny",
+        help="tiny: train on the base that comes along (default); smollm2: show the trained adapter that comes along "
+        "on SmolLM2-135M, which is fetched",
+    )
+    parser.add_argument(
         "--output-dir",
         metavar="FOLDER",
         type=path,
         default="outputs/demo",
         help="where the adapter goes; a finished one is shown again, a stopped one goes on (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=not_negative, default=0, help="seed of the training (default: %(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=not_negative,
+        default=0,
+        help="seed of the training; for smollm2, of the questions (default: %(default)s)",
+    )
     parser.add_argument(
         "--num-rows",
         type=positive,
         metavar="N",
-        default=250,
-        help="test questions for each number of steps (%(default)s)",
+        help="test questions for each number of steps (default: 250; for smollm2, 50)",
     )
     parser.add_argument(
         "--baseline", action="store_true", help="train and judge the answer-only LoRA instead; prints JSON"
@@ -47,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_model_loading()
     folder = Path(args.output_dir)
+    if args.base == "smollm2":
+        return _show_shipped(args)
+    args.num_rows = args.num_rows or 250
     if args.baseline:
         with results_only():
             accuracy = showcase.judge_answer_only(
@@ -64,6 +78,19 @@ def run(args: argparse.Namespace) -> int:
         return 128 + stop.signal_number
 
 
+def _show_shipped(args: argparse.Namespace) -> int:
+    from rim_peft.cli.console import results_only
+    from rim_peft.demo.shipped import show_shipped
+
+    if args.baseline or args.overrides:
+        given = "--baseline" if args.baseline else args.overrides[0]
+        raise ValueError(f"base: must be tiny to train anything, got smollm2 and {given}. Omit one of them.")
+    with results_only():
+        shown = show_shipped(num_rows=args.num_rows or 50, seed=args.seed, as_json=args.json)
+    print(shown)
+    return 0
+
+
 def _show(args: argparse.Namespace, folder: Path) -> int:
     from rim_peft.cli.console import results_only
     from rim_peft.demo import showcase
@@ -76,7 +103,7 @@ def _show(args: argparse.Namespace, folder: Path) -> int:
     if args.json:
         print(json.dumps({**judged, "latency": times}, indent=2))
         return 0
-    print(showcase.render(judged, times, showcase.stored_figures(), num_rows=args.num_rows))
+    print(showcase.show_demo(judged, times, showcase.stored_figures(), num_rows=args.num_rows))
     print(showcase.render_questions(trained))
     print(f'\nThe adapter is in {folder}. Ask it something: rim-peft generate {folder} "{_sample_question()}"')
     return 0

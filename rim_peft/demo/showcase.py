@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,17 @@ def judge(run: Run, *, num_rows: int, seed: int = 1) -> dict[str, Any]:
         seed: determines which rows of the test split are drawn.
     """
     examples = draw_examples(num_rows, seed=seed)
+    judged = judge_blocks(run, examples, max_new_tokens=2, batch_size=64)
+    with run.model.disable_adapter():
+        return {
+            **judged,
+            "thinking": judge_plain(run.model, run.tokenizer, examples, ending=THINK),
+            "direct": judge_plain(run.model, run.tokenizer, examples, ending=ANSWER),
+        }
+
+
+def judge_blocks(run: Run, examples: list[Example], *, max_new_tokens: int, batch_size: int) -> dict[str, Any]:
+    """Return RiM's accuracy by chain length, after the last block (``rim``) and after each (``rim_by_block``)."""
     report = evaluate_accuracy(
         run.model,
         run.tokenizer,
@@ -109,20 +121,17 @@ def judge(run: Run, *, num_rows: int, seed: int = 1) -> dict[str, Any]:
         Potions(),
         templates=run.templates,
         by_block=True,
-        max_new_tokens=2,
-        batch_size=64,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
         progress=True,
     )
-    with run.model.disable_adapter():
-        return {
-            "rim": {str(length): score.to_dict() for length, score in report.by_length.items()},
-            "rim_by_block": [
-                {str(length): score.to_dict() for length, score in block.items() if length != "all"}
-                for block in report.by_block
-            ],
-            "thinking": judge_plain(run.model, run.tokenizer, examples, ending=THINK),
-            "direct": judge_plain(run.model, run.tokenizer, examples, ending=ANSWER),
-        }
+    return {
+        "rim": {str(length): score.to_dict() for length, score in report.by_length.items()},
+        "rim_by_block": [
+            {str(length): score.to_dict() for length, score in block.items() if length != "all"}
+            for block in report.by_block
+        ],
+    }
 
 
 def judge_plain(
@@ -185,7 +194,15 @@ def time_answers(run: Run, *, num_questions: int = 33) -> dict[str, dict[str, fl
         way("rim", run.model, ANSWER, max_new_tokens=2),
         way("thinking", base, THINK, max_new_tokens=3 * longest + 4),
     ]
-    run.model.merge_adapter()  # as an adapter is served: LoRA merged, the memory rows in place
+    return time_ways(run, ways, num_questions=num_questions)
+
+
+def time_ways(run: Run, ways: list[Way], *, num_questions: int) -> dict[str, dict[str, float]]:
+    """Return milliseconds to the first token and to the whole answer of each way, and the tokens it writes.
+
+    LoRA is merged, the memory rows stay in place: as an adapter is served.
+    """
+    run.model.merge_adapter()
     try:
         return {
             latency.name: {
@@ -204,37 +221,60 @@ def stored_figures() -> dict[str, Any]:
     return json.loads(STORED.read_text(encoding="utf-8"))
 
 
-def render(judged: dict[str, Any], times: dict[str, Any], stored: dict[str, Any], *, num_rows: int) -> str:
+def show_demo(judged: dict[str, Any], times: dict[str, Any], stored: dict[str, Any], *, num_rows: int) -> str:
     """Return the demo's table as text."""
+    direct, written = "base, answering at once", "base, writing its steps out"
+    return render(
+        {
+            direct: judged["direct"],
+            written: judged["thinking"],
+            "answer-only LoRA (stored *)": stored["answer_only"]["accuracy"],
+            "RiM, after the last block": judged["rim"],
+        },
+        judged["rim_by_block"],
+        {direct: times["direct"], "RiM": times["rim"], written: times["thinking"]},
+        num_rows=num_rows,
+        note=f"* not trained now: {stored['answer_only']['command']} trains and judges it again",
+    )
+
+
+def render(
+    accuracies: Mapping[str, Mapping[str, Any]],
+    blocks: Sequence[Mapping[str, Any]],
+    times: Mapping[str, Mapping[str, float]],
+    *,
+    num_rows: int,
+    note: str,
+) -> str:
+    """Return a table of accuracies by number of steps, of RiM's blocks, and of times.
+
+    Args:
+        accuracies: scores by number of steps, of each row of the table by its label.
+        blocks: the same of the readout after each block.
+        times: milliseconds and tokens of each way by its label, from :func:`time_ways`.
+        num_rows: questions for each number of steps.
+        note: last line.
+    """
     lines = [
         f"Right answers by number of steps, on {num_rows} held-out questions each (± standard error; chance 0.20)",
         _row("", [f"{length} step{'s' if length > 1 else ''}" for length in LENGTHS]),
-        _row("base, answering at once", _cells(judged["direct"])),
-        _row("base, writing its steps out", _cells(judged["thinking"])),
-        _row("answer-only LoRA (stored *)", _cells(stored["answer_only"]["accuracy"])),
-        _row("RiM, after the last block", _cells(judged["rim"])),
+        *(_row(label, _cells(scores)) for label, scores in accuracies.items()),
         "",
         "RiM's readout after each block",
-        *(
-            _row(f"  block {number}", _cells(block, with_error=False))
-            for number, block in enumerate(judged["rim_by_block"], start=1)
-        ),
+        *(_row(f"  block {number}", _cells(block, with_error=False)) for number, block in enumerate(blocks, start=1)),
         "",
         f"Milliseconds for a question of {max(LENGTHS)} steps, one at a time (median; LoRA merged)",
         _row("", ["first token", "whole answer", "tokens"]),
     ]
-    names = {"direct": "base, answering at once", "rim": "RiM", "thinking": "base, writing its steps out"}
-    for key, label in names.items():
-        value = times[key]
+    for label, value in times.items():
         cells = [f"{value['first_token_ms']:.1f}", f"{value['answer_ms']:.1f}", f"{value['num_tokens']:.0f}"]
         lines.append(_row(label, cells))
-    lines.append(f"* not trained now: {stored['answer_only']['command']} trains and judges it again")
-    return "\n".join(lines)
+    return "\n".join([*lines, note])
 
 
-def render_questions(run: Run, *, num_questions: int = 3) -> str:
-    """Return a few questions with the readout after each block."""
-    rows = list(Potions(lengths=(max(LENGTHS) - 1,), num_held_out=num_questions, seed=3).rows("test"))
+def render_questions(run: Run, *, length: int = max(LENGTHS) - 1, num_questions: int = 3, seed: int = 3) -> str:
+    """Return a few questions of the test split with the readout after each block."""
+    rows = list(Potions(lengths=(length,), num_held_out=num_questions, seed=seed).rows("test"))
     questions = [row["question"] for row in rows]
     readouts = read_blocks(run.model, run.tokenizer, questions, templates=run.templates, max_new_tokens=2)
     lines = []
@@ -249,7 +289,7 @@ def _row(label: str, cells: list[str]) -> str:
     return f"{label:30}" + "".join(f"{cell:>14}" for cell in cells)
 
 
-def _cells(scores: dict[str, dict[str, float]], *, with_error: bool = True) -> list[str]:
+def _cells(scores: Mapping[str, Any], *, with_error: bool = True) -> list[str]:
     cells = []
     for length in LENGTHS:
         score = scores[str(length)]

@@ -153,6 +153,12 @@ def test_the_baseline_trains_on_as_many_samples(tmp_path: Path, capsys: pytest.C
     assert {score["num_rows"] for score in accuracy.values()} == {4}
 
 
+@pytest.mark.parametrize("given", ["--baseline", "grounding.max_steps=2"])
+def test_the_pretrained_base_is_not_trained(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--base", "smollm2", given]) == 1
+    assert f"base: must be tiny to train anything, got smollm2 and {given}" in capsys.readouterr().err
+
+
 def test_stored_figures_name_their_command() -> None:
     stored = showcase.stored_figures()
     assert stored["answer_only"]["command"].startswith("rim-peft demo --baseline")

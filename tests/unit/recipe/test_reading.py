@@ -53,6 +53,9 @@ def with_values(**sections: Any) -> str:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_recipe_of_the_repository_is_good(path: Path) -> None:
     recipe = load_recipe(path)
+    if recipe.method == "answer":
+        assert [trainer.__name__ for trainer, _ in recipe.stage_trainers()] == ["BaselineTrainer"]
+        return
     stages = ["GroundingTrainer", "RefinementTrainer"]
     # LogiQA has no steps, so stage 1 has nothing to train on.
     assert [trainer.__name__ for trainer, _ in recipe.stage_trainers()] == stages[recipe.data.task == "logiqa" :]
@@ -86,6 +89,7 @@ def test_there_are_recipes() -> None:
         "potions/demo-nf4.yaml",
         "potions/large.yaml",
         "potions/long.yaml",
+        "potions/smollm2-answer.yaml",
         "potions/smollm2.yaml",
         "prosqa/generated.yaml",
         "prosqa/tiny.yaml",
