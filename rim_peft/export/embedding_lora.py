@@ -34,7 +34,6 @@ from rim_peft.export.weights import (
     adapter_state,
     as_plain,
     check_new,
-    commit_of,
     free,
     is_tied,
     memory_rows,
@@ -43,6 +42,7 @@ from rim_peft.export.weights import (
     stored_at,
     written_at_once,
 )
+from rim_peft.tuner.bases import commit_of
 from rim_peft.tuner.config import RiMConfig, active_config
 from rim_peft.tuner.files import file_digests
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from rim_peft.data.examples import Question, Templates
 from rim_peft.export.checking import Expected, expect
 from rim_peft.export.tokens import APPEND_TO
+from rim_peft.tuner.bases import commit_of
 from rim_peft.tuner.config import RiMConfig, active_config
 from rim_peft.tuner.files import check_folder_path
 from rim_peft.tuner.tensors import not_finite
@@ -107,12 +108,6 @@ def on_stored_base(model: PeftModel) -> PeftModel:
 def stored_at(base: Any) -> str:
     """Return the folder or Hub id that a base was loaded from, also of one that has a name of its own."""
     return str(base.config.name_or_path or base.name_or_path)
-
-
-def commit_of(base: Any) -> str | None:
-    """Return the commit of a base that was loaded from the Hub; None for another base."""
-    commit: str | None = getattr(base.config, "_commit_hash", None)
-    return commit
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:

@@ -22,9 +22,7 @@ from rim_peft.inference.passes import (
     holds_memory,
     lay_out_answers,
 )
-from rim_peft.sequence import check_architecture
-from rim_peft.sequence.masks import check_layers
-from rim_peft.tuner.bases import check_uncompiled, input_device, num_positions
+from rim_peft.tuner.bases import check_architecture, check_layers, check_uncompiled, input_device, num_positions
 from rim_peft.tuner.config import active_config
 
 

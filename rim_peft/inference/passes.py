@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, StaticLayer
 
-from rim_peft.sequence import BlockTokens, Layout, Sample, attention_masks, build_layout
-from rim_peft.tuner.bases import mask_dtype
+from rim_peft.sequence import BlockTokens, Layout, Sample, build_layout
+from rim_peft.tuner.bases import attention_masks, mask_dtype
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from rim_peft.inference.decoding import evaluation_mode
 from rim_peft.inspection.document import BlockAttention, LayerGroup, Word
-from rim_peft.tuner.bases import input_device
+from rim_peft.tuner.bases import attention_of, input_device
 from rim_peft.tuner.config import active_config
 
 _LONGEST_WORD = 24
@@ -155,7 +155,7 @@ def attention_weights(model: PeftModel, prompt: Sequence[int], *, num_blocks: in
 @contextmanager
 def _eager(base: Any) -> Iterator[None]:
     """Let a base compute its attention eagerly, since other implementations return no weights."""
-    own = base.config._attn_implementation
+    own = attention_of(base.config)
     base.set_attn_implementation("eager")
     try:
         yield

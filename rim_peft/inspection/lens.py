@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.inference.decoding import evaluation_mode
 from rim_peft.inspection.document import END, Candidate, LayerReading
-from rim_peft.sequence import Layout, Sample, attention_masks, build_layout
+from rim_peft.sequence import Layout, Sample, build_layout
 from rim_peft.training.head import head_at
-from rim_peft.tuner.bases import find_layers, input_device, mask_dtype
+from rim_peft.tuner.bases import attention_masks, find_layers, input_device, mask_dtype
 from rim_peft.tuner.config import active_config
 
 _MOST_LOGITS = 1 << 26

@@ -240,7 +240,6 @@ class CoconutTrainer(ReadoutTrainer):
     trains_sharded = False
     metrics_class = TextMetrics
     args: CoconutConfig
-    _name = "Coconut"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -268,14 +267,8 @@ class CoconutTrainer(ReadoutTrainer):
             return int(torch.randint(args.num_stages + 1, (), generator=random))
         return args.stage_at(step / max(1, self.state.max_steps))
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
-    ) -> Any:
-        """Return the loss of a batch, in nats per sample: the current stage's, or the last stage's in evaluation."""
+    def summed_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """Return a batch's loss and the head's outputs: the current stage's, or the last stage's in evaluation."""
         mode = "train" if self.model.training else "eval"
         args = self.args
         stage = self.stage(self.state.global_step) if mode == "train" else args.num_stages
@@ -301,11 +294,7 @@ class CoconutTrainer(ReadoutTrainer):
             outputs = run_head(model, torch.cat([no_label, labels], dim=1), head=self._head, **text)
         metrics: Any = self._sums[mode]
         metrics.add(outputs.is_top1[:, -labels.shape[1] :], is_label)
-        loss = -outputs.log_probs.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-        if num_items_in_batch is not None:
-            # The count is over all processes, and their gradients are averaged.
-            loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        return -outputs.log_probs.sum(), outputs
 
     def figures(self, mode: str) -> dict[str, float]:
         """Return the token accuracy and, in training, the last step's stage."""

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers.modeling_layers import GradientCheckpointingLayer
-from trl.trainer.utils import add_fused_lm_head
 
-from rim_peft.sequence import IGNORE_INDEX, Labels, Layout, attention_masks
-from rim_peft.tuner.bases import input_device, mask_dtype, not_causal, on_small_copy
+from rim_peft.sequence import IGNORE_INDEX, Labels, Layout
+from rim_peft.training.trl_plugin import fuse_head
+from rim_peft.tuner.bases import attention_masks, input_device, mask_dtype, not_causal
+from rim_peft.tuner.small_copy import on_small_copy
 
 
 class CompiledLayers:
@@ -58,9 +59,6 @@ class CompiledLayers:
 
 
 logger = logging.getLogger(__name__)
-
-FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")
-"""The outputs that TRL's trainer requests from its fused head."""
 
 _PROBE_TOKENS = 8
 
@@ -209,7 +207,7 @@ def find_head(model: Any) -> FoundHead | None:
     """Try the heads on a small copy of a model, without its weights; None if there is no small copy."""
 
     def try_copy(copy: Any) -> FoundHead:
-        add_fused_lm_head(copy, outputs=FUSED_OUTPUTS)
+        fuse_head(copy)
         return _try_heads(copy)
 
     found: FoundHead | None = on_small_copy(model, try_copy)

@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
-from rim_peft.sequence.masks import check_layers
+from rim_peft.tuner.bases import check_layers
 from rim_peft.tuner.config import active_config
 
 
