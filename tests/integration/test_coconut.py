@@ -19,13 +19,8 @@ from rim_peft.training.coconut import CoconutCollator, CoconutConfig, CoconutTra
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks, think
 from tests.conftest import ARCHITECTURES, EOS_ID, PAD_ID, build_base, build_rim
+from tests.training import ROWS, assert_resumes_exactly, assert_same_gradients, train_mode, trained
 
-ROWS = [
-    {"question": "2+3", "steps": ["2", "2+3=5"], "answer": "5"},
-    {"question": "1+1+7", "steps": ["1", "1+1=2", "2+7=9"], "answer": "9"},
-    {"question": "4", "steps": ["4"], "answer": "4"},
-    {"question": "6-5+3", "steps": ["6", "6-5=1", "1+3=4"], "answer": "4"},
-]
 TOKENIZED = [
     {"prompt_ids": [10, 11], "step_ids": [[20, 21, 2], [22, 2], [23, 2]], "answer_ids": [30, 2]},
     {"prompt_ids": [12], "step_ids": [[24, 2]], "answer_ids": [31, 32, 2]},
@@ -60,10 +55,7 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrai
 def _at_stage(trainer: CoconutTrainer, stage: int) -> CoconutTrainer:
     """A trainer that stands where a stage begins, with equal shares, and without the base's own dropout."""
     trainer.state.global_step, trainer.state.max_steps = stage, trainer.args.num_stages + 1
-    trainer.model.train()
-    for module in trainer.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    train_mode(trainer.model)
     return trainer
 
 
@@ -100,16 +92,6 @@ def _slow_loss(model: PeftModel, rows: list[Any], texts: list[list[int]], num_th
     return total / len(rows)
 
 
-def _gradients(model: PeftModel, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def _trained(model: PeftModel) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
 def _text(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], stage: int) -> list[int]:
     """What stage 0, 1 or 2 of two leaves of a row's chain."""
     steps = row["steps"][stage:] if stage < 2 else []
@@ -129,12 +111,7 @@ def test_loss_and_gradients_are_the_definitions(
     ours = trainer.compute_loss(trainer.model, _batch(trainer)).double()
     texts = [_text(tokenizer, row, stage) for row in ROWS]
     theirs = _slow_loss(model, _rows(trainer), texts, 2 * stage)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    expected, found = _gradients(model, theirs), _gradients(model, ours)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():  # 1e-5 of each tensor's largest gradient
-        scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(found[name], gradient, atol=1e-5 * scale, rtol=1e-5, msg=name)
+    found = assert_same_gradients(model, ours, theirs)
     memory = found[next(name for name in found if "lora_rim_memory" in name)]
     assert [bool(row.any()) for row in memory] == [True, False, True]  # <b> and </b>, but not <m>
 
@@ -145,7 +122,7 @@ def test_stage_0_is_training_on_the_written_chain(make_trainer: MakeTrainer) -> 
     blocks = active_config(model).block_tokens
     total = torch.zeros(())
     for row in _rows(trainer):
-        text = [token for part in chain_parts(row, separator_ids=trainer._tokenizer.encode("\n")) for token in part]
+        text = [token for part in chain_parts(row, separator_ids=trainer.tokenizer.encode("\n")) for token in part]
         ids = torch.tensor([[*row["prompt_ids"], blocks.begin, blocks.end, *text]])
         labels = torch.tensor([[-100] * (ids.shape[1] - len(text)) + text])
         total = total + model(input_ids=ids, labels=labels).loss * len(text)
@@ -225,24 +202,16 @@ def test_accumulation_trains_as_one_batch(make_trainer: MakeTrainer) -> None:
     for options in ({}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}):
         model = build_rim()
         make_trainer(model, optim="sgd", **options).train()  # Adam would blow rounding up to whole steps
-        models.append(_trained(model))
-    before = _trained(build_rim())
+        models.append(trained(model))
+    before = trained(build_rim())
     assert max(float((models[0][name] - before[name]).abs().max()) for name in before) > 1e-3
-    for name in before:
-        torch.testing.assert_close(models[0][name], models[1][name], atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(*models, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("save_step", [2, 3])
 def test_it_resumes_exactly_within_a_stage_and_where_one_begins(save_step: int, make_trainer: MakeTrainer) -> None:
     options = {"save_steps": save_step, "per_device_train_batch_size": 2, "mix_share": 0.3}
-    unbroken = build_rim(lora_dropout=0.2)
-    trainer = make_trainer(unbroken, **options)
-    trainer.train()
-    resumed = build_rim(lora_dropout=0.2)
-    checkpoint = f"{trainer.args.output_dir}/checkpoint-{save_step}"
-    make_trainer(resumed, **options).train(resume_from_checkpoint=checkpoint)
-    for name, tensor in _trained(unbroken).items():
-        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+    assert_resumes_exactly(lambda: make_trainer(build_rim(lora_dropout=0.2), **options), save_step)
 
 
 class _OptimizerSteps(TrainerCallback):
@@ -318,7 +287,7 @@ def test_reduced_bases_train_with_the_memory_in_fp32(
         quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=quantization)
     model = build_rim(base=base)
-    before = _trained(model)
+    before = trained(model)
     make_trainer(model, bf16=True, use_cpu=True, max_steps=3).train()
     rows = model.base_model.memory.rows("default")
     assert rows.dtype == torch.float32

@@ -32,9 +32,8 @@ from rim_peft.training.curriculum import check_stages
 from rim_peft.training.files import write_manifest
 from rim_peft.training.rim import Refinement
 from tests.conftest import EOS_ID, build_base, build_rim, build_tokenizer
-from tests.integration.test_curriculum import _assert_equal, _weights
 from tests.integration.test_curriculum import train as train_both
-from tests.integration.test_trainers import ROWS
+from tests.training import ROWS, assert_equal, gradients, train_mode, trained
 
 WAYS: dict[str, tuple[int, bool]] = {"answer": (0, False), "cot": (0, True), "pause": (3, False)}
 """Number of blocks, and whether steps are written."""
@@ -58,10 +57,7 @@ def test_the_loss_is_that_of_separate_sequences(
     num_blocks, written = WAYS[way]
     model = build_rim(architecture, num_blocks=num_blocks)
     trainer = make_trainer(model, tmp_path, tokenizer, written_steps=written, step_separator="; ")
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    train_mode(model)
     batch = trainer.data_collator(list(trainer.train_dataset))
     ours = trainer.compute_loss(trainer.model, batch)
     theirs = torch.zeros(())
@@ -81,7 +77,7 @@ def test_answering_at_once_takes_the_gradients_of_trl(tmp_path: Path, tokenizer:
     batch = trainer.data_collator(list(trainer.train_dataset))
     num_tokens = sum(len(row["answer_ids"]) for row in trainer.train_dataset)
     (trainer.compute_loss(trainer.model, batch) * len(ROWS) / num_tokens).backward()
-    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    ours = gradients(model)
     model.zero_grad()
     args = SFTConfig(
         output_dir=str(tmp_path / "theirs"), gradient_checkpointing=False, bf16=False, report_to="none", max_steps=1
@@ -90,11 +86,8 @@ def test_answering_at_once_takes_the_gradients_of_trl(tmp_path: Path, tokenizer:
     plain = SFTTrainer(model, args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
     rows = plain.data_collator([plain.train_dataset[index] for index in range(len(ROWS))])
     plain.compute_loss(plain.model, rows).backward()
-    theirs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert ours.keys() == theirs.keys()
     assert any(gradient.abs().max() > 1e-3 for gradient in ours.values())
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(ours, gradients(model), atol=1e-5, rtol=1e-4)
 
 
 def test_memory_rows_are_trained_where_there_are_blocks_alone(
@@ -195,10 +188,10 @@ def test_stage_2_can_go_on_with_the_moments_of_stage_1(tmp_path: Path) -> None:
     kept, _ = train_both(tmp_path / "kept", **_stages(tmp_path / "kept", reset=False))
     reset, _ = train_both(tmp_path / "reset", **_stages(tmp_path / "reset", reset=True))
     assert not (tmp_path / "reset" / "grounding" / "optimizer.pt").exists()
-    assert len(_first_moments(tmp_path / "kept" / "grounding")) == len(_weights(kept))
+    assert len(_first_moments(tmp_path / "kept" / "grounding")) == len(trained(kept))
     state = torch.load(tmp_path / "kept" / "refinement" / "checkpoint-2" / "optimizer.pt", weights_only=True)["state"]
     assert {int(moment["step"]) for moment in state.values()} == {8 + 2}
-    differing = [not torch.equal(a, b) for a, b in zip(_weights(kept).values(), _weights(reset).values(), strict=True)]
+    differing = [not torch.equal(a, b) for a, b in zip(trained(kept).values(), trained(reset).values(), strict=True)]
     assert any(differing)
 
 
@@ -211,7 +204,7 @@ def test_a_run_without_reset_resumes_to_the_same_weights(tmp_path: Path) -> None
         (tmp_path / "b" / "refinement" / name).rmdir()
     (tmp_path / "b" / "refinement" / "final.safetensors").unlink()
     resumed, _ = train_both(tmp_path / "b", resume=True, **_stages(tmp_path / "b", reset=False))
-    _assert_equal(_weights(resumed), _weights(unbroken))
+    assert_equal(trained(resumed), trained(unbroken))
 
 
 # Whole runs.

@@ -35,13 +35,8 @@ from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.bases import find_layers
 from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
 from tests.objectives import prepare_rows
+from tests.training import ROWS, assert_resumes_exactly, assert_same_gradients, gradients, train_mode, trained
 
-ROWS = [
-    {"question": "2+3", "steps": ["2", "2+3=5"], "answer": "5"},
-    {"question": "1+1+7", "steps": ["1", "1+1=2", "2+7=9"], "answer": "9"},
-    {"question": "4", "steps": ["4"], "answer": "4"},
-    {"question": "6-5+3", "steps": ["6", "6-5=1", "1+3=4"], "answer": "4"},
-]
 STAGES: list[Any] = [(GroundingTrainer, GroundingConfig), (RefinementTrainer, RefinementConfig)]
 every_stage = pytest.mark.parametrize(("trainer_class", "config_class"), STAGES, ids=["grounding", "refinement"])
 MakeTrainer = Callable[..., ReadoutTrainer]
@@ -79,14 +74,6 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrai
     return make
 
 
-def train_mode(model: PeftModel) -> None:
-    """Training mode without the base's own dropout, which would differ between the two ways."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-
-
 def _batch(trainer: ReadoutTrainer) -> dict[str, Tensor]:
     return trainer.data_collator(list(trainer.train_dataset))
 
@@ -104,22 +91,6 @@ def separate_loss(model: PeftModel, rows: list[TokenizedRow], readouts: Any, wei
     return total / len(rows)
 
 
-def _gradients(model: PeftModel, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_loss_and_gradients(model: PeftModel, ours: Tensor, theirs: Tensor, *, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
-    expected, found = _gradients(model, theirs), _gradients(model, ours)
-    assert found.keys() == expected.keys()
-    assert any("lora_rim_memory" in name for name in found)
-    for name, gradient in expected.items():  # sums run in another order: 1e-5 of each tensor's largest gradient
-        scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(found[name], gradient, atol=tolerance * scale, rtol=tolerance, msg=name)
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_grounding_loss_is_the_formula(architecture: str, make_trainer: MakeTrainer) -> None:
     model = build_rim(architecture, num_blocks=2)
@@ -135,7 +106,7 @@ def test_grounding_loss_is_the_formula(architecture: str, make_trainer: MakeTrai
     theirs = separate_loss(
         model, list(trainer.train_dataset), lambda row: [*row["step_ids"][1:], row["answer_ids"]], weights
     )
-    assert_same_loss_and_gradients(model, ours, theirs)
+    assert_same_gradients(model, ours, theirs)
 
 
 def test_trailing_blocks_share_the_answer(make_trainer: MakeTrainer) -> None:
@@ -151,7 +122,7 @@ def test_trailing_blocks_share_the_answer(make_trainer: MakeTrainer) -> None:
         return [1.0] * (len(row["step_ids"]) - 1) + [1 / trailing] * trailing
 
     ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    assert_same_loss_and_gradients(model, ours, separate_loss(model, list(trainer.train_dataset), readouts, weights))
+    assert_same_gradients(model, ours, separate_loss(model, list(trainer.train_dataset), readouts, weights))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -163,11 +134,7 @@ def test_refinement_loss_is_the_formula(architecture: str, make_trainer: MakeTra
     theirs = separate_loss(
         model, list(trainer.train_dataset), lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
     )
-    assert_same_loss_and_gradients(model, ours, theirs)
-
-
-def _trained(model: PeftModel) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert_same_gradients(model, ours, theirs)
 
 
 @every_stage
@@ -192,12 +159,11 @@ def test_equivalent_settings_train_alike(
         model = build_rim(num_blocks=3)
         # Plain SGD: Adam would blow rounding differences of tiny gradients up to whole steps.
         make_trainer(trainer_class, model, optim="sgd", max_steps=3, **chosen).train()
-        models.append(_trained(model))
-    before = _trained(build_rim(num_blocks=3))
+        models.append(trained(model))
+    before = trained(build_rim(num_blocks=3))
     moved = max(float((models[0][name] - before[name]).abs().max()) for name in before)
     assert moved > 1e-3
-    for name in before:
-        torch.testing.assert_close(models[0][name], models[1][name], atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(*models, atol=1e-5, rtol=1e-4)
 
 
 @every_stage
@@ -231,31 +197,27 @@ def test_packed_batches_give_the_same_loss_and_gradients(
         hook = embedding.register_forward_pre_hook(lambda _, args, shapes=shapes: shapes.append(args[0].shape))
         loss = trainer.compute_loss(trainer.model, _batch(trainer))
         hook.remove()
-        results.append((shapes[0], loss, _gradients(model, loss)))
-    (plain_shape, ours, _), (packed_shape, theirs, expected) = results
+        results.append((shapes[0], loss, gradients(model, loss)))
+    (plain_shape, ours, found), (packed_shape, theirs, expected) = results
     assert packed_shape[0] < plain_shape[0] == len(ROWS)
     assert packed_shape[1] % 8 == 0
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    for name, gradient in expected.items():  # sums run in another order
-        torch.testing.assert_close(results[0][2][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)  # sums run in another order
 
 
 def test_batches_by_tokens_hold_every_row_and_resume_exactly(make_trainer: MakeTrainer) -> None:
     rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 5)]
     options = {"max_tokens_per_batch": 130, "max_steps": 9, "save_steps": 7, "pack_length": 64, "rows": rows}
-    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
-    trainer = make_trainer(GroundingTrainer, unbroken, **options)
-    batches = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+
+    def start() -> ReadoutTrainer:
+        return make_trainer(GroundingTrainer, build_rim(num_blocks=3, lora_dropout=0.2), **options)
+
+    batches = [batch["attention_mask"] for batch in start().get_train_dataloader()]
     assert all(int(batch.sum()) <= 130 for batch in batches)
     assert sum(len(batch) for batch in batches) == len(rows)
     assert len({len(batch) for batch in batches}) > 1
-    trainer.train()
+    trainer = assert_resumes_exactly(start, 7)
     assert trainer.state.epoch > 1  # so that the order of the second pass is met too
-    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
-    checkpoint = f"{trainer.args.output_dir}/checkpoint-7"
-    make_trainer(GroundingTrainer, resumed, **options).train(resume_from_checkpoint=checkpoint)
-    for name, tensor in _trained(unbroken).items():
-        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
 
 
 def test_batches_of_differing_sizes_accumulate_to_the_mean_over_samples(make_trainer: MakeTrainer) -> None:
@@ -269,12 +231,11 @@ def test_batches_of_differing_sizes_accumulate_to_the_mean_over_samples(make_tra
         model = build_rim(num_blocks=3)
         trainer = make_trainer(GroundingTrainer, model, **shared, **options)
         trainer.train()
-        models.append(_trained(model))
+        models.append(trained(model))
     sizes = [len(batch["num_steps"]) for batch in trainer.get_train_dataloader()]
     assert len(set(sizes)) > 1
     assert len(sizes) > 2
-    for name, tensor in models[0].items():
-        torch.testing.assert_close(models[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(*models, atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_are_counted_in_every_line_with_a_loss(make_trainer: MakeTrainer) -> None:
@@ -332,7 +293,7 @@ def test_blocks_that_read_out_their_own_step_train_the_formula(trailing: bool, m
         return falling[:-1] + [falling[-1] / last] * last
 
     ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    assert_same_loss_and_gradients(model, ours, separate_loss(model, list(trainer.train_dataset), readouts, weights))
+    assert_same_gradients(model, ours, separate_loss(model, list(trainer.train_dataset), readouts, weights))
     table = trainer.train_dataset.with_format("arrow")[:]
     lengths = [trainer.objective.num_tokens(row) for row in trainer.train_dataset]
     assert (trainer.objective.most_tokens(table) >= lengths).all()
@@ -361,7 +322,7 @@ def test_a_curriculum_by_length_has_as_many_blocks_as_its_longest_chain(make_tra
             return [1.0] * before + [1 / (all_blocks - before)] * (all_blocks - before)
 
         ours = trainer.compute_loss(trainer.model, batch)
-        assert_same_loss_and_gradients(model, ours, separate_loss(model, everything, readouts, weights))
+        assert_same_gradients(model, ours, separate_loss(model, everything, readouts, weights))
 
 
 @pytest.mark.parametrize("epochs", [False, True])
@@ -384,24 +345,24 @@ def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(
         "logging_steps": 1,
         **({"max_steps": -1, "num_train_epochs": 2} if epochs else {"max_steps": 12}),
     }
-    lengths: list[list[int]] = []
-    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
-    trainer = make_trainer(GroundingTrainer, unbroken, **options)
-    loss = trainer.compute_loss
-    trainer.compute_loss = lambda model, inputs, **given: (  # type: ignore[method-assign]
-        lengths.append(inputs["num_steps"].tolist()) or loss(model, inputs, **given)
-    )
-    trainer.train()
-    longest = [max(batch) for batch in lengths]
+    drawn: list[list[list[int]]] = []  # by training: each batch's numbers of steps
+
+    def start() -> ReadoutTrainer:
+        trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=3, lora_dropout=0.2), **options)
+        lengths: list[list[int]] = []
+        drawn.append(lengths)
+        loss = trainer.compute_loss
+        trainer.compute_loss = lambda model, inputs, **given: (  # type: ignore[method-assign]
+            lengths.append(inputs["num_steps"].tolist()) or loss(model, inputs, **given)
+        )
+        return trainer
+
+    trainer = assert_resumes_exactly(start, 5)
+    longest = [max(batch) for batch in drawn[0]]
     first, second = trainer.lengths.begins[1:]
     assert (max(longest[:first]), max(longest[first:second]), max(longest[second:])) == (1, 2, 3)
     tokens = [line["num_tokens"] for line in trainer.state.log_history if "loss" in line]
     assert tokens[1] < tokens[-1] - tokens[-3]
-    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
-    checkpoint = f"{trainer.args.output_dir}/checkpoint-5"
-    make_trainer(GroundingTrainer, resumed, **options).train(resume_from_checkpoint=checkpoint)
-    for name, tensor in _trained(unbroken).items():
-        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -425,13 +386,13 @@ def test_early_phases_run_and_train_the_lowest_layers_alone(
         "logging_steps": 1,
     }
     trainer = make_trainer(trainer_class, model, **options)
-    before = _trained(model)
+    before = trained(model)
     changed: list[set[int]] = []  # by step: layers whose LoRA has changed since the step before
 
     class Watch(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             nonlocal before
-            now = _trained(model)
+            now = trained(model)
             names = [name for name, tensor in now.items() if not tensor.equal(before[name])]
             changed.append({int(found[1]) for name in names if (found := re.search(r"layers\.(\d+)\.", name))})
             before = now
@@ -460,11 +421,7 @@ def test_the_loss_of_an_early_phase_is_that_of_a_shallower_model(make_trainer: M
     ours = trainer.training_step(model, _batch(trainer), num_items_in_batch=torch.tensor(len(rows)))
     theirs = whole.training_step(shallow, _batch(whole), num_items_in_batch=torch.tensor(len(rows)))
     torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
-    expected = {name: p.grad for name, p in shallow.named_parameters() if p.grad is not None}
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=0, rtol=0, msg=name)
+    torch.testing.assert_close(gradients(model), gradients(shallow), atol=0, rtol=0)
 
 
 def test_leaving_out_layers_is_refused_where_steps_need_all(
@@ -503,30 +460,29 @@ def test_chains_that_are_learned_make_room_for_longer_ones_and_resume_exactly(
         "learning_rate": 0.1,
     }
     seen: list[tuple[int, int]] = []
-    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
-    trainer = make_trainer(GroundingTrainer, unbroken, **options)
-    loss = trainer.compute_loss
+    begins: list[list[int]] = []
 
-    def watch(model: Any, inputs: Any, **given: Any) -> Any:
-        longest = trainer.lengths.most_steps(trainer.state.global_step)
-        seen.append((int(inputs["num_steps"].max()), 3 if longest is None else longest))
-        return loss(model, inputs, **given)
+    def start() -> ReadoutTrainer:
+        trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=3, lora_dropout=0.2), **options)
+        begins.append(trainer.lengths.begins)
+        loss = trainer.compute_loss
 
-    trainer.compute_loss = watch  # type: ignore[method-assign]
-    trainer.train()
+        def watch(model: Any, inputs: Any, **given: Any) -> Any:
+            begins[-1] = trainer.lengths.begins
+            longest = trainer.lengths.most_steps(trainer.state.global_step)
+            seen.append((int(inputs["num_steps"].max()), 3 if longest is None else longest))
+            return loss(model, inputs, **given)
+
+        trainer.compute_loss = watch  # type: ignore[method-assign]
+        return trainer
+
+    trainer = assert_resumes_exactly(start, 3, 9, 15)
     assert all(found <= allowed for found, allowed in seen)  # no row comes before its blocks do
     assert trainer.lengths.begins[1] < trainer.lengths.planned[1] == 12
     chains = [line["longest_chain"] for line in trainer.state.log_history if "longest_chain" in line]
     assert chains == sorted(chains)
     assert set(chains) == {1.0, 2.0}
-    begins = trainer.lengths.begins
-    for step in (3, 9, 15):
-        resumed = build_rim(num_blocks=3, lora_dropout=0.2)
-        again = make_trainer(GroundingTrainer, resumed, **options)
-        again.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-{step}")
-        assert again.lengths.begins == begins
-        for name, tensor in _trained(unbroken).items():
-            torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+    assert begins == [trainer.lengths.begins] * 4
 
 
 @pytest.mark.parametrize(
@@ -576,25 +532,22 @@ def test_loraplus_gives_b_a_rate_of_its_own_and_resumes_exactly(
     trainer_class: Any, config_class: Any, make_trainer: MakeTrainer
 ) -> None:
     options = {"max_steps": 6, "save_steps": 3, "loraplus_lr_ratio": 8.0, "weight_decay": 0.1, "warmup_steps": 2}
-    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
-    trainer = make_trainer(trainer_class, unbroken, **options)
+
+    def start() -> ReadoutTrainer:
+        return make_trainer(trainer_class, build_rim(num_blocks=3, lora_dropout=0.2), **options)
+
+    trainer = start()
     optimizer = trainer.create_optimizer()
-    names = {id(parameter): name for name, parameter in unbroken.named_parameters()}
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     rates = {
         names[id(parameter)]: (group["lr"], group["weight_decay"])
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    assert rates.keys() == _trained(unbroken).keys()
+    assert rates.keys() == trained(trainer.model).keys()
     for name, found in rates.items():
         assert found == (8e-2 if "lora_B" in name else 1e-2, 0.1), name
-    trainer = make_trainer(trainer_class, unbroken, **options)
-    trainer.train()
-    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
-    checkpoint = f"{trainer.args.output_dir}/checkpoint-3"
-    make_trainer(trainer_class, resumed, **options).train(resume_from_checkpoint=checkpoint)
-    for name, tensor in _trained(unbroken).items():
-        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+    assert_resumes_exactly(start, 3)
 
 
 def test_loraplus_needs_an_optimiser_without_groups_of_its_own(make_trainer: MakeTrainer) -> None:
@@ -640,9 +593,7 @@ def test_compiled_layers_train_alike_and_are_compiled_once(
     assert compiled in (1, 2)
     models[1].generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2, pad_token_id=0)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled  # answers are not compiled
-    plain, found = (_trained(model) for model in models)
-    for name, tensor in plain.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(*(trained(model) for model in models), atol=1e-5, rtol=1e-4)
 
 
 def test_flex_attention_gives_way_to_sdpa_on_a_cpu(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
@@ -671,17 +622,16 @@ def test_readouts_whose_weight_is_zero_leave_the_row(make_trainer: MakeTrainer) 
 @every_stage
 def test_the_base_stays_as_it_is(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=3)
-    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    frozen = [(p, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
     make_trainer(trainer_class, model).train()
-    for name, parameter in model.named_parameters():
-        if name in frozen:
-            torch.testing.assert_close(parameter, frozen[name], atol=0, rtol=0, msg=name)
+    assert frozen
+    assert all(parameter.equal(before) for parameter, before in frozen)
 
 
 @every_stage
 def test_bf16_trains_the_memory_in_fp32(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
     model = build_rim(base=build_base().to(torch.bfloat16), num_blocks=3)
-    before = _trained(model)
+    before = trained(model)
     make_trainer(trainer_class, model, bf16=True, use_cpu=True, gradient_checkpointing=True).train()
     rows = model.base_model.memory.rows("default")
     assert rows.dtype == torch.float32
@@ -701,10 +651,10 @@ def test_a_quantised_base_keeps_the_adapters_types_and_values(make_trainer: Make
         use_cpu=True,
     )
     model = trainer.model
-    before = _trained(model)
+    before = trained(model)
     assert {tensor.dtype for tensor in before.values()} == {torch.float32}
     trainer.train()
-    after = _trained(model)
+    after = trained(model)
     name = next(name for name in before if "rim_memory" in name)
     assert after[name].dtype == torch.float32
     assert (after[name] - before[name]).abs().max() > 1e-3
@@ -922,14 +872,8 @@ def test_the_collator_travels_to_worker_processes(make_trainer: MakeTrainer) -> 
 @every_stage
 def test_a_trainer_used_alone_resumes_exactly(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
     options = {"max_steps": 6, "save_steps": 3, "per_device_train_batch_size": 2}
-    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
-    trainer = make_trainer(trainer_class, unbroken, **options)
-    trainer.train()
-    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
-    checkpoint = f"{trainer.args.output_dir}/checkpoint-3"
-    make_trainer(trainer_class, resumed, **options).train(resume_from_checkpoint=checkpoint)
-    for name, tensor in _trained(unbroken).items():
-        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+    model = functools.partial(build_rim, num_blocks=3, lora_dropout=0.2)
+    assert_resumes_exactly(lambda: make_trainer(trainer_class, model(), **options), 3)
 
 
 def test_a_trainers_own_card_starts_with_the_import(make_trainer: MakeTrainer) -> None:
@@ -947,9 +891,9 @@ def test_adapters_loaded_for_inference_are_not_trained_in_vain(make_trainer: Mak
     with pytest.raises(ValueError, match=r"is loaded for inference, with its weights frozen.*is_trainable=True"):
         make_trainer(GroundingTrainer, frozen)
     trainable = PeftModel.from_pretrained(build_base(), tmp_path / "adapter", is_trainable=True)
-    before = _trained(trainable)
+    before = trained(trainable)
     make_trainer(GroundingTrainer, trainable).train()
-    assert any(not torch.equal(before[name], tensor) for name, tensor in _trained(trainable).items())
+    assert any(not torch.equal(before[name], tensor) for name, tensor in trained(trainable).items())
 
 
 def test_quantization_given_to_the_trainer_is_used(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -995,13 +939,13 @@ def test_trainers_of_others_do_not_train_past_the_blocks(
     make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     model = build_rim(num_blocks=2)
-    before = _trained(model)
+    before = trained(model)
     message = (
         rf"input_ids: must hold memory ids \(from {VOCAB_SIZE} on\) .* num_blocks=2 is trained, got none.*Grounding"
     )
     with pytest.raises(ValueError, match=message):
         _sft(model, tokenizer, tmp_path).train()
-    torch.testing.assert_close(_trained(model), before, atol=0, rtol=0)
+    torch.testing.assert_close(trained(model), before, atol=0, rtol=0)
     make_trainer(RefinementTrainer, model).train()
     with pytest.raises(ValueError, match=message):  # also behind our own
         _sft(model, tokenizer, tmp_path).train()
