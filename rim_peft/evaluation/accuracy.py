@@ -201,16 +201,9 @@ def evaluate_accuracy(
     """Judge a model's greedy answers after the last block, or with ``by_block`` after every block.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        examples: held-out examples, at least one.
-        task: reads and compares answers.
         templates: prompt templates; use those that the adapter was trained with.
         num_blocks: blocks after each prompt; by default the adapter's own number.
         by_block: judge the readout of every block too.
-        max_new_tokens: maximum tokens of an answer.
-        batch_size: questions per batch.
-        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: there are no examples.
@@ -235,11 +228,6 @@ def judge_answers(
 
     Args:
         answerer: gives the answers; with ``by_block`` a :class:`~rim_peft.inference.BlockAnswerer`.
-        examples: held-out examples, at least one.
-        task: reads and compares answers.
-        by_block: judge the readout of every block too.
-        batch_size: questions per batch.
-        progress: show a progress bar on stderr.
         separator: what ends each step where a method writes its steps out: the answer is the text after the last one.
             None if the whole text is the answer.
 

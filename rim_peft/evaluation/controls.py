@@ -84,10 +84,8 @@ def pair_examples(
     examples serve as donors.
 
     Args:
-        examples: the examples.
         groups: each example's group, such as its prompt's length.
         imply: ``f(example, donor)``, the answer that the donor's blocks imply, None for an unsuitable pair.
-        seed: determines the order.
 
     Returns:
         Pairs in the order of the examples.
@@ -119,11 +117,8 @@ def plan_swaps(
     """Pair examples for a swap of all blocks and, with ``counterfactual``, of the first 1, 2, … ``num_blocks - 1``.
 
     Args:
-        examples: the examples.
         lengths: tokens of each example's prompt.
         task: compares answers; the two examples of a pair have different ones.
-        num_blocks: the adapter's blocks.
-        seed: determines the pairs.
         counterfactual: as in :func:`~rim_peft.evaluation.controls.run_controls`.
         steps_ahead: block ``t`` holds ``steps[t]`` with 1, ``steps[t - 1]`` with 0.
 
@@ -208,19 +203,13 @@ def run_controls(
     warning.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        examples: held-out examples, at least one.
-        task: reads and compares answers.
         templates: prompt templates; use those that the adapter was trained with.
-        max_new_tokens: maximum tokens of an answer.
         batch_size: questions per batch; does not change the answers.
         seed: determines the shuffled order, the random rows and the pairs.
         counterfactual: the answer to a question continued from another's step, None for an unsuitable pair. It is asked
             about pairs with the same number of steps that differ in the step that block ``t``, the last one swapped, is
             trained to hold.
         steps_ahead: 0 if blocks were trained to read out their own step rather than the next one.
-        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: there are no examples, or the model has no blocks, or its blocks cannot be swapped.

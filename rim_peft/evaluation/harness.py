@@ -70,7 +70,6 @@ class BlockLM(HFLM):
         Args:
             model: a model with an active RIM adapter. Its embeddings keep their size, whatever the size of the
                 tokenizer.
-            tokenizer: the base's tokenizer.
             num_blocks: blocks after each context; by default the adapter's own number.
             allow_special_tokens: read special tokens spelled in contexts and continuations as special tokens rather
                 than text; the chat template's always are.

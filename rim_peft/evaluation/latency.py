@@ -68,11 +68,7 @@ def by_generate(
     """Answer by a model's own greedy ``generate``, with prompts padded on the left.
 
     Args:
-        name: the way's name.
-        prompts: token ids of each question's prompt.
         model: a causal language model, with or without a RiM adapter.
-        eos_id: the token that ends the output, None for none.
-        pad_id: padding id; padding is masked.
         max_new_tokens: maximum tokens written, EOS included.
         answer_tokens: see :class:`Way`.
         options: more arguments of ``generate``, such as ``num_blocks``.
@@ -126,7 +122,6 @@ def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable
     """Return a function that counts the tokens from the first answer token on, EOS included.
 
     Args:
-        tokenizer: the base's tokenizer.
         separator: what ends each step. The answer begins with the token that adds the first non-space character after
             the last separator, or with the first token if there is no separator.
     """
@@ -346,16 +341,10 @@ def budget_curve(
     """Judge and time the answers at each of several numbers of blocks.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        examples: held-out examples, at least one.
-        task: reads and compares answers.
         counts: numbers of blocks, 0 for none; they may exceed the number in training.
         templates: prompt templates; use those that the adapter was trained with.
-        max_new_tokens: maximum tokens of an answer, EOS included.
         batch_size: questions judged at a time; it does not change the answers.
         num_timed: questions timed, one at a time, all counts in turn; they are spread over the examples.
-        progress: show a progress bar for each count on stderr.
 
     Returns:
         ``num_blocks``, ``accuracy`` and ``by_length`` as in ``Score.to_dict``, and the medians ``first_token_ms`` and

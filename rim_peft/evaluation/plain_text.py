@@ -76,14 +76,11 @@ def measure_text_loss(
     """Measure the loss on windows of equal length, with and without adapter and blocks.
 
     Args:
-        model: a model with an active RIM adapter.
         tokenizer: the base's tokenizer; each window begins as it begins texts (with BOS if it adds one).
         texts: plain texts, in which special tokens are text; the rest after a text's last whole window is not used.
         num_blocks: blocks between context and predicted tokens; by default the adapter's own number.
         context_tokens: tokens of a window that are read and not predicted, at least 1.
         predicted_tokens: tokens after them, at least 1.
-        batch_size: windows per batch.
-        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: a number is out of range; a text has no window, or there are fewer than two in all; a window with

@@ -81,15 +81,10 @@ def collect_readouts(
     """Read out every block after every question, greedily, and judge the readouts.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        examples: at least one.
-        task: reads and compares answers.
         templates: prompt templates; use those that the adapter was trained with.
         num_blocks: blocks after each prompt, at least 1; by default the adapter's own number.
         max_new_tokens: maximum tokens of a readout, EOS included.
         batch_size: questions per batch; does not change what is read.
-        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: there are no examples, or as in :func:`~rim_peft.inference.read_blocks`.

@@ -73,12 +73,8 @@ def export_embedding_lora(
     """Write a plain LoRA adapter for the unmodified base. The model is consumed by this call.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
         folder: new or empty.
-        prompts: what to check the adapter on.
         options: how to write it; ``dtype`` is the type of the adapter's own weights, float32 by default.
-        source: the adapter's name, for the record.
 
     Raises:
         ValueError: plain LoRA cannot express the adapter, the base has no three ids without a use, or ``folder`` is in

@@ -76,12 +76,7 @@ def export_merged(
     ``rim_export.json``. A failed check removes nothing.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
         folder: where to write; new or empty.
-        prompts: what to check it on.
-        options: how to write it.
-        source: the adapter's name, for the record.
         papers: texts of additional files by name, such as its recipe.
         noted: additional keys of the record.
 
@@ -173,11 +168,7 @@ def export_peft_lora(
     """Write an extended base and a plain LoRA adapter, or add an adapter to them. The model is consumed by this call.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
         folder: new or empty, or the result of an earlier call for another adapter of the same base.
-        prompts: what to check the adapter on.
-        options: how to write it.
         source: the adapter's name; its last part names the adapter in the folder.
 
     Raises:

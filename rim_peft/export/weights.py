@@ -138,7 +138,6 @@ def add_rows(model: PreTrainedModel, ids: list[int], rows: Tensor, *, keep_tied:
     negative. A tied head is untied first.
 
     Args:
-        model: the base.
         ids: ids of the three tokens; the vocabulary grows if they are beyond it.
         rows: (3, H) memory rows.
         keep_tied: keep a tied head, so that memory rows are scored and only generation settings suppress them.

@@ -94,7 +94,6 @@ class Answerer(ABC):
         """Return the prompts' token ids, whether there is room for their answers or not.
 
         Args:
-            questions: texts or chats.
             name: name of the questions in errors.
 
         Raises:
@@ -122,10 +121,6 @@ class Answerer(ABC):
     def encode(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
         """Return the prompts' token ids.
 
-        Args:
-            questions: texts or chats.
-            name: name of the questions in errors.
-
         Raises:
             ValueError: as for :meth:`tokenize`.
             QuestionError: a question leaves no room for its answer in the model's positions.
@@ -152,7 +147,6 @@ class Answerer(ABC):
         """Yield the questions' answers as texts, in their order.
 
         Args:
-            questions: texts or chats.
             batch_size: questions answered at a time; it does not change the answers.
             on_cut: called with each answer that did not end within ``max_new_tokens``.
 
@@ -232,11 +226,7 @@ class BlockAnswerer(Answerer):
         """Create an answerer.
 
         Args:
-            model: a model with an active RIM adapter.
-            tokenizer: the base's tokenizer.
-            templates: prompt templates.
             num_blocks: blocks after each prompt; the adapter's own number by default.
-            max_new_tokens: most tokens of an answer, EOS included.
 
         Raises:
             ValueError: the model has no active RIM adapter, or a number is out of range.
@@ -348,10 +338,7 @@ class ThoughtAnswerer(Answerer):
 
         Args:
             model: a model with an active RIM adapter, trained by ``CoconutTrainer``.
-            tokenizer: the base's tokenizer.
             num_thoughts: thoughts after each prompt: ``CoconutConfig.num_thoughts`` of the training.
-            templates: prompt templates.
-            max_new_tokens: most tokens of an answer, EOS included.
 
         Raises:
             ValueError: the model does not support thoughts (:func:`~rim_peft.tuner.thoughts.check_thinks`), or a
@@ -401,9 +388,6 @@ def answer_questions(
     """Answer questions greedily after the last block, one text per question, in their order.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        questions: texts or chats.
         templates: prompt templates; use those that the adapter was trained with.
         num_blocks: blocks after each prompt; the adapter's own number by default.
         max_new_tokens: most tokens of an answer, EOS included.
@@ -435,10 +419,7 @@ def read_blocks(
     sees in training and in ``generate(num_blocks=k)``; see :class:`BlockDecoder`.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
         questions: texts or chats; they form one batch.
-        templates: prompt templates.
         num_blocks: blocks after each prompt, at least 1; the adapter's own number by default.
         max_new_tokens: most tokens of a readout, EOS included.
 

@@ -27,10 +27,8 @@ def decode_with_thoughts(
     """Decode a batch of prompts greedily after their thoughts, in ``max(1, N)`` passes plus one per token.
 
     Args:
-        model: a model with an active RIM adapter.
         prompts: token ids of each prompt, at least one.
         num_thoughts: thoughts after each prompt, N.
-        eos_id: the token that ends an answer, or None.
         max_new_tokens: most tokens of an answer, EOS included.
         on_token: called after each new token of all answers, for measurements.
 

@@ -56,8 +56,6 @@ def generate_greedily(
     Args:
         model: a causal language model, with or without a RiM adapter.
         prompts: token ids of each prompt, without blocks; they are padded on the left.
-        eos_id: the token that ends an answer, or None.
-        pad_id: id for padding, which is masked.
         max_new_tokens: most tokens of an answer, EOS included.
         on_token: called after each new token of all answers, for measurements.
         options: more arguments of ``generate``, such as ``num_blocks``.
@@ -181,13 +179,9 @@ class BlockDecoder:
         """Create a decoder for one kind of call.
 
         Args:
-            model: a model with an active RIM adapter.
-            eos_id: the token that ends an answer, or None.
-            pad_id: id for padding, which is masked.
             num_blocks: blocks after each prompt; the adapter's own number by default.
             every_block: decode an answer after every block, not only after the last.
             max_new_tokens: most tokens of an answer, EOS included.
-            compiled: compile the passes.
             batch_size: prompts in a compiled pass; smaller batches are filled up. Ignored if not compiled.
 
         Raises:
@@ -354,12 +348,8 @@ def check_room(
     """Refuse prompts that leave no room for their answers in a model's positions.
 
     Args:
-        config: the model's config.
-        prompts: token ids of each prompt.
         num_between: tokens or states between a prompt and its answer.
-        max_new_tokens: most tokens of an answer.
         between: name of what is between them, for the error; None where it is part of the prompt.
-        name: name of the prompts in the error.
         memory_from: the first memory id; prompts that hold memory, before a begun answer, count as they are.
 
     Raises:

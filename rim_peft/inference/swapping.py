@@ -123,7 +123,6 @@ class SwappingAnswerer(BlockAnswerer):
         """Yield the questions' answers.
 
         Args:
-            questions: texts or chats.
             donors: questions whose blocks are inserted; as many, with prompts of the same number of tokens.
             num_swapped: number of first blocks taken from the donor; all by default.
             batch_size: questions answered at a time; it does not change the answers.

@@ -85,11 +85,7 @@ def read_attention(
     """Return where each block looks, for each group of layers.
 
     Args:
-        model: a model with an active RIM adapter.
-        prompt: the prompt's token ids.
         words: the same prompt in words.
-        num_blocks: blocks after the prompt.
-        groups: groups of layers.
 
     Raises:
         ValueError: the base returns no attention weights.

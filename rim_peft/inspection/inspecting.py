@@ -76,7 +76,6 @@ def inspect_questions(
     """Show what a model held after each of its blocks, for each of some questions, one at a time.
 
     Args:
-        run: an adapter on its base.
         questions: at least one text or chat.
         name: the adapter's name in the document.
         donors: more questions whose blocks may be swapped in; the other ``questions`` are tried after them.
@@ -125,7 +124,6 @@ def block_answerer(run: Run, **settings: Any) -> BlockAnswerer:
     """Return the answerer of an adapter that answers after blocks.
 
     Args:
-        run: an adapter on its base.
         settings: as for :meth:`~rim_peft.run.Run.answerer`.
 
     Raises:

@@ -81,7 +81,6 @@ def read_layers(
 
     Args:
         row: the question's row.
-        tokenizer: the base's tokenizer.
         first_layer: the first layer to read, from 1.
         num_best: likeliest tokens of each reading.
 

@@ -35,8 +35,6 @@ class MetaBase:
     """A recipe's base without weights, built again for each simulated stage.
 
     Args:
-        config: the base's configuration.
-        recipe: the run's recipe, which has the adapter.
         has_bf16: whether the training device supports bfloat16.
     """
 

@@ -41,7 +41,6 @@ def convert(path: Path, folder: Path) -> None:
     that it read from a GGUF file.
 
     Args:
-        path: the file.
         folder: where to write; appears only once complete.
 
     Raises:

@@ -189,8 +189,6 @@ def rehearse(recipe: Recipe, stage: str, tokenizer: PreTrainedTokenizerBase | No
     the base has been loaded or, in a later stage, after the first stage has been trained.
 
     Args:
-        recipe: the run's recipe.
-        stage: one of its stages.
         tokenizer: the base's; None to use a substitute.
         num_steps: the stage's number of steps; None if unknown.
 

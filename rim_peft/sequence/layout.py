@@ -163,7 +163,6 @@ def build_layout(
 
     Args:
         samples: at least one; their prompts, readouts and numbers of blocks may differ.
-        blocks: the ids of the block tokens.
         pad_id: id of padding; no real token reads its value.
         padding_side: ``"right"`` or ``"left"``.
         min_length: rows are padded to at least this many tokens.

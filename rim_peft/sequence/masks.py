@@ -48,7 +48,6 @@ def branching_mask(layout: Layout, *, window: int | None = None) -> MaskFunction
     xxxx..xxxx
 
     Args:
-        layout: the rows.
         window: a key must be less than this many *positions* before the query (sliding-window layers); None: no limit.
 
     Returns:
@@ -94,7 +93,6 @@ def dense_mask(
     xxxxxxx.x
 
     Args:
-        layout: the rows.
         window: as for :func:`branching_mask`.
         places: (Q,) places of a row that attend, and (C,) places that they may attend to, including themselves; by
             default all S places for both.

@@ -224,7 +224,6 @@ class OwnRows(Task):
         """Return answer and steps of a text with the answer.
 
         Args:
-            text: the text.
             chains: chains of thought that were found elsewhere, by their place.
         """
         thought, answer = take_thought(text)

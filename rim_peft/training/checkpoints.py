@@ -36,7 +36,6 @@ class BestWeights:
     Among equal scores the later step wins, in whatever order they are offered: a resumed run offers some again.
 
     Args:
-        path: the file.
         stages: names of the run's stages, in order.
     """
 
@@ -174,8 +173,6 @@ def save_weights(model: PeftModel, path: Path, *, best: dict[str, Any] | None = 
     """Write the active adapter's tensors to one file, atomically; every process must call it, the main one writes.
 
     Args:
-        model: the model.
-        path: the file.
         best: stage, step and score to note in the file.
 
     Raises:

@@ -86,7 +86,6 @@ def cut_texts(batch: Mapping[str, Tensor], num_steps: int | None) -> Tensor:
     """Return a batch's chains without their first steps.
 
     Args:
-        batch: a collated batch.
         num_steps: steps to omit; None for all, which leaves the answers.
 
     Returns:

@@ -34,7 +34,6 @@ class CompiledLayers:
         """Prepare; the first step compiles.
 
         Args:
-            base: the model under the adapter.
             backend: backend of ``torch.compile``.
 
         Raises:
@@ -87,10 +86,8 @@ def score_labels(model: Any, base: Any, layout: Layout, labels: Labels, *, head:
 
     Args:
         model: the model as a trainer calls it, with TRL's fused head.
-        base: the model under its adapter.
         layout: R rows, on the model's device.
         labels: the N labels of these rows.
-        head: which head scores them.
 
     Returns:
         ``log_probs`` and ``is_top1``, (1, N) each, in the order of the labels.
@@ -112,10 +109,7 @@ def run_head(model: Any, token_ids: Tensor, *, head: Head, **inputs: Any) -> Any
     """Run a model and score a token at each position that reaches its head.
 
     Args:
-        model: as for :func:`score_labels`.
         token_ids: (R, N) the tokens, -100 for none.
-        head: which head scores them.
-        inputs: the model's other arguments.
 
     Returns:
         ``log_probs`` and ``is_top1``, (R, N) each.
@@ -134,7 +128,6 @@ def head_at(base: Any, places: Tensor) -> Iterator[None]:
     """While entered, the base's head gets only the hidden states at ``places``, as one row (1, N, H).
 
     Args:
-        base: the model under the adapter.
         places: (N,) indices into the R·S tokens, row by row.
     """
 

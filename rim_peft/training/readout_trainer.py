@@ -163,7 +163,6 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         """Return the stage's objective: what it trains on in each row. Needs no model.
 
         Args:
-            args: the stage's options.
             config: the adapter's config, attached to a base before, so that it has the memory's token ids.
             tokenizer: the base's. Without it, the objective of a stage that writes out steps has no separator.
         """
@@ -466,7 +465,6 @@ def arrange_rows(args: ReadoutConfig, layout: Layout, weights: Tensor) -> Layout
     """Drop readouts of weight 0 from the rows, and pack samples if ``pack_length`` is set.
 
     Args:
-        args: the stage's options.
         layout: the collator's rows.
         weights: (D, K) loss weights of the samples' readouts.
     """

@@ -164,7 +164,6 @@ def simulate_step(
         autocast: type of mixed precision, None for none.
         accumulates: whether an earlier batch's gradients exist already, as with ``gradient_accumulation_steps``.
         on_gpu: whether kernels hold what a GPU's kernels hold (:func:`gpu_kernels`).
-        head: which head scores labels.
 
     Returns:
         The bytes at the step's peak. The optimiser's own step is not included; it holds less than backward except in

@@ -58,9 +58,6 @@ def check_logged(logs: Mapping[str, float], *, stage: str, step: int, may_skip: 
     """Check the losses and the gradient norm of a log line.
 
     Args:
-        logs: the line.
-        stage: name of the training.
-        step: the current step.
         may_skip: whether steps with infinite gradients are skipped, as fp16 loss scaling does.
 
     Raises:

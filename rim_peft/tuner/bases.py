@@ -228,7 +228,6 @@ def by_layer_type(config: Any, build: Callable[[int | None], Any]) -> AttentionM
     """Build a mask for each kind of layer in a model, in the form that the model takes.
 
     Args:
-        config: the base model's config.
         build: builds the mask of layers with a window of the given length, or without a window (None).
 
     Returns:

@@ -67,7 +67,6 @@ def read_json(path: Path, *, remedy: str = AGAIN, max_bytes: int = MAX_JSON_BYTE
     """Read a JSON file.
 
     Args:
-        path: the file.
         remedy: what to do if the file is damaged.
         max_bytes: a larger file is not parsed.
 
@@ -92,7 +91,6 @@ def read_object(
     """Read a JSON file that contains an object.
 
     Args:
-        path: the file.
         keys: keys that it must have.
         remedy: what to do if the file is damaged.
         max_bytes: a larger file is not parsed.

@@ -126,8 +126,6 @@ def register(config_cls: type[PeftConfig], model_cls: type[BaseTuner], memory_cl
     """Enter RiM's classes in PEFT's tables; safe to repeat.
 
     Args:
-        config_cls: the configuration.
-        model_cls: the tuner.
         memory_cls: the layer with the memory rows, which has no LoRA.
 
     Raises:
@@ -152,7 +150,6 @@ def override(model_cls: type[BaseTuner], **methods: Callable[..., Any]) -> None:
     """Replace methods of PEFT's model if its tuner is ours; safe to repeat.
 
     Args:
-        model_cls: our tuner.
         methods: by name of a ``PeftModel`` method, a function of the model, PEFT's own method and its arguments.
     """
     for name, method in methods.items():
@@ -166,7 +163,6 @@ def check_swaps(
     """Add checks to PEFT's in-place swap of one of our adapters for another; safe to repeat.
 
     Args:
-        config_cls: our configuration.
         check: function of the configurations of the attached and the new adapter.
         check_tensors: function of the model, the adapter's name, and the new adapter's tensors by their names there.
     """

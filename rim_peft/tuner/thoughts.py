@@ -43,7 +43,6 @@ class Thoughts:
         """Return the base's inputs for the last thought and the tokens after it.
 
         Args:
-            base: the model under the adapter.
             token_ids: (B, Q) tokens, padded on the right.
             mask: (B, Q) int64, 1 for a token, 0 for padding.
         """
