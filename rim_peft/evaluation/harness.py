@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.tokenization import Encoder, check_vocabulary, is_guarded
-from rim_peft.inference.decoding import check_number
 from rim_peft.tuner.config import active_config
+from rim_peft.values import check_integer
 
 try:
     from lm_eval.api.instance import Instance
@@ -80,7 +80,7 @@ class BlockLM(HFLM):
         """
         config = active_config(model)
         self.num_blocks = config.num_blocks if num_blocks is None else num_blocks
-        check_number("num_blocks", self.num_blocks, least=0)
+        check_integer("num_blocks", self.num_blocks, least=0)
         self.block_ids = config.block_tokens.ids(self.num_blocks)
         self._first_memory_id = config.block_tokens.begin
         self._encoder = Encoder(tokenizer, Templates(allow_special_tokens=allow_special_tokens))

@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Example, Templates
 from rim_peft.evaluation.accuracy import answer_start, judge_answers
 from rim_peft.inference import Answerer, BlockAnswerer, BlockDecoder, decode_with_thoughts
-from rim_peft.inference.decoding import check_number, generate_greedily
+from rim_peft.inference.decoding import generate_greedily
 from rim_peft.tasks import Task
+from rim_peft.values import check_integer
 
 Prompts = Sequence[Sequence[int]]
 """Token ids of each prompt, without blocks or padding."""
@@ -218,10 +219,10 @@ def measure_latency(
     """
     _check(ways, reference)
     for size in batch_sizes:
-        check_number("batch_sizes", size, least=1)
-    check_number("num_questions", num_questions, least=1)
-    check_number("warm_up", warm_up, least=0)
-    check_number("min_rounds", min_rounds, least=1)
+        check_integer("batch_sizes", size, least=1)
+    check_integer("num_questions", num_questions, least=1)
+    check_integer("warm_up", warm_up, least=0)
+    check_integer("min_rounds", min_rounds, least=1)
     counts = {"num_questions": num_questions, "warm_up": warm_up, "min_rounds": min_rounds}
     return [latency for size in batch_sizes for latency in _measure(ways, size, reference=reference, **counts)]
 
@@ -355,7 +356,7 @@ def budget_curve(
             question leaves no room for its answer in the base's positions.
     """
     _check_counts(counts)
-    check_number("num_timed", num_timed, least=1)
+    check_integer("num_timed", num_timed, least=1)
     answerers = [
         BlockAnswerer(model, tokenizer, templates=templates, num_blocks=count, max_new_tokens=max_new_tokens)
         for count in counts
@@ -381,4 +382,4 @@ def _check_counts(counts: Sequence[int]) -> None:
     if not counts or len(set(counts)) < len(counts):
         raise ValueError(f"counts: must be at least one number of blocks, each once, got {list(counts)}.")
     for count in counts:
-        check_number("counts", count, least=0)
+        check_integer("counts", count, least=0)

@@ -17,10 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.tokenization import Encoder
-from rim_peft.inference.decoding import check_number, evaluation_mode
-from rim_peft.tuner.bases import input_device, num_positions
+from rim_peft.tuner.bases import evaluation_mode, input_device, num_positions
 from rim_peft.tuner.config import active_config
-from rim_peft.values import shown
+from rim_peft.values import check_integer, shown
 
 
 @dataclass(frozen=True)
@@ -130,9 +129,9 @@ def measure_text_loss(
 
 
 def _check(model: PeftModel, *, num_blocks: int, **sizes: int) -> None:
-    check_number("num_blocks", num_blocks, least=0)
+    check_integer("num_blocks", num_blocks, least=0)
     for name, value in sizes.items():
-        check_number(name, value, least=1)
+        check_integer(name, value, least=1)
     memory: Any = model.base_model.memory
     if memory.merged_adapters:
         raise ValueError("model: must not be merged, which hides its base. Call unmerge_adapter() first.")

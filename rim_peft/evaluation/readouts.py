@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Example, Templates
 from rim_peft.evaluation.accuracy import Score, score_overall_and_by_length, with_writable_answers
 from rim_peft.inference import read_blocks
-from rim_peft.inference.decoding import check_number
 from rim_peft.tasks import Task
+from rim_peft.values import check_integer
 
 _LEAST_GAP = 10
 
@@ -223,7 +223,7 @@ def block_components(readouts: BlockStates, *, max_points: int = 400) -> dict[st
     states = readouts.states
     projection = _fit([states])
     num_questions, num_blocks = states.shape[:2]
-    check_number("max_points", max_points, least=num_blocks)
+    check_integer("max_points", max_points, least=num_blocks)
     shown = min(num_questions, max_points // num_blocks)
     points = []
     for index in (number * num_questions // shown for number in range(shown)):

@@ -222,7 +222,7 @@ PARAMETER stop "{eos}"
 
 
 def render_modelfile(memory: MemoryTokens, prompts: Prompts, eos: str) -> str | None:
-    """Return a Modelfile with which Ollama asks as in training; None for chats, whose templates it has in another form."""
+    """Return a Modelfile with which Ollama asks as in training; None for chats, whose templates have another form."""
     place = "{{ .Prompt }}"
     template = prompts.templates.prompt.format(question=place) + memory.block_text
     around = template.replace(place, "", 1)

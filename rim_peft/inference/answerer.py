@@ -14,11 +14,12 @@ from rim_peft.data.examples import Question, QuestionError, RowError, Templates
 from rim_peft.data.tokenization import Encoder, check_vocabulary, padding_id, tokenize_prompts
 from rim_peft.inference.coconut import decode_with_thoughts
 from rim_peft.inference.conversation import Conversation
-from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number, check_room, generate_greedily
+from rim_peft.inference.decoding import BlockDecoder, can_decode, check_room, generate_greedily
 from rim_peft.inference.passes import PromptCache, holds_memory
 from rim_peft.inference.readout import Readout
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks
+from rim_peft.values import check_integer
 
 
 class Answerer(ABC):
@@ -44,7 +45,7 @@ class Answerer(ABC):
         templates: Templates | None = None,
         max_new_tokens: int = 64,
     ) -> None:
-        check_number("max_new_tokens", max_new_tokens, least=1)
+        check_integer("max_new_tokens", max_new_tokens, least=1)
         self.model = model
         self.tokenizer = tokenizer
         self.templates = templates or Templates()
@@ -153,7 +154,7 @@ class Answerer(ABC):
         Raises:
             ValueError: as for :meth:`encode`, or ``batch_size`` is out of range.
         """
-        check_number("batch_size", batch_size, least=1)
+        check_integer("batch_size", batch_size, least=1)
         yield from self.answer_prompts(self.encode(questions), batch_size=batch_size, on_cut=on_cut)
 
     def answer_prompts(
@@ -345,7 +346,7 @@ class ThoughtAnswerer(Answerer):
                 number is out of range.
         """
         super().__init__(model, tokenizer, templates=templates, max_new_tokens=max_new_tokens)
-        check_number("num_thoughts", num_thoughts, least=0)
+        check_integer("num_thoughts", num_thoughts, least=0)
         check_thinks(model)
         self.num_thoughts = num_thoughts
 

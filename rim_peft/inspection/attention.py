@@ -11,9 +11,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from rim_peft.inference.decoding import evaluation_mode
 from rim_peft.inspection.document import BlockAttention, LayerGroup, Word
-from rim_peft.tuner.bases import attention_of, input_device
+from rim_peft.tuner.bases import attention_of, evaluation_mode, input_device
 from rim_peft.tuner.config import active_config
 
 _LONGEST_WORD = 24

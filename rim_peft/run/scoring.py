@@ -8,11 +8,10 @@ from typing import Any
 
 from rim_peft.evaluation.accuracy import judge_answers
 from rim_peft.evaluation.plain_text import measure_text_loss
-from rim_peft.inference.decoding import check_number
 from rim_peft.recipe import EvaluationOptions
 from rim_peft.run.loading import Run
 from rim_peft.run.rows import fingerprint, read_examples
-from rim_peft.values import shown
+from rim_peft.values import check_integer, shown
 
 
 def evaluate(
@@ -91,7 +90,7 @@ def evaluate_text(
             "text: must not be given for an export, from which the base cannot be restored. Give the adapter."
         )
     _check_blocks(run, num_blocks)
-    check_number("window_tokens", window_tokens, least=2)
+    check_integer("window_tokens", window_tokens, least=2)
     found = measure_text_loss(
         run.model,
         run.tokenizer,

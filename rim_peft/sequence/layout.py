@@ -200,6 +200,16 @@ def build_layout(
     )
 
 
+def pad_left(
+    prompts: Sequence[Sequence[int]], pad_id: int, *, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return (B, S) ids of prompts padded on the left, and their mask, 1 for a token and 0 for padding; both int64."""
+    longest = max(map(len, prompts))
+    ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
 @dataclass(frozen=True)
 class _Row:
     """One sample's row before padding, as lists."""

@@ -20,7 +20,7 @@ from rim_peft.training.distributed import fill_adapter, gather_adapter, on_main
 from rim_peft.training.files import find_damage, replace_file, write_text
 from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import not_finite, read_tensors, seal_tensors
-from rim_peft.values import cut
+from rim_peft.values import cut, is_number
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -62,7 +62,7 @@ class BestWeights:
         Raises:
             ValueError: the score is not a finite number, or the weights are not finite.
         """
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if not is_number(score) or not math.isfinite(score):
             raise ValueError(
                 f"validate: {SCORE} must be a finite number, since it chooses the best adapter, got {score!r} at step "
                 f"{step} of {stage}. Correct what validate returns."

@@ -18,15 +18,16 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from rim_peft.data.objective import Objective, TokenizedRow, chain_parts, list_lengths, step_lengths
 from rim_peft.sequence import IGNORE_INDEX
+from rim_peft.sequence.layout import pad_left
 from rim_peft.training.baseline import WrittenChain, separator_of
 from rim_peft.training.head import run_head
 from rim_peft.training.losses import phase_at
 from rim_peft.training.metrics import TextMetrics
-from rim_peft.training.readout_config import ReadoutConfig, are_shares, check_share
+from rim_peft.training.readout_config import ReadoutConfig, are_shares
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.tuner.thoughts import check_thinks, think
-from rim_peft.values import Range, check_ranges
+from rim_peft.values import Range, check_integer, check_ranges, check_share
 
 
 def count_longest(row: TokenizedRow, *, separator_ids: Sequence[int], thoughts_per_step: int, num_stages: int) -> int:
@@ -65,18 +66,12 @@ class CoconutCollator:
         parts = [self.parts(row) for row in rows]
         starts = [[0, *accumulate(len(part) for part in chain[:-1])] for chain in parts]
         most = max(map(len, starts))
-        prompts = [list(row["prompt_ids"]) for row in rows]
-        longest = max(map(len, prompts))
-        padding = [longest - len(prompt) for prompt in prompts]
+        ids, mask = pad_left([row["prompt_ids"] for row in rows], self.pad_id)
         texts = [[token for part in chain for token in part] for chain in parts]
         length = max(map(len, texts))
         return {
-            "input_ids": torch.tensor(
-                [[self.pad_id] * gap + prompt for gap, prompt in zip(padding, prompts, strict=True)]
-            ),
-            "attention_mask": torch.tensor(
-                [[0] * gap + [1] * len(prompt) for gap, prompt in zip(padding, prompts, strict=True)]
-            ),
+            "input_ids": ids,
+            "attention_mask": mask,
             "text_ids": torch.tensor([text + [IGNORE_INDEX] * (length - len(text)) for text in texts]),
             "part_starts": torch.tensor([places + places[-1:] * (most - len(places)) for places in starts]),
         }
@@ -146,11 +141,6 @@ class CoconutConfig(ReadoutConfig):
     )
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: one is out of range, or does not work with thoughts.
-        """
         super().__post_init__()
         for name, needed in _REFUSED.items():
             if (value := getattr(self, name)) != needed:
@@ -159,9 +149,7 @@ class CoconutConfig(ReadoutConfig):
                     "KV cache. Remove it."
                 )
         for name in ("num_stages", "thoughts_per_step"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: must be an integer of at least 1, got {value!r}.")
+            check_integer(name, getattr(self, name), least=1)
         check_ranges(self, dict.fromkeys(("num_stages", "thoughts_per_step"), Range(1, 1000)))
         check_share("mix_share", self.mix_share)
         shares = self.stage_shares

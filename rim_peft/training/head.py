@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rim_peft.sequence import IGNORE_INDEX, Labels, Layout
 from rim_peft.training.trl_plugin import fuse_head
-from rim_peft.tuner.bases import attention_masks, input_device, mask_dtype, not_causal
+from rim_peft.tuner.bases import attention_masks, evaluation_mode, input_device, mask_dtype, not_causal
 from rim_peft.tuner.small_copy import on_small_copy
 
 
@@ -210,18 +210,13 @@ def find_head(model: Any) -> FoundHead | None:
 @torch.no_grad()
 def _try_heads(base: Any) -> FoundHead:
     """Compare the heads with a model's own logits, on two rows that differ in their last token."""
-    was_training = [module for module in base.modules() if module.training]
-    base.eval()
-    try:
+    with evaluation_mode(base):
         size = base.get_input_embeddings().weight.shape[0]
         ids = torch.arange(7, 7 + 13 * _PROBE_TOKENS, 13, device=input_device(base)).repeat(2, 1)
         ids[1, -1] += 1
         logits = base(input_ids=ids % size, use_cache=False).logits.float()
         is_causal = _distance(logits[0, :-1], logits[1, :-1], scale=logits) <= (1e-3 if _is_exact(base) else 0.05)
         return FoundHead(next((head for head in Head if _agrees(base, head, ids % size, logits)), None), is_causal)
-    finally:
-        for module in was_training:
-            module.training = True
 
 
 def _agrees(base: Any, head: Head, ids: Tensor, logits: Tensor) -> bool:

@@ -65,6 +65,21 @@ def input_device(model: nn.Module) -> torch.device:
     return next((device for device in devices if device.type != "meta"), devices[0])
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules of a model into evaluation mode, and restore each module's own mode on exit."""
+    # One by one, since modules may differ: an adapter added to a model in evaluation mode is in training mode, and
+    # parts of a model in training may stay in evaluation mode.
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def parameter_names(module: nn.Module) -> list[str]:
     """Return the parameter names of a module's ``forward``, without ``self``."""
     # From the class: accelerate wraps an instance's forward with one that takes any arguments.
