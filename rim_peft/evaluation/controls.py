@@ -16,7 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.preparation import tokenize_prompts
-from rim_peft.evaluation.accuracy import Score, with_writable_answers
+from rim_peft.evaluation.accuracy import (
+    Score,
+    are_right,
+    lengths_of,
+    score,
+    score_by_length,
+    with_writable_answers,
+)
 from rim_peft.inference import answer_questions
 from rim_peft.inference.swapping import answer_with_memory_ids, answer_with_swapped_blocks, check_swaps, random_rows
 from rim_peft.tasks import Task
@@ -305,16 +312,8 @@ def _judge(
     *,
     follows: Score | None = None,
 ) -> Control:
-    right = [
-        task.about(example.question).is_correct(text, example.answer)
-        for text, example in zip(texts, examples, strict=True)
-    ]
-    by_length: dict[int, list[bool]] = defaultdict(list)
-    for is_right, example in zip(right, examples, strict=True):
-        if example.steps:
-            by_length[len(example.steps)].append(is_right)
-    scores = {length: Score(sum(by_length[length]), len(by_length[length])) for length in sorted(by_length)}
-    return Control(name, description, Score(sum(right), len(right)), scores, follows)
+    right = are_right(texts, examples, task)
+    return Control(name, description, score(right), score_by_length(right, lengths_of(examples)), follows)
 
 
 def _judge_swap(
@@ -329,7 +328,7 @@ def _judge_swap(
         texts,
         [pair.example for pair in pairs],
         task,
-        follows=Score(sum(follow), len(follow)),
+        follows=score(follow),
     )
 
 

@@ -399,10 +399,8 @@ def answer_questions(
         ValueError: the model has no active RIM adapter, a number is out of range, or a question leaves no room for its
             answer in the base's positions.
     """
-    answerer = BlockAnswerer(
-        model, tokenizer, templates=templates, num_blocks=num_blocks, max_new_tokens=max_new_tokens
-    )
-    return answerer.answer(questions, batch_size=batch_size, on_cut=on_cut)
+    options: dict[str, Any] = {"templates": templates, "num_blocks": num_blocks, "max_new_tokens": max_new_tokens}
+    return BlockAnswerer(model, tokenizer, **options).answer(questions, batch_size=batch_size, on_cut=on_cut)
 
 
 def read_blocks(
@@ -431,10 +429,8 @@ def read_blocks(
         ValueError: the model has no active RIM adapter, the base cannot run branching rows, a number is out of range,
             or a question leaves no room for its answer in the base's positions.
     """
-    answerer = BlockAnswerer(
-        model, tokenizer, templates=templates, num_blocks=num_blocks, max_new_tokens=max_new_tokens
-    )
-    return answerer.read_blocks(questions)
+    options: dict[str, Any] = {"templates": templates, "num_blocks": num_blocks, "max_new_tokens": max_new_tokens}
+    return BlockAnswerer(model, tokenizer, **options).read_blocks(questions)
 
 
 def answer_with_thoughts(

@@ -185,24 +185,11 @@ class ARCChallenge(ChoiceTask):
     source: ClassVar[str | None] = "allenai/ai2_arc:ARC-Challenge"
 
 
-_ANSWER_WORDS = frozenset(
-    (
-        "the",
-        "so",
-        "hence",
-        "thus",
-        "therefore",
-        "correct",
-        "right",
-        "answer",
-        "ans",
-        "option",
-        "choice",
-        "is",
-        "be",
-        "will",
-    )
-)
+# fmt: off
+_ANSWER_WORDS = frozenset((
+    "the", "so", "hence", "thus", "therefore", "correct", "right", "answer", "ans", "option", "choice", "is", "be", "will",
+))
+# fmt: on
 
 
 @dataclass(frozen=True)

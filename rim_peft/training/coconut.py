@@ -23,7 +23,7 @@ from rim_peft.training.baseline import WrittenChain, separator_of
 from rim_peft.training.head import run_head
 from rim_peft.training.losses import phase_at
 from rim_peft.training.metrics import TextMetrics
-from rim_peft.training.readout_config import ReadoutConfig, are_shares
+from rim_peft.training.readout_config import ReadoutConfig, are_shares, check_unchanged
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.tuner.thoughts import check_thinks, think
@@ -142,12 +142,7 @@ class CoconutConfig(ReadoutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, needed in _REFUSED.items():
-            if (value := getattr(self, name)) != needed:
-                raise ValueError(
-                    f"{name}: must stay {needed!r} for Coconut, got {value!r}: its thoughts run one after another on a "
-                    "KV cache. Remove it."
-                )
+        check_unchanged(self, _REFUSED, "its thoughts run one after another on a KV cache", where=" for Coconut")
         for name in ("num_stages", "thoughts_per_step"):
             check_integer(name, getattr(self, name), least=1)
         check_ranges(self, dict.fromkeys(("num_stages", "thoughts_per_step"), Range(1, 1000)))

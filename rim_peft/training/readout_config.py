@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -65,6 +66,13 @@ _RANGES = {
     "pad_to_multiple_of": Range(1, _MOST_BATCH),
 }
 """Ranges in which training can work; values outside end in a crash or in weights that are not finite."""
+
+
+def check_unchanged(args: SFTConfig, values: Mapping[str, Any], reason: str, *, where: str = "") -> None:
+    """Refuse options that differ from the only values that work."""
+    for name, needed in values.items():
+        if (value := getattr(args, name)) != needed:
+            raise ValueError(f"{name}: must stay {needed!r}{where}, got {value!r}: {reason}. Remove it.")
 
 
 def are_shares(value: object) -> bool:
@@ -229,11 +237,7 @@ class ReadoutConfig(SFTConfig):
             if "loss_by_block/" in self.metric_for_best_model and self.greater_is_better is None:
                 self.greater_is_better = False  # the parent only knows names that end in loss
         super().__post_init__()
-        for name, needed in _REFUSED.items():
-            if (value := getattr(self, name)) != needed:
-                raise ValueError(
-                    f"{name}: must stay {needed!r}, got {value!r}: rows of readouts have their own layout. Remove it."
-                )
+        check_unchanged(self, _REFUSED, "rows of readouts have their own layout")
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise ValueError(
                 f"train_sampling_strategy: must be 'random' or 'sequential', got {self.train_sampling_strategy!r}: "
@@ -297,12 +301,12 @@ class ReadoutConfig(SFTConfig):
                 "line. Use steps."
             )
         order = {"train_sampling_strategy": "random", "ignore_data_skip": False, "auto_find_batch_size": False}
-        for name, needed in order.items():
-            if (value := getattr(self, name)) != needed:
-                raise ValueError(
-                    f"{name}: must stay {needed!r} with length_shares, got {value!r}: the rows have their own order, "
-                    "which a resumed training continues. Remove it."
-                )
+        check_unchanged(
+            self,
+            order,
+            "the rows have their own order, which a resumed training continues",
+            where=" with length_shares",
+        )
         if self.max_tokens_per_batch is not None:
             raise ValueError(
                 f"length_shares: must be null with max_tokens_per_batch, got {shown(self.length_shares)}: batches "
