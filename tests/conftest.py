@@ -6,6 +6,7 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -128,6 +129,19 @@ def build_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
             **options,
         },
     )
+
+
+def save_base(folder: Path, architecture: str = "llama", *, tokenizer: Any = None, **overrides: Any) -> Path:
+    """Write a tiny base with a tokenizer; ``overrides`` go to its config."""
+    build_base(architecture, **overrides).save_pretrained(folder)
+    (tokenizer or build_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny base; a test that changes it makes its own."""
+    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

@@ -187,7 +187,8 @@ class ARCChallenge(ChoiceTask):
 
 # fmt: off
 _ANSWER_WORDS = frozenset((
-    "the", "so", "hence", "thus", "therefore", "correct", "right", "answer", "ans", "option", "choice", "is", "be", "will",
+    "the", "so", "hence", "thus", "therefore", "correct", "right", "answer", "ans", "option", "choice",
+    "is", "be", "will",
 ))
 # fmt: on
 

@@ -31,7 +31,7 @@ from rim_peft.training.baseline import FinalAnswer
 from rim_peft.training.curriculum import check_stages
 from rim_peft.training.files import write_manifest
 from rim_peft.training.rim import Refinement
-from tests.conftest import EOS_ID, build_base, build_rim, build_tokenizer
+from tests.conftest import EOS_ID, build_rim
 from tests.integration.test_curriculum import train as train_both
 from tests.training import ROWS, assert_equal, gradients, train_mode, trained
 
@@ -210,14 +210,6 @@ def test_a_run_without_reset_resumes_to_the_same_weights(tmp_path: Path) -> None
 # Whole runs.
 
 
-@pytest.fixture(scope="module")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_base().save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
-
-
 def write_recipe(folder: Path, base: Path, method: str, **more: Any) -> Path:
     rows = folder / "rows"
     rows.mkdir()
@@ -244,8 +236,8 @@ def write_recipe(folder: Path, base: Path, method: str, **more: Any) -> Path:
 
 
 @pytest.mark.parametrize("method", ["answer", "cot", "pause", "coconut"])
-def test_a_recipe_trains_answers_and_counts(method: str, tiny_base: Path, tmp_path: Path) -> None:
-    trained = train(load_recipe(write_recipe(tmp_path, tiny_base, method)))
+def test_a_recipe_trains_answers_and_counts(method: str, base: Path, tmp_path: Path) -> None:
+    trained = train(load_recipe(write_recipe(tmp_path, base, method)))
     folder = tmp_path / "out"
     record = json.loads((folder / "run.json").read_text())
     assert record["method"] == method
@@ -264,7 +256,7 @@ def test_a_recipe_trains_answers_and_counts(method: str, tiny_base: Path, tmp_pa
 
 
 def test_a_method_of_ones_own_is_one_class(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Recipes, trainings, answers, cards and comparisons know methods by what they say of themselves alone."""
 
@@ -289,7 +281,7 @@ def test_a_method_of_ones_own_is_one_class(
             return LastStepTrainer
 
     monkeypatch.setitem(METHODS, "last-step", LastStep())
-    path = write_recipe(tmp_path, tiny_base, "last-step")
+    path = write_recipe(tmp_path, base, "last-step")
     assert main(["check", str(path)]) == 0
     run = train(load_recipe(path))
     folder = tmp_path / "out"
@@ -299,15 +291,15 @@ def test_a_method_of_ones_own_is_one_class(
     assert "last-step" in capsys.readouterr().out + (folder / "recipe.yaml").read_text()
 
 
-def test_methods_that_are_not_there_are_named(tiny_base: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, tiny_base, "answer")
+def test_methods_that_are_not_there_are_named(base: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, base, "answer")
     with pytest.raises(RecipeError, match=r"method: must be 'rim', 'answer', .* or 'coconut', got 'cots'"):
         load_recipe(path, ["method=cots"])
     assert {field.name for field in fields(Recipe)} >= {stage for method in METHODS.values() for stage in method.stages}
 
 
-def test_tokens_and_seconds_are_counted_over_a_resumption(tiny_base: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, tiny_base, "answer")
+def test_tokens_and_seconds_are_counted_over_a_resumption(base: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, base, "answer")
     whole = train(load_recipe(path)).recipe
     assert whole is not None
     folder = tmp_path / "out"
@@ -352,9 +344,9 @@ def test_an_answer_follows_the_separator_as_it_was_written() -> None:
 
 
 def test_questions_beyond_a_batch_are_answered(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(load_recipe(write_recipe(tmp_path, tiny_base, "coconut")))
+    train(load_recipe(write_recipe(tmp_path, base, "coconut")))
     monkeypatch.setattr("sys.stdin", io.StringIO("1+1?\n2+1?\n3+1?\n"))
     capsys.readouterr()
     assert main(["generate", str(tmp_path / "out"), "--batch-size", "1"]) == 0
@@ -379,8 +371,8 @@ def test_moments_need_a_stage_before_with_the_same_optimiser(tmp_path: Path) -> 
         train_both(tmp_path, **stages)
 
 
-def test_recipes_say_what_a_method_cannot_have(tiny_base: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, tiny_base, "pause")
+def test_recipes_say_what_a_method_cannot_have(base: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, base, "pause")
     with pytest.raises(RecipeError, match=r"num_blocks: must be at least 1 for method 'pause'"):
         load_recipe(path, ["adapter.num_blocks=0"])
     with pytest.raises(RecipeError, match=r"baseline\.written_steps: is set as method"):

@@ -27,7 +27,7 @@ from rim_peft.run.scoring import evaluate
 from rim_peft.training.attachment import checkpoint_for
 from rim_peft.training.curriculum import Interrupted
 from rim_peft.training.simulation import simulate_step
-from tests.conftest import build_base, build_tokenizer, randomize_lora
+from tests.conftest import build_base, build_tokenizer, randomize_lora, save_base
 from tests.integration import two_processes_8_bit
 from tests.integration.test_curriculum import SignalAtStep
 from tests.training import assert_equal, gradients
@@ -71,10 +71,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_base("llama_tied", **WIDE).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
+    return save_base(tmp_path_factory.mktemp("base"), "llama_tied", **WIDE)
 
 
 def make_recipe(folder: Path, base: Path, rows: Path, how: str, *changes: str, optim: str) -> Recipe:
