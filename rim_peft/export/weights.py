@@ -248,6 +248,11 @@ class Prompts:
     templates: Templates
     max_new_tokens: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return how prompts are made, for a record."""
+        variables = dict(self.templates.chat_template_kwargs)
+        return {"prompt_template": self.templates.prompt, "chat_template_kwargs": variables}
+
 
 def check_new(folder: Path) -> None:
     """Check that a folder is new, empty, or holds only the remains of a killed export.
