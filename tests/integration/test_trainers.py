@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
@@ -37,8 +37,9 @@ from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, build_base, build_
 from tests.objectives import prepare_rows
 from tests.training import ROWS, assert_resumes_exactly, assert_same_gradients, gradients, train_mode, trained
 
-STAGES: list[Any] = [(GroundingTrainer, GroundingConfig), (RefinementTrainer, RefinementConfig)]
-every_stage = pytest.mark.parametrize(("trainer_class", "config_class"), STAGES, ids=["grounding", "refinement"])
+every_stage = pytest.mark.parametrize(
+    "trainer_class", [GroundingTrainer, RefinementTrainer], ids=["grounding", "refinement"]
+)
 MakeTrainer = Callable[..., ReadoutTrainer]
 
 
@@ -65,7 +66,7 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrai
         return trainer_class(
             model,
             trainer_class.config_class(**{**defaults, **options}),
-            train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list(rows or ROWS),
+            train_dataset=rows if isinstance(rows, (Dataset, IterableDataset)) else Dataset.from_list(rows or ROWS),
             processing_class=processing_class or tokenizer,
             peft_config=peft_config,
             validate=validate,
@@ -78,8 +79,25 @@ def _batch(trainer: ReadoutTrainer) -> dict[str, Tensor]:
     return trainer.data_collator(list(trainer.train_dataset))
 
 
-def separate_loss(model: PeftModel, rows: list[TokenizedRow], readouts: Any, weights: Any) -> Tensor:
+def _stream() -> IterableDataset:
+    return Dataset.from_list(ROWS).to_iterable_dataset()
+
+
+def _longer(rows: list[dict[str, Any]], *, most: int = 7) -> list[dict[str, Any]]:
+    """Rows whose questions differ in length."""
+    return [{**row, "question": row["question"] + "+0" * (n % most)} for n, row in enumerate(rows)]
+
+
+def assert_trains_formula(trainer: ReadoutTrainer, readouts: Any, weights: Any, *, tolerance: float = 1e-5) -> None:
+    """Compare a batch's loss and gradients with those of :func:`separate_loss`."""
+    train_mode(trainer.model)
+    ours = trainer.compute_loss(trainer.model, _batch(trainer))
+    assert_same_gradients(trainer.model, ours, separate_loss(trainer, readouts, weights), tolerance=tolerance)
+
+
+def separate_loss(trainer: ReadoutTrainer, readouts: Any, weights: Any) -> Tensor:
     """The method's formula, one sequence ``x, m_<=k, readout_k`` at a time."""
+    model, rows = trainer.model, list(trainer.train_dataset)
     blocks = model.peft_config["default"].block_tokens
     total: Any = 0
     for row in rows:
@@ -93,26 +111,18 @@ def separate_loss(model: PeftModel, rows: list[TokenizedRow], readouts: Any, wei
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_grounding_loss_is_the_formula(architecture: str, make_trainer: MakeTrainer) -> None:
-    model = build_rim(architecture, num_blocks=2)
-    trainer = make_trainer(GroundingTrainer, model, trailing_blocks=False)
+    trainer = make_trainer(GroundingTrainer, build_rim(architecture, num_blocks=2), trailing_blocks=False)
     trainer.state.global_step, trainer.state.max_steps = 1, 4
-    train_mode(model)
 
     def weights(row: TokenizedRow) -> list[float]:
         length = len(row["step_ids"])
         return [max(0.0, 1 - 1 / (4 * t / length)) for t in range(1, length + 1)]
 
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = separate_loss(
-        model, list(trainer.train_dataset), lambda row: [*row["step_ids"][1:], row["answer_ids"]], weights
-    )
-    assert_same_gradients(model, ours, theirs)
+    assert_trains_formula(trainer, lambda row: [*row["step_ids"][1:], row["answer_ids"]], weights)
 
 
 def test_trailing_blocks_share_the_answer(make_trainer: MakeTrainer) -> None:
-    model = build_rim(num_blocks=3)
-    trainer = make_trainer(GroundingTrainer, model, trailing_blocks=True, schedule="uniform")
-    train_mode(model)
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=3), trailing_blocks=True, schedule="uniform")
 
     def readouts(row: TokenizedRow) -> list[list[int]]:
         return [*row["step_ids"][1:], *[row["answer_ids"]] * (4 - len(row["step_ids"]))]
@@ -121,20 +131,13 @@ def test_trailing_blocks_share_the_answer(make_trainer: MakeTrainer) -> None:
         trailing = 4 - len(row["step_ids"])
         return [1.0] * (len(row["step_ids"]) - 1) + [1 / trailing] * trailing
 
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    assert_same_gradients(model, ours, separate_loss(model, list(trainer.train_dataset), readouts, weights))
+    assert_trains_formula(trainer, readouts, weights)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_refinement_loss_is_the_formula(architecture: str, make_trainer: MakeTrainer) -> None:
-    model = build_rim(architecture, num_blocks=3)
-    trainer = make_trainer(RefinementTrainer, model)
-    train_mode(model)
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = separate_loss(
-        model, list(trainer.train_dataset), lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
-    )
-    assert_same_gradients(model, ours, theirs)
+    trainer = make_trainer(RefinementTrainer, build_rim(architecture, num_blocks=3))
+    assert_trains_formula(trainer, lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6])
 
 
 @every_stage
@@ -152,7 +155,7 @@ def test_refinement_loss_is_the_formula(architecture: str, make_trainer: MakeTra
     ids=["accumulation", "checkpointing", "packing", "packing-accumulation", "multiple", "tokens", "loraplus"],
 )
 def test_equivalent_settings_train_alike(
-    trainer_class: Any, config_class: Any, options: dict[str, Any], make_trainer: MakeTrainer
+    trainer_class: Any, options: dict[str, Any], make_trainer: MakeTrainer
 ) -> None:
     models = []
     for chosen in ({}, options):
@@ -167,9 +170,7 @@ def test_equivalent_settings_train_alike(
 
 
 @every_stage
-def test_training_lowers_the_loss_and_logs_it_by_block(
-    trainer_class: Any, config_class: Any, make_trainer: MakeTrainer
-) -> None:
+def test_training_lowers_the_loss_and_logs_it_by_block(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=3, fresh=True)
     trainer = make_trainer(trainer_class, model, max_steps=30, logging_steps=1, **_uniform(trainer_class))
     trainer.train()
@@ -185,7 +186,7 @@ def test_training_lowers_the_loss_and_logs_it_by_block(
 @every_stage
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 def test_packed_batches_give_the_same_loss_and_gradients(
-    trainer_class: Any, config_class: Any, architecture: str, make_trainer: MakeTrainer
+    trainer_class: Any, architecture: str, make_trainer: MakeTrainer
 ) -> None:
     model = build_rim(architecture, num_blocks=3)
     results = []
@@ -206,7 +207,7 @@ def test_packed_batches_give_the_same_loss_and_gradients(
 
 
 def test_batches_by_tokens_hold_every_row_and_resume_exactly(make_trainer: MakeTrainer) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 5)]
+    rows = _longer(ROWS * 5)
     options = {"max_tokens_per_batch": 130, "max_steps": 9, "save_steps": 7, "pack_length": 64, "rows": rows}
 
     def start() -> ReadoutTrainer:
@@ -221,7 +222,7 @@ def test_batches_by_tokens_hold_every_row_and_resume_exactly(make_trainer: MakeT
 
 
 def test_batches_of_differing_sizes_accumulate_to_the_mean_over_samples(make_trainer: MakeTrainer) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 5)]
+    rows = _longer(ROWS * 5)
     shared = {"rows": rows, "optim": "sgd", "max_steps": 1, "train_sampling_strategy": "sequential"}
     models = []
     for options in (
@@ -261,26 +262,19 @@ class _LogsOfItsOwn(TrainerCallback):
         self.trainer.log({"own": 1.0})
 
 
-def test_batches_by_tokens_need_lengths(make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_batches_by_tokens_need_lengths(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(RefinementTrainer, build_rim(), max_tokens_per_batch=20)
     with pytest.raises(ValueError, match="max_tokens_per_batch: must be at least twice the longest row's"):
         trainer.train()
-    streamed = RefinementTrainer(
-        build_rim(),
-        RefinementConfig(trainer.args.output_dir, max_steps=2, max_tokens_per_batch=500, report_to="none"),
-        train_dataset=Dataset.from_list(ROWS).to_iterable_dataset(),
-        processing_class=tokenizer,
-    )
+    streamed = make_trainer(RefinementTrainer, build_rim(), rows=_stream(), max_tokens_per_batch=500)
     with pytest.raises(ValueError, match="max_tokens_per_batch: needs the rows' lengths"):
         streamed.train()
 
 
 @pytest.mark.parametrize("trailing", [False, True])
 def test_blocks_that_read_out_their_own_step_train_the_formula(trailing: bool, make_trainer: MakeTrainer) -> None:
-    model = build_rim(num_blocks=5)
-    trainer = make_trainer(GroundingTrainer, model, readout_step="own", trailing_blocks=trailing)
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=5), readout_step="own", trailing_blocks=trailing)
     trainer.state.global_step, trainer.state.max_steps = 1, 4
-    train_mode(model)
 
     def readouts(row: TokenizedRow) -> list[list[int]]:
         own = [*row["step_ids"], row["answer_ids"]]
@@ -292,20 +286,16 @@ def test_blocks_that_read_out_their_own_step_train_the_formula(trailing: bool, m
         last = 5 - length + 1 if trailing else 1
         return falling[:-1] + [falling[-1] / last] * last
 
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    assert_same_gradients(model, ours, separate_loss(model, list(trainer.train_dataset), readouts, weights))
+    assert_trains_formula(trainer, readouts, weights)
     table = trainer.train_dataset.with_format("arrow")[:]
     lengths = [trainer.objective.num_tokens(row) for row in trainer.train_dataset]
     assert (trainer.objective.most_tokens(table) >= lengths).all()
 
 
 def test_a_curriculum_by_length_has_as_many_blocks_as_its_longest_chain(make_trainer: MakeTrainer) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * n} for n, row in enumerate(ROWS)]
+    rows = _longer(ROWS)
     options = {"rows": rows, "length_shares": [0.25, 0.25, 0.5], "schedule": "uniform", "max_steps": 8}
-    model = build_rim(num_blocks=4)
-    trainer = make_trainer(GroundingTrainer, model, **options)
-    train_mode(model)
-    batch = _batch(trainer)
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=4), **options)
     trainer.state.max_steps = 8
     everything = list(trainer.train_dataset)
     for step, num_blocks in ((0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (7, 4)):
@@ -321,8 +311,7 @@ def test_a_curriculum_by_length_has_as_many_blocks_as_its_longest_chain(make_tra
             before, all_blocks = len(row["step_ids"]) - 1, lengths[tuple(row["prompt_ids"])]
             return [1.0] * before + [1 / (all_blocks - before)] * (all_blocks - before)
 
-        ours = trainer.compute_loss(trainer.model, batch)
-        assert_same_gradients(model, ours, separate_loss(model, everything, readouts, weights))
+        assert_trains_formula(trainer, readouts, weights)
 
 
 @pytest.mark.parametrize("epochs", [False, True])
@@ -334,7 +323,7 @@ def test_a_curriculum_by_length_has_as_many_blocks_as_its_longest_chain(make_tra
 def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(
     epochs: bool, more: dict[str, Any], make_trainer: MakeTrainer
 ) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
+    rows = _longer(ROWS * 3)
     rows = rows[:11] if "dataloader_drop_last" in more else rows
     options = {
         **more,
@@ -372,7 +361,7 @@ def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(
 def test_early_phases_run_and_train_the_lowest_layers_alone(
     trainer_class: Any, compiled: bool, make_trainer: MakeTrainer
 ) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
+    rows = _longer(ROWS * 3)
     base = build_base(num_hidden_layers=4)
     model = build_rim(base=base, num_blocks=3)
     options = {
@@ -447,7 +436,7 @@ def test_leaving_out_layers_is_refused_where_steps_need_all(
 def test_chains_that_are_learned_make_room_for_longer_ones_and_resume_exactly(
     options: dict[str, Any], make_trainer: MakeTrainer
 ) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
+    rows = _longer(ROWS * 3)
     options = {
         **options,
         "rows": rows,
@@ -511,26 +500,17 @@ def test_a_phase_ends_by_the_readouts_of_its_answers(
     assert trainer.lengths.begins == [0, 20]
 
 
-def test_a_curriculum_by_length_needs_rows_of_each_length(
-    make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_curriculum_by_length_needs_rows_of_each_length(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(GroundingTrainer, build_rim(), rows=ROWS[:2], length_shares=[0.5, 0.5])
     with pytest.raises(ValueError, match="length_shares: each phase must have rows to draw"):
         trainer.train()
-    streamed = GroundingTrainer(
-        build_rim(),
-        GroundingConfig(trainer.args.output_dir, max_steps=2, length_shares=[0.5, 0.5], report_to="none"),
-        train_dataset=Dataset.from_list(ROWS).to_iterable_dataset(),
-        processing_class=tokenizer,
-    )
+    streamed = make_trainer(GroundingTrainer, build_rim(), rows=_stream(), length_shares=[0.5, 0.5])
     with pytest.raises(ValueError, match="length_shares: needs the rows' lengths"):
         streamed.train()
 
 
 @every_stage
-def test_loraplus_gives_b_a_rate_of_its_own_and_resumes_exactly(
-    trainer_class: Any, config_class: Any, make_trainer: MakeTrainer
-) -> None:
+def test_loraplus_gives_b_a_rate_of_its_own_and_resumes_exactly(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     options = {"max_steps": 6, "save_steps": 3, "loraplus_lr_ratio": 8.0, "weight_decay": 0.1, "warmup_steps": 2}
 
     def start() -> ReadoutTrainer:
@@ -576,7 +556,7 @@ def test_compiled_layers_train_alike_and_are_compiled_once(
     # The compiler behind the graph takes half a minute.
     quick = functools.partial(CompiledLayers, backend="aot_eager")
     monkeypatch.setattr("rim_peft.training.readout_trainer.CompiledLayers", quick)
-    rows = [{**row, "question": row["question"] + "+0" * n} for n, row in enumerate(ROWS * 3)]
+    rows = _longer(ROWS * 3, most=12)
     shapes, models = set(), []
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -620,7 +600,7 @@ def test_readouts_whose_weight_is_zero_leave_the_row(make_trainer: MakeTrainer) 
 
 
 @every_stage
-def test_the_base_stays_as_it_is(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
+def test_the_base_stays_as_it_is(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=3)
     frozen = [(p, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
     make_trainer(trainer_class, model).train()
@@ -629,7 +609,7 @@ def test_the_base_stays_as_it_is(trainer_class: Any, config_class: Any, make_tra
 
 
 @every_stage
-def test_bf16_trains_the_memory_in_fp32(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
+def test_bf16_trains_the_memory_in_fp32(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     model = build_rim(base=build_base().to(torch.bfloat16), num_blocks=3)
     before = trained(model)
     make_trainer(trainer_class, model, bf16=True, use_cpu=True, gradient_checkpointing=True).train()
@@ -765,11 +745,9 @@ def test_rows_beyond_the_models_positions_are_named(make_trainer: MakeTrainer) -
     ],
 )
 @every_stage
-def test_options_out_of_range_are_named(
-    trainer_class: Any, config_class: Any, options: dict[str, Any], message: str
-) -> None:
+def test_options_out_of_range_are_named(trainer_class: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        config_class(**options)
+        trainer_class.config_class(**options)
 
 
 @pytest.mark.parametrize(
@@ -811,26 +789,17 @@ def test_other_architectures_train_the_formula(model_type: str, make_trainer: Ma
     torch.manual_seed(0)
     model = build_rim(base=AutoModelForCausalLM.from_config(config), num_blocks=3)
     trainer = make_trainer(RefinementTrainer, model)
-    train_mode(model)
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = separate_loss(
-        model, list(trainer.train_dataset), lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
-    )
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+    readouts, weights = lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
+    assert_trains_formula(trainer, readouts, weights, tolerance=1e-4)
 
 
 def test_more_steps_than_blocks_get_a_block_each(make_trainer: MakeTrainer) -> None:
-    model = build_rim(num_blocks=1)
-    trainer = make_trainer(GroundingTrainer, model, schedule="uniform")
-    train_mode(model)
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = separate_loss(
-        model,
-        list(trainer.train_dataset),
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=1), schedule="uniform")
+    assert_trains_formula(
+        trainer,
         lambda row: [*row["step_ids"][1:], row["answer_ids"]],
         lambda row: [1.0] * len(row["step_ids"]),
     )
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
 def test_the_active_adapter_is_trained(make_trainer: MakeTrainer) -> None:
@@ -852,13 +821,7 @@ def test_chats_streams_and_worker_processes_train(
     rendered = tokenizer.apply_chat_template(rows[0]["question"], add_generation_prompt=True, return_dict=False)
     assert trainer.train_dataset[0]["prompt_ids"] == rendered
     trainer.train()
-    stream = Dataset.from_list(ROWS).to_iterable_dataset()
-    streamed = RefinementTrainer(
-        build_rim(num_blocks=2),
-        RefinementConfig(trainer.args.output_dir, max_steps=2, report_to="none"),
-        train_dataset=stream,
-        processing_class=tokenizer,
-    )
+    streamed = make_trainer(RefinementTrainer, build_rim(num_blocks=2), rows=_stream(), max_steps=2)
     assert streamed.train().global_step == 2
 
 
@@ -870,7 +833,7 @@ def test_the_collator_travels_to_worker_processes(make_trainer: MakeTrainer) -> 
 
 
 @every_stage
-def test_a_trainer_used_alone_resumes_exactly(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
+def test_a_trainer_used_alone_resumes_exactly(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     options = {"max_steps": 6, "save_steps": 3, "per_device_train_batch_size": 2}
     model = functools.partial(build_rim, num_blocks=3, lora_dropout=0.2)
     assert_resumes_exactly(lambda: make_trainer(trainer_class, model(), **options), 3)
