@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from datasets import Dataset
 from peft import get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
@@ -32,6 +33,7 @@ from transformers import (
 )
 
 from rim_peft import RiMConfig
+from tests.training import ROWS
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>")
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
@@ -82,6 +84,7 @@ _BUILDERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 # PEFT and transformers type a model's attributes as "Tensor or Module", which says nothing: Any.
 MakeBase = Callable[..., Any]
 MakeRim = Callable[..., Any]
+MakeTrainer = Callable[..., Any]
 
 
 def build_base(architecture: str = "llama", *, seed: int = 0, **overrides: Any) -> Any:
@@ -157,6 +160,28 @@ def make_rim() -> MakeRim:
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrainer:
+    """Make a trainer of a class for a model; ``options`` go to its configuration."""
+
+    def make(trainer_class: Any, model: Any, *, rows: Any = ROWS, **options: Any) -> Any:
+        defaults: dict[str, Any] = {"processing_class": tokenizer, "peft_config": None, "validate": None}
+        own = {name: options.pop(name, value) for name, value in defaults.items()}
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path / "out"),
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "learning_rate": 1e-2,
+        }
+        args = trainer_class.config_class(**{**settings, **options})
+        rows = Dataset.from_list(rows) if isinstance(rows, list) else rows
+        return trainer_class(model, args, train_dataset=rows, **own)
+
+    return make
 
 
 _PROCESS = os.getpid()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"question": "2+3", "steps": ["2", "2+3=5"], "answer": "5"},
     {"question": "1+1+7", "steps": ["1", "1+1=2", "2+7=9"], "answer": "9"},
     {"question": "4", "steps": ["4"], "answer": "4"},
@@ -35,6 +35,37 @@ def train_mode(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
+
+
+def batch_of(trainer: Any) -> Any:
+    """All of a trainer's rows in one batch."""
+    return trainer.data_collator(list(trainer.train_dataset))
+
+
+def longer(rows: list[dict[str, Any]], *, most: int = 7) -> list[dict[str, Any]]:
+    """Rows whose questions differ in length."""
+    return [{**row, "question": row["question"] + "+0" * (n % most)} for n, row in enumerate(rows)]
+
+
+def separate_loss(trainer: Any, readouts: Any, weights: Any) -> Tensor:
+    """The method's formula, one sequence ``x, m_<=k, readout_k`` at a time."""
+    model, rows = trainer.model, list(trainer.train_dataset)
+    blocks = model.peft_config["default"].block_tokens
+    total: Any = 0
+    for row in rows:
+        for k, (readout, weight) in enumerate(zip(readouts(row), weights(row), strict=True), start=1):
+            trunk = [*row["prompt_ids"], *blocks.ids(k)]
+            logits = model(input_ids=torch.tensor([[*trunk, *readout]])).logits[0]
+            log_probs = logits[len(trunk) - 1 : -1].log_softmax(-1)
+            total = total - weight * log_probs[range(len(readout)), list(readout)].sum()
+    return total / len(rows)
+
+
+def assert_trains_formula(trainer: Any, readouts: Any, weights: Any, *, tolerance: float = 1e-5) -> None:
+    """Compare a batch's loss and gradients with those of :func:`separate_loss`."""
+    train_mode(trainer.model)
+    ours = trainer.compute_loss(trainer.model, batch_of(trainer))
+    assert_same_gradients(trainer.model, ours, separate_loss(trainer, readouts, weights), tolerance=tolerance)
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -26,23 +26,17 @@ from rim_peft.methods import METHODS, Method
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.run import evaluate, load_run, train
 from rim_peft.sequence import BlockTokens
-from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutConfig, CoconutTrainer
+from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutTrainer
 from rim_peft.training.baseline import FinalAnswer
 from rim_peft.training.curriculum import check_stages
 from rim_peft.training.files import write_manifest
 from rim_peft.training.rim import Refinement
-from tests.conftest import EOS_ID, build_rim
+from tests.conftest import EOS_ID, MakeTrainer, build_rim
 from tests.integration.test_curriculum import train as train_both
-from tests.training import ROWS, assert_equal, gradients, train_mode, trained
+from tests.training import ROWS, assert_equal, batch_of, gradients, train_mode, trained
 
 WAYS: dict[str, tuple[int, bool]] = {"answer": (0, False), "cot": (0, True), "pause": (3, False)}
 """Number of blocks, and whether steps are written."""
-
-
-def make_trainer(model: Any, folder: Path, tokenizer: PreTrainedTokenizerFast, **options: Any) -> BaselineTrainer:
-    defaults = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_checkpointing": False, "report_to": "none"}
-    args = BaselineConfig(output_dir=str(folder), **{**defaults, **options})
-    return BaselineTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
 
 
 def text_of(row: dict[str, Any], *, written: bool, separator: str = "; ") -> str:
@@ -52,14 +46,13 @@ def text_of(row: dict[str, Any], *, written: bool, separator: str = "; ") -> str
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_loss_is_that_of_separate_sequences(
-    architecture: str, way: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    architecture: str, way: str, make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     num_blocks, written = WAYS[way]
     model = build_rim(architecture, num_blocks=num_blocks)
-    trainer = make_trainer(model, tmp_path, tokenizer, written_steps=written, step_separator="; ")
+    trainer = make_trainer(BaselineTrainer, model, written_steps=written, step_separator="; ")
     train_mode(model)
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    ours = trainer.compute_loss(trainer.model, batch)
+    ours = trainer.compute_loss(trainer.model, batch_of(trainer))
     theirs = torch.zeros(())
     for row in ROWS:
         prompt = tokenizer(f"{row['question']}\n").input_ids
@@ -70,13 +63,14 @@ def test_the_loss_is_that_of_separate_sequences(
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_answering_at_once_takes_the_gradients_of_trl(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_answering_at_once_takes_the_gradients_of_trl(
+    make_trainer: MakeTrainer, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """TRL's own trainer on prompt and completion, whose loss is the mean over tokens in place of samples' sums."""
     model = build_rim(num_blocks=0)
-    trainer = make_trainer(model, tmp_path / "ours", tokenizer)
-    batch = trainer.data_collator(list(trainer.train_dataset))
+    trainer = make_trainer(BaselineTrainer, model)
     num_tokens = sum(len(row["answer_ids"]) for row in trainer.train_dataset)
-    (trainer.compute_loss(trainer.model, batch) * len(ROWS) / num_tokens).backward()
+    (trainer.compute_loss(trainer.model, batch_of(trainer)) * len(ROWS) / num_tokens).backward()
     ours = gradients(model)
     model.zero_grad()
     args = SFTConfig(
@@ -90,26 +84,18 @@ def test_answering_at_once_takes_the_gradients_of_trl(tmp_path: Path, tokenizer:
     torch.testing.assert_close(ours, gradients(model), atol=1e-5, rtol=1e-4)
 
 
-def test_memory_rows_are_trained_where_there_are_blocks_alone(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_memory_rows_are_trained_where_there_are_blocks_alone(make_trainer: MakeTrainer) -> None:
     for num_blocks in (0, 2):
         model = build_rim(num_blocks=num_blocks)
         before = model.base_model.memory.rows("default").detach().clone()
-        trainer = make_trainer(model, tmp_path / str(num_blocks), tokenizer, learning_rate=0.1)
-        trainer.train()
+        make_trainer(BaselineTrainer, model, learning_rate=0.1).train()
         has_changed = not torch.equal(before, model.base_model.memory.rows("default"))
         assert has_changed == (num_blocks > 0)
-        CoconutTrainer(
-            model,
-            CoconutConfig(output_dir=str(tmp_path / "next"), report_to="none"),
-            train_dataset=Dataset.from_list(ROWS),
-            processing_class=tokenizer,
-        )
+        make_trainer(CoconutTrainer, model)
         assert model.base_model.memory.rows("default").requires_grad  # whatever was trained before
 
 
-def test_a_separator_must_have_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_separator_must_have_tokens(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="step_separator: must not be empty"):
         BaselineConfig(output_dir=str(tmp_path), step_separator="")
     with pytest.raises(ValueError, match="block_range: must be null"):
@@ -133,26 +119,19 @@ def test_every_batch_draws_its_own_number_of_blocks() -> None:
     assert objective.num_tokens(rows[0]) == 2 + 5 * (4 + 2)
 
 
-def test_a_drawn_number_of_blocks_is_weighed_as_its_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_drawn_number_of_blocks_is_weighed_as_its_own(make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=3)
-    args = RefinementConfig(
-        output_dir=str(tmp_path), block_range=[3, 3], gradient_checkpointing=False, report_to="none", max_steps=2
-    )
-    trainer = RefinementTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
-    batch = trainer.data_collator(list(trainer.train_dataset))
+    trainer = make_trainer(RefinementTrainer, model, block_range=[3, 3])
+    batch = batch_of(trainer)
     drawn = trainer.compute_loss(trainer.model, batch)
-    args = RefinementConfig(output_dir=str(tmp_path), gradient_checkpointing=False, report_to="none", max_steps=2)
-    fixed = RefinementTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
+    fixed = make_trainer(RefinementTrainer, model)
     torch.testing.assert_close(drawn, fixed.compute_loss(fixed.model, batch))
     trainer.train()
 
 
-def test_a_range_must_hold_the_adapters_own_number(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    args = RefinementConfig(output_dir=str(tmp_path), block_range=[1, 3], report_to="none", max_steps=1)
+def test_a_range_must_hold_the_adapters_own_number(make_trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match=r"block_range: must include the adapter's num_blocks, 4.* got \[1, 3\]"):
-        RefinementTrainer(
-            build_rim(num_blocks=4), args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer
-        )
+        make_trainer(RefinementTrainer, build_rim(num_blocks=4), block_range=[1, 3])
 
 
 @pytest.mark.parametrize("value", [[0, 2], [3, 2], [1], "1-2", [1.0, 2.0]])

@@ -6,8 +6,6 @@ import functools
 import itertools
 import logging
 import pickle
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,85 +25,28 @@ from trl import SFTConfig, SFTTrainer
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.objective import TokenizedRow
 from rim_peft.inference import read_blocks
-from rim_peft.training.baseline import BaselineTrainer
-from rim_peft.training.coconut import CoconutTrainer
 from rim_peft.training.head import CompiledLayers
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from rim_peft.tuner.bases import find_layers
-from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
+from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, MakeTrainer, build_base, build_rim, build_tokenizer
 from tests.objectives import prepare_rows
-from tests.training import ROWS, assert_resumes_exactly, assert_same_gradients, gradients, train_mode, trained
+from tests.training import (
+    ROWS,
+    assert_resumes_exactly,
+    assert_trains_formula,
+    batch_of,
+    gradients,
+    longer,
+    train_mode,
+    trained,
+)
 
 every_stage = pytest.mark.parametrize(
     "trainer_class", [GroundingTrainer, RefinementTrainer], ids=["grounding", "refinement"]
 )
-MakeTrainer = Callable[..., ReadoutTrainer]
-
-
-@pytest.fixture
-def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrainer:
-    def make(
-        trainer_class: Any,
-        model: Any,
-        *,
-        rows: Any = None,
-        peft_config: Any = None,
-        validate: Any = None,
-        processing_class: Any = None,
-        **options: Any,
-    ) -> Any:
-        defaults = {
-            "output_dir": str(tmp_path / "out"),
-            "max_steps": 4,
-            "per_device_train_batch_size": 4,
-            "gradient_checkpointing": False,
-            "report_to": "none",
-            "learning_rate": 1e-2,
-        }
-        return trainer_class(
-            model,
-            trainer_class.config_class(**{**defaults, **options}),
-            train_dataset=rows if isinstance(rows, (Dataset, IterableDataset)) else Dataset.from_list(rows or ROWS),
-            processing_class=processing_class or tokenizer,
-            peft_config=peft_config,
-            validate=validate,
-        )
-
-    return make
-
-
-def _batch(trainer: ReadoutTrainer) -> dict[str, Tensor]:
-    return trainer.data_collator(list(trainer.train_dataset))
 
 
 def _stream() -> IterableDataset:
     return Dataset.from_list(ROWS).to_iterable_dataset()
-
-
-def _longer(rows: list[dict[str, Any]], *, most: int = 7) -> list[dict[str, Any]]:
-    """Rows whose questions differ in length."""
-    return [{**row, "question": row["question"] + "+0" * (n % most)} for n, row in enumerate(rows)]
-
-
-def assert_trains_formula(trainer: ReadoutTrainer, readouts: Any, weights: Any, *, tolerance: float = 1e-5) -> None:
-    """Compare a batch's loss and gradients with those of :func:`separate_loss`."""
-    train_mode(trainer.model)
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    assert_same_gradients(trainer.model, ours, separate_loss(trainer, readouts, weights), tolerance=tolerance)
-
-
-def separate_loss(trainer: ReadoutTrainer, readouts: Any, weights: Any) -> Tensor:
-    """The method's formula, one sequence ``x, m_<=k, readout_k`` at a time."""
-    model, rows = trainer.model, list(trainer.train_dataset)
-    blocks = model.peft_config["default"].block_tokens
-    total: Any = 0
-    for row in rows:
-        for k, (readout, weight) in enumerate(zip(readouts(row), weights(row), strict=True), start=1):
-            trunk = [*row["prompt_ids"], *blocks.ids(k)]
-            logits = model(input_ids=torch.tensor([[*trunk, *readout]])).logits[0]
-            log_probs = logits[len(trunk) - 1 : -1].log_softmax(-1)
-            total = total - weight * log_probs[range(len(readout)), list(readout)].sum()
-    return total / len(rows)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -180,7 +120,7 @@ def test_training_lowers_the_loss_and_logs_it_by_block(trainer_class: Any, make_
         for name in ("loss", "token_accuracy", "weight"):
             assert f"{name}_by_block/{block}" in lines[0]
     # Rows have 10 to 24 tokens; the count must be that of real ones.
-    assert lines[0]["num_tokens"] == int(_batch(trainer)["attention_mask"].sum())
+    assert lines[0]["num_tokens"] == int(batch_of(trainer)["attention_mask"].sum())
 
 
 @every_stage
@@ -196,7 +136,7 @@ def test_packed_batches_give_the_same_loss_and_gradients(
         shapes: list[tuple[int, ...]] = []
         embedding = model.base_model.memory
         hook = embedding.register_forward_pre_hook(lambda _, args, shapes=shapes: shapes.append(args[0].shape))
-        loss = trainer.compute_loss(trainer.model, _batch(trainer))
+        loss = trainer.compute_loss(trainer.model, batch_of(trainer))
         hook.remove()
         results.append((shapes[0], loss, gradients(model, loss)))
     (plain_shape, ours, found), (packed_shape, theirs, expected) = results
@@ -207,7 +147,7 @@ def test_packed_batches_give_the_same_loss_and_gradients(
 
 
 def test_batches_by_tokens_hold_every_row_and_resume_exactly(make_trainer: MakeTrainer) -> None:
-    rows = _longer(ROWS * 5)
+    rows = longer(ROWS * 5)
     options = {"max_tokens_per_batch": 130, "max_steps": 9, "save_steps": 7, "pack_length": 64, "rows": rows}
 
     def start() -> ReadoutTrainer:
@@ -222,7 +162,7 @@ def test_batches_by_tokens_hold_every_row_and_resume_exactly(make_trainer: MakeT
 
 
 def test_batches_of_differing_sizes_accumulate_to_the_mean_over_samples(make_trainer: MakeTrainer) -> None:
-    rows = _longer(ROWS * 5)
+    rows = longer(ROWS * 5)
     shared = {"rows": rows, "optim": "sgd", "max_steps": 1, "train_sampling_strategy": "sequential"}
     models = []
     for options in (
@@ -241,7 +181,7 @@ def test_batches_of_differing_sizes_accumulate_to_the_mean_over_samples(make_tra
 
 def test_tokens_are_counted_in_every_line_with_a_loss(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(RefinementTrainer, build_rim(num_blocks=3), max_steps=4, logging_steps=3, eval_strategy="no")
-    per_step = int(_batch(trainer)["attention_mask"].sum())
+    per_step = int(batch_of(trainer)["attention_mask"].sum())
     trainer.add_callback(_LogsOfItsOwn(trainer))
     trainer.train()
     lines = trainer.state.log_history
@@ -292,223 +232,6 @@ def test_blocks_that_read_out_their_own_step_train_the_formula(trailing: bool, m
     assert (trainer.objective.most_tokens(table) >= lengths).all()
 
 
-def test_a_curriculum_by_length_has_as_many_blocks_as_its_longest_chain(make_trainer: MakeTrainer) -> None:
-    rows = _longer(ROWS)
-    options = {"rows": rows, "length_shares": [0.25, 0.25, 0.5], "schedule": "uniform", "max_steps": 8}
-    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=4), **options)
-    trainer.state.max_steps = 8
-    everything = list(trainer.train_dataset)
-    for step, num_blocks in ((0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (7, 4)):
-        trainer.state.global_step = step
-        # Rows that are longer than their phase come in a batch that reaches over its end: they keep their blocks.
-        lengths = {tuple(row["prompt_ids"]): max(num_blocks, len(row["step_ids"])) for row in everything}
-
-        def readouts(row: TokenizedRow, lengths: Any = lengths) -> list[list[int]]:
-            given = [*row["step_ids"][1:], row["answer_ids"]]
-            return given + [row["answer_ids"]] * (lengths[tuple(row["prompt_ids"])] - len(given))
-
-        def weights(row: TokenizedRow, lengths: Any = lengths) -> list[float]:
-            before, all_blocks = len(row["step_ids"]) - 1, lengths[tuple(row["prompt_ids"])]
-            return [1.0] * before + [1 / (all_blocks - before)] * (all_blocks - before)
-
-        assert_trains_formula(trainer, readouts, weights)
-
-
-@pytest.mark.parametrize("epochs", [False, True])
-@pytest.mark.parametrize(
-    "more",
-    [{}, {"dataloader_drop_last": True}, {"layer_shares": [0.5, 0.5, 1.0]}],
-    ids=["", "drop_last", "layer_shares"],
-)
-def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(
-    epochs: bool, more: dict[str, Any], make_trainer: MakeTrainer
-) -> None:
-    rows = _longer(ROWS * 3)
-    rows = rows[:11] if "dataloader_drop_last" in more else rows
-    options = {
-        **more,
-        "rows": rows,
-        "length_shares": [0.25, 0.25, 0.5],
-        "per_device_train_batch_size": 2,
-        "save_steps": 5,
-        "logging_steps": 1,
-        **({"max_steps": -1, "num_train_epochs": 2} if epochs else {"max_steps": 12}),
-    }
-    drawn: list[list[list[int]]] = []  # by training: each batch's numbers of steps
-
-    def start() -> ReadoutTrainer:
-        trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=3, lora_dropout=0.2), **options)
-        lengths: list[list[int]] = []
-        drawn.append(lengths)
-        loss = trainer.compute_loss
-        trainer.compute_loss = lambda model, inputs, **given: (  # type: ignore[method-assign]
-            lengths.append(inputs["num_steps"].tolist()) or loss(model, inputs, **given)
-        )
-        return trainer
-
-    trainer = assert_resumes_exactly(start, 5)
-    longest = [max(batch) for batch in drawn[0]]
-    first, second = trainer.lengths.begins[1:]
-    assert (max(longest[:first]), max(longest[first:second]), max(longest[second:])) == (1, 2, 3)
-    tokens = [line["num_tokens"] for line in trainer.state.log_history if "loss" in line]
-    assert tokens[1] < tokens[-1] - tokens[-3]
-
-
-@pytest.mark.parametrize(
-    ("trainer_class", "compiled"),
-    [(GroundingTrainer, False), (GroundingTrainer, True), (BaselineTrainer, False), (CoconutTrainer, False)],
-)
-def test_early_phases_run_and_train_the_lowest_layers_alone(
-    trainer_class: Any, compiled: bool, make_trainer: MakeTrainer
-) -> None:
-    rows = _longer(ROWS * 3)
-    base = build_base(num_hidden_layers=4)
-    model = build_rim(base=base, num_blocks=3)
-    options = {
-        "rows": rows,
-        "length_shares": [0.25, 0.25, 0.5],
-        "layer_shares": [0.25, 0.75, 1],
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "gradient_checkpointing": trainer_class is not CoconutTrainer,
-        "save_strategy": "no",
-        "logging_steps": 1,
-    }
-    trainer = make_trainer(trainer_class, model, **options)
-    before = trained(model)
-    changed: list[set[int]] = []  # by step: layers whose LoRA has changed since the step before
-
-    class Watch(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            nonlocal before
-            now = trained(model)
-            names = [name for name, tensor in now.items() if not tensor.equal(before[name])]
-            changed.append({int(found[1]) for name in names if (found := re.search(r"layers\.(\d+)\.", name))})
-            before = now
-
-    trainer.add_callback(Watch())
-    layers = list(base.model.layers)
-    if compiled:  # what runs compiled is the layer; here it runs as it is, which says the same in less time
-        trainer._compiled_layers = CompiledLayers(base, backend="eager")
-    trainer.train()
-    assert changed == [{0}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3}]
-    assert list(base.model.layers) == layers
-    logged = [line.get("num_layers") for line in trainer.state.log_history if "loss" in line]
-    assert logged == [1.0, 3.0, None, None]
-
-
-def test_the_loss_of_an_early_phase_is_that_of_a_shallower_model(make_trainer: MakeTrainer) -> None:
-    rows = [{**row, "steps": row["steps"][-1:]} for row in ROWS]
-    options = {"rows": rows, "length_shares": [0.5, 0.5], "layer_shares": [0.5, 1.0], "max_steps": 2}
-    model = build_rim(num_blocks=1)
-    trainer = make_trainer(GroundingTrainer, model, **options)
-    whole = make_trainer(GroundingTrainer, shallow := build_rim(num_blocks=1), rows=rows, max_steps=2)
-    find_layers(shallow.get_base_model())[0].layers = nn.ModuleList(find_layers(shallow.get_base_model())[1][:1])
-    trainer.state.max_steps = whole.state.max_steps = 2
-    for part in (trainer, whole):
-        train_mode(part.model)
-    ours = trainer.training_step(model, _batch(trainer), num_items_in_batch=torch.tensor(len(rows)))
-    theirs = whole.training_step(shallow, _batch(whole), num_items_in_batch=torch.tensor(len(rows)))
-    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
-    torch.testing.assert_close(gradients(model), gradients(shallow), atol=0, rtol=0)
-
-
-def test_leaving_out_layers_is_refused_where_steps_need_all(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"length_shares": [0.5, 0.5], "layer_shares": [0.5, 1.0]}
-    with pytest.raises(ValueError, match=r"layer_shares: must run the layer where blocks are inserted, 1, .* 1 of 2"):
-        make_trainer(GroundingTrainer, build_rim(insertion_layer=1), **options)
-    base = build_base()
-    base.model.layers[1] = nn.Identity()
-    with pytest.raises(ValueError, match="layer_shares: need a decoder with layers of transformers' usual kind"):
-        make_trainer(GroundingTrainer, build_rim(base=base), **options)
-    monkeypatch.setattr("rim_peft.training.attachment.shards_weights", lambda: True)
-    with pytest.raises(ValueError, match="layer_shares: must be null with FSDP"):
-        make_trainer(GroundingTrainer, build_rim(), **options)
-    monkeypatch.undo()
-    monkeypatch.setattr(GroundingConfig, "world_size", 2)
-    with pytest.raises(ValueError, match="layer_shares: must be null in several processes"):
-        make_trainer(GroundingTrainer, build_rim(), **options, ddp_find_unused_parameters=False)
-
-
-@pytest.mark.parametrize("options", [{}, {"dataloader_num_workers": 1}], ids=["here", "workers"])
-def test_chains_that_are_learned_make_room_for_longer_ones_and_resume_exactly(
-    options: dict[str, Any], make_trainer: MakeTrainer
-) -> None:
-    rows = _longer(ROWS * 3)
-    options = {
-        **options,
-        "rows": rows,
-        "length_shares": [0.5, 0.25, 0.25],
-        "length_accuracy": 1e-6,  # as soon as anything is right
-        "per_device_train_batch_size": 2,
-        "save_steps": 3,
-        "logging_steps": 2,
-        "max_steps": 24,
-        "learning_rate": 0.1,
-    }
-    seen: list[tuple[int, int]] = []
-    begins: list[list[int]] = []
-
-    def start() -> ReadoutTrainer:
-        trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=3, lora_dropout=0.2), **options)
-        begins.append(trainer.lengths.begins)
-        loss = trainer.compute_loss
-
-        def watch(model: Any, inputs: Any, **given: Any) -> Any:
-            begins[-1] = trainer.lengths.begins
-            longest = trainer.lengths.most_steps(trainer.state.global_step)
-            seen.append((int(inputs["num_steps"].max()), 3 if longest is None else longest))
-            return loss(model, inputs, **given)
-
-        trainer.compute_loss = watch  # type: ignore[method-assign]
-        return trainer
-
-    trainer = assert_resumes_exactly(start, 3, 9, 15)
-    assert all(found <= allowed for found, allowed in seen)  # no row comes before its blocks do
-    assert trainer.lengths.begins[1] < trainer.lengths.planned[1] == 12
-    chains = [line["longest_chain"] for line in trainer.state.log_history if "longest_chain" in line]
-    assert chains == sorted(chains)
-    assert set(chains) == {1.0, 2.0}
-    assert begins == [trainer.lengths.begins] * 4
-
-
-@pytest.mark.parametrize(
-    ("readout_step", "accuracies", "is_learned"),
-    [
-        ("next", {1: 1.0}, True),
-        ("next", {1: 0.5}, False),
-        ("own", {1: 1.0, 2: 0.5}, False),  # what has one step is answered after two blocks
-        ("own", {1: 0.5, 2: 1.0}, True),
-    ],
-)
-def test_a_phase_ends_by_the_readouts_of_its_answers(
-    readout_step: str, accuracies: dict[int, float], is_learned: bool, make_trainer: MakeTrainer
-) -> None:
-    options = {"length_shares": [0.5, 0.5], "length_accuracy": 0.9, "max_steps": 40, "readout_step": readout_step}
-    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=4), **options)
-    found = {f"token_accuracy_by_block/{block}": value for block, value in accuracies.items()}
-    trainer._sums["train"].read = lambda accelerator: dict(found)  # type: ignore[method-assign]
-    trainer.state.max_steps = 40
-    trainer.state.global_step = 5
-    assert trainer.figures("train")["longest_chain"] == 1.0
-    assert trainer.lengths.begins == ([0, 7] if is_learned else [0, 20])
-    trainer.lengths.begins = [0, 20]
-    trainer.state.global_step, trainer._window = 22, 15  # the line's steps are of two phases: it says of neither
-    trainer.figures("train")
-    assert trainer.lengths.begins == [0, 20]
-
-
-def test_a_curriculum_by_length_needs_rows_of_each_length(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(GroundingTrainer, build_rim(), rows=ROWS[:2], length_shares=[0.5, 0.5])
-    with pytest.raises(ValueError, match="length_shares: each phase must have rows to draw"):
-        trainer.train()
-    streamed = make_trainer(GroundingTrainer, build_rim(), rows=_stream(), length_shares=[0.5, 0.5])
-    with pytest.raises(ValueError, match="length_shares: needs the rows' lengths"):
-        streamed.train()
-
-
 @every_stage
 def test_loraplus_gives_b_a_rate_of_its_own_and_resumes_exactly(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     options = {"max_steps": 6, "save_steps": 3, "loraplus_lr_ratio": 8.0, "weight_decay": 0.1, "warmup_steps": 2}
@@ -541,7 +264,7 @@ def test_loraplus_needs_an_optimiser_without_groups_of_its_own(make_trainer: Mak
 def test_the_head_is_given_supervised_positions_alone(make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=3)
     trainer = make_trainer(RefinementTrainer, model)
-    batch = _batch(trainer)
+    batch = batch_of(trainer)
     _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     assert outputs.log_probs.shape == (1, int((batch["shift_labels"] >= 0).sum()))
     # Outside a step the model is as it was.
@@ -556,7 +279,7 @@ def test_compiled_layers_train_alike_and_are_compiled_once(
     # The compiler behind the graph takes half a minute.
     quick = functools.partial(CompiledLayers, backend="aot_eager")
     monkeypatch.setattr("rim_peft.training.readout_trainer.CompiledLayers", quick)
-    rows = _longer(ROWS * 3, most=12)
+    rows = longer(ROWS * 3, most=12)
     shapes, models = set(), []
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -829,7 +552,7 @@ def test_the_collator_travels_to_worker_processes(make_trainer: MakeTrainer) -> 
     for trainer_class in (GroundingTrainer, RefinementTrainer):
         trainer = make_trainer(trainer_class, build_rim(num_blocks=3))
         again = pickle.loads(pickle.dumps(trainer.data_collator))  # noqa: S301 - our own bytes
-        torch.testing.assert_close(again(list(trainer.train_dataset)), _batch(trainer))
+        torch.testing.assert_close(again(list(trainer.train_dataset)), batch_of(trainer))
 
 
 @every_stage
