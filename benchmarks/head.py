@@ -16,9 +16,10 @@ from benchmarks.models import attach_rim, build_base, lora_rank
 from benchmarks.registry import Settings, benchmark
 from benchmarks.report import Measured, Row, Target, above, at_most, below
 from benchmarks.steps import RowSizes, TrainingStep, readout_step
-from rim_peft.sequence import Labels, Layout, attention_masks
+from rim_peft.sequence import Labels, Layout
 from rim_peft.training.head import head_at
 from rim_peft.training.losses import label_weights, readout_loss
+from rim_peft.tuner.bases import attention_masks
 
 NUM_BLOCKS = 8
 _MIB = 2**20

@@ -12,8 +12,9 @@ from benchmarks.models import attach_rim, build_base, lora_rank
 from benchmarks.registry import Settings, benchmark
 from benchmarks.report import Measured, Row, below
 from benchmarks.steps import TrainingStep, rows_of_lengths, steps_on_batches
-from rim_peft.sequence import Layout, attention_masks
+from rim_peft.sequence import Layout
 from rim_peft.training.readout_trainer import arrange_rows
+from rim_peft.tuner.bases import attention_masks
 
 NUM_BLOCKS = 8
 _TIMES = 10

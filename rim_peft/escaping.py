@@ -23,7 +23,6 @@ def visible(text: str, *, keep: str = "\n\t") -> str:
     a\x1b[31mb \u202ec \ud83d
 
     Args:
-        text: any text.
         keep: control characters that stay.
     """
     return _UNSEEN.sub(lambda found: found[0] if found[0] in keep else _written_out(found[0]), text)

@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 TASKS = "rim_peft.data.tasks"
 
@@ -36,6 +37,25 @@ MOVED = {
     f"{TASKS}.svamp": "rim_peft.tasks.math",
 }
 """New names by old ones; other modules of ``rim_peft.data.tasks`` kept their last name."""
+
+
+MOVED_NAMES = {
+    f"rim_peft.sequence.{name}": "rim_peft.tuner.bases" for name in ("attention_masks", "check_architecture")
+}
+"""Modules of names that were documented in another module."""
+
+
+def find_moved(module: str, name: str) -> Any:
+    """Return what a module had under a name, from the module that has it now.
+
+    Raises:
+        AttributeError: it never had it.
+    """
+    new = MOVED_NAMES.get(f"{module}.{name}")
+    if new is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warnings.warn(f"{module}.{name} is {new}.{name} now.", FutureWarning, stacklevel=3)
+    return getattr(import_module(new), name)
 
 
 class _OldNames(MetaPathFinder, Loader):

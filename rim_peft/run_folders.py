@@ -84,9 +84,6 @@ def list_runs(root: Path) -> tuple[list[RunSummary], list[str]]:
 
     Hidden folders are not searched, and links to folders are not followed; neither is a run's own folder searched.
 
-    Args:
-        root: folder to search.
-
     Returns:
         The runs, and what could not be searched.
 
@@ -126,7 +123,6 @@ def describe_run(folder: Path, root: Path) -> RunSummary:
     """Describe one run; files that cannot be read make it ``damaged``.
 
     Args:
-        folder: the run's folder.
         root: files outside it are not read, whatever links there are.
     """
     files = _Files(folder, root)

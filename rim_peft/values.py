@@ -132,7 +132,7 @@ class Range:
     below: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             return False
         is_high_enough = value > self.least if self.above else value >= self.least
         return is_high_enough and (value < self.most if self.below else value <= self.most)
@@ -152,8 +152,25 @@ def check_ranges(owner: object, ranges: Mapping[str, Range]) -> None:
     """
     for name, allowed in ranges.items():
         value = getattr(owner, name, None)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value not in allowed:
+        if is_number(value) and value not in allowed:
             raise ValueError(f"{name}: must be {allowed}, got {shown(value)}.")
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is an int or a float; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_integer(name: str, value: object, *, least: int) -> None:
+    """Refuse a value that is not an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: must be an integer of at least {least}, got {shown(value)}.")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse a value that is not a number in [0, 1)."""
+    if not is_number(value) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name}: must be a number in [0, 1), got {shown(value)}.")
 
 
 def check_regex(name: str, value: object) -> None:

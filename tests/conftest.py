@@ -6,11 +6,13 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 import torch
+from datasets import Dataset
 from peft import get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
@@ -31,6 +33,7 @@ from transformers import (
 )
 
 from rim_peft import RiMConfig
+from tests.training import ROWS
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>")
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
@@ -81,6 +84,7 @@ _BUILDERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 # PEFT and transformers type a model's attributes as "Tensor or Module", which says nothing: Any.
 MakeBase = Callable[..., Any]
 MakeRim = Callable[..., Any]
+MakeTrainer = Callable[..., Any]
 
 
 def build_base(architecture: str = "llama", *, seed: int = 0, **overrides: Any) -> Any:
@@ -130,6 +134,19 @@ def build_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
     )
 
 
+def save_base(folder: Path, architecture: str = "llama", *, tokenizer: Any = None, **overrides: Any) -> Path:
+    """Write a tiny base with a tokenizer; ``overrides`` go to its config."""
+    build_base(architecture, **overrides).save_pretrained(folder)
+    (tokenizer or build_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny base; a test that changes it makes its own."""
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
 @pytest.fixture
 def make_base() -> MakeBase:
     return build_base
@@ -143,6 +160,28 @@ def make_rim() -> MakeRim:
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrainer:
+    """Make a trainer of a class for a model; ``options`` go to its configuration."""
+
+    def make(trainer_class: Any, model: Any, *, rows: Any = ROWS, **options: Any) -> Any:
+        defaults: dict[str, Any] = {"processing_class": tokenizer, "peft_config": None, "validate": None}
+        own = {name: options.pop(name, value) for name, value in defaults.items()}
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path / "out"),
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "learning_rate": 1e-2,
+        }
+        args = trainer_class.config_class(**{**settings, **options})
+        rows = Dataset.from_list(rows) if isinstance(rows, list) else rows
+        return trainer_class(model, args, train_dataset=rows, **own)
+
+    return make
 
 
 _PROCESS = os.getpid()

@@ -117,7 +117,6 @@ def serve(playground: Playground, *, host: str | None = "127.0.0.1", port: int |
     """Start a page's server in the background, and return the page; ``local_url`` is its address, ``close()`` ends it.
 
     Args:
-        playground: the adapter.
         host: address to listen on; Gradio's choice if None, as a Space needs it.
         port: port; the first free one from 7860 by default.
 

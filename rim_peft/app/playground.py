@@ -95,7 +95,6 @@ class Playground:
         """Take an adapter.
 
         Args:
-            run: an adapter on its base.
             name: the adapter's name on the page.
             max_new_tokens: most tokens of an answer, EOS included; the recipe's by default.
             options: how the base is asked for a chain, and its most tokens (``chain_template``, ``chain_tokens``).
@@ -127,9 +126,6 @@ class Playground:
         """Answer a question and append the turn.
 
         Args:
-            session: the chat.
-            text: what the user wrote.
-            num_blocks: blocks after the prompt.
             continues: whether the question continues the dialogue; otherwise it is asked as a question of its own, in
                 the prompt template of the training.
 
@@ -177,7 +173,6 @@ class Playground:
         """Answer a turn's question with the blocks of another question.
 
         Args:
-            turn: the question.
             other: the other question, whose prompt must have as many tokens; if empty, one of the task's is searched.
 
         Raises:

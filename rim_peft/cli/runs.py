@@ -54,11 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def render_runs(runs: Sequence[RunSummary]) -> list[str]:
-    """Return one line for each run, below the names of the columns; at most 100 characters each.
-
-    Args:
-        runs: any number.
-    """
+    """Return one line for each run, below the names of the columns; at most 100 characters each."""
     rows = [_cells(run) for run in runs]
     if len({row["date"][:4] for row in rows}) == 1:  # the year says nothing
         rows = [{**row, "date": row["date"][5:]} for row in rows]

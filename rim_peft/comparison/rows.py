@@ -19,6 +19,7 @@ from rim_peft.recipe.reading import SHOWN_ONLY, resolve
 from rim_peft.run.base import locate_base
 from rim_peft.run.rows import fingerprint, load_rows, read_examples
 from rim_peft.tasks import Task, get_task
+from rim_peft.tuner.files import file_hash
 from rim_peft.version import __version__
 
 MEASURES = 2
@@ -81,12 +82,7 @@ def base_hash(recipe: Recipe) -> str | None:
     name = recipe.model.name_or_path
     folder = Path("" if name is None else locate_base(name, recipe.model))
     files = sorted(folder.glob("*.safetensors")) if name is not None and folder.is_dir() else []
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 24):
-                digest.update(chunk)
-    return digest.hexdigest() if files else None
+    return file_hash(*files) if files else None
 
 
 def load_judged_rows(comparison: Comparison, recipe: Recipe, recipes: Sequence[Recipe]) -> JudgedRows:

@@ -27,8 +27,6 @@ def load_by_tokens(
     """Return a loader of batches of at most ``max_tokens`` tokens.
 
     Args:
-        dataset: tokenised rows.
-        order: order of the rows.
         objective: the training objective, which determines the length of each row.
         max_tokens: largest number of tokens in a batch.
         num_processes: processes that share the batches.
@@ -167,7 +165,6 @@ class LengthCurriculum(Sampler[int]):
         num_steps: number of reasoning steps of each row.
         shares: each phase's share of the training.
         pace: how samples map to optimiser steps.
-        seed: seed of the order.
 
     Raises:
         ValueError: a phase has no rows.

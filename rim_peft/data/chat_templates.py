@@ -50,7 +50,6 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None
     nested loops.
 
     Args:
-        tokenizer: its templates are checked.
         source: where it comes from, for the error.
 
     Raises:

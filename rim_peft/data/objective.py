@@ -46,7 +46,6 @@ class Objective(ABC):
         """Return the readout after each block of a row.
 
         Args:
-            row: a tokenised row.
             num_blocks: how many blocks; the objective's own number if None.
         """
 
@@ -67,9 +66,7 @@ class Objective(ABC):
         """Return the collator of tokenised rows; it must be picklable, for data loader processes.
 
         Args:
-            pad_id: padding token id.
             block_range: smallest and largest number of readouts, drawn for each batch; None for the objective's number.
-            seed: seed of that draw.
         """
         return ReadoutCollator(self, pad_id=pad_id, block_range=block_range, seed=seed)
 

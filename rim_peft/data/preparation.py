@@ -125,9 +125,7 @@ def prepare_dataset(
 
     Args:
         dataset: one split.
-        tokenizer: the base model's.
         objective: the stage's objective; the ids of its blocks start after the base's vocabulary.
-        templates: templates for prompt, steps and answer.
         max_length: longest row in tokens: prompt, blocks and all readouts; None for no limit.
         max_positions: number of the model's positions; None for no limit.
         on_bad_rows: ``"error"`` lists the bad rows and stops, ``"drop"`` drops them and logs how many.

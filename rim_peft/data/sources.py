@@ -127,10 +127,6 @@ def shared_questions(first: Dataset, second: Dataset) -> list[Question]:
 
     >>> shared_questions(Dataset.from_dict({"question": ["a", "b"]}), Dataset.from_dict({"question": ["b ", None]}))
     ['b']
-
-    Args:
-        first: rows with ``question``.
-        second: others.
     """
     there = {question_hash(question, salt="same") for question in second["question"] if question is not None}
     asked = [question for question in first["question"] if question is not None]
@@ -208,7 +204,6 @@ def find_splits(
         path: a file, a folder with files named after splits (in it or in its folder ``data``), a folder written by
             ``save_to_disk``, or a Hub id as ``owner/name`` or ``owner/name:config``.
         prefix: word that may precede the split in file names, as in ``prosqa_train.json``.
-        streaming: read rows lazily.
         names: names for splits that should not have :func:`split_name`'s; keyed by the source's name or by
             :func:`split_name`'s.
         lines_per_row: number of lines of a text file per row, including empty lines.

@@ -121,9 +121,6 @@ def tokenize_example(
     EOS.
 
     Args:
-        example: the example.
-        tokenizer: the base's.
-        templates: templates for prompt, steps and answer.
         vocab_size: rows of the base's embedding, V; ids from V on belong to memory tokens. None: not checked.
 
     Raises:
@@ -181,7 +178,6 @@ def check_vocabulary(
 
     Args:
         ids: a text's token ids.
-        tokenizer: the tokenizer that made them.
         vocab_size: rows of the base's embedding; None: not checked.
         where: the place of the text, for the error.
 

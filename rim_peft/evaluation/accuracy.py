@@ -201,16 +201,9 @@ def evaluate_accuracy(
     """Judge a model's greedy answers after the last block, or with ``by_block`` after every block.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        examples: held-out examples, at least one.
-        task: reads and compares answers.
         templates: prompt templates; use those that the adapter was trained with.
         num_blocks: blocks after each prompt; by default the adapter's own number.
         by_block: judge the readout of every block too.
-        max_new_tokens: maximum tokens of an answer.
-        batch_size: questions per batch.
-        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: there are no examples.
@@ -235,11 +228,6 @@ def judge_answers(
 
     Args:
         answerer: gives the answers; with ``by_block`` a :class:`~rim_peft.inference.BlockAnswerer`.
-        examples: held-out examples, at least one.
-        task: reads and compares answers.
-        by_block: judge the readout of every block too.
-        batch_size: questions per batch.
-        progress: show a progress bar on stderr.
         separator: what ends each step where a method writes its steps out: the answer is the text after the last one.
             None if the whole text is the answer.
 
@@ -252,49 +240,63 @@ def judge_answers(
         raise ValueError(
             f"by_block: needs a BlockAnswerer, which can read every block out, got {type(answerer).__name__}. Omit it."
         )
-    tokenizer = answerer.tokenizer
-    examples = with_writable_answers(examples, tokenizer, task, answerer.templates)
-    count = answerer.num_blocks
-    readouts: list[list[str]] = []  # texts of each example's readouts, the final one last
-    cut: list[str] = []  # final readouts that did not end
+    examples = with_writable_answers(examples, answerer.tokenizer, task, answerer.templates)
+    readouts, cut = _read(answerer, examples, by_block=by_block, batch_size=batch_size, progress=progress)
+    if cut:
+        logger.warning(
+            "max_new_tokens: %d of %d answers were cut at %d tokens, before they ended, and are judged as they are. "
+            "Raise evaluation.max_new_tokens.",
+            len(cut),
+            len(examples),
+            answerer.max_new_tokens,
+        )
+    lengths = lengths_of(examples)
+    by_readout = [
+        are_right([answer_of(text, separator) for text in texts], examples, task)
+        for texts in zip(*readouts, strict=True)
+    ]
+    predictions = [row[-1] for row in readouts]
+    return AccuracyReport(
+        answer_rule=task.answer_rule,
+        num_blocks=answerer.num_blocks,
+        final=score(by_readout[-1]),
+        by_rule=score_by_rule(predictions, examples, task, separator=separator),
+        by_length=score_by_length(by_readout[-1], lengths),
+        by_block=[score_overall_and_by_length(right, lengths) for right in by_readout] if by_block else [],
+        predictions=predictions,
+        num_cut=len(cut),
+    )
+
+
+def _read(
+    answerer: Answerer, examples: Sequence[Example], *, by_block: bool, batch_size: int, progress: bool
+) -> tuple[list[list[str]], list[str]]:
+    """Return the texts of each example's readouts, the final one last, and the final ones that did not end."""
+    readouts: list[list[str]] = []
+    cut: list[str] = []
     with tqdm(total=len(examples), desc="Evaluating", unit="row", disable=not progress) as bar:
         for start in range(0, len(examples), batch_size):
             questions = [example.question for example in examples[start : start + batch_size]]
             if by_block and isinstance(answerer, BlockAnswerer):
                 rows = answerer.read_blocks(questions)
-                cut += [row[-1].text for row in rows if tokenizer.eos_token_id not in row[-1].token_ids]
+                cut += [row[-1].text for row in rows if answerer.eos_id not in row[-1].token_ids]
                 readouts += [[readout.text for readout in row] for row in rows]
             else:
                 texts = answerer.answer(questions, batch_size=len(questions), on_cut=cut.append)
                 readouts += [[text] for text in texts]
             bar.update(len(questions))
-    num_cut = len(cut)
-    if num_cut:
-        logger.warning(
-            "max_new_tokens: %d of %d answers were cut at %d tokens, before they ended, and are judged as they are. "
-            "Raise evaluation.max_new_tokens.",
-            num_cut,
-            len(examples),
-            answerer.max_new_tokens,
-        )
-    right = [
-        [task.about(example.question).is_correct(answer_of(text, separator), example.answer) for text in row]
-        for row, example in zip(readouts, examples, strict=True)
-    ]
-    lengths = [len(example.steps) if example.steps else None for example in examples]
-    final = [row[-1] for row in right]
-    return AccuracyReport(
-        answer_rule=task.answer_rule,
-        num_blocks=count,
-        final=score(final),
-        by_rule=score_by_rule([row[-1] for row in readouts], examples, task, separator=separator),
-        by_length=score_by_length(final, lengths),
-        by_block=[score_overall_and_by_length([row[k] for row in right], lengths) for k in range(count)]
-        if by_block
-        else [],
-        predictions=[row[-1] for row in readouts],
-        num_cut=num_cut,
-    )
+    return readouts, cut
+
+
+def are_right(texts: Sequence[str], examples: Sequence[Example], task: Task) -> list[bool]:
+    """Return whether each text is right, by the task's rule."""
+    pairs = zip(texts, examples, strict=True)
+    return [task.about(example.question).is_correct(text, example.answer) for text, example in pairs]
+
+
+def lengths_of(examples: Sequence[Example]) -> list[int | None]:
+    """Return each example's number of reasoning steps; None where it has none."""
+    return [len(example.steps) if example.steps else None for example in examples]
 
 
 def with_writable_answers(

@@ -16,7 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.preparation import tokenize_prompts
-from rim_peft.evaluation.accuracy import Score, with_writable_answers
+from rim_peft.evaluation.accuracy import (
+    Score,
+    are_right,
+    lengths_of,
+    score,
+    score_by_length,
+    with_writable_answers,
+)
 from rim_peft.inference import answer_questions
 from rim_peft.inference.swapping import answer_with_memory_ids, answer_with_swapped_blocks, check_swaps, random_rows
 from rim_peft.tasks import Task
@@ -84,10 +91,8 @@ def pair_examples(
     examples serve as donors.
 
     Args:
-        examples: the examples.
         groups: each example's group, such as its prompt's length.
         imply: ``f(example, donor)``, the answer that the donor's blocks imply, None for an unsuitable pair.
-        seed: determines the order.
 
     Returns:
         Pairs in the order of the examples.
@@ -119,11 +124,8 @@ def plan_swaps(
     """Pair examples for a swap of all blocks and, with ``counterfactual``, of the first 1, 2, … ``num_blocks - 1``.
 
     Args:
-        examples: the examples.
         lengths: tokens of each example's prompt.
         task: compares answers; the two examples of a pair have different ones.
-        num_blocks: the adapter's blocks.
-        seed: determines the pairs.
         counterfactual: as in :func:`~rim_peft.evaluation.controls.run_controls`.
         steps_ahead: block ``t`` holds ``steps[t]`` with 1, ``steps[t - 1]`` with 0.
 
@@ -208,19 +210,13 @@ def run_controls(
     warning.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        examples: held-out examples, at least one.
-        task: reads and compares answers.
         templates: prompt templates; use those that the adapter was trained with.
-        max_new_tokens: maximum tokens of an answer.
         batch_size: questions per batch; does not change the answers.
         seed: determines the shuffled order, the random rows and the pairs.
         counterfactual: the answer to a question continued from another's step, None for an unsuitable pair. It is asked
             about pairs with the same number of steps that differ in the step that block ``t``, the last one swapped, is
             trained to hold.
         steps_ahead: 0 if blocks were trained to read out their own step rather than the next one.
-        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: there are no examples, or the model has no blocks, or its blocks cannot be swapped.
@@ -316,16 +312,8 @@ def _judge(
     *,
     follows: Score | None = None,
 ) -> Control:
-    right = [
-        task.about(example.question).is_correct(text, example.answer)
-        for text, example in zip(texts, examples, strict=True)
-    ]
-    by_length: dict[int, list[bool]] = defaultdict(list)
-    for is_right, example in zip(right, examples, strict=True):
-        if example.steps:
-            by_length[len(example.steps)].append(is_right)
-    scores = {length: Score(sum(by_length[length]), len(by_length[length])) for length in sorted(by_length)}
-    return Control(name, description, Score(sum(right), len(right)), scores, follows)
+    right = are_right(texts, examples, task)
+    return Control(name, description, score(right), score_by_length(right, lengths_of(examples)), follows)
 
 
 def _judge_swap(
@@ -340,7 +328,7 @@ def _judge_swap(
         texts,
         [pair.example for pair in pairs],
         task,
-        follows=Score(sum(follow), len(follow)),
+        follows=score(follow),
     )
 
 

@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.tokenization import Encoder, check_vocabulary, is_guarded
-from rim_peft.inference.decoding import check_number
 from rim_peft.tuner.config import active_config
+from rim_peft.values import check_integer
 
 try:
     from lm_eval.api.instance import Instance
@@ -70,7 +70,6 @@ class BlockLM(HFLM):
         Args:
             model: a model with an active RIM adapter. Its embeddings keep their size, whatever the size of the
                 tokenizer.
-            tokenizer: the base's tokenizer.
             num_blocks: blocks after each context; by default the adapter's own number.
             allow_special_tokens: read special tokens spelled in contexts and continuations as special tokens rather
                 than text; the chat template's always are.
@@ -81,7 +80,7 @@ class BlockLM(HFLM):
         """
         config = active_config(model)
         self.num_blocks = config.num_blocks if num_blocks is None else num_blocks
-        check_number("num_blocks", self.num_blocks, least=0)
+        check_integer("num_blocks", self.num_blocks, least=0)
         self.block_ids = config.block_tokens.ids(self.num_blocks)
         self._first_memory_id = config.block_tokens.begin
         self._encoder = Encoder(tokenizer, Templates(allow_special_tokens=allow_special_tokens))

@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Example, Templates
 from rim_peft.evaluation.accuracy import answer_start, judge_answers
 from rim_peft.inference import Answerer, BlockAnswerer, BlockDecoder, decode_with_thoughts
-from rim_peft.inference.decoding import check_number, generate_greedily
+from rim_peft.inference.decoding import generate_greedily
 from rim_peft.tasks import Task
+from rim_peft.values import check_integer
 
 Prompts = Sequence[Sequence[int]]
 """Token ids of each prompt, without blocks or padding."""
@@ -68,11 +69,7 @@ def by_generate(
     """Answer by a model's own greedy ``generate``, with prompts padded on the left.
 
     Args:
-        name: the way's name.
-        prompts: token ids of each question's prompt.
         model: a causal language model, with or without a RiM adapter.
-        eos_id: the token that ends the output, None for none.
-        pad_id: padding id; padding is masked.
         max_new_tokens: maximum tokens written, EOS included.
         answer_tokens: see :class:`Way`.
         options: more arguments of ``generate``, such as ``num_blocks``.
@@ -126,7 +123,6 @@ def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable
     """Return a function that counts the tokens from the first answer token on, EOS included.
 
     Args:
-        tokenizer: the base's tokenizer.
         separator: what ends each step. The answer begins with the token that adds the first non-space character after
             the last separator, or with the first token if there is no separator.
     """
@@ -223,10 +219,10 @@ def measure_latency(
     """
     _check(ways, reference)
     for size in batch_sizes:
-        check_number("batch_sizes", size, least=1)
-    check_number("num_questions", num_questions, least=1)
-    check_number("warm_up", warm_up, least=0)
-    check_number("min_rounds", min_rounds, least=1)
+        check_integer("batch_sizes", size, least=1)
+    check_integer("num_questions", num_questions, least=1)
+    check_integer("warm_up", warm_up, least=0)
+    check_integer("min_rounds", min_rounds, least=1)
     counts = {"num_questions": num_questions, "warm_up": warm_up, "min_rounds": min_rounds}
     return [latency for size in batch_sizes for latency in _measure(ways, size, reference=reference, **counts)]
 
@@ -346,16 +342,10 @@ def budget_curve(
     """Judge and time the answers at each of several numbers of blocks.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        examples: held-out examples, at least one.
-        task: reads and compares answers.
         counts: numbers of blocks, 0 for none; they may exceed the number in training.
         templates: prompt templates; use those that the adapter was trained with.
-        max_new_tokens: maximum tokens of an answer, EOS included.
         batch_size: questions judged at a time; it does not change the answers.
         num_timed: questions timed, one at a time, all counts in turn; they are spread over the examples.
-        progress: show a progress bar for each count on stderr.
 
     Returns:
         ``num_blocks``, ``accuracy`` and ``by_length`` as in ``Score.to_dict``, and the medians ``first_token_ms`` and
@@ -366,7 +356,7 @@ def budget_curve(
             question leaves no room for its answer in the base's positions.
     """
     _check_counts(counts)
-    check_number("num_timed", num_timed, least=1)
+    check_integer("num_timed", num_timed, least=1)
     answerers = [
         BlockAnswerer(model, tokenizer, templates=templates, num_blocks=count, max_new_tokens=max_new_tokens)
         for count in counts
@@ -392,4 +382,4 @@ def _check_counts(counts: Sequence[int]) -> None:
     if not counts or len(set(counts)) < len(counts):
         raise ValueError(f"counts: must be at least one number of blocks, each once, got {list(counts)}.")
     for count in counts:
-        check_number("counts", count, least=0)
+        check_integer("counts", count, least=0)

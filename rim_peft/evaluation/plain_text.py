@@ -17,10 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.tokenization import Encoder
-from rim_peft.inference.decoding import check_number, evaluation_mode
-from rim_peft.tuner.bases import input_device, num_positions
+from rim_peft.tuner.bases import evaluation_mode, input_device, num_positions
 from rim_peft.tuner.config import active_config
-from rim_peft.values import shown
+from rim_peft.values import check_integer, shown
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,11 @@ def measure_text_loss(
     """Measure the loss on windows of equal length, with and without adapter and blocks.
 
     Args:
-        model: a model with an active RIM adapter.
         tokenizer: the base's tokenizer; each window begins as it begins texts (with BOS if it adds one).
         texts: plain texts, in which special tokens are text; the rest after a text's last whole window is not used.
         num_blocks: blocks between context and predicted tokens; by default the adapter's own number.
         context_tokens: tokens of a window that are read and not predicted, at least 1.
         predicted_tokens: tokens after them, at least 1.
-        batch_size: windows per batch.
-        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: a number is out of range; a text has no window, or there are fewer than two in all; a window with
@@ -133,9 +129,9 @@ def measure_text_loss(
 
 
 def _check(model: PeftModel, *, num_blocks: int, **sizes: int) -> None:
-    check_number("num_blocks", num_blocks, least=0)
+    check_integer("num_blocks", num_blocks, least=0)
     for name, value in sizes.items():
-        check_number(name, value, least=1)
+        check_integer(name, value, least=1)
     memory: Any = model.base_model.memory
     if memory.merged_adapters:
         raise ValueError("model: must not be merged, which hides its base. Call unmerge_adapter() first.")

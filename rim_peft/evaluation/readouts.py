@@ -15,10 +15,17 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
-from rim_peft.evaluation.accuracy import Score, score_overall_and_by_length, with_writable_answers
+from rim_peft.evaluation.accuracy import (
+    Score,
+    are_right,
+    lengths_of,
+    score,
+    score_overall_and_by_length,
+    with_writable_answers,
+)
 from rim_peft.inference import read_blocks
-from rim_peft.inference.decoding import check_number
 from rim_peft.tasks import Task
+from rim_peft.values import check_integer
 
 _LEAST_GAP = 10
 
@@ -81,15 +88,10 @@ def collect_readouts(
     """Read out every block after every question, greedily, and judge the readouts.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        examples: at least one.
-        task: reads and compares answers.
         templates: prompt templates; use those that the adapter was trained with.
         num_blocks: blocks after each prompt, at least 1; by default the adapter's own number.
         max_new_tokens: maximum tokens of a readout, EOS included.
         batch_size: questions per batch; does not change what is read.
-        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: there are no examples, or as in :func:`~rim_peft.inference.read_blocks`.
@@ -105,17 +107,14 @@ def collect_readouts(
             bar.update(len(questions))
     texts = [[readout.text for readout in row] for row in rows]
     examples = with_writable_answers(examples, tokenizer, task, templates)
-    right = [
-        [task.about(example.question).is_correct(text, example.answer) for text in row]
-        for row, example in zip(texts, examples, strict=True)
-    ]
+    right = [are_right(block, examples, task) for block in zip(*texts, strict=True)]
     return BlockReadouts(
         texts=texts,
         answers=[[task.read_answer(text) for text in row] for row in texts],
-        right=np.array(right, dtype=bool),
+        right=np.array(right, dtype=bool).T,
         log_probs=np.array([[sum(readout.token_log_probs) for readout in row] for row in rows], dtype=np.float64),
         states=torch.stack([torch.stack([readout.hidden_state for readout in row]) for row in rows]),
-        lengths=[len(example.steps) if example.steps else None for example in examples],
+        lengths=lengths_of(examples),
         num_cut=sum(tokenizer.eos_token_id not in row[-1].token_ids for row in rows),
     )
 
@@ -171,7 +170,7 @@ def judge_steps(
         raise ValueError("examples: must have steps to compare readouts with, none has any.")
 
     def score_of(right: list[bool]) -> dict[str, float] | None:
-        return Score(sum(right), len(right)).to_dict() if right else None
+        return score(right).to_dict() if right else None
 
     return {
         "stage": "grounding",
@@ -228,7 +227,7 @@ def block_components(readouts: BlockStates, *, max_points: int = 400) -> dict[st
     states = readouts.states
     projection = _fit([states])
     num_questions, num_blocks = states.shape[:2]
-    check_number("max_points", max_points, least=num_blocks)
+    check_integer("max_points", max_points, least=num_blocks)
     shown = min(num_questions, max_points // num_blocks)
     points = []
     for index in (number * num_questions // shown for number in range(shown)):

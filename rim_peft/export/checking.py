@@ -147,9 +147,6 @@ def check(
     """Ask an export in a fresh process, which does not know this package, and compare.
 
     Args:
-        expected: the answers that it must give.
-        tokenizer: the base's tokenizer.
-        memory: the export's memory tokens.
         places: what the export's tokenizer appends blocks to; elsewhere they are written after the prompt.
         dtype: type of the export's weights, which defines a near tie.
         model: folder or Hub id of the plain model.
@@ -157,7 +154,6 @@ def check(
         adapter: folder of a plain LoRA adapter for it.
         settings: generation settings instead of the model's own.
         revision: commit of a model on the Hub.
-        max_new_tokens: maximum tokens of an answer, as for ``expected``.
 
     Raises:
         ExportCheckError: the process fails, or reads a prompt differently from training.

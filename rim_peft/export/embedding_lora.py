@@ -18,15 +18,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.export.checking import CheckResult, check
-from rim_peft.export.formats import raise_if_differing
+from rim_peft.export.formats import raise_if_differing, write_adapter
 from rim_peft.export.record import EXPORT_FILE, new_record, render_adapter_card, write_json
 from rim_peft.export.spare_ids import check_unused, find_spare_ids, name_spare_ids
-from rim_peft.export.tokens import MemoryTokens, append_blocks, save_tokenizer, set_variables
+from rim_peft.export.tokens import MemoryTokens, append_blocks, set_variables
 from rim_peft.export.weights import (
     DTYPES,
     ExportOptions,
@@ -34,7 +33,6 @@ from rim_peft.export.weights import (
     adapter_state,
     as_plain,
     check_new,
-    commit_of,
     free,
     is_tied,
     memory_rows,
@@ -43,6 +41,7 @@ from rim_peft.export.weights import (
     stored_at,
     written_at_once,
 )
+from rim_peft.tuner.bases import commit_of
 from rim_peft.tuner.config import RiMConfig, active_config
 from rim_peft.tuner.files import file_digests
 
@@ -73,12 +72,8 @@ def export_embedding_lora(
     """Write a plain LoRA adapter for the unmodified base. The model is consumed by this call.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
         folder: new or empty.
-        prompts: what to check the adapter on.
         options: how to write it; ``dtype`` is the type of the adapter's own weights, float32 by default.
-        source: the adapter's name, for the record.
 
     Raises:
         ValueError: plain LoRA cannot express the adapter, the base has no three ids without a use, or ``folder`` is in
@@ -88,8 +83,7 @@ def export_embedding_lora(
     check_new(folder)
     config, rows = active_config(model), memory_rows(model)
     _check_expressible(config, model)
-    rank = padded_rank(model)
-    quantization = quantization_of(model)
+    rank, quantization = padded_rank(model), quantization_of(model)
     loaded: Any = model.get_base_model()
     base_name, place, revision = loaded.name_or_path, stored_at(loaded), commit_of(loaded)
     if quantization is None:
@@ -116,8 +110,7 @@ def export_embedding_lora(
         "base_revision": revision,
         **_how_to_ask(memory, knows_names=knows_names),
         "places": places,
-        "prompt_template": prompts.templates.prompt,
-        "chat_template_kwargs": dict(prompts.templates.chat_template_kwargs),
+        **prompts.to_dict(),
         "rank": rank,
         "dtype": str(dtype).removeprefix("torch."),
         "head_is_tied": head_is_tied,
@@ -125,9 +118,7 @@ def export_embedding_lora(
         "quantized_agreement": plain.agreement,
     }
     with written_at_once(folder, last=EXPORT_FILE) as staging:
-        save_file(state, staging / "adapter_model.safetensors", metadata={"format": "pt"})
-        lora.save_pretrained(str(staging))
-        save_tokenizer(extended, staging)
+        write_adapter(staging, state, lora, extended)
         result = check(
             plain.expected,
             tokenizer,

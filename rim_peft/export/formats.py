@@ -76,12 +76,7 @@ def export_merged(
     ``rim_export.json``. A failed check removes nothing.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
         folder: where to write; new or empty.
-        prompts: what to check it on.
-        options: how to write it.
-        source: the adapter's name, for the record.
         papers: texts of additional files by name, such as its recipe.
         noted: additional keys of the record.
 
@@ -173,11 +168,7 @@ def export_peft_lora(
     """Write an extended base and a plain LoRA adapter, or add an adapter to them. The model is consumed by this call.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
         folder: new or empty, or the result of an earlier call for another adapter of the same base.
-        prompts: what to check the adapter on.
-        options: how to write it.
         source: the adapter's name; its last part names the adapter in the folder.
 
     Raises:
@@ -211,15 +202,14 @@ def export_peft_lora(
     adapter = folder / ADAPTERS / name
     set_variables(extended, prompts.templates.chat_template_kwargs)
     places = append_blocks(extended, memory, options.append_to)
-    _write_adapter(adapter, state, lora, extended)
+    write_adapter(adapter, state, lora, extended)
     entry: dict[str, Any] = {
         "memory": memory.to_dict(),
         "block_text": memory.block_text,
         "places": places,
         "source": source,
         "rank": lora.r,
-        "prompt_template": prompts.templates.prompt,
-        "chat_template_kwargs": dict(prompts.templates.chat_template_kwargs),
+        **prompts.to_dict(),
         "dequantized_from": plain.quantization,
         "quantized_agreement": plain.agreement,
     }
@@ -253,10 +243,10 @@ def _taken_apart(model: PeftModel) -> tuple[Any, dict[str, Tensor]]:
         return model.unload(), lora
 
 
-def _write_adapter(
+def write_adapter(
     folder: Path, lora: dict[str, Tensor], config: LoraConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Write a plain LoRA adapter over any folder that no record names: it is left from an interrupted export."""
+    """Write a plain LoRA adapter, over what an interrupted export may have left."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(lora, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))

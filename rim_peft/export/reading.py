@@ -27,7 +27,6 @@ def load_export(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, 
     """Load a merged export with plain transformers: model, tokenizer and record.
 
     Args:
-        folder: the export's folder.
         trust_remote_code: run code that comes with its model or tokenizer.
 
     Raises:
@@ -69,12 +68,7 @@ class ExportAnswerer(Answerer):
         """Initialise the answerer.
 
         Args:
-            model: the export's plain model.
-            tokenizer: its tokenizer.
-            record: the export's record.
-            templates: prompt templates.
             num_blocks: must be the export's own number.
-            max_new_tokens: maximum tokens of an answer, EOS included.
 
         Raises:
             ValueError: ``num_blocks`` differs from the export's, or a number is out of range.

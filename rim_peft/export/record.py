@@ -222,13 +222,7 @@ PARAMETER stop "{eos}"
 
 
 def render_modelfile(memory: MemoryTokens, prompts: Prompts, eos: str) -> str | None:
-    """Return a Modelfile with which Ollama asks as in training; None for chats, whose templates it has in another form.
-
-    Args:
-        memory: the export's memory tokens.
-        prompts: what it was checked on.
-        eos: the token that ends an answer.
-    """
+    """Return a Modelfile with which Ollama asks as in training; None for chats, whose templates have another form."""
     place = "{{ .Prompt }}"
     template = prompts.templates.prompt.format(question=place) + memory.block_text
     around = template.replace(place, "", 1)
@@ -274,10 +268,6 @@ def render_adapter_card(
     """Return the README of a plain LoRA adapter.
 
     Args:
-        name: the adapter's name.
-        memory: its memory tokens.
-        prompts: what it was checked on.
-        result: the check's result.
         base: the unmodified base that it fits; None if it fits the extended base beside it.
         knows_names: whether the base's own tokenizer reads the memory tokens' names.
     """

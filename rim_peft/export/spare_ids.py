@@ -28,8 +28,6 @@ def find_spare_ids(tokenizer: PreTrainedTokenizerBase, base: Any, given: Sequenc
     special tokens that neither the tokenizer's settings nor its chat template use.
 
     Args:
-        tokenizer: the base's tokenizer.
-        base: the base.
         given: ids to take instead, checked by the same rules except for their names.
 
     Raises:
@@ -63,10 +61,7 @@ def name_spare_ids(
     """Return a copy of a tokenizer that reads the ids' names as special tokens, and the memory tokens.
 
     Args:
-        tokenizer: the base's tokenizer.
         ids: ids of ``<b>``, ``<m>`` and ``</b>``; those after the tokenizer's last token get names.
-        num_blocks: blocks after a prompt.
-        block_size: memory tokens of a block.
 
     Raises:
         ValueError: the tokenizer is not from the ``tokenizers`` library.

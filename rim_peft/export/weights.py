@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from rim_peft.data.examples import Question, Templates
 from rim_peft.export.checking import Expected, expect
 from rim_peft.export.tokens import APPEND_TO
+from rim_peft.tuner.bases import commit_of
 from rim_peft.tuner.config import RiMConfig, active_config
 from rim_peft.tuner.files import check_folder_path
 from rim_peft.tuner.tensors import not_finite
@@ -109,12 +110,6 @@ def stored_at(base: Any) -> str:
     return str(base.config.name_or_path or base.name_or_path)
 
 
-def commit_of(base: Any) -> str | None:
-    """Return the commit of a base that was loaded from the Hub; None for another base."""
-    commit: str | None = getattr(base.config, "_commit_hash", None)
-    return commit
-
-
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
     """Return copies of the active adapter's tensors by their names in its file."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -143,7 +138,6 @@ def add_rows(model: PreTrainedModel, ids: list[int], rows: Tensor, *, keep_tied:
     negative. A tied head is untied first.
 
     Args:
-        model: the base.
         ids: ids of the three tokens; the vocabulary grows if they are beyond it.
         rows: (3, H) memory rows.
         keep_tied: keep a tied head, so that memory rows are scored and only generation settings suppress them.
@@ -253,6 +247,11 @@ class Prompts:
     questions: Sequence[Question]
     templates: Templates
     max_new_tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return how prompts are made, for a record."""
+        variables = dict(self.templates.chat_template_kwargs)
+        return {"prompt_template": self.templates.prompt, "chat_template_kwargs": variables}
 
 
 def check_new(folder: Path) -> None:

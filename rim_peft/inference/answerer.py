@@ -14,11 +14,12 @@ from rim_peft.data.examples import Question, QuestionError, RowError, Templates
 from rim_peft.data.tokenization import Encoder, check_vocabulary, padding_id, tokenize_prompts
 from rim_peft.inference.coconut import decode_with_thoughts
 from rim_peft.inference.conversation import Conversation
-from rim_peft.inference.decoding import BlockDecoder, can_decode, check_number, check_room, generate_greedily
+from rim_peft.inference.decoding import BlockDecoder, can_decode, check_room, generate_greedily
 from rim_peft.inference.passes import PromptCache, holds_memory
 from rim_peft.inference.readout import Readout
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks
+from rim_peft.values import check_integer
 
 
 class Answerer(ABC):
@@ -44,7 +45,7 @@ class Answerer(ABC):
         templates: Templates | None = None,
         max_new_tokens: int = 64,
     ) -> None:
-        check_number("max_new_tokens", max_new_tokens, least=1)
+        check_integer("max_new_tokens", max_new_tokens, least=1)
         self.model = model
         self.tokenizer = tokenizer
         self.templates = templates or Templates()
@@ -94,7 +95,6 @@ class Answerer(ABC):
         """Return the prompts' token ids, whether there is room for their answers or not.
 
         Args:
-            questions: texts or chats.
             name: name of the questions in errors.
 
         Raises:
@@ -122,10 +122,6 @@ class Answerer(ABC):
     def encode(self, questions: Sequence[Question], *, name: str = "questions") -> list[list[int]]:
         """Return the prompts' token ids.
 
-        Args:
-            questions: texts or chats.
-            name: name of the questions in errors.
-
         Raises:
             ValueError: as for :meth:`tokenize`.
             QuestionError: a question leaves no room for its answer in the model's positions.
@@ -152,14 +148,13 @@ class Answerer(ABC):
         """Yield the questions' answers as texts, in their order.
 
         Args:
-            questions: texts or chats.
             batch_size: questions answered at a time; it does not change the answers.
             on_cut: called with each answer that did not end within ``max_new_tokens``.
 
         Raises:
             ValueError: as for :meth:`encode`, or ``batch_size`` is out of range.
         """
-        check_number("batch_size", batch_size, least=1)
+        check_integer("batch_size", batch_size, least=1)
         yield from self.answer_prompts(self.encode(questions), batch_size=batch_size, on_cut=on_cut)
 
     def answer_prompts(
@@ -232,11 +227,7 @@ class BlockAnswerer(Answerer):
         """Create an answerer.
 
         Args:
-            model: a model with an active RIM adapter.
-            tokenizer: the base's tokenizer.
-            templates: prompt templates.
             num_blocks: blocks after each prompt; the adapter's own number by default.
-            max_new_tokens: most tokens of an answer, EOS included.
 
         Raises:
             ValueError: the model has no active RIM adapter, or a number is out of range.
@@ -348,17 +339,14 @@ class ThoughtAnswerer(Answerer):
 
         Args:
             model: a model with an active RIM adapter, trained by ``CoconutTrainer``.
-            tokenizer: the base's tokenizer.
             num_thoughts: thoughts after each prompt: ``CoconutConfig.num_thoughts`` of the training.
-            templates: prompt templates.
-            max_new_tokens: most tokens of an answer, EOS included.
 
         Raises:
             ValueError: the model does not support thoughts (:func:`~rim_peft.tuner.thoughts.check_thinks`), or a
                 number is out of range.
         """
         super().__init__(model, tokenizer, templates=templates, max_new_tokens=max_new_tokens)
-        check_number("num_thoughts", num_thoughts, least=0)
+        check_integer("num_thoughts", num_thoughts, least=0)
         check_thinks(model)
         self.num_thoughts = num_thoughts
 
@@ -401,9 +389,6 @@ def answer_questions(
     """Answer questions greedily after the last block, one text per question, in their order.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
-        questions: texts or chats.
         templates: prompt templates; use those that the adapter was trained with.
         num_blocks: blocks after each prompt; the adapter's own number by default.
         max_new_tokens: most tokens of an answer, EOS included.
@@ -414,10 +399,8 @@ def answer_questions(
         ValueError: the model has no active RIM adapter, a number is out of range, or a question leaves no room for its
             answer in the base's positions.
     """
-    answerer = BlockAnswerer(
-        model, tokenizer, templates=templates, num_blocks=num_blocks, max_new_tokens=max_new_tokens
-    )
-    return answerer.answer(questions, batch_size=batch_size, on_cut=on_cut)
+    options: dict[str, Any] = {"templates": templates, "num_blocks": num_blocks, "max_new_tokens": max_new_tokens}
+    return BlockAnswerer(model, tokenizer, **options).answer(questions, batch_size=batch_size, on_cut=on_cut)
 
 
 def read_blocks(
@@ -435,10 +418,7 @@ def read_blocks(
     sees in training and in ``generate(num_blocks=k)``; see :class:`BlockDecoder`.
 
     Args:
-        model: a model with an active RIM adapter.
-        tokenizer: the base's tokenizer.
         questions: texts or chats; they form one batch.
-        templates: prompt templates.
         num_blocks: blocks after each prompt, at least 1; the adapter's own number by default.
         max_new_tokens: most tokens of a readout, EOS included.
 
@@ -449,10 +429,8 @@ def read_blocks(
         ValueError: the model has no active RIM adapter, the base cannot run branching rows, a number is out of range,
             or a question leaves no room for its answer in the base's positions.
     """
-    answerer = BlockAnswerer(
-        model, tokenizer, templates=templates, num_blocks=num_blocks, max_new_tokens=max_new_tokens
-    )
-    return answerer.read_blocks(questions)
+    options: dict[str, Any] = {"templates": templates, "num_blocks": num_blocks, "max_new_tokens": max_new_tokens}
+    return BlockAnswerer(model, tokenizer, **options).read_blocks(questions)
 
 
 def answer_with_thoughts(

@@ -9,8 +9,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from rim_peft.inference.decoding import check_prompts, cut_behind_eos, evaluation_mode
-from rim_peft.tuner.bases import input_device
+from rim_peft.inference.decoding import check_prompts, cut_behind_eos
+from rim_peft.sequence.layout import pad_left
+from rim_peft.tuner.bases import evaluation_mode, input_device
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import think
 
@@ -27,10 +28,8 @@ def decode_with_thoughts(
     """Decode a batch of prompts greedily after their thoughts, in ``max(1, N)`` passes plus one per token.
 
     Args:
-        model: a model with an active RIM adapter.
         prompts: token ids of each prompt, at least one.
         num_thoughts: thoughts after each prompt, N.
-        eos_id: the token that ends an answer, or None.
         max_new_tokens: most tokens of an answer, EOS included.
         on_token: called after each new token of all answers, for measurements.
 
@@ -42,14 +41,7 @@ def decode_with_thoughts(
     """
     check_prompts(prompts)
     base: Any = model.get_base_model()
-    longest = max(len(prompt) for prompt in prompts)
-    ids, mask = (
-        torch.tensor(rows, device=input_device(model))
-        for rows in (
-            [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts],
-            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts],
-        )
-    )
+    ids, mask = pad_left(prompts, 0, device=input_device(model))
     with torch.no_grad(), evaluation_mode(model):
         thoughts = think(model, ids, mask, num_thoughts=num_thoughts)
         new = ids.new_full((len(prompts), 1), active_config(model).block_tokens.end)

@@ -36,7 +36,6 @@ class Conversation:
         """Begin with messages, which may be none.
 
         Args:
-            answerer: what answers.
             chat: the messages so far, with the tools and the variables of the chat template.
         """
         self._answerer = answerer
@@ -59,7 +58,6 @@ class Conversation:
         If there is no answer, because of an error or since it is empty, the user's message is taken back.
 
         Args:
-            text: the user's message.
             on_cut: called with an answer that did not end within the answerer's ``max_new_tokens``.
 
         Raises:

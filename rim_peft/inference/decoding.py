@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
 from rim_peft.data.examples import QuestionError
@@ -22,25 +22,17 @@ from rim_peft.inference.passes import (
     holds_memory,
     lay_out_answers,
 )
-from rim_peft.sequence import check_architecture
-from rim_peft.sequence.masks import check_layers
-from rim_peft.tuner.bases import check_uncompiled, input_device, num_positions
+from rim_peft.sequence.layout import pad_left
+from rim_peft.tuner.bases import (
+    check_architecture,
+    check_layers,
+    check_uncompiled,
+    evaluation_mode,
+    input_device,
+    num_positions,
+)
 from rim_peft.tuner.config import active_config
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules of a model into evaluation mode, and restore each module's own mode on exit."""
-    # One by one, since modules may differ: an adapter added to a model in evaluation mode is in training mode, and
-    # parts of a model in training may stay in evaluation mode.
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+from rim_peft.values import check_integer
 
 
 def generate_greedily(
@@ -58,8 +50,6 @@ def generate_greedily(
     Args:
         model: a causal language model, with or without a RiM adapter.
         prompts: token ids of each prompt, without blocks; they are padded on the left.
-        eos_id: the token that ends an answer, or None.
-        pad_id: id for padding, which is masked.
         max_new_tokens: most tokens of an answer, EOS included.
         on_token: called after each new token of all answers, for measurements.
         options: more arguments of ``generate``, such as ``num_blocks``.
@@ -67,21 +57,19 @@ def generate_greedily(
     if not prompts:
         return []
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    longest = max(len(prompt) for prompt in prompts)
-    ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    ids, mask = pad_left(prompts, pad_id, device=input_device(base))
     if on_token is not None:
         options["streamer"] = _Streamer(on_token)
     with evaluation_mode(base), _plain_settings(base):
         output = base.generate(
-            input_ids=torch.tensor(ids, device=input_device(base)),
-            attention_mask=torch.tensor(mask, device=input_device(base)),
+            input_ids=ids,
+            attention_mask=mask,
             max_new_tokens=max_new_tokens,
             eos_token_id=eos_id,
             pad_token_id=pad_id,
             **options,
         )
-    return [cut_behind_eos(answer, eos_id) for answer in output[:, longest:].tolist()]
+    return [cut_behind_eos(answer, eos_id) for answer in output[:, ids.shape[1] :].tolist()]
 
 
 class _Streamer:
@@ -183,13 +171,9 @@ class BlockDecoder:
         """Create a decoder for one kind of call.
 
         Args:
-            model: a model with an active RIM adapter.
-            eos_id: the token that ends an answer, or None.
-            pad_id: id for padding, which is masked.
             num_blocks: blocks after each prompt; the adapter's own number by default.
             every_block: decode an answer after every block, not only after the last.
             max_new_tokens: most tokens of an answer, EOS included.
-            compiled: compile the passes.
             batch_size: prompts in a compiled pass; smaller batches are filled up. Ignored if not compiled.
 
         Raises:
@@ -199,9 +183,9 @@ class BlockDecoder:
         """
         config = active_config(model)
         self.num_blocks = config.num_blocks if num_blocks is None else num_blocks
-        check_number("num_blocks", self.num_blocks, least=0)
-        check_number("max_new_tokens", max_new_tokens, least=1)
-        check_number("batch_size", batch_size, least=1)
+        check_integer("num_blocks", self.num_blocks, least=0)
+        check_integer("max_new_tokens", max_new_tokens, least=1)
+        check_integer("batch_size", batch_size, least=1)
         if every_block and self.num_blocks < 1:
             raise ValueError(f"num_blocks: reading blocks out needs at least one, got {num_blocks}. Omit it.")
         base: Any = model.get_base_model()
@@ -356,12 +340,8 @@ def check_room(
     """Refuse prompts that leave no room for their answers in a model's positions.
 
     Args:
-        config: the model's config.
-        prompts: token ids of each prompt.
         num_between: tokens or states between a prompt and its answer.
-        max_new_tokens: most tokens of an answer.
         between: name of what is between them, for the error; None where it is part of the prompt.
-        name: name of the prompts in the error.
         memory_from: the first memory id; prompts that hold memory, before a begun answer, count as they are.
 
     Raises:
@@ -381,12 +361,6 @@ def check_room(
                 f"question, or {remedy}.",
                 name,
             )
-
-
-def check_number(name: str, value: object, *, least: int) -> None:
-    """Refuse a value that is not an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: must be an integer of at least {least}, got {value!r}.")
 
 
 def _cut(token_ids: Tensor, log_probs: Tensor, states: Tensor, eos_id: int) -> Decoded:

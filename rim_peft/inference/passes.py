@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, StaticLayer
 
-from rim_peft.sequence import BlockTokens, Layout, Sample, attention_masks, build_layout
-from rim_peft.tuner.bases import mask_dtype
+from rim_peft.sequence import BlockTokens, Layout, Sample, build_layout
+from rim_peft.tuner.bases import attention_masks, mask_dtype
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ def lay_out_answers(
 
     Args:
         prompts: token ids of at least one prompt.
-        blocks: the ids of the block tokens.
         num_blocks: blocks after each prompt; at least 1 with ``every_block``.
         every_block: leave room after every block, not only after the last.
         max_new_tokens: tokens of an answer, T.
@@ -294,9 +293,7 @@ def predict(
     """Run a base on places of its rows.
 
     Args:
-        base: a causal language model with a RIM adapter.
         layout: the (B, L) rows.
-        cache: what is already computed.
         token_ids: (B, Q) tokens at the places to compute.
         places: the (Q,) places to compute, and the (C,) places in the cache's columns, including the former.
         branches: False if places are cached in sequence order, so that a padding mask is enough.

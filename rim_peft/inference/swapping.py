@@ -14,11 +14,12 @@ from transformers.cache_utils import Cache
 from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question
 from rim_peft.inference.answerer import BlockAnswerer
-from rim_peft.inference.decoding import BlockDecoder, Decoded, can_decode, check_number
+from rim_peft.inference.decoding import BlockDecoder, Decoded, can_decode
 from rim_peft.inference.passes import AnswerRows, Passes, Prediction, holds_memory, predict
 from rim_peft.tuner.bases import input_device
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.memory_embedding import MemoryEmbedding, initial_rows
+from rim_peft.values import check_integer
 
 
 class SwappingDecoder(BlockDecoder):
@@ -44,7 +45,7 @@ class SwappingDecoder(BlockDecoder):
             ValueError: prompts and donors differ in number or length, or ``num_swapped`` is out of range.
         """
         count = self.num_blocks if num_swapped is None else num_swapped
-        check_number("num_swapped", count, least=1)
+        check_integer("num_swapped", count, least=1)
         if count > self.num_blocks:
             raise ValueError(f"num_swapped: must be at most the number of blocks, {self.num_blocks}, got {count}.")
         lengths, others = [len(prompt) for prompt in prompts], [len(donor) for donor in donors]
@@ -123,7 +124,6 @@ class SwappingAnswerer(BlockAnswerer):
         """Yield the questions' answers.
 
         Args:
-            questions: texts or chats.
             donors: questions whose blocks are inserted; as many, with prompts of the same number of tokens.
             num_swapped: number of first blocks taken from the donor; all by default.
             batch_size: questions answered at a time; it does not change the answers.
@@ -131,7 +131,7 @@ class SwappingAnswerer(BlockAnswerer):
         Raises:
             ValueError: as for :meth:`answer`, or a donor's prompt has another length.
         """
-        check_number("batch_size", batch_size, least=1)
+        check_integer("batch_size", batch_size, least=1)
         prompts, others = self.encode(questions), self.encode(donors, name="donors")
         for start in range(0, max(len(prompts), len(others)), batch_size):
             batch = slice(start, start + batch_size)
@@ -233,7 +233,7 @@ def check_swaps(model: PeftModel) -> None:
     Raises:
         ValueError: it has no active RIM adapter, no blocks, or layers that store more than keys and values.
     """
-    check_number("num_blocks", active_config(model).num_blocks, least=1)
+    check_integer("num_blocks", active_config(model).num_blocks, least=1)
     if not can_decode(model):
         base: Any = model.get_base_model()
         raise ValueError(

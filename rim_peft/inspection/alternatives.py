@@ -60,8 +60,6 @@ def find_donor(
     If the answers of the first few are all the same, the first question is returned.
 
     Args:
-        answerer: answers the donors.
-        asked: the question.
         others: other questions with their prompts.
         reader: gives how to read the answers to a question.
 
@@ -152,8 +150,6 @@ def write_chain(
     """Let the base write its reasoning out, with the adapter disabled, and time both ways of answering.
 
     Args:
-        answerer: answers with the adapter.
-        asked: the question.
         template: how the base is asked, with ``{question}``; by default step by step, as teachers are asked.
         max_new_tokens: most tokens of the chain, EOS included.
 

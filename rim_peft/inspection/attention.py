@@ -11,9 +11,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from rim_peft.inference.decoding import evaluation_mode
 from rim_peft.inspection.document import BlockAttention, LayerGroup, Word
-from rim_peft.tuner.bases import input_device
+from rim_peft.tuner.bases import attention_of, evaluation_mode, input_device
 from rim_peft.tuner.config import active_config
 
 _LONGEST_WORD = 24
@@ -85,11 +84,7 @@ def read_attention(
     """Return where each block looks, for each group of layers.
 
     Args:
-        model: a model with an active RIM adapter.
-        prompt: the prompt's token ids.
         words: the same prompt in words.
-        num_blocks: blocks after the prompt.
-        groups: groups of layers.
 
     Raises:
         ValueError: the base returns no attention weights.
@@ -155,7 +150,7 @@ def attention_weights(model: PeftModel, prompt: Sequence[int], *, num_blocks: in
 @contextmanager
 def _eager(base: Any) -> Iterator[None]:
     """Let a base compute its attention eagerly, since other implementations return no weights."""
-    own = base.config._attn_implementation
+    own = attention_of(base.config)
     base.set_attn_implementation("eager")
     try:
         yield

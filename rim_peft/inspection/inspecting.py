@@ -15,7 +15,6 @@ import torch
 from rim_peft.data.examples import Question
 from rim_peft.evaluation.probe import Probe
 from rim_peft.inference import BlockAnswerer, Readout
-from rim_peft.inference.decoding import check_number
 from rim_peft.inference.readout import select_by_confidence, select_by_score, select_by_vote, select_final
 from rim_peft.inspection.alternatives import (
     Asked,
@@ -33,7 +32,7 @@ from rim_peft.run import Run
 from rim_peft.tasks import Task
 from rim_peft.tasks.answers import exact_text
 from rim_peft.tuner.config import active_config
-from rim_peft.values import shown
+from rim_peft.values import check_integer, shown
 
 _Part = TypeVar("_Part")
 
@@ -55,9 +54,9 @@ class Options:
     chain_template: str | None = None
 
     def __post_init__(self) -> None:
-        check_number("num_best", self.num_best, least=1)
-        check_number("seed", self.seed, least=0)
-        check_number("chain_tokens", self.chain_tokens, least=0)
+        check_integer("num_best", self.num_best, least=1)
+        check_integer("seed", self.seed, least=0)
+        check_integer("chain_tokens", self.chain_tokens, least=0)
         if self.chain_template is not None and self.chain_template.count("{question}") != 1:
             raise ValueError(f"chain_template: must hold {{question}} once, got {shown(self.chain_template)}. Add it.")
 
@@ -76,7 +75,6 @@ def inspect_questions(
     """Show what a model held after each of its blocks, for each of some questions, one at a time.
 
     Args:
-        run: an adapter on its base.
         questions: at least one text or chat.
         name: the adapter's name in the document.
         donors: more questions whose blocks may be swapped in; the other ``questions`` are tried after them.
@@ -125,7 +123,6 @@ def block_answerer(run: Run, **settings: Any) -> BlockAnswerer:
     """Return the answerer of an adapter that answers after blocks.
 
     Args:
-        run: an adapter on its base.
         settings: as for :meth:`~rim_peft.run.Run.answerer`.
 
     Raises:

@@ -16,11 +16,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.inference.decoding import evaluation_mode
 from rim_peft.inspection.document import END, Candidate, LayerReading
-from rim_peft.sequence import Layout, Sample, attention_masks, build_layout
+from rim_peft.sequence import Layout, Sample, build_layout
 from rim_peft.training.head import head_at
-from rim_peft.tuner.bases import find_layers, input_device, mask_dtype
+from rim_peft.tuner.bases import attention_masks, evaluation_mode, find_layers, input_device, mask_dtype
 from rim_peft.tuner.config import active_config
 
 _MOST_LOGITS = 1 << 26
@@ -81,7 +80,6 @@ def read_layers(
 
     Args:
         row: the question's row.
-        tokenizer: the base's tokenizer.
         first_layer: the first layer to read, from 1.
         num_best: likeliest tokens of each reading.
 

@@ -79,8 +79,6 @@ class Method(ABC):
         """Return an answerer.
 
         Args:
-            model: base and adapter.
-            tokenizer: the base's tokenizer.
             options: options of its last stage. Only the necessary ones are read, since the recipe may be untrusted.
             settings: as for :class:`~rim_peft.inference.BlockAnswerer`.
         """

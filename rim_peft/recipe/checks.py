@@ -192,7 +192,6 @@ def check_task_options(
         section: full name of the section.
         name: name of the task.
         options: the section's values.
-        problems: collects the problems.
         others: options that apply unless the section overrides them.
 
     Returns:

@@ -132,7 +132,6 @@ def load_found_recipe(path: str | Path, *, trust_remote_code: bool = False) -> F
     """Read the recipe in a run's folder, which may come from somebody else: it cannot make code run.
 
     Args:
-        path: the file.
         trust_remote_code: whether the caller allows code that comes with the base to run.
 
     Raises:
@@ -155,7 +154,6 @@ def read_mapping(path: str | Path, *, example: str) -> dict[str, Any]:
     """Read a YAML file that holds keys with values.
 
     Args:
-        path: the file.
         example: an example for the error message.
 
     Raises:

@@ -25,11 +25,9 @@ from rim_peft.run.base import (
 )
 from rim_peft.run.named_bases import parse_name
 from rim_peft.run.rows import RunRows, load_rows
-from rim_peft.sequence import check_architecture
-from rim_peft.sequence.masks import SUPPORTED_IMPLEMENTATIONS, check_config
 from rim_peft.tasks.task import GeneratedTask
 from rim_peft.training.head import Head, check_heads, find_head
-from rim_peft.tuner.bases import check_base
+from rim_peft.tuner.bases import SUPPORTED_IMPLEMENTATIONS, attention_of, check_architecture, check_base, check_config
 from rim_peft.tuner.config import RiMConfig
 
 
@@ -37,8 +35,6 @@ class MetaBase:
     """A recipe's base without weights, built again for each simulated stage.
 
     Args:
-        config: the base's configuration.
-        recipe: the run's recipe, which has the adapter.
         has_bf16: whether the training device supports bfloat16.
     """
 
@@ -77,8 +73,8 @@ class MetaBase:
         check_base(base)
         if get_method(self.recipe.method).branches:
             check_architecture(base)
-        implementation = self.recipe.model.attn_implementation or base.config.get_text_config()._attn_implementation
-        return type(base).__name__, str(implementation)
+        implementation = self.recipe.model.attn_implementation or attention_of(base.config)
+        return type(base).__name__, implementation
 
     def choose_head(self) -> Head:
         """Return the head that a training would use, found on a small copy of the base.

@@ -107,8 +107,6 @@ def load_base(source: str, options: ModelOptions, *, only_look: bool = False) ->
     """Load a base from a folder or the Hub, quantised if the options say so.
 
     Args:
-        source: folder or Hub id.
-        options: how to load it.
         only_look: open the files without reading weights, which stay on the device ``meta``, unquantised.
 
     Raises:
@@ -196,7 +194,6 @@ def build_meta_base(
     """Return a base without weights, on the device ``meta``, with the layers that :func:`load_base` would give it.
 
     Args:
-        config: the base's configuration.
         options: dtype, attention and quantisation.
         has_bf16: whether nf4 weights compute in bfloat16; None for what this machine supports.
 
@@ -287,7 +284,6 @@ def read_tokenizer(folder: Path, options: ModelOptions, *, otherwise: str) -> Pr
     """Load the tokenizer from an adapter's or an export's folder, or a fallback if there is none.
 
     Args:
-        folder: folder of the adapter or export.
         options: as for :func:`load_tokenizer`.
         otherwise: folder or Hub id of the fallback.
 
@@ -330,8 +326,6 @@ def build_base(
     Args:
         config: ``model_type`` and the fields of its configuration.
         rows: training rows with question, steps and answer.
-        templates: how rows are written.
-        seed: seed of the weights.
         folder: where to write; appears only once complete.
     """
     settings = dict(config)
@@ -351,8 +345,6 @@ def train_tokenizer(
     """Train a byte-level BPE on rows; any text survives encoding and decoding.
 
     Args:
-        rows: training rows with question, steps and answer.
-        templates: how rows are written.
         vocab_size: maximum number of tokens.
 
     Raises:

@@ -56,10 +56,6 @@ def lay_out(
     """Tokenise rows as a stage does, and count each row's tokens.
 
     Args:
-        objective: the stage's objective.
-        args: the stage's options.
-        rows: rows with question, steps and answer.
-        tokenizer: the base's.
         max_positions: number of the base's positions; None if unlimited.
 
     Raises:
@@ -88,7 +84,6 @@ def stated_row(objective: Objective, length: int, *, num_blocks: int) -> Tokeniz
     """Return an artificial tokenised row of ``length`` tokens: short texts, and a prompt that takes the rest.
 
     Args:
-        objective: the stage's objective.
         length: tokens of the row; if its blocks and readouts exceed that, the prompt has one token.
         num_blocks: the adapter's; the row has that many steps.
     """
@@ -252,12 +247,8 @@ def estimate(
 
     Args:
         model: base and adapter on the device ``meta``; consumed by this call.
-        objective: the stage's objective.
-        args: the stage's options.
         rows: the batch, tokenised.
         autocast: type of mixed precision, None for none.
-        device: ``"cuda"`` or ``"cpu"``.
-        head: which head scores labels.
     """
     kind: Any = args.gradient_checkpointing_kwargs or {}
     layout, weights = arrange(objective, args, rows)

@@ -52,9 +52,7 @@ class RimLM(BlockLM):
         Args:
             pretrained: output folder of a training, or an adapter's folder or Hub id.
             num_blocks: blocks after each context; the adapter's own if not given.
-            base: folder or Hub id of the base, if it is not where the adapter says.
-            revision: branch, tag or commit of the adapter on the Hub.
-            trust_remote_code: allow code that comes with the base or the tokenizer to run.
+            base, revision, trust_remote_code: as in :func:`~rim_peft.run.load_run`.
             device: where to put the model; by default the GPU, if there is one. A quantised base stays where it was
                 loaded.
             options: options of ``HFLM``, such as ``batch_size`` and ``max_length``.
@@ -106,9 +104,7 @@ def run_harness(
         source: output folder of a training, or an adapter's folder or Hub id.
         tasks: names of tasks, groups or tags, or files of tasks.
         num_blocks: blocks after each context; the adapter's own if not given.
-        base: folder or Hub id of the base, if it is not where the adapter says.
-        revision: branch, tag or commit of the adapter on the Hub.
-        trust_remote_code: allow code that comes with the base or the tokenizer to run.
+        base, revision, trust_remote_code: as in :func:`~rim_peft.run.load_run`.
         include_path: folder with task files in addition to the harness's own; task files can run code.
         output_path: folder or ``.json`` file for the results.
         log_samples: keep every request and answer among the results, and write them to ``output_path``.

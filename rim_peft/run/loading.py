@@ -72,7 +72,6 @@ def lacking_space(folder: Path, stages: Sequence[tuple[Any, PeakMemory | None, i
     """Return a sentence if the checkpoints of a run will not fit on the disk, None if they will as far as is known.
 
     Args:
-        folder: output folder of the run.
         stages: options, memory and number of steps of each stage.
     """
     needed = sum(_checkpoints(args, num_steps) * _size(memory) for args, memory, num_steps in stages if memory)

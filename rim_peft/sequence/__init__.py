@@ -1,5 +1,8 @@
 """Positions of tokens in rows and attention masks: plain torch, no model, no tokenizer."""
 
+from typing import Any
+
+from rim_peft.old_names import find_moved
 from rim_peft.sequence.layout import (
     IGNORE_INDEX,
     BlockTokens,
@@ -8,7 +11,7 @@ from rim_peft.sequence.layout import (
     Sample,
     build_layout,
 )
-from rim_peft.sequence.masks import attention_masks, branching_mask, check_architecture
+from rim_peft.sequence.masks import branching_mask
 from rim_peft.sequence.packing import keep_readouts, pack_rows
 
 __all__ = [
@@ -17,10 +20,12 @@ __all__ = [
     "Labels",
     "Layout",
     "Sample",
-    "attention_masks",
     "branching_mask",
     "build_layout",
-    "check_architecture",
     "keep_readouts",
     "pack_rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return find_moved(__name__, name)

@@ -163,7 +163,6 @@ def build_layout(
 
     Args:
         samples: at least one; their prompts, readouts and numbers of blocks may differ.
-        blocks: the ids of the block tokens.
         pad_id: id of padding; no real token reads its value.
         padding_side: ``"right"`` or ``"left"``.
         min_length: rows are padded to at least this many tokens.
@@ -199,6 +198,16 @@ def build_layout(
         shift_labels=pad([row.labels for row in rows], IGNORE_INDEX),
         block_ends=ends,
     )
+
+
+def pad_left(
+    prompts: Sequence[Sequence[int]], pad_id: int, *, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return (B, S) ids of prompts padded on the left, and their mask, 1 for a token and 0 for padding; both int64."""
+    longest = max(map(len, prompts))
+    ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,7 @@ class LogiQA(Task):
     lines_per_row: ClassVar[int] = 8
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row in any of the formats above.
-
-        Raises:
-            RowError: a line or field is missing or invalid.
-        """
+        """Read a row in any of the formats above."""
         if set(row) == {"text"}:
             row = _read_lines(row["text"])
         context, question = require_text(row, "context", "text"), require_text(row, "question", "query")
@@ -124,12 +120,7 @@ class ChoiceTask(Task):
     answer_rules: ClassVar[tuple[str, ...]] = ("leading-letter",)
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row in either format.
-
-        Raises:
-            RowError: a field is missing or of the wrong type, or ``answerKey`` is not a label, as in rows whose answer
-                is not public.
-        """
+        """Read a row in either format."""
         asked = require_field(row, "question")
         fields = {"stem": asked, "choices": row.get("choices")} if isinstance(asked, str) else asked
         if not isinstance(fields, Mapping):
@@ -194,24 +185,12 @@ class ARCChallenge(ChoiceTask):
     source: ClassVar[str | None] = "allenai/ai2_arc:ARC-Challenge"
 
 
-_ANSWER_WORDS = frozenset(
-    (
-        "the",
-        "so",
-        "hence",
-        "thus",
-        "therefore",
-        "correct",
-        "right",
-        "answer",
-        "ans",
-        "option",
-        "choice",
-        "is",
-        "be",
-        "will",
-    )
-)
+# fmt: off
+_ANSWER_WORDS = frozenset((
+    "the", "so", "hence", "thus", "therefore", "correct", "right", "answer", "ans", "option", "choice",
+    "is", "be", "will",
+))
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -231,11 +210,7 @@ class AQuARAT(Task):
     answer_rules: ClassVar[tuple[str, ...]] = ("leading-letter",)
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row.
-
-        Raises:
-            RowError: a field is missing or of the wrong type.
-        """
+        """Read a row."""
         question, letter = require_text(row, "question"), require_text(row, "correct").upper()
         if letter not in tuple(LETTERS[:5]):
             raise RowError(f"correct: must be a letter A to E, got {letter!r}")

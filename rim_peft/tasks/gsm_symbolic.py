@@ -55,12 +55,6 @@ class GSMSymbolic(DrawnTask):
     """Number of held-out templates, the same ones for every seed."""
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: an option is out of range.
-            ImportError: reasoning-gym is not installed.
-        """
         super().__post_init__()
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"lengths: must hold numbers of equations of at least 1, got {self.lengths!r}.")
@@ -70,11 +64,7 @@ class GSMSymbolic(DrawnTask):
             raise ImportError("task: 'gsm-symbolic' needs reasoning-gym: pip install 'rim-peft[gsm-symbolic]'.")
 
     def num_in(self, split: str) -> int:
-        """Return the number of rows in a split.
-
-        Raises:
-            ValueError: there is no such split.
-        """
+        """Return the number of rows in a split."""
         if split == NEW_TEMPLATES:
             return self.num_held_out
         if split not in SPLITS:

@@ -27,23 +27,8 @@ LARGEST = 9
 
 NAMES = (
     *("Ann", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jon", "Kim", "Liv", "Moe", "Nora", "Otto"),
-    *(
-        "Pam",
-        "Quinn",
-        "Rose",
-        "Sam",
-        "Tom",
-        "Uma",
-        "Vera",
-        "Walt",
-        "Yara",
-        "Zoe",
-        "Alma",
-        "Bert",
-        "Carl",
-        "Dora",
-        "Emil",
-    ),
+    *("Pam", "Quinn", "Rose", "Sam", "Tom", "Uma", "Vera", "Walt", "Yara", "Zoe", "Alma", "Bert", "Carl"),
+    *("Dora", "Emil"),
 )
 THINGS = (
     *("marbles", "buttons", "pens", "books", "shells", "stamps", "coins", "cards", "apples", "pears", "plums", "eggs"),

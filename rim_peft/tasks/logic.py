@@ -89,11 +89,7 @@ class ProntoQA(Task):
     """The deciding rule; both are reported."""
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row in either format; the answer is ``True`` or ``False``.
-
-        Raises:
-            RowError: a field is missing or of the wrong type.
-        """
+        """Read a row in either format; the answer is ``True`` or ``False``."""
         row = row.get("test_example", row)
         if not isinstance(row, Mapping):
             raise RowError(f"test_example: must be an object, got {row!r}")
@@ -162,9 +158,5 @@ class BigBenchHard(Task):
         super().__post_init__()
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row.
-
-        Raises:
-            RowError: a field is missing or of the wrong type.
-        """
+        """Read a row."""
         return Example(require_text(row, "input"), answer=require_text(row, "target"))

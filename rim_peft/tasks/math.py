@@ -96,11 +96,7 @@ class GSM8KAugNL(Task):
     """The deciding rule; both are reported."""
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row.
-
-        Raises:
-            RowError: a field is missing or of the wrong type.
-        """
+        """Read a row."""
         return Example(
             require_text(row, "question"), answer=require_number(row, "answer"), steps=read_texts(row, "steps")
         )
@@ -164,11 +160,7 @@ class GSMHard(Task):
     """The deciding rule; all three are reported."""
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row; the answer becomes a decimal without an exponent, which the rules would misread.
-
-        Raises:
-            RowError: a field is missing or of the wrong type.
-        """
+        """Read a row; the answer becomes a decimal without an exponent, which the rules would misread."""
         return Example(require_text(row, "input"), answer=require_number(row, "target"))
 
 
@@ -191,11 +183,7 @@ class MultiArith(Task):
     """The deciding rule; both are reported."""
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row in either format.
-
-        Raises:
-            RowError: a field is missing or of the wrong type.
-        """
+        """Read a row in either format."""
         return Example(require_text(row, "question", "input"), answer=require_number(row, "final_ans", "target"))
 
 
@@ -224,11 +212,7 @@ class SVAMP(Task):
     """The deciding rule; both are reported."""
 
     def read_row(self, row: Mapping[str, Any]) -> Example:
-        """Read a row in either format.
-
-        Raises:
-            RowError: a field is missing or of the wrong type.
-        """
+        """Read a row in either format."""
         if "input" in row:
             return Example(require_text(row, "input"), answer=require_number(row, "target"))
         body, question = require_text(row, "Body"), require_text(row, "Question")
@@ -274,12 +258,6 @@ class MATH(Task):
     """Also report ``math-verify``, as is always done if it decides. Needs ``rim-peft[math]``."""
 
     def __post_init__(self) -> None:
-        """Check the options, and that ``math_verify`` is installed if it is needed.
-
-        Raises:
-            ValueError: an option has an invalid value.
-            ImportError: ``math_verify`` is needed and not installed.
-        """
         if self.math_verify or self.answer_rule == "math-verify":
             check_math_verify()
             object.__setattr__(self, "answer_rules", ("boxed-string", "math-verify"))

@@ -41,11 +41,6 @@ class Multiplication(DrawnTask):
     """Number of training rows."""
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: an option is out of range.
-        """
         super().__post_init__()
         if self.num_digits < 2:
             raise ValueError(f"num_digits: must be at least 2, got {self.num_digits}.")
@@ -74,11 +69,7 @@ class Multiplication(DrawnTask):
         return {"question": question, "steps": steps, "answer": _write(total, 2 * size)}
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split, each question once: drawn products whose question hashes into it.
-
-        Raises:
-            ValueError: the split is not train, validation or test.
-        """
+        """Yield the rows of a split, each question once: drawn products whose question hashes into it."""
         wanted = self.num_in(split)
         rng = random.Random(f"multiplication {self.seed}")
         numbers = range(10 ** (self.num_digits - 1), 10**self.num_digits)

@@ -67,11 +67,6 @@ class ReasoningGym(DrawnTask):
     own_options: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        """Check the options, the generator's own with its own rules.
-
-        Raises:
-            ValueError: an option is out of range.
-        """
         super().__post_init__()
         try:
             getattr(_config(self.generator, 0, 1, self._options), "validate", bool)()

@@ -80,12 +80,6 @@ class OwnRows(Task):
     _found: ClassVar[Columns | None] = None
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: one has an invalid value.
-            ImportError: the rule needs a package that is not installed.
-        """
         object.__setattr__(self, "answer_rules", (self.answer_rule,))
         object.__setattr__(self, "columns", {role: names for role, names in self.columns.items() if names is not None})
         check_columns(self.columns)
@@ -224,7 +218,6 @@ class OwnRows(Task):
         """Return answer and steps of a text with the answer.
 
         Args:
-            text: the text.
             chains: chains of thought that were found elsewhere, by their place.
         """
         thought, answer = take_thought(text)

@@ -149,7 +149,6 @@ def find_answer(text: str, how: str) -> tuple[str, str]:
     (('18', '2*9 = <<2*9=18>>18'), ('18', 'So 18.'))
 
     Args:
-        text: the text.
         how: ``boxed`` (the last box), ``last-number``, or ``after:`` and a text (what follows its last occurrence).
 
     Raises:

@@ -42,22 +42,13 @@ class DrawnTask(GeneratedTask):
     """Seed of the rows; the splits share no question, whatever the seed."""
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: an option is out of range.
-        """
         super().__post_init__()
         if self.num_rows < 1 or self.num_held_out < 1:
             raise ValueError(f"num_rows, num_held_out: must be at least 1, got {self.num_rows}, {self.num_held_out}.")
         check_ranges(self, dict.fromkeys(("num_rows", "num_held_out"), Range(1, 10**9)))
 
     def num_in(self, split: str) -> int:
-        """Return the number of rows in a split.
-
-        Raises:
-            ValueError: the split is not train, validation or test.
-        """
+        """Return the number of rows in a split."""
         if split not in SPLITS:
             raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
         return self.num_rows if split == "train" else self.num_held_out
@@ -73,11 +64,6 @@ class StoryTask(DrawnTask):
     """Relative frequency of each of `lengths`; equal if not given."""
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: an option is out of range.
-        """
         super().__post_init__()
         longest = self.longest
         if not self.lengths or not all(1 <= length <= longest for length in self.lengths):
@@ -105,11 +91,7 @@ class StoryTask(DrawnTask):
         return {**self.draw_row(rng, length), "length": length}
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split: candidates whose question hashes into it.
-
-        Raises:
-            ValueError: the split is not train, validation or test.
-        """
+        """Yield the rows of a split: candidates whose question hashes into it."""
         left = self.num_in(split)
         for index in count():
             if left <= 0:

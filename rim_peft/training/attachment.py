@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 from rim_peft.data.sources import asking_hub
 from rim_peft.training.distributed import shards_weights
 from rim_peft.training.readout_config import ReadoutConfig
-from rim_peft.tuner.bases import find_layers
+from rim_peft.tuner.bases import attention_of, find_layers
 from rim_peft.tuner.card import CARD_FILE, TAGS, CardText, Usage, render_card
 from rim_peft.tuner.config import RiMConfig
 
@@ -93,7 +93,7 @@ def check_adapter(
 
 def fall_back_from_flex(base: Any, *, device_type: str) -> None:
     """Switch flex attention to sdpa on a CPU, where flex attention has no backward pass."""
-    if device_type == "cpu" and base.config.get_text_config()._attn_implementation == "flex_attention":
+    if device_type == "cpu" and attention_of(base.config) == "flex_attention":
         logger.warning("attn_implementation: flex_attention has no backward pass on a CPU; training with sdpa.")
         base.set_attn_implementation("sdpa")
 

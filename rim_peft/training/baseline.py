@@ -31,11 +31,6 @@ class BaselineConfig(ReadoutConfig):
     )
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: ``block_range`` is given, or the separator is empty.
-        """
         super().__post_init__()
         if self.block_range is not None:
             raise ValueError(f"block_range: must be null, got {self.block_range!r}: there is only one readout.")

@@ -6,163 +6,23 @@ import json
 import logging
 import math
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.state import AcceleratorState
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import SFTTrainer
 
-from rim_peft.training.distributed import (
-    check_launch,
-    fill_adapter,
-    fill_optimizer,
-    gather_adapter,
-    gather_optimizer,
-    is_sharded,
-    keep_memory,
-    on_main,
-)
-from rim_peft.training.files import find_damage, replace_file, write_manifest, write_text
-from rim_peft.training.interruption import SaveAfterEpoch
+from rim_peft.training.distributed import fill_adapter, gather_adapter, on_main
+from rim_peft.training.files import find_damage, replace_file, write_text
 from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import not_finite, read_tensors, seal_tensors
-from rim_peft.values import cut
+from rim_peft.values import cut, is_number
 
-ADAPTER_WEIGHTS, OPTIMIZER, SCHEDULER = "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"
-
-
-class Checkpoints(SFTTrainer):
-    """A trainer that resumes only from intact checkpoints and ends with the same weights as without a stop.
-
-    With a sharded model it gathers only the adapter and its optimiser. transformers would gather the whole base to
-    write the adapter, and would store the optimiser in another format.
-    """
-
-    model: Any
-    lr_scheduler: Any
-    trains_sharded = True  # one forward pass of the model contains all passes over the base
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.add_callback(SaveAfterEpoch())
-        check_launch(self)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, or resume from a checkpoint: the given one or, with True, the latest intact one.
-
-        Raises:
-            ValueError: the checkpoint is damaged, or there is no intact one.
-        """
-        if resume_from_checkpoint is True:
-            folder = Path(str(self.args.output_dir))
-            if (latest := on_main(lambda: last_checkpoint(folder))) is None:
-                raise ValueError(f"resume_from_checkpoint: needs an intact checkpoint in {folder}, got none. Omit it.")
-            resume_from_checkpoint = str(latest)
-        elif resume_from_checkpoint:
-            checkpoint = Path(resume_from_checkpoint)
-            if (damage := on_main(lambda: check_checkpoint(checkpoint))) is not None:
-                raise ValueError(
-                    f"resume_from_checkpoint: must be intact, got {checkpoint}, where {damage}. Give an older one."
-                )
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The Trainer compares the number of steps only after a step, so from a checkpoint of the last step it would
-        # take one more. That checkpoint already has the log line and scores of the epoch's end (`SaveAfterEpoch`).
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        if skip_scheduler and self.state.global_step > 0:
-            return {}  # `eval_on_start`, but this run is resumed, not started
-        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        return metrics
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        folder = Path(str(self.args.output_dir)) / name
-        on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # an incomplete or damaged one
-        super()._save_checkpoint(*args, **kwargs)
-        on_main(lambda: write_manifest(folder))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # The state is written next and marks the checkpoint as complete, so wait for the other processes' parts.
-        self.accelerator.wait_for_everyone()
-
-    def release(self) -> None:
-        """Release the model after training so that another trainer can use it; only DeepSpeed holds on to it."""
-        if self.is_deepspeed_enabled:
-            self.accelerator.free_memory()
-            AcceleratorState._reset_state()  # accelerate takes one DeepSpeed plugin, but each stage has its own
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        if is_sharded(self.model):
-            # Sharded by the previous stage. accelerate would look for layer classes to shard, which have new names by
-            # now, and transformers would wrap `generate` twice, which releases the weights too early.
-            self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
-            vars(self.model).pop("generate", None)
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        if is_sharded(self.model):
-            keep_memory(self.model)
-        return prepared
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter; every process must call it."""
-        if not is_sharded(self.model):
-            super().save_model(output_dir, _internal_call)
-            return
-        self._save(output_dir, state_dict=gather_adapter(self.model))  # writes in the main process only
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not is_sharded(self.model):
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        state = gather_optimizer(self.optimizer)
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not is_sharded(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        fill_adapter(self.model, read_tensors(self._adapter_file(resume_from_checkpoint)))
-
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:
-            super()._load_best_model()
-            return
-        path = self._adapter_file(str(self.state.best_model_checkpoint))
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"load_best_model_at_end: {path} must hold the best weights, but is missing. Keep the checkpoints "
-                "until the training has ended."
-            )
-        fill_adapter(self.model, read_tensors(path))
-        self.model.eval()  # as PEFT does after loading
-
-    def _adapter_file(self, checkpoint: str) -> Path:
-        """Return the active adapter's file in a checkpoint; PEFT gives every adapter but ``default`` a subfolder."""
-        name = str(self.model.active_adapter)
-        return Path(checkpoint, "" if name == "default" else name, ADAPTER_WEIGHTS)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not is_sharded(self.model):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        folder = Path(checkpoint)
-        fill_optimizer(self.optimizer, torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
-        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER, weights_only=True))
-
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +36,6 @@ class BestWeights:
     Among equal scores the later step wins, in whatever order they are offered: a resumed run offers some again.
 
     Args:
-        path: the file.
         stages: names of the run's stages, in order.
     """
 
@@ -203,7 +62,7 @@ class BestWeights:
         Raises:
             ValueError: the score is not a finite number, or the weights are not finite.
         """
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if not is_number(score) or not math.isfinite(score):
             raise ValueError(
                 f"validate: {SCORE} must be a finite number, since it chooses the best adapter, got {score!r} at step "
                 f"{step} of {stage}. Correct what validate returns."
@@ -314,8 +173,6 @@ def save_weights(model: PeftModel, path: Path, *, best: dict[str, Any] | None = 
     """Write the active adapter's tensors to one file, atomically; every process must call it, the main one writes.
 
     Args:
-        model: the model.
-        path: the file.
         best: stage, step and score to note in the file.
 
     Raises:

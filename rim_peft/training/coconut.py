@@ -18,15 +18,16 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from rim_peft.data.objective import Objective, TokenizedRow, chain_parts, list_lengths, step_lengths
 from rim_peft.sequence import IGNORE_INDEX
+from rim_peft.sequence.layout import pad_left
 from rim_peft.training.baseline import WrittenChain, separator_of
 from rim_peft.training.head import run_head
 from rim_peft.training.losses import phase_at
 from rim_peft.training.metrics import TextMetrics
-from rim_peft.training.readout_config import ReadoutConfig, are_shares, check_share
+from rim_peft.training.readout_config import ReadoutConfig, are_shares, check_unchanged
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.tuner.thoughts import check_thinks, think
-from rim_peft.values import Range, check_ranges
+from rim_peft.values import Range, check_integer, check_ranges, check_share
 
 
 def count_longest(row: TokenizedRow, *, separator_ids: Sequence[int], thoughts_per_step: int, num_stages: int) -> int:
@@ -65,18 +66,12 @@ class CoconutCollator:
         parts = [self.parts(row) for row in rows]
         starts = [[0, *accumulate(len(part) for part in chain[:-1])] for chain in parts]
         most = max(map(len, starts))
-        prompts = [list(row["prompt_ids"]) for row in rows]
-        longest = max(map(len, prompts))
-        padding = [longest - len(prompt) for prompt in prompts]
+        ids, mask = pad_left([row["prompt_ids"] for row in rows], self.pad_id)
         texts = [[token for part in chain for token in part] for chain in parts]
         length = max(map(len, texts))
         return {
-            "input_ids": torch.tensor(
-                [[self.pad_id] * gap + prompt for gap, prompt in zip(padding, prompts, strict=True)]
-            ),
-            "attention_mask": torch.tensor(
-                [[0] * gap + [1] * len(prompt) for gap, prompt in zip(padding, prompts, strict=True)]
-            ),
+            "input_ids": ids,
+            "attention_mask": mask,
             "text_ids": torch.tensor([text + [IGNORE_INDEX] * (length - len(text)) for text in texts]),
             "part_starts": torch.tensor([places + places[-1:] * (most - len(places)) for places in starts]),
         }
@@ -86,7 +81,6 @@ def cut_texts(batch: Mapping[str, Tensor], num_steps: int | None) -> Tensor:
     """Return a batch's chains without their first steps.
 
     Args:
-        batch: a collated batch.
         num_steps: steps to omit; None for all, which leaves the answers.
 
     Returns:
@@ -147,22 +141,10 @@ class CoconutConfig(ReadoutConfig):
     )
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: one is out of range, or does not work with thoughts.
-        """
         super().__post_init__()
-        for name, needed in _REFUSED.items():
-            if (value := getattr(self, name)) != needed:
-                raise ValueError(
-                    f"{name}: must stay {needed!r} for Coconut, got {value!r}: its thoughts run one after another on a "
-                    "KV cache. Remove it."
-                )
+        check_unchanged(self, _REFUSED, "its thoughts run one after another on a KV cache", where=" for Coconut")
         for name in ("num_stages", "thoughts_per_step"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: must be an integer of at least 1, got {value!r}.")
+            check_integer(name, getattr(self, name), least=1)
         check_ranges(self, dict.fromkeys(("num_stages", "thoughts_per_step"), Range(1, 1000)))
         check_share("mix_share", self.mix_share)
         shares = self.stage_shares
@@ -240,7 +222,6 @@ class CoconutTrainer(ReadoutTrainer):
     trains_sharded = False
     metrics_class = TextMetrics
     args: CoconutConfig
-    _name = "Coconut"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -268,14 +249,8 @@ class CoconutTrainer(ReadoutTrainer):
             return int(torch.randint(args.num_stages + 1, (), generator=random))
         return args.stage_at(step / max(1, self.state.max_steps))
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
-    ) -> Any:
-        """Return the loss of a batch, in nats per sample: the current stage's, or the last stage's in evaluation."""
+    def summed_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """Return a batch's loss and the head's outputs: the current stage's, or the last stage's in evaluation."""
         mode = "train" if self.model.training else "eval"
         args = self.args
         stage = self.stage(self.state.global_step) if mode == "train" else args.num_stages
@@ -301,11 +276,7 @@ class CoconutTrainer(ReadoutTrainer):
             outputs = run_head(model, torch.cat([no_label, labels], dim=1), head=self._head, **text)
         metrics: Any = self._sums[mode]
         metrics.add(outputs.is_top1[:, -labels.shape[1] :], is_label)
-        loss = -outputs.log_probs.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-        if num_items_in_batch is not None:
-            # The count is over all processes, and their gradients are averaged.
-            loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        return -outputs.log_probs.sum(), outputs
 
     def figures(self, mode: str) -> dict[str, float]:
         """Return the token accuracy and, in training, the last step's stage."""

@@ -80,7 +80,6 @@ def run_curriculum(
 
     Args:
         model: the base with its RIM adapter; changed in place.
-        tokenizer: the base's tokenizer.
         train_dataset: rows of question, steps and answer for both stages.
         output_dir: folder of the best weights during training; each stage's checkpoints are in its own
             ``args.output_dir``.

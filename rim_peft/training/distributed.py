@@ -117,9 +117,6 @@ LEAST_ACCELERATE = "1.13"
 def check_launch(trainer: Any) -> None:
     """Check how accelerate distributes a training, which is known once the trainer exists.
 
-    Args:
-        trainer: one of this package's trainers.
-
     Raises:
         ValueError: its method, its base or an option does not support that.
     """

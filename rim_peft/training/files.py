@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from safetensors import safe_open
 from transformers.trainer_pt_utils import safe_globals
 
 from rim_peft.training.distributed import on_main
-from rim_peft.tuner.files import check_folder_path
+from rim_peft.tuner.files import check_folder_path, file_hash
 
 MANIFEST = ".manifest.json"
 
@@ -73,7 +72,7 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
         paths = (path for path in folder.rglob("*") if path.is_file())
         noted = (path for path in paths if path.suffix != ".md" and not path.name.startswith("."))
         names = sorted(path.relative_to(folder).as_posix() for path in noted)
-    files = {name: {"size": (folder / name).stat().st_size, "sha256": _hash(folder / name)} for name in names}
+    files = {name: {"size": (folder / name).stat().st_size, "sha256": file_hash(folder / name)} for name in names}
     write_text(folder / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
 
 
@@ -107,7 +106,7 @@ def find_damage(folder: Path, names: Iterable[str]) -> str | None:
                 return f"{name} is missing"
             if found.stat().st_size != kept["size"]:
                 return f"{name} has {found.stat().st_size} bytes, but was written with {kept['size']}"
-            if _hash(found) != kept["sha256"]:
+            if file_hash(found) != kept["sha256"]:
                 return f"{name} does not have the contents it was written with"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
@@ -180,14 +179,6 @@ def _find_unreadable(path: Path) -> str | None:
     except Exception as error:  # each of the libraries raises its own
         return f"{path.name} cannot be read ({type(error).__name__})"
     return None
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers.modeling_layers import GradientCheckpointingLayer
-from trl.trainer.utils import add_fused_lm_head
 
-from rim_peft.sequence import IGNORE_INDEX, Labels, Layout, attention_masks
-from rim_peft.tuner.bases import input_device, mask_dtype, not_causal, on_small_copy
+from rim_peft.sequence import IGNORE_INDEX, Labels, Layout
+from rim_peft.training.trl_plugin import fuse_head
+from rim_peft.tuner.bases import attention_masks, evaluation_mode, input_device, mask_dtype, not_causal
+from rim_peft.tuner.small_copy import on_small_copy
 
 
 class CompiledLayers:
@@ -33,7 +34,6 @@ class CompiledLayers:
         """Prepare; the first step compiles.
 
         Args:
-            base: the model under the adapter.
             backend: backend of ``torch.compile``.
 
         Raises:
@@ -58,9 +58,6 @@ class CompiledLayers:
 
 
 logger = logging.getLogger(__name__)
-
-FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")
-"""The outputs that TRL's trainer requests from its fused head."""
 
 _PROBE_TOKENS = 8
 
@@ -89,10 +86,8 @@ def score_labels(model: Any, base: Any, layout: Layout, labels: Labels, *, head:
 
     Args:
         model: the model as a trainer calls it, with TRL's fused head.
-        base: the model under its adapter.
         layout: R rows, on the model's device.
         labels: the N labels of these rows.
-        head: which head scores them.
 
     Returns:
         ``log_probs`` and ``is_top1``, (1, N) each, in the order of the labels.
@@ -114,10 +109,7 @@ def run_head(model: Any, token_ids: Tensor, *, head: Head, **inputs: Any) -> Any
     """Run a model and score a token at each position that reaches its head.
 
     Args:
-        model: as for :func:`score_labels`.
         token_ids: (R, N) the tokens, -100 for none.
-        head: which head scores them.
-        inputs: the model's other arguments.
 
     Returns:
         ``log_probs`` and ``is_top1``, (R, N) each.
@@ -136,7 +128,6 @@ def head_at(base: Any, places: Tensor) -> Iterator[None]:
     """While entered, the base's head gets only the hidden states at ``places``, as one row (1, N, H).
 
     Args:
-        base: the model under the adapter.
         places: (N,) indices into the R·S tokens, row by row.
     """
 
@@ -209,7 +200,7 @@ def find_head(model: Any) -> FoundHead | None:
     """Try the heads on a small copy of a model, without its weights; None if there is no small copy."""
 
     def try_copy(copy: Any) -> FoundHead:
-        add_fused_lm_head(copy, outputs=FUSED_OUTPUTS)
+        fuse_head(copy)
         return _try_heads(copy)
 
     found: FoundHead | None = on_small_copy(model, try_copy)
@@ -219,18 +210,13 @@ def find_head(model: Any) -> FoundHead | None:
 @torch.no_grad()
 def _try_heads(base: Any) -> FoundHead:
     """Compare the heads with a model's own logits, on two rows that differ in their last token."""
-    was_training = [module for module in base.modules() if module.training]
-    base.eval()
-    try:
+    with evaluation_mode(base):
         size = base.get_input_embeddings().weight.shape[0]
         ids = torch.arange(7, 7 + 13 * _PROBE_TOKENS, 13, device=input_device(base)).repeat(2, 1)
         ids[1, -1] += 1
         logits = base(input_ids=ids % size, use_cache=False).logits.float()
         is_causal = _distance(logits[0, :-1], logits[1, :-1], scale=logits) <= (1e-3 if _is_exact(base) else 0.05)
         return FoundHead(next((head for head in Head if _agrees(base, head, ids % size, logits)), None), is_causal)
-    finally:
-        for module in was_training:
-            module.training = True
 
 
 def _agrees(base: Any, head: Head, ids: Tensor, logits: Tensor) -> bool:

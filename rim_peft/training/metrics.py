@@ -47,7 +47,6 @@ def by_block(logs: Mapping[str, Any], metric: str, *, prefix: str = "") -> dict[
     {1: 1.0}
 
     Args:
-        logs: a log line.
         metric: ``"loss"``, ``"token_accuracy"`` or ``"weight"``.
         prefix: ``"eval_"`` for what an evaluation logged.
     """
@@ -87,7 +86,6 @@ class BlockMetrics(Metrics):
         Args:
             log_probs: (N,) log-probability of each label.
             is_top1: (N,) whether the label was the most likely token.
-            labels: the batch's labels.
             weights: (D, K) weight of each sample's readouts.
             has_block: (D, K) whether the sample has that block.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ from trl import SFTConfig
 from rim_peft.data.examples import Templates
 from rim_peft.training.metrics import current_name
 from rim_peft.tuner.config import MOST_BLOCKS, RiMConfig
-from rim_peft.values import Range, check_ranges, shown
+from rim_peft.values import Range, check_integer, check_ranges, check_share, is_number, shown
 
 # TRL's own ways of filling rows and choosing labels, which conflict with the interleaved layout.
 _REFUSED: dict[str, Any] = {
@@ -67,21 +68,18 @@ _RANGES = {
 """Ranges in which training can work; values outside end in a crash or in weights that are not finite."""
 
 
-def check_share(name: str, value: object) -> None:
-    """Check an option that is a share.
-
-    Raises:
-        ValueError: it is not a number in [0, 1).
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-        raise ValueError(f"{name}: must be a number in [0, 1), got {value!r}.")
+def check_unchanged(args: SFTConfig, values: Mapping[str, Any], reason: str, *, where: str = "") -> None:
+    """Refuse options that differ from the only values that work."""
+    for name, needed in values.items():
+        if (value := getattr(args, name)) != needed:
+            raise ValueError(f"{name}: must stay {needed!r}{where}, got {value!r}: {reason}. Remove it.")
 
 
 def are_shares(value: object) -> bool:
     """Tell whether a value is a list of shares that sum to 1, none negative and the last one not 0."""
     return (
         isinstance(value, list | tuple)
-        and all(isinstance(share, int | float) and not isinstance(share, bool) for share in value)
+        and all(map(is_number, value))
         and len(value) > 0
         and min(value) >= 0.0
         and value[-1] > 0.0
@@ -93,7 +91,7 @@ def _are_depths(value: object, count: int) -> bool:
     return (
         isinstance(value, list | tuple)
         and len(value) == count
-        and all(isinstance(share, int | float) and not isinstance(share, bool) for share in value)
+        and all(map(is_number, value))
         and value[0] > 0.0
         and all(lower <= upper for lower, upper in pairwise(value))
         and value[-1] == 1.0
@@ -220,11 +218,6 @@ class ReadoutConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: an option of TRL is incompatible with interleaved rows, or one is out of range.
-        """
         if self.bf16 is None and not self.fp16:
             # TRL turns bf16 on by default on any machine, and fails on a CPU.
             self.bf16 = is_torch_bf16_gpu_available()
@@ -244,11 +237,7 @@ class ReadoutConfig(SFTConfig):
             if "loss_by_block/" in self.metric_for_best_model and self.greater_is_better is None:
                 self.greater_is_better = False  # the parent only knows names that end in loss
         super().__post_init__()
-        for name, needed in _REFUSED.items():
-            if (value := getattr(self, name)) != needed:
-                raise ValueError(
-                    f"{name}: must stay {needed!r}, got {value!r}: rows of readouts have their own layout. Remove it."
-                )
+        check_unchanged(self, _REFUSED, "rows of readouts have their own layout")
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise ValueError(
                 f"train_sampling_strategy: must be 'random' or 'sequential', got {self.train_sampling_strategy!r}: "
@@ -257,12 +246,10 @@ class ReadoutConfig(SFTConfig):
         if self.on_bad_rows not in ("error", "drop"):
             raise ValueError(f"on_bad_rows: must be 'error' or 'drop', got {self.on_bad_rows!r}.")
         for name in ("pack_length", "max_tokens_per_batch", "pad_to_multiple_of"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}: must be an integer of at least 1, got {value!r}.")
-        ratio = self.loraplus_lr_ratio
-        if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, int | float)):
-            raise ValueError(f"loraplus_lr_ratio: must be a number, got {shown(ratio)}.")
+            if (value := getattr(self, name)) is not None:
+                check_integer(name, value, least=1)
+        if self.loraplus_lr_ratio is not None and not is_number(self.loraplus_lr_ratio):
+            raise ValueError(f"loraplus_lr_ratio: must be a number, got {shown(self.loraplus_lr_ratio)}.")
         if self.block_range is not None:
             check_range("block_range", self.block_range)
         self._check_curriculum()
@@ -291,9 +278,7 @@ class ReadoutConfig(SFTConfig):
 
     def _check_curriculum(self) -> None:
         accuracy = self.length_accuracy
-        if accuracy is not None and (
-            isinstance(accuracy, bool) or not isinstance(accuracy, int | float) or not 0.0 < accuracy <= 1.0
-        ):
+        if accuracy is not None and not (is_number(accuracy) and 0.0 < accuracy <= 1.0):
             raise ValueError(f"length_accuracy: must be a number in (0, 1], got {shown(accuracy)}.")
         if self.length_shares is None:
             for name in ("length_accuracy", "layer_shares"):
@@ -316,12 +301,12 @@ class ReadoutConfig(SFTConfig):
                 "line. Use steps."
             )
         order = {"train_sampling_strategy": "random", "ignore_data_skip": False, "auto_find_batch_size": False}
-        for name, needed in order.items():
-            if (value := getattr(self, name)) != needed:
-                raise ValueError(
-                    f"{name}: must stay {needed!r} with length_shares, got {value!r}: the rows have their own order, "
-                    "which a resumed training continues. Remove it."
-                )
+        check_unchanged(
+            self,
+            order,
+            "the rows have their own order, which a resumed training continues",
+            where=" with length_shares",
+        )
         if self.max_tokens_per_batch is not None:
             raise ValueError(
                 f"length_shares: must be null with max_tokens_per_batch, got {shown(self.length_shares)}: batches "

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from rim_peft.data.cache import check_table
 from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
 from rim_peft.data.tokenization import padding_id
-from rim_peft.sequence import Layout, check_architecture, keep_readouts, pack_rows
+from rim_peft.sequence import Layout, keep_readouts, pack_rows
 from rim_peft.training.attachment import (
     attach,
     check_adapter,
@@ -43,7 +44,7 @@ from rim_peft.training.metrics import by_block
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.samples import ReadSamples, send_samples, trackers_of
 from rim_peft.training.watching import WatchedTrainer
-from rim_peft.tuner.bases import check_uncompiled, lowest_layers, num_positions
+from rim_peft.tuner.bases import check_architecture, check_uncompiled, lowest_layers, num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
 
 Validate = Callable[[PeftModel], dict[str, float]]
@@ -81,11 +82,8 @@ class ReadoutTrainer(WatchedTrainer, ABC):
     model: Any  # a PeftModel; the parent declares more types
     args: ReadoutConfig
     data_collator: Any
-    _signature_columns: Any
     config_class: type[ReadoutConfig]
     least_blocks = 1  # minimum that an adapter must have to be trained
-    _tag_names = ["trl", "peft", "rim", "latent-reasoning"]  # noqa: RUF012 - TRL's own class attribute
-    _name = "RiM"
 
     def __init__(
         self,
@@ -128,7 +126,8 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         self._validate = validate
         self._read_samples = read_samples
         self._progress = ReadoutProgress(self.stage_name)
-        self.args = args  # the rows are prepared inside the parent's constructor
+        self.args = args = copy(args)  # the rows are prepared inside the parent's constructor
+        args.remove_unused_columns = False  # the Trainer would keep columns of its own names
         adapter_weights = {name: p.detach().clone() for name, p in peft_model.named_parameters() if p.requires_grad}
         super().__init__(
             model=peft_model,
@@ -145,11 +144,11 @@ class ReadoutTrainer(WatchedTrainer, ABC):
                 parameter.data = adapter_weights[name].to(parameter.device)
         self._head = choose_head(peft_model.get_base_model(), is_sharded=shards_weights())
         self.data_collator = self.objective.collator(
-            pad_id=padding_id(self._tokenizer, self._rim_config.block_tokens.begin),
+            pad_id=padding_id(self.tokenizer, self._rim_config.block_tokens.begin),
             block_range=args.block_range,
             seed=args.seed,
         )
-        # The loss divides by the samples of the whole optimiser step itself (`_get_num_items_in_batch`).
+        # The loss divides by the samples of the whole optimiser step itself (`get_batch_samples`).
         self.model_accepts_loss_kwargs = True
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -164,7 +163,6 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         """Return the stage's objective: what it trains on in each row. Needs no model.
 
         Args:
-            args: the stage's options.
             config: the adapter's config, attached to a base before, so that it has the memory's token ids.
             tokenizer: the base's. Without it, the objective of a stage that writes out steps has no separator.
         """
@@ -181,37 +179,36 @@ class ReadoutTrainer(WatchedTrainer, ABC):
     def objective(self) -> Objective:
         """The stage's objective."""
         if self._objective is None:
-            self._objective = self.objective_of(self.args, self._rim_config, self._tokenizer)
+            self._objective = self.objective_of(self.args, self._rim_config, self.tokenizer)
         return self._objective
 
-    def _prepare_dataset(
-        self,
-        dataset: Dataset | IterableDataset,
-        processing_class: PreTrainedTokenizerBase,
-        args: ReadoutConfig,
-        packing: bool,
-        formatting_func: Any,
-        dataset_name: str,
-    ) -> Dataset | IterableDataset:
-        """Tokenise a dataset unless it is tokenised already.
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer."""
+        tokenizer: Any = self.processing_class
+        return tokenizer
+
+    def prepare_rows(self, rows: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> Dataset | IterableDataset:
+        """Tokenise rows unless they are tokenised already.
 
         Raises:
             ValueError: rows already tokenised contain memory ids, or lack the steps that this stage needs.
         """
-        objective = self.objective_of(args, self._rim_config, processing_class)
-        if set(COLUMNS) <= set(dataset.column_names or ()):
-            if objective.needs_steps and isinstance(dataset, Dataset) and not all(dataset["step_ids"]):
+        args = self.args
+        objective = self.objective_of(args, self._rim_config, tokenizer)
+        if set(COLUMNS) <= set(rows.column_names or ()):
+            if objective.needs_steps and isinstance(rows, Dataset) and not all(rows["step_ids"]):
                 raise ValueError(
-                    f"{dataset_name} dataset: rows already tokenised must have steps for this training, but some "
+                    f"{name} dataset: rows already tokenised must have steps for this training, but some "
                     "have none. Give rows with question, steps and answer."
                 )
-            if isinstance(dataset, Dataset):
-                check_table(dataset, processing_class, objective.blocks.begin)
-            return dataset
+            if isinstance(rows, Dataset):
+                check_table(rows, tokenizer, objective.blocks.begin)
+            return rows
         return main_first(  # the others find its table on disk
             lambda: prepare_dataset(
-                dataset,
-                processing_class,
+                rows,
+                tokenizer,
                 objective,
                 templates=args.templates,
                 max_length=args.max_length,
@@ -220,9 +217,6 @@ class ReadoutTrainer(WatchedTrainer, ABC):
                 num_proc=args.dataset_num_proc,
             )
         )
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(COLUMNS)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of training batches, limited by rows or, with ``max_tokens_per_batch``, by tokens.
@@ -236,11 +230,10 @@ class ReadoutTrainer(WatchedTrainer, ABC):
                 "length_shares."
             )
         if self.args.max_tokens_per_batch is None:
-            return super().get_train_dataloader()
-        order: Any = self._get_train_sampler()
+            return _on_host(super().get_train_dataloader())
         loader = load_by_tokens(
             self.train_dataset,
-            order,
+            self.row_order(),
             self.objective,
             max_tokens=self.args.max_tokens_per_batch,
             num_processes=self.accelerator.num_processes,
@@ -256,8 +249,13 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         finally:
             self.accelerator.even_batches = before
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return super()._get_train_sampler(train_dataset) if self.args.length_shares is None else self.lengths
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Return the loader of evaluation batches."""
+        return _on_host(super().get_eval_dataloader(*args, **kwargs))
+
+    def row_order(self) -> Any:
+        """Return the sampler of training rows; with ``length_shares`` short chains come first."""
+        return super().row_order() if self.args.length_shares is None else self.lengths
 
     @cached_property
     def lengths(self) -> LengthCurriculum:
@@ -268,11 +266,10 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         seed = args.seed if args.data_seed is None else args.data_seed
         return order_by_length(rows, args.length_shares, pace, seed=seed)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # When several processes resume, the order is nested too deep in their loader for the epoch to reach it.
-        if self.args.length_shares is not None and "epoch" in kwargs:
-            self.lengths.set_epoch(int(kwargs["epoch"]))
-        super()._run_epoch(*args, **kwargs)
+    def before_epoch(self, epoch: int) -> None:
+        """Tell the order of rows; when several processes resume, it is nested too deep in their loader to be told."""
+        if self.args.length_shares is not None:
+            self.lengths.set_epoch(epoch)
 
     def figures(self, mode: str) -> dict[str, float]:
         """Return a log line's figures besides the loss; starts the next phase early once short chains are learned."""
@@ -305,28 +302,18 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         accuracy = accuracies[-1] if accuracies else 0.0
         return self.args.length_accuracy is not None and accuracy >= self.args.length_accuracy
 
-    def _running(self) -> dict[str, Any]:
-        running = super()._running()
+    def running(self) -> dict[str, Any]:
+        """Return what a log line sums up, and when the phases of a curriculum by length began."""
+        running = super().running()
         return running if self.args.length_shares is None else {**running, "lengths": self.lengths.begins}
 
-    def _go_on(self, running: dict[str, Any] | None) -> None:
-        super()._go_on(running)
+    def go_on(self, running: dict[str, Any] | None) -> None:
+        """Begin a training or, with the result of :meth:`running`, continue one."""
+        super().go_on(running)
         running = running or {}
         self._window = running.get("last_logged", 0)
         if self.args.length_shares is not None:
             self.lengths.begins = list(running.get("lengths", self.lengths.planned))
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        return _on_host(super()._get_dataloader(*args, **kwargs))
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Leave a batch on the host: rows are arranged there, where their lengths are known without a device sync."""
-        return inputs
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        """Count the samples of an optimiser step over its micro-batches and all processes."""
-        count = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
-        return self.accelerator.gather(count).sum()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; afterwards the check that a training has blocks in its rows applies again."""
@@ -381,7 +368,16 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Return the stage's loss for a batch, in nats per sample, and add it to the metrics by block."""
+        """Return the stage's loss for a batch, in nats per sample."""
+        loss, outputs = self.summed_loss(model, inputs)
+        if num_items_in_batch is None:
+            loss = loss / len(inputs["input_ids"])
+        else:  # the count is over all processes, and their gradients are averaged
+            loss = loss / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def summed_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """Return the sum of a batch's losses over its samples and the head's outputs; adds to the metrics by block."""
         is_training = self.model.training
         # Evaluation uses the full weight of all readouts, so that its loss is comparable over the run.
         step = self.state.global_step
@@ -402,31 +398,16 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             device = self.args.device
             layout, labels, weights = layout.to(device), labels.to(device), weights.to(device)
         outputs = score_labels(model, base, layout, labels, head=self._head)
-        num_samples = len(weights) if num_items_in_batch is None else num_items_in_batch
         log_probs, is_top1 = outputs.log_probs[0], outputs.is_top1[0]
-        loss = readout_loss(log_probs, label_weights(weights, labels), num_samples=num_samples)
-        if num_items_in_batch is not None:
-            # The count is over all processes, and their gradients are averaged.
-            loss = loss * self.accelerator.num_processes
+        loss = readout_loss(log_probs, label_weights(weights, labels), num_samples=1)
         metrics: Any = self._sums["train" if is_training else "eval"]
         metrics.add(log_probs, is_top1, labels, weights, has_block.to(device))
-        return (loss, outputs) if return_outputs else loss
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, None, None]:
-        """Return only the loss: readouts have no logits that a metric could align with labels."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs), None, None
+        return loss, outputs
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write a card that says how to load the adapter; TRL's card omits ``import rim_peft``."""
         if self.is_world_process_zero():
-            base = str(getattr(self.model.get_base_model().config, "_name_or_path", "") or "")
+            base = str(self.model.get_base_model().config.name_or_path or "")
             write_card(Path(str(self.args.output_dir)), name=model_name, stage=type(self).__name__, base=base)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -484,7 +465,6 @@ def arrange_rows(args: ReadoutConfig, layout: Layout, weights: Tensor) -> Layout
     """Drop readouts of weight 0 from the rows, and pack samples if ``pack_length`` is set.
 
     Args:
-        args: the stage's options.
         layout: the collator's rows.
         weights: (D, K) loss weights of the samples' readouts.
     """

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.objective import Objective, TokenizedRow, list_lengths, step_lengths
 from rim_peft.training.losses import SCHEDULES, grounding_weights, refinement_weights
-from rim_peft.training.readout_config import ReadoutConfig, check_share
+from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.config import RiMConfig
-from rim_peft.values import shown
+from rim_peft.values import check_share, shown
 
 READOUT_STEPS = {"next": 1, "own": 0}
 """By how many steps a block's readout is ahead of the block."""
@@ -57,11 +57,6 @@ class GroundingConfig(ReadoutConfig):
     )
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: an unknown schedule or readout, or ``hold`` out of range.
-        """
         super().__post_init__()
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule: must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}.")

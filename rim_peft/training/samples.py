@@ -67,9 +67,7 @@ def send_samples(
     """Send samples as a table to trackers whose runs have begun; only the main process may call it.
 
     Args:
-        samples: at least one.
         trackers: as :func:`trackers_of` returns them.
-        step: training step.
         callbacks: the trainer's callbacks, among them that of TensorBoard, which has its writer.
     """
     for name in trackers:

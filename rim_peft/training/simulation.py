@@ -18,13 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from trl.kernels import chunked_logprob
-from trl.trainer.utils import add_fused_lm_head
 
 from rim_peft.sequence import Layout
 from rim_peft.training.attachment import is_8_bit
-from rim_peft.training.head import FUSED_OUTPUTS, Head, score_labels
+from rim_peft.training.head import Head, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
+from rim_peft.training.trl_plugin import FUSED_TILES, fuse_head
 
 _attention = functional.scaled_dot_product_attention
 
@@ -40,9 +39,7 @@ def gpu_kernels() -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = [
         (functional, "dropout", _dropout),
         (functional, "scaled_dot_product_attention", _attend),
-        (chunked_logprob, "_forward_tile", _in_place),
-        (chunked_logprob, "_backward_tile", _in_place),
-        (chunked_logprob, "_addmm_fp32", _in_place),
+        *((module, name, _in_place) for module, name in FUSED_TILES),
     ]
     before = [getattr(owner, name) for owner, name, _ in replaced]
     for owner, name, kernel in replaced:
@@ -167,7 +164,6 @@ def simulate_step(
         autocast: type of mixed precision, None for none.
         accumulates: whether an earlier batch's gradients exist already, as with ``gradient_accumulation_steps``.
         on_gpu: whether kernels hold what a GPU's kernels hold (:func:`gpu_kernels`).
-        head: which head scores labels.
 
     Returns:
         The bytes at the step's peak. The optimiser's own step is not included; it holds less than backward except in
@@ -179,7 +175,7 @@ def simulate_step(
     # Row indices and labels are real, since they decide shapes.
     with FakeTensorMode(allow_non_fake_inputs=True):
         states = _make_fake(model)
-        add_fused_lm_head(base, outputs=FUSED_OUTPUTS)
+        fuse_head(base)
         if checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": is_8_bit(base) if reentrant is None else reentrant})
             base.enable_input_require_grads()

@@ -16,9 +16,9 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rim_peft.training.checkpoints import Checkpoints
 from rim_peft.training.metrics import BlockMetrics, Metrics, TrainingClock
 from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.training.trl_plugin import PluggedTrainer
 from rim_peft.tuner.tensors import not_finite
 
 _REMEDY = (
@@ -58,9 +58,6 @@ def check_logged(logs: Mapping[str, float], *, stage: str, step: int, may_skip: 
     """Check the losses and the gradient norm of a log line.
 
     Args:
-        logs: the line.
-        stage: name of the training.
-        step: the current step.
         may_skip: whether steps with infinite gradients are skipped, as fp16 loss scaling does.
 
     Raises:
@@ -92,19 +89,6 @@ def diverged_part(model: nn.Module) -> str | None:
     return not_finite(_trained(model))
 
 
-def check_loaded(model: nn.Module, source: str) -> None:
-    """Check the weights just loaded from a checkpoint.
-
-    Raises:
-        ValueError: one is not finite.
-    """
-    if (found := diverged_part(model)) is not None:
-        raise ValueError(
-            f"{source}: must hold finite weights to resume from, {found}: the training had diverged. Delete it to "
-            "resume from the previous checkpoint, or train again in another output_dir."
-        )
-
-
 def _trained(model: nn.Module) -> dict[str, Tensor]:
     """Return this process's part of the trained parameters."""
     whole = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
@@ -112,7 +96,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: part for name, part in parts.items() if part.numel()}
 
 
-class WatchedTrainer(Checkpoints):
+class WatchedTrainer(PluggedTrainer):
     """The logging part of :class:`~rim_peft.training.readout_trainer.ReadoutTrainer`.
 
     No step reads a number from the device: losses are checked on it, and read only for a log line, a checkpoint or an
@@ -121,7 +105,7 @@ class WatchedTrainer(Checkpoints):
 
     args: ReadoutConfig
     metrics_class: type[Metrics] = BlockMetrics
-    _metrics: Any
+    own_states = ("_GoOn", "TrainingClock")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sums = {"train": self.metrics_class(), "eval": self.metrics_class()}
@@ -172,13 +156,13 @@ class WatchedTrainer(Checkpoints):
             self.check_finite()
             may_skip = self.accelerator.scaler is not None or self.is_deepspeed_enabled
             check_logged(logs, stage=self.stage_name, step=self.state.global_step, may_skip=may_skip)
-            mode = "train" if self.model.training else "eval"
-            # The parent logs the mean of each list.
-            self._metrics[mode].update({name: [value] for name, value in self.figures(mode).items()})
+            mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+            figures = self.figures(mode)
             logs["num_tokens"] = self._count_tokens()
             logs["train_seconds"] = round(self._clock.seconds, 3)
             if isinstance(self.train_dataset, Dataset):
                 logs["num_samples"] = round((self.state.epoch or 0.0) * len(self.train_dataset))
+            logs.update({f"{prefix}{name}": value for name, value in figures.items()})
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -199,57 +183,42 @@ class WatchedTrainer(Checkpoints):
         self._new_tokens = 0
         return self.state.num_input_tokens_seen
 
-    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Do nothing: tokens are counted in the arranged rows, not in the batch."""
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def before_checkpoint(self) -> None:
+        """Check the weights, and put the sums so far into the state that is about to be saved."""
         self.check_finite()
         self._count_tokens()
         self._clock.keep(self.state)
         kept: Any = self.state.stateful_callbacks
-        kept[_GoOn.__name__] = {"args": {}, "attributes": self._running()}
-        super()._save_checkpoint(*args, **kwargs)
+        kept[_GoOn.__name__] = {"args": {}, "attributes": self.running()}
 
-    def _load_callback_state(self) -> None:
-        # With `restore_callback_states_from_checkpoint` the Trainer creates again every callback that has state in a
-        # checkpoint. These belong to this trainer and read their state themselves, so hide it.
-        kept: Any = self.state.stateful_callbacks
-        own = {part.__name__: kept.pop(part.__name__, None) for part in (_GoOn, TrainingClock)}
-        super()._load_callback_state()
-        kept.update({name: part for name, part in own.items() if part is not None})
+    def after_loading(self, checkpoint: str) -> None:
+        """Check the weights.
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        check_loaded(self.model, resume_from_checkpoint)
-
-    def _running(self) -> dict[str, Any]:
-        """Return the sums for the next log line, for each process, and those of the whole training.
-
-        JSON keeps floats at full precision, so a resumed training ends with the same figures.
+        Raises:
+            ValueError: one is not finite.
         """
-        return {
-            "loss": self.accelerator.gather(self._tr_loss[None]).tolist(),
-            "total_loss": self._total_loss_scalar,
-            "last_logged": self._globalstep_last_logged,
-            "first_step": getattr(self, "_initial_global_step", 0),  # missing in transformers before 5.23
-            "figures": self._sums["train"].running(self.accelerator),
-        }
+        if (found := diverged_part(self.model)) is not None:
+            raise ValueError(
+                f"{checkpoint}: must hold finite weights to resume from, {found}: the training had diverged. Delete it "
+                "to resume from the previous checkpoint, or train again in another output_dir."
+            )
 
-    def _go_on(self, running: dict[str, Any] | None) -> None:
-        """Begin a training or, with the result of :meth:`_running`, continue one."""
+    def running(self) -> dict[str, Any]:
+        """Return the sums for the next log line, for each process, and those of the whole training."""
+        return {**self.loss_so_far(), "figures": self._sums["train"].running(self.accelerator)}
+
+    def go_on(self, running: dict[str, Any] | None) -> None:
+        """Begin a training or, with the result of :meth:`running`, continue one."""
         self._losses = LossWatch()
         if running is None:  # from the start, or from a checkpoint of an earlier version
             return
+        self.continue_loss(running)
         process, device = self.accelerator.process_index, self.args.device
-        self._tr_loss = torch.tensor(running["loss"][process], device=device)
-        self._total_loss_scalar = running["total_loss"]
-        self._globalstep_last_logged = running["last_logged"]
-        self._initial_global_step = running["first_step"]
         self._sums["train"].go_on(running["figures"], process=process, device=device)
 
-    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
-        """Report the figures of the whole training, including the time before it was resumed."""
-        return super()._finalize_training(trial, num_train_samples, start_time - self._clock.before)
+    def seconds_before(self) -> float:
+        """Return the seconds that the training took before it was resumed."""
+        return self._clock.before
 
     def _check_metric(self, metrics: dict[str, float]) -> None:
         """Refuse a metric that is not finite, since nothing might ever be better."""
@@ -271,7 +240,7 @@ class _GoOn(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         kept: Any = state.stateful_callbacks
         part = kept.get(type(self).__name__)
-        self._trainer._go_on(part["attributes"] if part else None)
+        self._trainer.go_on(part["attributes"] if part else None)
         best = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
         if state.best_model_checkpoint is None and best.is_dir():  # the Trainer drops it if the folder was moved
             state.best_model_checkpoint = str(best)

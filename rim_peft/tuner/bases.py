@@ -1,17 +1,12 @@
-"""Checks of a base: its decoder layers, which adapters and targets fit it, and how a small copy of it behaves.
-
-The small copy has few and narrow layers and a small vocabulary, so a trial takes equally long for any base. It leaves
-the base's own weights alone, which may be on another device, quantised, offloaded or not loaded yet.
-"""
+"""What a base must have, asked in one place: layers, attention, masks that branch, positions, adapters and targets."""
 
 from __future__ import annotations
 
 import inspect
-import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -19,11 +14,23 @@ from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging as transformers_logging
 
+from rim_peft.sequence.layout import Layout
+from rim_peft.sequence.masks import block_mask, dense_mask
 from rim_peft.tuner.config import RiMConfig
+from rim_peft.tuner.peft_plugin import Contact
+from rim_peft.tuner.small_copy import observe
 
 _IMPLEMENTATIONS = ("eager", "sdpa")
+
+CONTACTS = (
+    Contact(
+        "transformers.PretrainedConfig._attn_implementation",
+        "which masks a base takes",
+        "set_attn_implementation alone",
+    ),
+    Contact("transformers.PretrainedConfig._commit_hash", "an export names the base that it fits", "none"),
+)
 
 
 class Arguments:
@@ -56,6 +63,21 @@ def input_device(model: nn.Module) -> torch.device:
     """Return the device for a model's inputs: that of its first weights that are not offloaded."""
     devices = [parameter.device for parameter in model.parameters()]
     return next((device for device in devices if device.type != "meta"), devices[0])
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules of a model into evaluation mode, and restore each module's own mode on exit."""
+    # One by one, since modules may differ: an adapter added to a model in evaluation mode is in training mode, and
+    # parts of a model in training may stay in evaluation mode.
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def parameter_names(module: nn.Module) -> list[str]:
@@ -139,7 +161,7 @@ def check_variants(config: RiMConfig, model: Any) -> None:
 
 def check_implementation(config: RiMConfig, model_config: Any) -> None:
     """Refuse attention without a mask per query; it can still be changed after an adapter is attached."""
-    implementation = model_config._attn_implementation
+    implementation = attention_of(model_config)
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(
             f"attn_implementation: must be 'eager' or 'sdpa' with {config.describe_variants()}, got "
@@ -174,152 +196,118 @@ def _has_causal_buffer(layer: nn.Module) -> bool:
     return any(len(shape) == 4 and shape[-1] == shape[-2] > 1 for shape in shapes)
 
 
-_NUM_LAYERS = 2
-_VOCABULARY = 96
-_SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
-_VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input", "n_words")
-_WIDTHS = {
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "emb_dim", "embedding_size", "word_embed_proj_dim"), 64),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "decoder_ffn_dim", "encoder_ffn_dim"), 64),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 64),
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads"), 4),
-    **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads", "num_global_key_value_heads"), 4),
-    **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 16),
-    **dict.fromkeys(("hidden_size_per_layer_input", "rotary_dim"), 8),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "altup_num_inputs", "laurel_rank"), 2),
-    "num_kv_shared_layers": 0,
-}
-"""Largest sizes in the copy, by their names in transformers' configs."""
-_MOST_PARAMETERS = 50_000_000
-_SPREAD = 0.15
-"""Spread of the copy's weights: wide enough for every token to matter."""
+AttentionMasks = Any
+"""A model's ``attention_mask`` argument: a tensor, a ``BlockMask``, or a dict of either by layer type."""
+
+SUPPORTED_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
+_WINDOWED = "sliding_attention"
+_LAYER_TYPES = ("full_attention", _WINDOWED)
 
 
-class Behaviour(NamedTuple):
-    """How a base behaves.
-
-    Attributes:
-        is_causal: whether a token affects only itself and later ones.
-        reads_ids_once: whether token ids affect the result only through their input embedding.
-    """
-
-    is_causal: bool
-    reads_ids_once: bool
+def attention_of(config: Any) -> str:
+    """Return the name of the attention implementation of a base with this config."""
+    return str(config.get_text_config()._attn_implementation)
 
 
-_known: dict[str, Behaviour | None] = {}
+def commit_of(base: Any) -> str | None:
+    """Return the commit of a base that was loaded from the Hub; None for another base."""
+    commit: str | None = getattr(base.config, "_commit_hash", None)
+    return commit
 
 
-def observe(model: Any) -> Behaviour | None:
-    """Return how a base of this class and config behaves, or None if no small copy of it can be made."""
-    key = f"{type(model).__module__}.{type(model).__qualname__} {json.dumps(_shrunk(model.config), default=str)}"
-    if key not in _known:
-        _known[key] = on_small_copy(model, _observe)
-    return _known[key]
-
-
-def on_small_copy(model: Any, trial: Callable[[Any], Any]) -> Any:
-    """Return the result of a trial on a small copy of a model, or None if the copy or the trial fails.
-
-    Torch's random state does not change.
+def attention_masks(
+    config: Any, layout: Layout, *, dtype: torch.dtype, places: tuple[Tensor, Tensor] | None = None
+) -> AttentionMasks:
+    """Build the masks for the ``attention_mask`` of a model with this config.
 
     Args:
-        model: gives the class and the config; its weights are not used.
-        trial: function of a model in float32 on the CPU, in evaluation mode.
+        config: the base model's config; its text part, attention implementation, layer types and window are used.
+        layout: the rows.
+        dtype: dtype of the dense mask: the one that the model computes in.
+        places: (Q,) places of a row that attend, and (C,) places that they may attend to, including themselves; by
+            default all S places for both.
+
+    Returns:
+        An additive (R, 1, Q, C) tensor, 0 where a query attends and the dtype's smallest number elsewhere, for eager
+            and sdpa; a ``BlockMask`` for flex attention; a dict of them by layer type if layers differ (Gemma 2 and 3).
+
+    Raises:
+        ValueError: :func:`check_config` refuses the config.
     """
-    # Heads keep their width, since other sizes derive from it, unless the base derives it from the hidden size.
-    for widths in (_WIDTHS, {**_WIDTHS, "head_dim": 16}, {}):
-        settings = _shrunk(model.config, widths)
-        with _undisturbed():
-            try:
-                return trial(_build(type(model), type(model.config), settings, like=model.config))
-            except Exception:  # noqa: S112 - a class's own code can raise anything where sizes do not fit together
-                continue
-    return None
+    check_config(config)
+    build = block_mask if attention_of(config) == "flex_attention" else partial(dense_mask, dtype=dtype)
+    return by_layer_type(config, lambda window: build(layout, window, places))
 
 
-def _observe(copy: Any) -> Behaviour:
-    ids = torch.arange(5, 11)[None]
-    other_end = torch.cat([ids[:, :-1], ids[:, -1:] + 1], dim=1)
-    first, second = (_logits(copy, tokens) for tokens in (ids, other_end))
-    embedded = copy.get_input_embeddings()(ids)
-    # Bases may modify the embedding's output in place.
-    handle = copy.get_input_embeddings().register_forward_hook(lambda *_: embedded.clone())
-    try:
-        by_ids, by_others = (_logits(copy, tokens) for tokens in (ids, ids + 10))
-    finally:
-        handle.remove()
-    return Behaviour(_is_close(first[:, :-1], second[:, :-1]), _is_close(by_ids, by_others))
+def by_layer_type(config: Any, build: Callable[[int | None], Any]) -> AttentionMasks:
+    """Build a mask for each kind of layer in a model, in the form that the model takes.
+
+    Args:
+        build: builds the mask of layers with a window of the given length, or without a window (None).
+
+    Returns:
+        The result of ``build``, or a dict of results by layer type if layers differ.
+    """
+    config = config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    layer_types = _layer_types(config)
+    if layer_types == set(_LAYER_TYPES):
+        return {kind: build(window if kind == _WINDOWED else None) for kind in _LAYER_TYPES}
+    return build(window if layer_types == {_WINDOWED} else None)
 
 
-def _logits(copy: Any, ids: Tensor) -> Tensor:
-    logits: Tensor = copy(input_ids=ids, use_cache=False).logits
-    if not bool(logits.isfinite().all()):
-        raise ValueError("logits: must be finite.")
-    return logits
+def check_architecture(model: nn.Module) -> None:
+    """Refuse a base model that cannot run branching rows, and say why.
+
+    Raises:
+        ValueError: the attention implementation takes no 4D mask, a layer is recurrent or attends by index, or the
+            model takes no ``position_ids``.
+    """
+    config: Any = model.config
+    check_config(config)
+    parameters = inspect.signature(model.forward).parameters
+    if "position_ids" not in parameters:
+        raise ValueError(
+            f"model: readouts need their own positions, but {type(model).__name__} takes no `position_ids` "
+            "(ALiBi, relative or recurrent models). Use a base with rotary or learned positions."
+        )
 
 
-def _is_close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).abs().max() <= 1e-3 * one.abs().max())
+def check_config(config: Any) -> None:
+    """Refuse a config whose model cannot express a branching mask; see :func:`check_architecture`."""
+    check_layers(config)
+    if (implementation := attention_of(config)) not in SUPPORTED_IMPLEMENTATIONS:
+        raise ValueError(
+            f"attn_implementation: training readouts needs a mask per query, which {implementation!r} cannot express "
+            f"(it takes only a padding mask). Load the base with one of {', '.join(SUPPORTED_IMPLEMENTATIONS)}."
+        )
 
 
-def _build(model_class: Any, config_class: Any, settings: dict[str, Any], *, like: Any) -> Any:
-    config = config_class.from_dict(json.loads(json.dumps(settings, default=str)))
-    for part in (config, config.get_text_config()):
-        part._attn_implementation = "eager"
-    with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in model_class(config).parameters())
-    if size > _MOST_PARAMETERS:
-        raise ValueError(f"model: a copy must have at most {_MOST_PARAMETERS} parameters, got {size}.")
-    with torch.device("cpu"):
-        copy = model_class(config).float().eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in copy.parameters():
-        if parameter.dim() == 1:  # a norm, or a gate that may start from 0
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=_SPREAD)
-        else:
-            parameter.normal_(0, _SPREAD, generator=generator)
-    return copy
+def check_layers(config: Any) -> None:
+    """Refuse a config with layers that see more than a mask allows; see :func:`check_architecture`."""
+    name = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"model: {name!r} is an encoder-decoder model; blocks need a decoder-only causal model.")
+    config = config.get_text_config()
+    if unknown := _layer_types(config) - set(_LAYER_TYPES):
+        raise ValueError(
+            f"model: {name!r} has layers of type {', '.join(sorted(unknown))}, which cannot hide readouts from each "
+            "other (recurrent state, or attention by index). Use a base with full or sliding attention in every layer."
+        )
+    if getattr(config, "alibi", False):
+        raise ValueError(f"model: {name!r} is configured with ALiBi, which ignores `position_ids`; set alibi=False.")
 
 
-def _shrunk(config: Any, widths: dict[str, int] = _WIDTHS) -> dict[str, Any]:
-    """Return a config's fields with smaller sizes, nested configs included."""
-    fields = dict(config.to_dict())
-    for name in ("quantization_config", "per_layer_config"):
-        fields.pop(name, None)
-    return _smaller(fields, widths)
-
-
-def _smaller(fields: dict[str, Any], widths: dict[str, int]) -> dict[str, Any]:
-    depth = next((fields[name] for name in _DEPTHS if isinstance(fields.get(name), int)), None)
-    sizes = {**dict.fromkeys(_DEPTHS, _NUM_LAYERS), **dict.fromkeys(_VOCABULARIES, _VOCABULARY), **widths}
-    smaller: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            value = _smaller(value, widths)
-        elif isinstance(value, list) and depth is not None and len(value) == depth > _NUM_LAYERS:
-            value = [value[0], value[-1]]  # one entry per layer
-        elif name in sizes and isinstance(value, int) and not isinstance(value, bool):
-            value = min(value, sizes[name])
-        elif name in _SPECIAL_IDS and value is not None:
-            value = _SPECIAL_IDS[name]
-        smaller[name] = value
-    return smaller
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Run without gradients, and without effects on random numbers, warnings and log output."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+def _layer_types(config: Any) -> set[str]:
+    """Return the layers' kinds of attention, by transformers' names."""
+    # Hybrid and older models name their layers in other fields.
+    for field in ("layer_types", "layers_block_type", "attention_layers"):
+        if kinds := getattr(config, field, None):
+            return {"full_attention" if kind in ("attention", "global") else kind for kind in kinds}
+    recurrent = ("ssm_cfg", "state_size", "mamba_d_state", "attention_chunk_size", "linear_attn_config")
+    if found := [field for field in recurrent if getattr(config, field, None) is not None]:
+        return {f"unknown ({found[0]} is set)"}
+    return {_WINDOWED} if getattr(config, "sliding_window", None) is not None else {"full_attention"}
 
 
 def check_base(model: nn.Module) -> None:

@@ -207,9 +207,7 @@ def complete_card(text: str, *, base: str | None = None, tags: Iterable[str] = (
     """Add the metadata that every RIM adapter needs to a card, and more if given; its text stays.
 
     Args:
-        text: the card.
         base: folder or Hub id of the base, for a card that does not name it.
-        tags: more tags.
         license: id of the adapter's licence, instead of the card's.
     """
     card = read_card(text)

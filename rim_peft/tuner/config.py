@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, TaskType
 
 from rim_peft.sequence.layout import BlockTokens
 from rim_peft.tuner.peft_plugin import RIM
-from rim_peft.values import Range, check_ranges, check_regex, shown
+from rim_peft.values import Range, check_integer, check_ranges, check_regex, check_share, shown
 from rim_peft.version import __version__
 
 INIT_MEMORY = ("vocabulary", "random")
@@ -158,7 +158,7 @@ class RiMConfig(LoraConfig):
         return " and ".join(filter(None, [layer, bidirectional]))
 
     def _check_format(self) -> None:
-        _check_integer("format_version", self.format_version, minimum=1)
+        check_integer("format_version", self.format_version, least=1)
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"format_version: must be at most {FORMAT_VERSION}, got {self.format_version}: the adapter was saved "
@@ -166,14 +166,14 @@ class RiMConfig(LoraConfig):
             )
 
     def _check_blocks(self) -> None:
-        _check_integer("num_blocks", self.num_blocks, minimum=0)
-        _check_integer("block_size", self.block_size, minimum=1)
-        _check_integer("insertion_layer", self.insertion_layer, minimum=0)
-        _check_integer("r", self.r, minimum=0)
+        check_integer("num_blocks", self.num_blocks, least=0)
+        check_integer("block_size", self.block_size, least=1)
+        check_integer("insertion_layer", self.insertion_layer, least=0)
+        check_integer("r", self.r, least=0)
         if not isinstance(self.bidirectional_blocks, bool):
             raise ValueError(f"bidirectional_blocks: must be True or False, got {self.bidirectional_blocks!r}.")
         if self.first_memory_id is not None:
-            _check_integer("first_memory_id", self.first_memory_id, minimum=1)
+            check_integer("first_memory_id", self.first_memory_id, least=1)
         noted: object = self.base_architecture
         if not isinstance(noted, dict | None):
             raise ValueError(f"base_architecture: must be a mapping, got {noted!r}. Omit it; attaching sets it.")
@@ -193,13 +193,11 @@ class RiMConfig(LoraConfig):
             self.init_memory = list(value)
 
     def _check_lora(self) -> None:
-        _check_integer("lora_alpha", self.lora_alpha, minimum=1)
+        check_integer("lora_alpha", self.lora_alpha, least=1)
         check_ranges(self, _RANGES)
         _check_pattern("rank_pattern", self.rank_pattern, Range(1, _MOST_RANK))
         _check_pattern("alpha_pattern", self.alpha_pattern, Range(0, 1 << 20, above=True))
-        dropout: Any = self.lora_dropout
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise ValueError(f"lora_dropout: must be a number in [0, 1), got {dropout!r}.")
+        check_share("lora_dropout", self.lora_dropout)
         if self.r == 0 and self.use_dora:
             raise ValueError("use_dora: must be False with r=0, which trains only the memory rows, got True. Set r.")
         if self.task_type != "CAUSAL_LM":
@@ -244,11 +242,6 @@ def active_config(model: Any) -> RiMConfig:
             "get_peft_model(base, RiMConfig(...)), load an adapter with PeftModel.from_pretrained, or call set_adapter."
         )
     return config
-
-
-def _check_integer(name: str, value: object, *, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name}: must be an integer of at least {minimum}, got {shown(value)}.")
 
 
 def _is_token_id(value: object) -> bool:

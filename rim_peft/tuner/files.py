@@ -67,7 +67,6 @@ def read_json(path: Path, *, remedy: str = AGAIN, max_bytes: int = MAX_JSON_BYTE
     """Read a JSON file.
 
     Args:
-        path: the file.
         remedy: what to do if the file is damaged.
         max_bytes: a larger file is not parsed.
 
@@ -92,7 +91,6 @@ def read_object(
     """Read a JSON file that contains an object.
 
     Args:
-        path: the file.
         keys: keys that it must have.
         remedy: what to do if the file is damaged.
         max_bytes: a larger file is not parsed.
@@ -189,7 +187,17 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
 
 def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of files in a folder by their relative path, as records list them."""
-    return {name: _digest(folder / name) for name in sorted(names)}
+    return {name: file_hash(folder / name) for name in sorted(names)}
+
+
+def file_hash(*paths: Path) -> str:
+    """Return the SHA-256 of a file, or of several one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def renew_digest(path: Path) -> None:
@@ -203,7 +211,7 @@ def renew_digest(path: Path) -> None:
         listed = record["files"][path.name]
     except (OSError, ValueError, LookupError, TypeError):
         return
-    if listed != _digest(path):
+    if listed != file_hash(path):
         del record["files"][path.name]
         partial = record_path.with_name(f".{RECORD_FILE}.partial")
         partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -224,7 +232,7 @@ def check_digests(record_path: Path, listed: Any) -> None:
         path = record_path.parent / name
         if not path.is_file():
             raise ValueError(f"{path}: must be there, since {record_path.name} lists it, but is not. {AGAIN}")
-        if _digest(path) != digest:
+        if file_hash(path) != digest:
             raise ValueError(
                 f"{path}: must be as it was written, but {record_path.name} shows that it is another run's, changed or "
                 f"damaged. {AGAIN} If you changed it on purpose, remove it from files in {record_path.name}."
@@ -332,11 +340,3 @@ def _describe(hint: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:300]
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,14 +1,18 @@
-"""RiM's entry in PEFT's tables and methods: the only module that touches PEFT's internals.
+"""RiM's entry in PEFT's tables and methods: the only module that changes PEFT's internals.
 
 PEFT finds its methods by members of the closed enum ``PeftType``. A plain string is not enough, since PEFT and
 transformers read ``.value``, so this module adds a real member, which compares, hashes, pickles and serialises like
 the others.
+
+``CONTACTS`` says of each private part of PEFT what it is needed for; a test compares the list with the installed
+version.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,70 @@ NAME = "RIM"
 PREFIX = "lora_"
 """Prefix of the adapter's parameter names: the same as LoRA's, because transformers' loading renames keys by it."""
 
+
+@dataclass(frozen=True)
+class Contact:
+    """A private part of another library that this package leans on.
+
+    Attributes:
+        path: where it is, as one imports it; what instances have is under their class.
+        need: what it is needed for.
+        public: the public way, or what that lacks; ``"none"`` if there is none.
+        parameters: parameters that are named in calls or overridden.
+        since: the version that has it first, if it is later than the lowest one that pyproject.toml allows.
+    """
+
+    path: str
+    need: str
+    public: str
+    parameters: tuple[str, ...] = ()
+    since: str | None = None
+
+    def __str__(self) -> str:
+        since = "" if self.since is None else f" It is there since {self.since}."
+        return f"{self.path} is not as this package needs it: {self.need}.{since} The public way: {self.public}."
+
+
+_TUNER, _TABLES = "peft.tuners.tuners_utils.BaseTuner.", "peft.mapping.PEFT_TYPE_TO_"
+_NO_PLUGINS = "none: PEFT knows its own methods alone"
+
+CONTACTS = (
+    Contact("peft.PeftType._member_map_", "a method needs a member of a closed enum", _NO_PLUGINS),
+    Contact("peft.PeftType._value2member_map_", "PEFT finds a method by its value in a file", _NO_PLUGINS),
+    Contact("peft.PeftType._member_names_", "PEFT lists its methods", _NO_PLUGINS),
+    *(
+        Contact(f"{_TABLES}{kind}_MAPPING", "PEFT finds a method's classes in it", _NO_PLUGINS)
+        for kind in ("CONFIG", "PREFIX", "TUNER")
+    ),
+    Contact("peft.tuners.lora.eva.UNSUPPORTED_LORA_MODULES", "EVA leaves the memory rows alone", "none"),
+    Contact("peft.utils.hotswap.CONFIG_KEYS_TO_CHECK", "adapters that swap have the same blocks", "none"),
+    Contact("peft.utils.hotswap.check_hotswap_configs_compatible", "an adapter of another base is not swapped", "none"),
+    Contact("peft.utils.hotswap.hotswap_adapter_from_state_dict", "tensors are checked before a swap", "none"),
+    Contact(
+        "peft.config.PeftConfigMixin.from_json_file", "a file is checked before it is used", "none", ("path_json_file",)
+    ),
+    Contact("peft.utils.save_and_load.safe_load_file", "weights' checksum is checked before they are used", "none"),
+    Contact(_TUNER + "_post_injection_hook", "generate appends blocks", "an own PeftModel", ("model", "config")),
+    Contact(_TUNER + "_check_new_adapter_config", "a base is checked before it is changed", "none", ("config",)),
+    Contact(_TUNER + "_prepare_adapter_config", "targets are checked when all of them are known", "none"),
+    Contact(_TUNER + "_check_target_module_exists", "the embedding is always a target", "none: it is abstract"),
+    Contact(_TUNER + "_create_and_replace", "the embedding gets memory rows, not LoRA", "none: it is abstract"),
+    Contact(_TUNER + "_get_adapter_state_dict", "DoRA's magnitudes are saved under their full names", "none"),
+    Contact(_TUNER + "_remap_adapter_state_dict_for_load", "tensors are checked before they are loaded", "none"),
+    Contact(_TUNER + "_unload_and_optionally_merge", "hooks go, and merging says what is lost", "none"),
+    Contact(_TUNER + "_get_tied_target_modules", "a head tied to the embedding stays as it is", "none"),
+    Contact(
+        "peft.tuners.lora.LoraModel._enable_peft_forward_hooks",
+        "each row of a batch has its own adapter's blocks",
+        "none",
+    ),
+    Contact(
+        "peft.tuners.tuners_utils.BaseTunerLayer._move_adapter_to_device_of_base_layer", "rows stay float32", "none"
+    ),
+    Contact(
+        "transformers.PreTrainedModel._hf_peft_config_loaded", "a failed load_adapter leaves the base plain", "none"
+    ),
+)
 
 BLOCK_OPTIONS = ("num_blocks", "block_size", "insertion_layer", "bidirectional_blocks")
 """Options that say how memory rows are used; they must be equal in adapters that replace one another."""
@@ -58,8 +126,6 @@ def register(config_cls: type[PeftConfig], model_cls: type[BaseTuner], memory_cl
     """Enter RiM's classes in PEFT's tables; safe to repeat.
 
     Args:
-        config_cls: the configuration.
-        model_cls: the tuner.
         memory_cls: the layer with the memory rows, which has no LoRA.
 
     Raises:
@@ -84,7 +150,6 @@ def override(model_cls: type[BaseTuner], **methods: Callable[..., Any]) -> None:
     """Replace methods of PEFT's model if its tuner is ours; safe to repeat.
 
     Args:
-        model_cls: our tuner.
         methods: by name of a ``PeftModel`` method, a function of the model, PEFT's own method and its arguments.
     """
     for name, method in methods.items():
@@ -98,7 +163,6 @@ def check_swaps(
     """Add checks to PEFT's in-place swap of one of our adapters for another; safe to repeat.
 
     Args:
-        config_cls: our configuration.
         check: function of the configurations of the attached and the new adapter.
         check_tensors: function of the model, the adapter's name, and the new adapter's tensors by their names there.
     """

@@ -227,16 +227,10 @@ def push_to_hub(
     """Save the model and upload it with its own card; transformers would replace the card by an empty one.
 
     Args:
-        model: model with a RIM adapter.
         original: transformers' method; not used.
         repo_id: target repository; created if missing.
-        commit_message: title of the commit.
-        commit_description: description of the commit.
-        private: whether a new repository is private.
         token: as in ``huggingface_hub``.
-        revision: branch; created if missing.
         create_pr: upload as a pull request.
-        tags: more tags for the card.
         max_shard_size: ignored, as an adapter is one file; transformers passes it.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -271,14 +265,8 @@ def upload(
     """Upload files in one commit; the card names the adapter by its repository id.
 
     Args:
-        api: client of the Hub.
         repo_id: target repository; created if missing.
         files: contents or local paths, by path in the repository.
-        commit_message: title of the commit.
-        commit_description: description of the commit.
-        private: whether a new repository is private.
-        revision: branch; created if missing.
-        create_pr: upload as a pull request.
         tags: more tags for the card.
         license: the adapter's licence for the card, as an id on the Hub.
 

@@ -38,7 +38,6 @@ def seal_tensors(path: Path, notes: Mapping[str, str] | None = None) -> None:
     The file is replaced atomically.
 
     Args:
-        path: the file.
         notes: more metadata.
     """
     # safetensors writes metadata in random order.
@@ -162,7 +161,6 @@ def check_tensors(
 
     Args:
         model: the base with the adapter attached, inside PEFT's model or not.
-        adapter_name: name of the adapter.
         tensors: the file's tensors, by their names in the model.
         any_rank: allow LoRA matrices with other ranks than the attached ones.
 

@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
-from rim_peft.sequence.masks import check_layers
+from rim_peft.tuner.bases import check_layers
 from rim_peft.tuner.config import active_config
 
 
@@ -43,7 +43,6 @@ class Thoughts:
         """Return the base's inputs for the last thought and the tokens after it.
 
         Args:
-            base: the model under the adapter.
             token_ids: (B, Q) tokens, padded on the right.
             mask: (B, Q) int64, 1 for a token, 0 for padding.
         """

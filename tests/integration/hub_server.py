@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.integration.hub_cards import card_problems, space_problems
 from tests.integration.hub_state import Hub, Repo
+from tests.integration.streaming_server import running
 
 TOKEN = "hf_loopback"  # noqa: S105 - of this server alone
 OWNER = "owner"
@@ -31,14 +31,8 @@ def serve() -> Iterator[Hub]:
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url, hub.storage = (f"http://{host}:{server.server_address[1]}" for host in ("127.0.0.1", "localhost"))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _RefusedError(Exception):

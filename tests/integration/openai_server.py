@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.integration.streaming_server import running
+
 Answer = tuple[str, str]
 """A text and its ``finish_reason``."""
 
@@ -43,14 +45,8 @@ def serve(teach: Callable[[str, int], Answer]) -> Iterator[Server]:
     state = Server(teach)
     server = _Listener(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
     state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Listener(ThreadingHTTPServer):

@@ -55,10 +55,17 @@ def stream(**options: Any) -> Iterator[Streams]:
     """Run a server until the end of the block."""
     streams = Streams(**options)
     server = listen(streams)
+    with running(server):
+        yield streams
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Serve until the end of the block."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield streams
+        yield
     finally:
         server.shutdown()
         server.server_close()

@@ -172,7 +172,8 @@ def test_the_table_groups_rows_and_names_what_they_share_once() -> None:
 
 
 def test_attended_pairs_are_those_of_the_mask() -> None:
-    from rim_peft.sequence import BlockTokens, Sample, attention_masks, build_layout
+    from rim_peft.sequence import BlockTokens, Sample, build_layout
+    from rim_peft.tuner.bases import attention_masks
 
     config = build_base("tiny", QUICK).config
     blocks = BlockTokens(begin=90, memory=91, end=92, block_size=2)

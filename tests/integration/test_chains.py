@@ -25,7 +25,7 @@ from rim_peft.data.examples import Example
 from rim_peft.data.tokenization import tokenize_example
 from rim_peft.tasks import get_task
 from rim_peft.tasks.rows import OwnRows
-from tests.conftest import EOS_ID, VOCAB_SIZE, build_base, build_tokenizer
+from tests.conftest import EOS_ID, VOCAB_SIZE, build_base, build_tokenizer, save_base
 from tests.integration.openai_server import Answer, Server, serve
 
 NUM_ROWS = 20
@@ -154,8 +154,7 @@ def test_the_output_is_read_and_tokenised_as_rows_without_options(server: Server
     example = next(Example(row["question"], row["answer"], tuple(row["steps"])) for row in loaded if row["steps"])
     assert len(tokenize_example(example, build_tokenizer())["step_ids"]) >= 2
     base = tmp_path / "base"
-    build_base().save_pretrained(base)
-    build_tokenizer().save_pretrained(base)
+    save_base(base)
     recipe = {
         "output_dir": str(tmp_path / "trained"),
         "model": {"name_or_path": str(base)},
@@ -392,8 +391,7 @@ def test_a_model_on_this_machine_by_the_command(
 ) -> None:
     """A random model is never right, which is counted; its chains are the same in any run and order of rows."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    build_base().save_pretrained(tmp_path / "base")
-    build_tokenizer().save_pretrained(tmp_path / "base")
+    save_base(tmp_path / "base")
     options = ["--teacher", str(tmp_path / "base"), "--num-chains", "2", "--max-new-tokens", "8", "data.train_rows=6"]
     assert main(["chains", str(rows), "--output-dir", str(tmp_path / "one"), *options]) == 1
     assert "cut at max_new_tokens: 12" in capsys.readouterr().out

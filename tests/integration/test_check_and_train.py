@@ -14,17 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from rim_peft.cli.main import main
-from tests.conftest import build_base, build_tokenizer
+from tests.conftest import build_base
 
 ROWS = [{"question": f"{n} + 1?", "steps": [f"{n}+1"], "answer": str(n + 1)} for n in range(8)]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_base("llama").save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

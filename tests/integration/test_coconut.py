@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,63 +18,25 @@ from rim_peft.inference import answer_with_thoughts, decode_with_thoughts
 from rim_peft.training.coconut import CoconutCollator, CoconutConfig, CoconutTrainer, chain_parts, cut_texts
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks, think
-from tests.conftest import ARCHITECTURES, EOS_ID, PAD_ID, build_base, build_rim
+from tests.conftest import ARCHITECTURES, EOS_ID, PAD_ID, MakeTrainer, build_base, build_rim
+from tests.training import ROWS, assert_resumes_exactly, assert_same_gradients, batch_of, train_mode, trained
 
-ROWS = [
-    {"question": "2+3", "steps": ["2", "2+3=5"], "answer": "5"},
-    {"question": "1+1+7", "steps": ["1", "1+1=2", "2+7=9"], "answer": "9"},
-    {"question": "4", "steps": ["4"], "answer": "4"},
-    {"question": "6-5+3", "steps": ["6", "6-5=1", "1+3=4"], "answer": "4"},
-]
 TOKENIZED = [
     {"prompt_ids": [10, 11], "step_ids": [[20, 21, 2], [22, 2], [23, 2]], "answer_ids": [30, 2]},
     {"prompt_ids": [12], "step_ids": [[24, 2]], "answer_ids": [31, 32, 2]},
 ]
-MakeTrainer = Callable[..., CoconutTrainer]
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrainer:
-    def make(model: Any, *, rows: Any = None, validate: Any = None, **options: Any) -> CoconutTrainer:
-        defaults = {
-            "output_dir": str(tmp_path / "out"),
-            "max_steps": 6,
-            "num_stages": 2,
-            "thoughts_per_step": 2,
-            "per_device_train_batch_size": 4,
-            "report_to": "none",
-            "learning_rate": 1e-2,
-            "disable_tqdm": True,
-        }
-        return CoconutTrainer(
-            model,
-            CoconutConfig(**{**defaults, **options}),
-            train_dataset=Dataset.from_list(ROWS if rows is None else rows),
-            processing_class=tokenizer,
-            validate=validate,
-        )
-
-    return make
+def make_coconut(make_trainer: MakeTrainer) -> MakeTrainer:
+    return partial(make_trainer, CoconutTrainer, max_steps=6, num_stages=2, thoughts_per_step=2)
 
 
 def _at_stage(trainer: CoconutTrainer, stage: int) -> CoconutTrainer:
     """A trainer that stands where a stage begins, with equal shares, and without the base's own dropout."""
     trainer.state.global_step, trainer.state.max_steps = stage, trainer.args.num_stages + 1
-    trainer.model.train()
-    for module in trainer.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    train_mode(trainer.model)
     return trainer
-
-
-def _batch(trainer: CoconutTrainer) -> dict[str, Tensor]:
-    batch: dict[str, Tensor] = trainer.data_collator(_rows(trainer))
-    return batch
-
-
-def _rows(trainer: CoconutTrainer) -> list[Any]:
-    dataset: Any = trainer.train_dataset
-    return list(dataset)
 
 
 def _embedded_question(model: PeftModel, prompt: list[int], num_thoughts: int) -> Tensor:
@@ -100,16 +62,6 @@ def _slow_loss(model: PeftModel, rows: list[Any], texts: list[list[int]], num_th
     return total / len(rows)
 
 
-def _gradients(model: PeftModel, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def _trained(model: PeftModel) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
 def _text(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], stage: int) -> list[int]:
     """What stage 0, 1 or 2 of two leaves of a row's chain."""
     steps = row["steps"][stage:] if stage < 2 else []
@@ -121,35 +73,30 @@ def _text(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], stage: int) -
     [("llama", 0), ("llama", 1), ("gpt2", 0), ("gpt2", 1), *((architecture, 2) for architecture in ARCHITECTURES)],
 )
 def test_loss_and_gradients_are_the_definitions(
-    architecture: str, stage: int, make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast
+    architecture: str, stage: int, make_coconut: MakeTrainer, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     # Thoughts feed rounding on: in double precision it stays small, but for the head's, which is in single.
     model = build_rim(architecture).double()
-    trainer = _at_stage(make_trainer(model), stage)
-    ours = trainer.compute_loss(trainer.model, _batch(trainer)).double()
+    trainer = _at_stage(make_coconut(model), stage)
+    ours = trainer.compute_loss(trainer.model, batch_of(trainer)).double()
     texts = [_text(tokenizer, row, stage) for row in ROWS]
-    theirs = _slow_loss(model, _rows(trainer), texts, 2 * stage)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    expected, found = _gradients(model, theirs), _gradients(model, ours)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():  # 1e-5 of each tensor's largest gradient
-        scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(found[name], gradient, atol=1e-5 * scale, rtol=1e-5, msg=name)
+    theirs = _slow_loss(model, list(trainer.train_dataset), texts, 2 * stage)
+    found = assert_same_gradients(model, ours, theirs)
     memory = found[next(name for name in found if "lora_rim_memory" in name)]
     assert [bool(row.any()) for row in memory] == [True, False, True]  # <b> and </b>, but not <m>
 
 
-def test_stage_0_is_training_on_the_written_chain(make_trainer: MakeTrainer) -> None:
+def test_stage_0_is_training_on_the_written_chain(make_coconut: MakeTrainer) -> None:
     model = build_rim()
-    trainer = _at_stage(make_trainer(model), 0)
+    trainer = _at_stage(make_coconut(model), 0)
     blocks = active_config(model).block_tokens
     total = torch.zeros(())
-    for row in _rows(trainer):
-        text = [token for part in chain_parts(row, separator_ids=trainer._tokenizer.encode("\n")) for token in part]
+    for row in trainer.train_dataset:
+        text = [token for part in chain_parts(row, separator_ids=trainer.tokenizer.encode("\n")) for token in part]
         ids = torch.tensor([[*row["prompt_ids"], blocks.begin, blocks.end, *text]])
         labels = torch.tensor([[-100] * (ids.shape[1] - len(text)) + text])
         total = total + model(input_ids=ids, labels=labels).loss * len(text)
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
+    ours = trainer.compute_loss(trainer.model, batch_of(trainer))
     torch.testing.assert_close(ours, total / len(ROWS), atol=1e-4, rtol=1e-5)
 
 
@@ -175,15 +122,15 @@ def test_batches_are_what_is_written_by_hand() -> None:
     ("stage", "shapes", "num_tokens"), [(0, [6, 8], 15), (1, [6, 1, 7], 15), (2, [6, 1, 1, 1, 3], 13)]
 )
 def test_thoughts_take_a_pass_each_and_the_last_goes_with_the_text(
-    stage: int, shapes: list[int], num_tokens: int, make_trainer: MakeTrainer
+    stage: int, shapes: list[int], num_tokens: int, make_coconut: MakeTrainer
 ) -> None:
     # Five tokens and <b>; steps of two tokens; </b>, but not the answer's EOS, which predicts nothing.
     rows = [{"question": "1+2+3", "steps": ["1", "2", "3"], "answer": "6"}]
-    trainer = _at_stage(make_trainer(build_rim(), rows=rows, prompt_template="{question}"), stage)
+    trainer = _at_stage(make_coconut(build_rim(), rows=rows, prompt_template="{question}"), stage)
     found: list[int] = []
     layer = trainer.model.get_base_model().model.layers[0]
     layer.register_forward_pre_hook(lambda _, args: found.append(args[0].shape[1]))
-    trainer.compute_loss(trainer.model, _batch(trainer))
+    trainer.compute_loss(trainer.model, batch_of(trainer))
     assert found == shapes
     assert trainer._new_tokens == num_tokens
 
@@ -220,29 +167,21 @@ def test_answers_end_with_eos() -> None:
     assert ended == [free[0][:3], free[1]]
 
 
-def test_accumulation_trains_as_one_batch(make_trainer: MakeTrainer) -> None:
+def test_accumulation_trains_as_one_batch(make_coconut: MakeTrainer) -> None:
     models = []
     for options in ({}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}):
         model = build_rim()
-        make_trainer(model, optim="sgd", **options).train()  # Adam would blow rounding up to whole steps
-        models.append(_trained(model))
-    before = _trained(build_rim())
+        make_coconut(model, optim="sgd", **options).train()  # Adam would blow rounding up to whole steps
+        models.append(trained(model))
+    before = trained(build_rim())
     assert max(float((models[0][name] - before[name]).abs().max()) for name in before) > 1e-3
-    for name in before:
-        torch.testing.assert_close(models[0][name], models[1][name], atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(*models, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("save_step", [2, 3])
-def test_it_resumes_exactly_within_a_stage_and_where_one_begins(save_step: int, make_trainer: MakeTrainer) -> None:
+def test_it_resumes_exactly_within_a_stage_and_where_one_begins(save_step: int, make_coconut: MakeTrainer) -> None:
     options = {"save_steps": save_step, "per_device_train_batch_size": 2, "mix_share": 0.3}
-    unbroken = build_rim(lora_dropout=0.2)
-    trainer = make_trainer(unbroken, **options)
-    trainer.train()
-    resumed = build_rim(lora_dropout=0.2)
-    checkpoint = f"{trainer.args.output_dir}/checkpoint-{save_step}"
-    make_trainer(resumed, **options).train(resume_from_checkpoint=checkpoint)
-    for name, tensor in _trained(unbroken).items():
-        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+    assert_resumes_exactly(lambda: make_coconut(build_rim(lora_dropout=0.2), **options), save_step)
 
 
 class _OptimizerSteps(TrainerCallback):
@@ -257,9 +196,9 @@ class _OptimizerSteps(TrainerCallback):
 
 @pytest.mark.parametrize(("reset_optimizer", "steps"), [(True, [1, 2, 1, 2, 1, 2]), (False, [1, 2, 3, 4, 5, 6])])
 def test_the_optimiser_is_reset_where_a_stage_begins(
-    reset_optimizer: bool, steps: list[int], make_trainer: MakeTrainer
+    reset_optimizer: bool, steps: list[int], make_coconut: MakeTrainer
 ) -> None:
-    trainer = make_trainer(build_rim(), reset_optimizer=reset_optimizer)
+    trainer = make_coconut(build_rim(), reset_optimizer=reset_optimizer)
     watch = _OptimizerSteps()
     trainer.add_callback(watch)
     trainer.train()
@@ -267,7 +206,7 @@ def test_the_optimiser_is_reset_where_a_stage_begins(
 
 
 def test_training_lowers_the_loss_and_logs_its_stage(
-    make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast
+    make_coconut: MakeTrainer, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model = build_rim(fresh=True)
     questions = [str(row["question"]) for row in ROWS]
@@ -277,7 +216,7 @@ def test_training_lowers_the_loss_and_logs_its_stage(
         return {"accuracy": sum(found == row["answer"] for found, row in zip(answers, ROWS, strict=True)) / len(ROWS)}
 
     before = validate(model)["accuracy"]
-    trainer = make_trainer(
+    trainer = make_coconut(
         model, max_steps=60, logging_steps=1, stage_shares=[0.25, 0.25, 0.5], learning_rate=2e-2, validate=validate
     )
     trainer.train()
@@ -291,16 +230,16 @@ def test_training_lowers_the_loss_and_logs_its_stage(
     assert "stage" not in scores
 
 
-def test_evaluation_is_of_the_last_stage_throughout(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(build_rim())
+def test_evaluation_is_of_the_last_stage_throughout(make_coconut: MakeTrainer) -> None:
+    trainer = make_coconut(build_rim())
     losses = [_at_stage(trainer, stage).evaluate(Dataset.from_list(ROWS))["eval_loss"] for stage in (0, 2)]
     assert losses[0] == losses[1]
-    last = _at_stage(trainer, 2).compute_loss(trainer.model, _batch(trainer))
+    last = _at_stage(trainer, 2).compute_loss(trainer.model, batch_of(trainer))
     assert losses[0] == pytest.approx(last.item(), rel=1e-5)
 
 
-def test_mixed_steps_are_drawn_from_all_stages(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(build_rim(), mix_share=0.5, num_stages=3)
+def test_mixed_steps_are_drawn_from_all_stages(make_coconut: MakeTrainer) -> None:
+    trainer = make_coconut(build_rim(), mix_share=0.5, num_stages=3)
     trainer.state.max_steps = 4000
     stages = [trainer.stage(step) for step in range(1000)]  # of stage 0
     for stage in (1, 2, 3):
@@ -310,7 +249,7 @@ def test_mixed_steps_are_drawn_from_all_stages(make_trainer: MakeTrainer) -> Non
 
 @pytest.mark.parametrize("kind", ["bf16", "nf4"])
 def test_reduced_bases_train_with_the_memory_in_fp32(
-    kind: str, make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    kind: str, make_coconut: MakeTrainer, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     base = build_base(hidden_size=64, intermediate_size=64).to(torch.bfloat16)
     if kind == "nf4":
@@ -318,8 +257,8 @@ def test_reduced_bases_train_with_the_memory_in_fp32(
         quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=quantization)
     model = build_rim(base=base)
-    before = _trained(model)
-    make_trainer(model, bf16=True, use_cpu=True, max_steps=3).train()
+    before = trained(model)
+    make_coconut(model, bf16=True, use_cpu=True, max_steps=3).train()
     rows = model.base_model.memory.rows("default")
     assert rows.dtype == torch.float32
     assert (rows - before[next(name for name in before if "rim_memory" in name)]).abs().max() > 1e-3
@@ -346,19 +285,19 @@ def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -
 
 
 @pytest.mark.parametrize(("max_length", "num_rows"), [(29, 1), (30, 2)])
-def test_a_row_is_as_long_as_at_its_longest_stage(max_length: int, num_rows: int, make_trainer: MakeTrainer) -> None:
+def test_a_row_is_as_long_as_at_its_longest_stage(max_length: int, num_rows: int, make_coconut: MakeTrainer) -> None:
     # Bytes: question and line break 6, <b> and </b> 2, "1", "1+1=2" and "2+7=9" with " ; " 4 + 8 + 8, the answer 2.
     options = {"max_length": max_length, "on_bad_rows": "drop", "step_separator": " ; "}
-    trainer = make_trainer(build_rim(), rows=ROWS[:2], **options)
-    assert len(_rows(trainer)) == num_rows
+    trainer = make_coconut(build_rim(), rows=ROWS[:2], **options)
+    assert len(trainer.train_dataset) == num_rows
 
 
-def test_what_does_not_fit_is_refused(make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_what_does_not_fit_is_refused(make_coconut: MakeTrainer, tokenizer: PreTrainedTokenizerFast) -> None:
     row = {**ROWS[0], "question": "1+" * 248}  # with thoughts 512 positions are too few
     with pytest.raises(ValueError, match=r"row 0: too long: it takes \d+ tokens, the model has 512 positions"):
-        make_trainer(build_rim(), rows=[row], num_stages=9)
+        make_coconut(build_rim(), rows=[row], num_stages=9)
     with pytest.raises(ValueError, match="row 1: steps: there are none"):
-        make_trainer(build_rim(), rows=[ROWS[0], {"question": "8+1", "steps": [], "answer": "9"}])
+        make_coconut(build_rim(), rows=[ROWS[0], {"question": "8+1", "steps": [], "answer": "9"}])
     model = build_rim()
     with pytest.raises(
         ValueError, match=r"questions\[1\]: prompt \(\d+ tokens\), thoughts and the tokens around them \(5\)"

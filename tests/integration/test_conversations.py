@@ -14,7 +14,7 @@ from rim_peft.cli.main import main
 from rim_peft.data.chats import Chat
 from rim_peft.recipe.syntax import read_yaml
 from rim_peft.run import load_run
-from tests.conftest import CHAT_TEMPLATE, build_base, build_tokenizer
+from tests.conftest import CHAT_TEMPLATE, build_tokenizer, save_base
 
 TEMPLATE = CHAT_TEMPLATE + "{% if add_generation_prompt and enable_thinking is false %}<off>{% endif %}"
 OFF = {"enable_thinking": False}
@@ -33,8 +33,7 @@ def conversation(n: int) -> list[dict[str, str]]:
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A recipe for conversations, as the arguments of a command."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    build_base("llama").save_pretrained(tmp_path / "base")
-    build_tokenizer(chat_template=TEMPLATE).save_pretrained(tmp_path / "base")
+    save_base(tmp_path / "base", "llama", tokenizer=build_tokenizer(chat_template=TEMPLATE))
     rows: list[dict[str, Any]] = [{"messages": conversation(n)} for n in range(12)]
     rows[0]["chat_template_kwargs"] = {"enable_thinking": True, "other": 1}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

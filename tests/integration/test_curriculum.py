@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -22,6 +21,7 @@ from torch import Tensor
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_curriculum
 from tests.conftest import build_rim, build_tokenizer
+from tests.training import assert_equal, trained
 
 ROWS = [
     {"question": f"{a}+{b}+1", "steps": [str(a), str(a + b), str(a + b + 1)], "answer": str(a + b + 1)}
@@ -70,20 +70,10 @@ def train(
     return model, result
 
 
-def _weights(model: PeftModel) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=0, rtol=0, msg=name)
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     model, _ = train(tmp_path_factory.mktemp("unbroken"))
-    return _weights(model)
+    return trained(model)
 
 
 class SignalAtStep:
@@ -117,7 +107,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(
     assert stopped.value.signal_number == number
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     model, _ = train(tmp_path, resume=True)
-    _assert_equal(_weights(model), unbroken)
+    assert_equal(trained(model), unbroken)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +126,7 @@ def test_it_resumes_exactly_under(
     with pytest.raises(Interrupted):
         train(tmp_path / "stopped", **options)
     model, _ = train(tmp_path / "stopped", resume=True, **options)
-    _assert_equal(_weights(model), _weights(expected))
+    assert_equal(trained(model), trained(expected))
     assert model.peft_config["default"].lora_dropout == 0.1
 
 
@@ -159,13 +149,13 @@ def test_a_killed_run_resumes_to_the_same_weights(unbroken: dict[str, Tensor], t
     half.mkdir(exist_ok=True)
     (half / "trainer_state.json").write_text('{"global_step": 7')
     model, _ = train(tmp_path, resume=True)
-    _assert_equal(_weights(model), unbroken)
+    assert_equal(trained(model), unbroken)
 
 
 def test_resuming_a_finished_run_changes_nothing(unbroken: dict[str, Tensor], tmp_path: Path) -> None:
     _, first = train(tmp_path)
     model, second = train(tmp_path, resume=True)
-    _assert_equal(_weights(model), unbroken)
+    assert_equal(trained(model), unbroken)
     assert second.history == first.history
 
 
@@ -195,12 +185,12 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
 
     def validate(model: PeftModel) -> dict[str, float]:
         assert not model.training
-        seen.append(_weights(model))
+        seen.append(trained(model))
         return {"accuracy": next(scores)}
 
     model, result = train(tmp_path, validate=validate)
     assert result.best == {"stage": "grounding", "step": 6, "accuracy": 0.9}
-    _assert_equal(_weights(model), seen[2])
+    assert_equal(trained(model), seen[2])
     assert len(seen) == 8  # steps 2, 4, 6, 8 of each stage, the ends among them
 
 
@@ -229,7 +219,7 @@ def test_a_stopped_run_with_validation_keeps_the_same_best(tmp_path: Path, monke
         train(tmp_path / "stopped", validate=validate)
     model, result = train(tmp_path / "stopped", validate=validate, resume=True)
     assert result.best == expected.best
-    _assert_equal(_weights(model), _weights(expected_model))
+    assert_equal(trained(model), trained(expected_model))
 
 
 def test_a_best_that_is_not_scored_so_again_is_kept(tmp_path: Path) -> None:
@@ -281,7 +271,7 @@ def test_a_stop_adds_no_step_and_no_score(
         scores = [
             (line["step"], line["eval_accuracy"]) for line in result.history["grounding"] if "eval_accuracy" in line
         ]
-        return _weights(model), result.best, scores
+        return trained(model), result.best, scores
 
     expected = run(tmp_path / "unbroken")
     SignalAtStep(monkeypatch, "grounding", step, signal.SIGTERM)
@@ -289,7 +279,7 @@ def test_a_stop_adds_no_step_and_no_score(
         run(tmp_path / "stopped")
     found = run(tmp_path / "stopped", resume=True)
     assert found[1:] == expected[1:]
-    _assert_equal(found[0], expected[0])
+    assert_equal(found[0], expected[0])
 
 
 def test_a_signal_while_the_last_weights_are_scored_stops_the_run(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from rim_peft import GroundingConfig
 from rim_peft.demo import showcase
 from rim_peft.tasks import get_task
-from tests.conftest import build_base, build_rim, build_tokenizer
+from tests.conftest import build_base, build_rim, build_tokenizer, save_base
 from tests.documentation import PAGES, ROOT, problems, read_blocks, read_page
 from tests.integration.test_demo import SHORT
 
@@ -52,8 +52,7 @@ def test_blocks_are_of_every_kind() -> None:
 
 
 def prepare_quickstart(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    build_base("qwen3").save_pretrained(folder / "base")
-    build_tokenizer().save_pretrained(folder / "base")
+    save_base(folder / "base", "qwen3")
     rows = [{"question": f"What is {n} and 1?", "steps": [f"{n} + 1"], "answer": str(n + 1)} for n in range(4)]
     return {
         '"Qwen/Qwen3-0.6B"': '"base"',

@@ -18,7 +18,7 @@ from rim_peft.escaping import visible
 from rim_peft.inference import BlockAnswerer
 from rim_peft.run import load_run
 from rim_peft.tasks import get_task
-from tests.conftest import build_base, build_rim, build_tokenizer
+from tests.conftest import build_rim, build_tokenizer, save_base
 from tests.integration.test_demo import SHORT
 from tests.objectives import prepare_rows
 
@@ -71,8 +71,7 @@ def test_a_task_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     """An adapter with two blocks whose base, in its folder, has a chat template."""
-    build_base("llama").save_pretrained(tmp_path / "base")
-    build_tokenizer().save_pretrained(tmp_path / "base")
+    save_base(tmp_path / "base", "llama")
     build_rim(base=AutoModelForCausalLM.from_pretrained(tmp_path / "base")).save_pretrained(tmp_path)
     return tmp_path
 

@@ -27,7 +27,7 @@ from rim_peft.inspection.attention import attention_weights, split_words
 from rim_peft.inspection.document import END, QuestionInspection
 from rim_peft.run import Run
 from rim_peft.tuner.bases import find_layers, lowest_layers
-from tests.conftest import EOS_ID, PAD_ID, build_base, build_rim, build_tokenizer
+from tests.conftest import EOS_ID, PAD_ID, build_base, build_rim, build_tokenizer, save_base
 
 QUESTION, DONOR = "what is 17 times 4?", "how is 25 under 6??"
 TOKENS = 5
@@ -324,8 +324,7 @@ def test_half_precision_rounds_and_nothing_else(device: str) -> None:
 def adapter(tmp_path: Path) -> Path:
     """An adapter's folder that names its base's folder."""
     tokenizer: PreTrainedTokenizerFast = build_tokenizer()
-    build_base().save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    save_base(tmp_path / "base", tokenizer=tokenizer)
     model = build_rim(base=AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
     model.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"

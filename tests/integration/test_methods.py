@@ -26,24 +26,17 @@ from rim_peft.methods import METHODS, Method
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.run import evaluate, load_run, train
 from rim_peft.sequence import BlockTokens
-from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutConfig, CoconutTrainer
+from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutTrainer
 from rim_peft.training.baseline import FinalAnswer
 from rim_peft.training.curriculum import check_stages
 from rim_peft.training.files import write_manifest
 from rim_peft.training.rim import Refinement
-from tests.conftest import EOS_ID, build_base, build_rim, build_tokenizer
-from tests.integration.test_curriculum import _assert_equal, _weights
+from tests.conftest import EOS_ID, MakeTrainer, build_rim
 from tests.integration.test_curriculum import train as train_both
-from tests.integration.test_trainers import ROWS
+from tests.training import ROWS, assert_equal, batch_of, gradients, train_mode, trained
 
 WAYS: dict[str, tuple[int, bool]] = {"answer": (0, False), "cot": (0, True), "pause": (3, False)}
 """Number of blocks, and whether steps are written."""
-
-
-def make_trainer(model: Any, folder: Path, tokenizer: PreTrainedTokenizerFast, **options: Any) -> BaselineTrainer:
-    defaults = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_checkpointing": False, "report_to": "none"}
-    args = BaselineConfig(output_dir=str(folder), **{**defaults, **options})
-    return BaselineTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
 
 
 def text_of(row: dict[str, Any], *, written: bool, separator: str = "; ") -> str:
@@ -53,17 +46,13 @@ def text_of(row: dict[str, Any], *, written: bool, separator: str = "; ") -> str
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_loss_is_that_of_separate_sequences(
-    architecture: str, way: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    architecture: str, way: str, make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     num_blocks, written = WAYS[way]
     model = build_rim(architecture, num_blocks=num_blocks)
-    trainer = make_trainer(model, tmp_path, tokenizer, written_steps=written, step_separator="; ")
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    ours = trainer.compute_loss(trainer.model, batch)
+    trainer = make_trainer(BaselineTrainer, model, written_steps=written, step_separator="; ")
+    train_mode(model)
+    ours = trainer.compute_loss(trainer.model, batch_of(trainer))
     theirs = torch.zeros(())
     for row in ROWS:
         prompt = tokenizer(f"{row['question']}\n").input_ids
@@ -74,14 +63,15 @@ def test_the_loss_is_that_of_separate_sequences(
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_answering_at_once_takes_the_gradients_of_trl(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_answering_at_once_takes_the_gradients_of_trl(
+    make_trainer: MakeTrainer, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """TRL's own trainer on prompt and completion, whose loss is the mean over tokens in place of samples' sums."""
     model = build_rim(num_blocks=0)
-    trainer = make_trainer(model, tmp_path / "ours", tokenizer)
-    batch = trainer.data_collator(list(trainer.train_dataset))
+    trainer = make_trainer(BaselineTrainer, model)
     num_tokens = sum(len(row["answer_ids"]) for row in trainer.train_dataset)
-    (trainer.compute_loss(trainer.model, batch) * len(ROWS) / num_tokens).backward()
-    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    (trainer.compute_loss(trainer.model, batch_of(trainer)) * len(ROWS) / num_tokens).backward()
+    ours = gradients(model)
     model.zero_grad()
     args = SFTConfig(
         output_dir=str(tmp_path / "theirs"), gradient_checkpointing=False, bf16=False, report_to="none", max_steps=1
@@ -90,33 +80,22 @@ def test_answering_at_once_takes_the_gradients_of_trl(tmp_path: Path, tokenizer:
     plain = SFTTrainer(model, args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
     rows = plain.data_collator([plain.train_dataset[index] for index in range(len(ROWS))])
     plain.compute_loss(plain.model, rows).backward()
-    theirs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert ours.keys() == theirs.keys()
     assert any(gradient.abs().max() > 1e-3 for gradient in ours.values())
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(ours, gradients(model), atol=1e-5, rtol=1e-4)
 
 
-def test_memory_rows_are_trained_where_there_are_blocks_alone(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_memory_rows_are_trained_where_there_are_blocks_alone(make_trainer: MakeTrainer) -> None:
     for num_blocks in (0, 2):
         model = build_rim(num_blocks=num_blocks)
         before = model.base_model.memory.rows("default").detach().clone()
-        trainer = make_trainer(model, tmp_path / str(num_blocks), tokenizer, learning_rate=0.1)
-        trainer.train()
+        make_trainer(BaselineTrainer, model, learning_rate=0.1).train()
         has_changed = not torch.equal(before, model.base_model.memory.rows("default"))
         assert has_changed == (num_blocks > 0)
-        CoconutTrainer(
-            model,
-            CoconutConfig(output_dir=str(tmp_path / "next"), report_to="none"),
-            train_dataset=Dataset.from_list(ROWS),
-            processing_class=tokenizer,
-        )
+        make_trainer(CoconutTrainer, model)
         assert model.base_model.memory.rows("default").requires_grad  # whatever was trained before
 
 
-def test_a_separator_must_have_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_separator_must_have_tokens(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="step_separator: must not be empty"):
         BaselineConfig(output_dir=str(tmp_path), step_separator="")
     with pytest.raises(ValueError, match="block_range: must be null"):
@@ -140,26 +119,19 @@ def test_every_batch_draws_its_own_number_of_blocks() -> None:
     assert objective.num_tokens(rows[0]) == 2 + 5 * (4 + 2)
 
 
-def test_a_drawn_number_of_blocks_is_weighed_as_its_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_drawn_number_of_blocks_is_weighed_as_its_own(make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=3)
-    args = RefinementConfig(
-        output_dir=str(tmp_path), block_range=[3, 3], gradient_checkpointing=False, report_to="none", max_steps=2
-    )
-    trainer = RefinementTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
-    batch = trainer.data_collator(list(trainer.train_dataset))
+    trainer = make_trainer(RefinementTrainer, model, block_range=[3, 3])
+    batch = batch_of(trainer)
     drawn = trainer.compute_loss(trainer.model, batch)
-    args = RefinementConfig(output_dir=str(tmp_path), gradient_checkpointing=False, report_to="none", max_steps=2)
-    fixed = RefinementTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
+    fixed = make_trainer(RefinementTrainer, model)
     torch.testing.assert_close(drawn, fixed.compute_loss(fixed.model, batch))
     trainer.train()
 
 
-def test_a_range_must_hold_the_adapters_own_number(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    args = RefinementConfig(output_dir=str(tmp_path), block_range=[1, 3], report_to="none", max_steps=1)
+def test_a_range_must_hold_the_adapters_own_number(make_trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match=r"block_range: must include the adapter's num_blocks, 4.* got \[1, 3\]"):
-        RefinementTrainer(
-            build_rim(num_blocks=4), args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer
-        )
+        make_trainer(RefinementTrainer, build_rim(num_blocks=4), block_range=[1, 3])
 
 
 @pytest.mark.parametrize("value", [[0, 2], [3, 2], [1], "1-2", [1.0, 2.0]])
@@ -195,10 +167,10 @@ def test_stage_2_can_go_on_with_the_moments_of_stage_1(tmp_path: Path) -> None:
     kept, _ = train_both(tmp_path / "kept", **_stages(tmp_path / "kept", reset=False))
     reset, _ = train_both(tmp_path / "reset", **_stages(tmp_path / "reset", reset=True))
     assert not (tmp_path / "reset" / "grounding" / "optimizer.pt").exists()
-    assert len(_first_moments(tmp_path / "kept" / "grounding")) == len(_weights(kept))
+    assert len(_first_moments(tmp_path / "kept" / "grounding")) == len(trained(kept))
     state = torch.load(tmp_path / "kept" / "refinement" / "checkpoint-2" / "optimizer.pt", weights_only=True)["state"]
     assert {int(moment["step"]) for moment in state.values()} == {8 + 2}
-    differing = [not torch.equal(a, b) for a, b in zip(_weights(kept).values(), _weights(reset).values(), strict=True)]
+    differing = [not torch.equal(a, b) for a, b in zip(trained(kept).values(), trained(reset).values(), strict=True)]
     assert any(differing)
 
 
@@ -211,18 +183,10 @@ def test_a_run_without_reset_resumes_to_the_same_weights(tmp_path: Path) -> None
         (tmp_path / "b" / "refinement" / name).rmdir()
     (tmp_path / "b" / "refinement" / "final.safetensors").unlink()
     resumed, _ = train_both(tmp_path / "b", resume=True, **_stages(tmp_path / "b", reset=False))
-    _assert_equal(_weights(resumed), _weights(unbroken))
+    assert_equal(trained(resumed), trained(unbroken))
 
 
 # Whole runs.
-
-
-@pytest.fixture(scope="module")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_base().save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def write_recipe(folder: Path, base: Path, method: str, **more: Any) -> Path:
@@ -251,8 +215,8 @@ def write_recipe(folder: Path, base: Path, method: str, **more: Any) -> Path:
 
 
 @pytest.mark.parametrize("method", ["answer", "cot", "pause", "coconut"])
-def test_a_recipe_trains_answers_and_counts(method: str, tiny_base: Path, tmp_path: Path) -> None:
-    trained = train(load_recipe(write_recipe(tmp_path, tiny_base, method)))
+def test_a_recipe_trains_answers_and_counts(method: str, base: Path, tmp_path: Path) -> None:
+    trained = train(load_recipe(write_recipe(tmp_path, base, method)))
     folder = tmp_path / "out"
     record = json.loads((folder / "run.json").read_text())
     assert record["method"] == method
@@ -271,7 +235,7 @@ def test_a_recipe_trains_answers_and_counts(method: str, tiny_base: Path, tmp_pa
 
 
 def test_a_method_of_ones_own_is_one_class(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Recipes, trainings, answers, cards and comparisons know methods by what they say of themselves alone."""
 
@@ -296,7 +260,7 @@ def test_a_method_of_ones_own_is_one_class(
             return LastStepTrainer
 
     monkeypatch.setitem(METHODS, "last-step", LastStep())
-    path = write_recipe(tmp_path, tiny_base, "last-step")
+    path = write_recipe(tmp_path, base, "last-step")
     assert main(["check", str(path)]) == 0
     run = train(load_recipe(path))
     folder = tmp_path / "out"
@@ -306,15 +270,15 @@ def test_a_method_of_ones_own_is_one_class(
     assert "last-step" in capsys.readouterr().out + (folder / "recipe.yaml").read_text()
 
 
-def test_methods_that_are_not_there_are_named(tiny_base: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, tiny_base, "answer")
+def test_methods_that_are_not_there_are_named(base: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, base, "answer")
     with pytest.raises(RecipeError, match=r"method: must be 'rim', 'answer', .* or 'coconut', got 'cots'"):
         load_recipe(path, ["method=cots"])
     assert {field.name for field in fields(Recipe)} >= {stage for method in METHODS.values() for stage in method.stages}
 
 
-def test_tokens_and_seconds_are_counted_over_a_resumption(tiny_base: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, tiny_base, "answer")
+def test_tokens_and_seconds_are_counted_over_a_resumption(base: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, base, "answer")
     whole = train(load_recipe(path)).recipe
     assert whole is not None
     folder = tmp_path / "out"
@@ -359,9 +323,9 @@ def test_an_answer_follows_the_separator_as_it_was_written() -> None:
 
 
 def test_questions_beyond_a_batch_are_answered(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(load_recipe(write_recipe(tmp_path, tiny_base, "coconut")))
+    train(load_recipe(write_recipe(tmp_path, base, "coconut")))
     monkeypatch.setattr("sys.stdin", io.StringIO("1+1?\n2+1?\n3+1?\n"))
     capsys.readouterr()
     assert main(["generate", str(tmp_path / "out"), "--batch-size", "1"]) == 0
@@ -386,8 +350,8 @@ def test_moments_need_a_stage_before_with_the_same_optimiser(tmp_path: Path) -> 
         train_both(tmp_path, **stages)
 
 
-def test_recipes_say_what_a_method_cannot_have(tiny_base: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, tiny_base, "pause")
+def test_recipes_say_what_a_method_cannot_have(base: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, base, "pause")
     with pytest.raises(RecipeError, match=r"num_blocks: must be at least 1 for method 'pause'"):
         load_recipe(path, ["adapter.num_blocks=0"])
     with pytest.raises(RecipeError, match=r"baseline\.written_steps: is set as method"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -24,8 +24,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from rim_peft.sequence import BlockTokens, Layout, Sample, attention_masks, build_layout, keep_readouts, pack_rows
+from rim_peft.sequence import BlockTokens, Layout, Sample, build_layout, keep_readouts, pack_rows
 from rim_peft.training.losses import label_weights, readout_loss
+from rim_peft.tuner.bases import attention_masks
+from tests.training import assert_same_gradients
 
 VOCABULARY = 48
 BLOCKS = BlockTokens(begin=45, memory=46, end=47, block_size=2)
@@ -81,12 +83,6 @@ def _base(name: str, attention: str) -> PreTrainedModel:
     return model.eval()
 
 
-def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
 def _one_pass_loss(model: PreTrainedModel, layout: Layout, weights: Tensor) -> Tensor:
     logits = model(
         input_ids=layout.input_ids,
@@ -119,15 +115,7 @@ def test_loss_and_gradients_equal_separate_sequences(name: str, attention: str, 
 
 
 def _assert_equals_separate(model: PreTrainedModel, layout: Layout, weights: Tensor) -> None:
-    theirs = _separate_loss(model, weights)
-    ours = _one_pass_loss(model, layout, weights)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    expected = _gradients(model, _separate_loss(model, weights))
-    found = _gradients(model, _one_pass_loss(model, layout, weights))
-    assert found.keys() == expected.keys()
-    largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    for key, gradient in expected.items():  # 1e-5 of the largest gradient: sums run in another order
-        torch.testing.assert_close(found[key], gradient, atol=1e-5 * largest, rtol=1e-5, msg=key)
+    assert_same_gradients(model, _one_pass_loss(model, layout, weights), _separate_loss(model, weights))
 
 
 @every_base

@@ -16,7 +16,6 @@ from datasets import Dataset
 
 from rim_peft.cli.main import main
 from rim_peft.recipe.syntax import read_yaml
-from tests.conftest import build_base, build_tokenizer
 
 Rows = list[dict[str, Any]]
 
@@ -133,14 +132,6 @@ FORMS: dict[str, tuple[str, Callable[[Path, Rows], None], dict[str, Any], list[s
     "jsonl, as ever": ("rows.jsonl", write_lines, {"question": ASKED, "steps": CHAIN, "answer": "{b}"}, []),
 }
 QUICK = ("csv, lines", "jsonl.zst, stepwise supervision")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_base("llama").save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

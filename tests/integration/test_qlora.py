@@ -27,9 +27,10 @@ from rim_peft.run.scoring import evaluate
 from rim_peft.training.attachment import checkpoint_for
 from rim_peft.training.curriculum import Interrupted
 from rim_peft.training.simulation import simulate_step
-from tests.conftest import build_base, build_tokenizer, randomize_lora
+from tests.conftest import build_base, build_tokenizer, randomize_lora, save_base
 from tests.integration import two_processes_8_bit
 from tests.integration.test_curriculum import SignalAtStep
+from tests.training import assert_equal, gradients
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}  # nf4 needs 64 or more
 MEMORY = "rim_memory"
@@ -70,10 +71,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_base("llama_tied", **WIDE).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
+    return save_base(tmp_path_factory.mktemp("base"), "llama_tied", **WIDE)
 
 
 def make_recipe(folder: Path, base: Path, rows: Path, how: str, *changes: str, optim: str) -> Recipe:
@@ -147,10 +145,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     with pytest.raises(Interrupted):
         train(make_recipe(stopped, base, rows, how, optim=optim))
     train(make_recipe(stopped, base, rows, how, "resume=true", optim=optim))
-    expected, found = adapter(unbroken), adapter(stopped)
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=0, rtol=0, msg=name)
+    assert_equal(adapter(stopped), adapter(unbroken))
 
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])
@@ -239,7 +234,7 @@ def test_the_kind_of_checkpointing_can_be_chosen_on_8_bit_weights(base: Path, tm
 
 @pytest.mark.parametrize("variant", [{}, {"insertion_layer": 1}, {"bidirectional_blocks": True}], ids=str)
 def test_checkpointing_8_bit_layers_changes_no_gradient(variant: dict[str, Any], base: Path) -> None:
-    def gradients(*, checkpointing: bool) -> dict[str, torch.Tensor]:
+    def run(*, checkpointing: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         loaded = load_base(str(base), ModelOptions(name_or_path=str(base), quantization="int8"))
         model: Any = get_peft_model(loaded, RiMConfig(num_blocks=2, r=4, **variant))
@@ -248,12 +243,9 @@ def test_checkpointing_8_bit_layers_changes_no_gradient(variant: dict[str, Any],
         torch.manual_seed(1)
         randomize_lora(model)  # what the step that began the training has changed
         step.loss().backward()
-        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return gradients(model)
 
-    expected, found = gradients(checkpointing=False), gradients(checkpointing=True)
-    assert expected.keys() == found.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=name)
+    torch.testing.assert_close(run(checkpointing=True), run(checkpointing=False))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from rim_peft.demo import RECIPE as DEMO
 from rim_peft.recipe import Recipe, load_recipe
 from rim_peft.run import train
 from rim_peft.tasks.task import GeneratedTask
-from tests.conftest import build_base, build_tokenizer
+from tests.conftest import save_base
 
 # Those in compare/ and accelerate/ are no recipes of a run.
 RECIPES = [DEMO, *sorted((Path(__file__).parents[2] / "recipes").glob("[!ac]*/*.yaml"))]
@@ -78,8 +78,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Pa
         name, changes = architecture(recipe)
         folder = tmp_path_factory.getbasetemp() / "-".join([name, *changes])
         if not folder.exists():
-            build_base(name, **changes).save_pretrained(folder)
-            build_tokenizer().save_pretrained(folder)
+            save_base(folder, name, **changes)
         return folder
 
     return build

@@ -23,7 +23,6 @@ from rim_peft.training import checkpoints, curriculum, files, readout_trainer
 from rim_peft.training.samples import Sample
 from rim_peft.training.watching import DivergedError
 from rim_peft.tuner.files import RECORD_FILE
-from tests.conftest import build_base, build_tokenizer
 from tests.integration.test_check_and_train import write_recipe
 from tests.integration.test_curriculum import SignalAtStep
 
@@ -36,14 +35,6 @@ STAGE = {
     "eval_strategy": "steps",
     "eval_steps": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_base("llama").save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from rim_peft import RiMConfig
 from rim_peft.tuner.card import TAGS
 from rim_peft.tuner.sharing import attach_papers, upload
-from tests.conftest import build_base, build_rim, build_tokenizer
+from tests.conftest import build_base, build_rim, save_base
 from tests.integration.hub_server import TOKEN, serve
 from tests.integration.hub_state import Hub
 
@@ -28,8 +28,7 @@ from tests.integration.hub_state import Hub
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, Path]:
     """Folders of a base with its tokenizer and of an adapter on it."""
-    build_base().save_pretrained(tmp_path / "base")
-    build_tokenizer().save_pretrained(tmp_path / "base")
+    save_base(tmp_path / "base")
     model = build_rim()
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)

@@ -6,16 +6,13 @@ import functools
 import itertools
 import logging
 import pickle
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,120 +25,44 @@ from trl import SFTConfig, SFTTrainer
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
 from rim_peft.data.objective import TokenizedRow
 from rim_peft.inference import read_blocks
-from rim_peft.training.baseline import BaselineTrainer
-from rim_peft.training.coconut import CoconutTrainer
 from rim_peft.training.head import CompiledLayers
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from rim_peft.tuner.bases import find_layers
-from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer
+from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, MakeTrainer, build_base, build_rim, build_tokenizer
 from tests.objectives import prepare_rows
+from tests.training import (
+    ROWS,
+    assert_resumes_exactly,
+    assert_trains_formula,
+    batch_of,
+    gradients,
+    longer,
+    train_mode,
+    trained,
+)
 
-ROWS = [
-    {"question": "2+3", "steps": ["2", "2+3=5"], "answer": "5"},
-    {"question": "1+1+7", "steps": ["1", "1+1=2", "2+7=9"], "answer": "9"},
-    {"question": "4", "steps": ["4"], "answer": "4"},
-    {"question": "6-5+3", "steps": ["6", "6-5=1", "1+3=4"], "answer": "4"},
-]
-STAGES: list[Any] = [(GroundingTrainer, GroundingConfig), (RefinementTrainer, RefinementConfig)]
-every_stage = pytest.mark.parametrize(("trainer_class", "config_class"), STAGES, ids=["grounding", "refinement"])
-MakeTrainer = Callable[..., ReadoutTrainer]
-
-
-@pytest.fixture
-def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrainer:
-    def make(
-        trainer_class: Any,
-        model: Any,
-        *,
-        rows: Any = None,
-        peft_config: Any = None,
-        validate: Any = None,
-        processing_class: Any = None,
-        **options: Any,
-    ) -> Any:
-        defaults = {
-            "output_dir": str(tmp_path / "out"),
-            "max_steps": 4,
-            "per_device_train_batch_size": 4,
-            "gradient_checkpointing": False,
-            "report_to": "none",
-            "learning_rate": 1e-2,
-        }
-        return trainer_class(
-            model,
-            trainer_class.config_class(**{**defaults, **options}),
-            train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list(rows or ROWS),
-            processing_class=processing_class or tokenizer,
-            peft_config=peft_config,
-            validate=validate,
-        )
-
-    return make
+every_stage = pytest.mark.parametrize(
+    "trainer_class", [GroundingTrainer, RefinementTrainer], ids=["grounding", "refinement"]
+)
 
 
-def train_mode(model: PeftModel) -> None:
-    """Training mode without the base's own dropout, which would differ between the two ways."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-
-
-def _batch(trainer: ReadoutTrainer) -> dict[str, Tensor]:
-    return trainer.data_collator(list(trainer.train_dataset))
-
-
-def separate_loss(model: PeftModel, rows: list[TokenizedRow], readouts: Any, weights: Any) -> Tensor:
-    """The method's formula, one sequence ``x, m_<=k, readout_k`` at a time."""
-    blocks = model.peft_config["default"].block_tokens
-    total: Any = 0
-    for row in rows:
-        for k, (readout, weight) in enumerate(zip(readouts(row), weights(row), strict=True), start=1):
-            trunk = [*row["prompt_ids"], *blocks.ids(k)]
-            logits = model(input_ids=torch.tensor([[*trunk, *readout]])).logits[0]
-            log_probs = logits[len(trunk) - 1 : -1].log_softmax(-1)
-            total = total - weight * log_probs[range(len(readout)), list(readout)].sum()
-    return total / len(rows)
-
-
-def _gradients(model: PeftModel, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_loss_and_gradients(model: PeftModel, ours: Tensor, theirs: Tensor, *, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
-    expected, found = _gradients(model, theirs), _gradients(model, ours)
-    assert found.keys() == expected.keys()
-    assert any("lora_rim_memory" in name for name in found)
-    for name, gradient in expected.items():  # sums run in another order: 1e-5 of each tensor's largest gradient
-        scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(found[name], gradient, atol=tolerance * scale, rtol=tolerance, msg=name)
+def _stream() -> IterableDataset:
+    return Dataset.from_list(ROWS).to_iterable_dataset()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_grounding_loss_is_the_formula(architecture: str, make_trainer: MakeTrainer) -> None:
-    model = build_rim(architecture, num_blocks=2)
-    trainer = make_trainer(GroundingTrainer, model, trailing_blocks=False)
+    trainer = make_trainer(GroundingTrainer, build_rim(architecture, num_blocks=2), trailing_blocks=False)
     trainer.state.global_step, trainer.state.max_steps = 1, 4
-    train_mode(model)
 
     def weights(row: TokenizedRow) -> list[float]:
         length = len(row["step_ids"])
         return [max(0.0, 1 - 1 / (4 * t / length)) for t in range(1, length + 1)]
 
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = separate_loss(
-        model, list(trainer.train_dataset), lambda row: [*row["step_ids"][1:], row["answer_ids"]], weights
-    )
-    assert_same_loss_and_gradients(model, ours, theirs)
+    assert_trains_formula(trainer, lambda row: [*row["step_ids"][1:], row["answer_ids"]], weights)
 
 
 def test_trailing_blocks_share_the_answer(make_trainer: MakeTrainer) -> None:
-    model = build_rim(num_blocks=3)
-    trainer = make_trainer(GroundingTrainer, model, trailing_blocks=True, schedule="uniform")
-    train_mode(model)
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=3), trailing_blocks=True, schedule="uniform")
 
     def readouts(row: TokenizedRow) -> list[list[int]]:
         return [*row["step_ids"][1:], *[row["answer_ids"]] * (4 - len(row["step_ids"]))]
@@ -150,24 +71,13 @@ def test_trailing_blocks_share_the_answer(make_trainer: MakeTrainer) -> None:
         trailing = 4 - len(row["step_ids"])
         return [1.0] * (len(row["step_ids"]) - 1) + [1 / trailing] * trailing
 
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    assert_same_loss_and_gradients(model, ours, separate_loss(model, list(trainer.train_dataset), readouts, weights))
+    assert_trains_formula(trainer, readouts, weights)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_refinement_loss_is_the_formula(architecture: str, make_trainer: MakeTrainer) -> None:
-    model = build_rim(architecture, num_blocks=3)
-    trainer = make_trainer(RefinementTrainer, model)
-    train_mode(model)
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = separate_loss(
-        model, list(trainer.train_dataset), lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
-    )
-    assert_same_loss_and_gradients(model, ours, theirs)
-
-
-def _trained(model: PeftModel) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    trainer = make_trainer(RefinementTrainer, build_rim(architecture, num_blocks=3))
+    assert_trains_formula(trainer, lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6])
 
 
 @every_stage
@@ -185,25 +95,22 @@ def _trained(model: PeftModel) -> dict[str, Tensor]:
     ids=["accumulation", "checkpointing", "packing", "packing-accumulation", "multiple", "tokens", "loraplus"],
 )
 def test_equivalent_settings_train_alike(
-    trainer_class: Any, config_class: Any, options: dict[str, Any], make_trainer: MakeTrainer
+    trainer_class: Any, options: dict[str, Any], make_trainer: MakeTrainer
 ) -> None:
     models = []
     for chosen in ({}, options):
         model = build_rim(num_blocks=3)
         # Plain SGD: Adam would blow rounding differences of tiny gradients up to whole steps.
         make_trainer(trainer_class, model, optim="sgd", max_steps=3, **chosen).train()
-        models.append(_trained(model))
-    before = _trained(build_rim(num_blocks=3))
+        models.append(trained(model))
+    before = trained(build_rim(num_blocks=3))
     moved = max(float((models[0][name] - before[name]).abs().max()) for name in before)
     assert moved > 1e-3
-    for name in before:
-        torch.testing.assert_close(models[0][name], models[1][name], atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(*models, atol=1e-5, rtol=1e-4)
 
 
 @every_stage
-def test_training_lowers_the_loss_and_logs_it_by_block(
-    trainer_class: Any, config_class: Any, make_trainer: MakeTrainer
-) -> None:
+def test_training_lowers_the_loss_and_logs_it_by_block(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=3, fresh=True)
     trainer = make_trainer(trainer_class, model, max_steps=30, logging_steps=1, **_uniform(trainer_class))
     trainer.train()
@@ -213,13 +120,13 @@ def test_training_lowers_the_loss_and_logs_it_by_block(
         for name in ("loss", "token_accuracy", "weight"):
             assert f"{name}_by_block/{block}" in lines[0]
     # Rows have 10 to 24 tokens; the count must be that of real ones.
-    assert lines[0]["num_tokens"] == int(_batch(trainer)["attention_mask"].sum())
+    assert lines[0]["num_tokens"] == int(batch_of(trainer)["attention_mask"].sum())
 
 
 @every_stage
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 def test_packed_batches_give_the_same_loss_and_gradients(
-    trainer_class: Any, config_class: Any, architecture: str, make_trainer: MakeTrainer
+    trainer_class: Any, architecture: str, make_trainer: MakeTrainer
 ) -> None:
     model = build_rim(architecture, num_blocks=3)
     results = []
@@ -229,37 +136,33 @@ def test_packed_batches_give_the_same_loss_and_gradients(
         shapes: list[tuple[int, ...]] = []
         embedding = model.base_model.memory
         hook = embedding.register_forward_pre_hook(lambda _, args, shapes=shapes: shapes.append(args[0].shape))
-        loss = trainer.compute_loss(trainer.model, _batch(trainer))
+        loss = trainer.compute_loss(trainer.model, batch_of(trainer))
         hook.remove()
-        results.append((shapes[0], loss, _gradients(model, loss)))
-    (plain_shape, ours, _), (packed_shape, theirs, expected) = results
+        results.append((shapes[0], loss, gradients(model, loss)))
+    (plain_shape, ours, found), (packed_shape, theirs, expected) = results
     assert packed_shape[0] < plain_shape[0] == len(ROWS)
     assert packed_shape[1] % 8 == 0
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    for name, gradient in expected.items():  # sums run in another order
-        torch.testing.assert_close(results[0][2][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)  # sums run in another order
 
 
 def test_batches_by_tokens_hold_every_row_and_resume_exactly(make_trainer: MakeTrainer) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 5)]
+    rows = longer(ROWS * 5)
     options = {"max_tokens_per_batch": 130, "max_steps": 9, "save_steps": 7, "pack_length": 64, "rows": rows}
-    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
-    trainer = make_trainer(GroundingTrainer, unbroken, **options)
-    batches = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+
+    def start() -> ReadoutTrainer:
+        return make_trainer(GroundingTrainer, build_rim(num_blocks=3, lora_dropout=0.2), **options)
+
+    batches = [batch["attention_mask"] for batch in start().get_train_dataloader()]
     assert all(int(batch.sum()) <= 130 for batch in batches)
     assert sum(len(batch) for batch in batches) == len(rows)
     assert len({len(batch) for batch in batches}) > 1
-    trainer.train()
+    trainer = assert_resumes_exactly(start, 7)
     assert trainer.state.epoch > 1  # so that the order of the second pass is met too
-    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
-    checkpoint = f"{trainer.args.output_dir}/checkpoint-7"
-    make_trainer(GroundingTrainer, resumed, **options).train(resume_from_checkpoint=checkpoint)
-    for name, tensor in _trained(unbroken).items():
-        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
 
 
 def test_batches_of_differing_sizes_accumulate_to_the_mean_over_samples(make_trainer: MakeTrainer) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 5)]
+    rows = longer(ROWS * 5)
     shared = {"rows": rows, "optim": "sgd", "max_steps": 1, "train_sampling_strategy": "sequential"}
     models = []
     for options in (
@@ -269,17 +172,16 @@ def test_batches_of_differing_sizes_accumulate_to_the_mean_over_samples(make_tra
         model = build_rim(num_blocks=3)
         trainer = make_trainer(GroundingTrainer, model, **shared, **options)
         trainer.train()
-        models.append(_trained(model))
+        models.append(trained(model))
     sizes = [len(batch["num_steps"]) for batch in trainer.get_train_dataloader()]
     assert len(set(sizes)) > 1
     assert len(sizes) > 2
-    for name, tensor in models[0].items():
-        torch.testing.assert_close(models[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(*models, atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_are_counted_in_every_line_with_a_loss(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(RefinementTrainer, build_rim(num_blocks=3), max_steps=4, logging_steps=3, eval_strategy="no")
-    per_step = int(_batch(trainer)["attention_mask"].sum())
+    per_step = int(batch_of(trainer)["attention_mask"].sum())
     trainer.add_callback(_LogsOfItsOwn(trainer))
     trainer.train()
     lines = trainer.state.log_history
@@ -300,26 +202,19 @@ class _LogsOfItsOwn(TrainerCallback):
         self.trainer.log({"own": 1.0})
 
 
-def test_batches_by_tokens_need_lengths(make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_batches_by_tokens_need_lengths(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(RefinementTrainer, build_rim(), max_tokens_per_batch=20)
     with pytest.raises(ValueError, match="max_tokens_per_batch: must be at least twice the longest row's"):
         trainer.train()
-    streamed = RefinementTrainer(
-        build_rim(),
-        RefinementConfig(trainer.args.output_dir, max_steps=2, max_tokens_per_batch=500, report_to="none"),
-        train_dataset=Dataset.from_list(ROWS).to_iterable_dataset(),
-        processing_class=tokenizer,
-    )
+    streamed = make_trainer(RefinementTrainer, build_rim(), rows=_stream(), max_tokens_per_batch=500)
     with pytest.raises(ValueError, match="max_tokens_per_batch: needs the rows' lengths"):
         streamed.train()
 
 
 @pytest.mark.parametrize("trailing", [False, True])
 def test_blocks_that_read_out_their_own_step_train_the_formula(trailing: bool, make_trainer: MakeTrainer) -> None:
-    model = build_rim(num_blocks=5)
-    trainer = make_trainer(GroundingTrainer, model, readout_step="own", trailing_blocks=trailing)
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=5), readout_step="own", trailing_blocks=trailing)
     trainer.state.global_step, trainer.state.max_steps = 1, 4
-    train_mode(model)
 
     def readouts(row: TokenizedRow) -> list[list[int]]:
         own = [*row["step_ids"], row["answer_ids"]]
@@ -331,270 +226,31 @@ def test_blocks_that_read_out_their_own_step_train_the_formula(trailing: bool, m
         last = 5 - length + 1 if trailing else 1
         return falling[:-1] + [falling[-1] / last] * last
 
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    assert_same_loss_and_gradients(model, ours, separate_loss(model, list(trainer.train_dataset), readouts, weights))
+    assert_trains_formula(trainer, readouts, weights)
     table = trainer.train_dataset.with_format("arrow")[:]
     lengths = [trainer.objective.num_tokens(row) for row in trainer.train_dataset]
     assert (trainer.objective.most_tokens(table) >= lengths).all()
 
 
-def test_a_curriculum_by_length_has_as_many_blocks_as_its_longest_chain(make_trainer: MakeTrainer) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * n} for n, row in enumerate(ROWS)]
-    options = {"rows": rows, "length_shares": [0.25, 0.25, 0.5], "schedule": "uniform", "max_steps": 8}
-    model = build_rim(num_blocks=4)
-    trainer = make_trainer(GroundingTrainer, model, **options)
-    train_mode(model)
-    batch = _batch(trainer)
-    trainer.state.max_steps = 8
-    everything = list(trainer.train_dataset)
-    for step, num_blocks in ((0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (7, 4)):
-        trainer.state.global_step = step
-        # Rows that are longer than their phase come in a batch that reaches over its end: they keep their blocks.
-        lengths = {tuple(row["prompt_ids"]): max(num_blocks, len(row["step_ids"])) for row in everything}
-
-        def readouts(row: TokenizedRow, lengths: Any = lengths) -> list[list[int]]:
-            given = [*row["step_ids"][1:], row["answer_ids"]]
-            return given + [row["answer_ids"]] * (lengths[tuple(row["prompt_ids"])] - len(given))
-
-        def weights(row: TokenizedRow, lengths: Any = lengths) -> list[float]:
-            before, all_blocks = len(row["step_ids"]) - 1, lengths[tuple(row["prompt_ids"])]
-            return [1.0] * before + [1 / (all_blocks - before)] * (all_blocks - before)
-
-        ours = trainer.compute_loss(trainer.model, batch)
-        assert_same_loss_and_gradients(model, ours, separate_loss(model, everything, readouts, weights))
-
-
-@pytest.mark.parametrize("epochs", [False, True])
-@pytest.mark.parametrize(
-    "more",
-    [{}, {"dataloader_drop_last": True}, {"layer_shares": [0.5, 0.5, 1.0]}],
-    ids=["", "drop_last", "layer_shares"],
-)
-def test_a_curriculum_by_length_comes_in_order_and_resumes_exactly(
-    epochs: bool, more: dict[str, Any], make_trainer: MakeTrainer
-) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
-    rows = rows[:11] if "dataloader_drop_last" in more else rows
-    options = {
-        **more,
-        "rows": rows,
-        "length_shares": [0.25, 0.25, 0.5],
-        "per_device_train_batch_size": 2,
-        "save_steps": 5,
-        "logging_steps": 1,
-        **({"max_steps": -1, "num_train_epochs": 2} if epochs else {"max_steps": 12}),
-    }
-    lengths: list[list[int]] = []
-    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
-    trainer = make_trainer(GroundingTrainer, unbroken, **options)
-    loss = trainer.compute_loss
-    trainer.compute_loss = lambda model, inputs, **given: (  # type: ignore[method-assign]
-        lengths.append(inputs["num_steps"].tolist()) or loss(model, inputs, **given)
-    )
-    trainer.train()
-    longest = [max(batch) for batch in lengths]
-    first, second = trainer.lengths.begins[1:]
-    assert (max(longest[:first]), max(longest[first:second]), max(longest[second:])) == (1, 2, 3)
-    tokens = [line["num_tokens"] for line in trainer.state.log_history if "loss" in line]
-    assert tokens[1] < tokens[-1] - tokens[-3]
-    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
-    checkpoint = f"{trainer.args.output_dir}/checkpoint-5"
-    make_trainer(GroundingTrainer, resumed, **options).train(resume_from_checkpoint=checkpoint)
-    for name, tensor in _trained(unbroken).items():
-        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
-
-
-@pytest.mark.parametrize(
-    ("trainer_class", "compiled"),
-    [(GroundingTrainer, False), (GroundingTrainer, True), (BaselineTrainer, False), (CoconutTrainer, False)],
-)
-def test_early_phases_run_and_train_the_lowest_layers_alone(
-    trainer_class: Any, compiled: bool, make_trainer: MakeTrainer
-) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
-    base = build_base(num_hidden_layers=4)
-    model = build_rim(base=base, num_blocks=3)
-    options = {
-        "rows": rows,
-        "length_shares": [0.25, 0.25, 0.5],
-        "layer_shares": [0.25, 0.75, 1],
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "gradient_checkpointing": trainer_class is not CoconutTrainer,
-        "save_strategy": "no",
-        "logging_steps": 1,
-    }
-    trainer = make_trainer(trainer_class, model, **options)
-    before = _trained(model)
-    changed: list[set[int]] = []  # by step: layers whose LoRA has changed since the step before
-
-    class Watch(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            nonlocal before
-            now = _trained(model)
-            names = [name for name, tensor in now.items() if not tensor.equal(before[name])]
-            changed.append({int(found[1]) for name in names if (found := re.search(r"layers\.(\d+)\.", name))})
-            before = now
-
-    trainer.add_callback(Watch())
-    layers = list(base.model.layers)
-    if compiled:  # what runs compiled is the layer; here it runs as it is, which says the same in less time
-        trainer._compiled_layers = CompiledLayers(base, backend="eager")
-    trainer.train()
-    assert changed == [{0}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3}]
-    assert list(base.model.layers) == layers
-    logged = [line.get("num_layers") for line in trainer.state.log_history if "loss" in line]
-    assert logged == [1.0, 3.0, None, None]
-
-
-def test_the_loss_of_an_early_phase_is_that_of_a_shallower_model(make_trainer: MakeTrainer) -> None:
-    rows = [{**row, "steps": row["steps"][-1:]} for row in ROWS]
-    options = {"rows": rows, "length_shares": [0.5, 0.5], "layer_shares": [0.5, 1.0], "max_steps": 2}
-    model = build_rim(num_blocks=1)
-    trainer = make_trainer(GroundingTrainer, model, **options)
-    whole = make_trainer(GroundingTrainer, shallow := build_rim(num_blocks=1), rows=rows, max_steps=2)
-    find_layers(shallow.get_base_model())[0].layers = nn.ModuleList(find_layers(shallow.get_base_model())[1][:1])
-    trainer.state.max_steps = whole.state.max_steps = 2
-    for part in (trainer, whole):
-        train_mode(part.model)
-    ours = trainer.training_step(model, _batch(trainer), num_items_in_batch=torch.tensor(len(rows)))
-    theirs = whole.training_step(shallow, _batch(whole), num_items_in_batch=torch.tensor(len(rows)))
-    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
-    expected = {name: p.grad for name, p in shallow.named_parameters() if p.grad is not None}
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=0, rtol=0, msg=name)
-
-
-def test_leaving_out_layers_is_refused_where_steps_need_all(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"length_shares": [0.5, 0.5], "layer_shares": [0.5, 1.0]}
-    with pytest.raises(ValueError, match=r"layer_shares: must run the layer where blocks are inserted, 1, .* 1 of 2"):
-        make_trainer(GroundingTrainer, build_rim(insertion_layer=1), **options)
-    base = build_base()
-    base.model.layers[1] = nn.Identity()
-    with pytest.raises(ValueError, match="layer_shares: need a decoder with layers of transformers' usual kind"):
-        make_trainer(GroundingTrainer, build_rim(base=base), **options)
-    monkeypatch.setattr("rim_peft.training.attachment.shards_weights", lambda: True)
-    with pytest.raises(ValueError, match="layer_shares: must be null with FSDP"):
-        make_trainer(GroundingTrainer, build_rim(), **options)
-    monkeypatch.undo()
-    monkeypatch.setattr(GroundingConfig, "world_size", 2)
-    with pytest.raises(ValueError, match="layer_shares: must be null in several processes"):
-        make_trainer(GroundingTrainer, build_rim(), **options, ddp_find_unused_parameters=False)
-
-
-@pytest.mark.parametrize("options", [{}, {"dataloader_num_workers": 1}], ids=["here", "workers"])
-def test_chains_that_are_learned_make_room_for_longer_ones_and_resume_exactly(
-    options: dict[str, Any], make_trainer: MakeTrainer
-) -> None:
-    rows = [{**row, "question": row["question"] + "+0" * (n % 7)} for n, row in enumerate(ROWS * 3)]
-    options = {
-        **options,
-        "rows": rows,
-        "length_shares": [0.5, 0.25, 0.25],
-        "length_accuracy": 1e-6,  # as soon as anything is right
-        "per_device_train_batch_size": 2,
-        "save_steps": 3,
-        "logging_steps": 2,
-        "max_steps": 24,
-        "learning_rate": 0.1,
-    }
-    seen: list[tuple[int, int]] = []
-    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
-    trainer = make_trainer(GroundingTrainer, unbroken, **options)
-    loss = trainer.compute_loss
-
-    def watch(model: Any, inputs: Any, **given: Any) -> Any:
-        longest = trainer.lengths.most_steps(trainer.state.global_step)
-        seen.append((int(inputs["num_steps"].max()), 3 if longest is None else longest))
-        return loss(model, inputs, **given)
-
-    trainer.compute_loss = watch  # type: ignore[method-assign]
-    trainer.train()
-    assert all(found <= allowed for found, allowed in seen)  # no row comes before its blocks do
-    assert trainer.lengths.begins[1] < trainer.lengths.planned[1] == 12
-    chains = [line["longest_chain"] for line in trainer.state.log_history if "longest_chain" in line]
-    assert chains == sorted(chains)
-    assert set(chains) == {1.0, 2.0}
-    begins = trainer.lengths.begins
-    for step in (3, 9, 15):
-        resumed = build_rim(num_blocks=3, lora_dropout=0.2)
-        again = make_trainer(GroundingTrainer, resumed, **options)
-        again.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-{step}")
-        assert again.lengths.begins == begins
-        for name, tensor in _trained(unbroken).items():
-            torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
-
-
-@pytest.mark.parametrize(
-    ("readout_step", "accuracies", "is_learned"),
-    [
-        ("next", {1: 1.0}, True),
-        ("next", {1: 0.5}, False),
-        ("own", {1: 1.0, 2: 0.5}, False),  # what has one step is answered after two blocks
-        ("own", {1: 0.5, 2: 1.0}, True),
-    ],
-)
-def test_a_phase_ends_by_the_readouts_of_its_answers(
-    readout_step: str, accuracies: dict[int, float], is_learned: bool, make_trainer: MakeTrainer
-) -> None:
-    options = {"length_shares": [0.5, 0.5], "length_accuracy": 0.9, "max_steps": 40, "readout_step": readout_step}
-    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=4), **options)
-    found = {f"token_accuracy_by_block/{block}": value for block, value in accuracies.items()}
-    trainer._sums["train"].read = lambda accelerator: dict(found)  # type: ignore[method-assign]
-    trainer.state.max_steps = 40
-    trainer.state.global_step = 5
-    assert trainer.figures("train")["longest_chain"] == 1.0
-    assert trainer.lengths.begins == ([0, 7] if is_learned else [0, 20])
-    trainer.lengths.begins = [0, 20]
-    trainer.state.global_step, trainer._window = 22, 15  # the line's steps are of two phases: it says of neither
-    trainer.figures("train")
-    assert trainer.lengths.begins == [0, 20]
-
-
-def test_a_curriculum_by_length_needs_rows_of_each_length(
-    make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    trainer = make_trainer(GroundingTrainer, build_rim(), rows=ROWS[:2], length_shares=[0.5, 0.5])
-    with pytest.raises(ValueError, match="length_shares: each phase must have rows to draw"):
-        trainer.train()
-    streamed = GroundingTrainer(
-        build_rim(),
-        GroundingConfig(trainer.args.output_dir, max_steps=2, length_shares=[0.5, 0.5], report_to="none"),
-        train_dataset=Dataset.from_list(ROWS).to_iterable_dataset(),
-        processing_class=tokenizer,
-    )
-    with pytest.raises(ValueError, match="length_shares: needs the rows' lengths"):
-        streamed.train()
-
-
 @every_stage
-def test_loraplus_gives_b_a_rate_of_its_own_and_resumes_exactly(
-    trainer_class: Any, config_class: Any, make_trainer: MakeTrainer
-) -> None:
+def test_loraplus_gives_b_a_rate_of_its_own_and_resumes_exactly(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     options = {"max_steps": 6, "save_steps": 3, "loraplus_lr_ratio": 8.0, "weight_decay": 0.1, "warmup_steps": 2}
-    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
-    trainer = make_trainer(trainer_class, unbroken, **options)
+
+    def start() -> ReadoutTrainer:
+        return make_trainer(trainer_class, build_rim(num_blocks=3, lora_dropout=0.2), **options)
+
+    trainer = start()
     optimizer = trainer.create_optimizer()
-    names = {id(parameter): name for name, parameter in unbroken.named_parameters()}
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     rates = {
         names[id(parameter)]: (group["lr"], group["weight_decay"])
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    assert rates.keys() == _trained(unbroken).keys()
+    assert rates.keys() == trained(trainer.model).keys()
     for name, found in rates.items():
         assert found == (8e-2 if "lora_B" in name else 1e-2, 0.1), name
-    trainer = make_trainer(trainer_class, unbroken, **options)
-    trainer.train()
-    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
-    checkpoint = f"{trainer.args.output_dir}/checkpoint-3"
-    make_trainer(trainer_class, resumed, **options).train(resume_from_checkpoint=checkpoint)
-    for name, tensor in _trained(unbroken).items():
-        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+    assert_resumes_exactly(start, 3)
 
 
 def test_loraplus_needs_an_optimiser_without_groups_of_its_own(make_trainer: MakeTrainer) -> None:
@@ -608,7 +264,7 @@ def test_loraplus_needs_an_optimiser_without_groups_of_its_own(make_trainer: Mak
 def test_the_head_is_given_supervised_positions_alone(make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=3)
     trainer = make_trainer(RefinementTrainer, model)
-    batch = _batch(trainer)
+    batch = batch_of(trainer)
     _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     assert outputs.log_probs.shape == (1, int((batch["shift_labels"] >= 0).sum()))
     # Outside a step the model is as it was.
@@ -623,7 +279,7 @@ def test_compiled_layers_train_alike_and_are_compiled_once(
     # The compiler behind the graph takes half a minute.
     quick = functools.partial(CompiledLayers, backend="aot_eager")
     monkeypatch.setattr("rim_peft.training.readout_trainer.CompiledLayers", quick)
-    rows = [{**row, "question": row["question"] + "+0" * n} for n, row in enumerate(ROWS * 3)]
+    rows = longer(ROWS * 3, most=12)
     shapes, models = set(), []
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -640,9 +296,7 @@ def test_compiled_layers_train_alike_and_are_compiled_once(
     assert compiled in (1, 2)
     models[1].generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2, pad_token_id=0)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled  # answers are not compiled
-    plain, found = (_trained(model) for model in models)
-    for name, tensor in plain.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    torch.testing.assert_close(*(trained(model) for model in models), atol=1e-5, rtol=1e-4)
 
 
 def test_flex_attention_gives_way_to_sdpa_on_a_cpu(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
@@ -669,19 +323,18 @@ def test_readouts_whose_weight_is_zero_leave_the_row(make_trainer: MakeTrainer) 
 
 
 @every_stage
-def test_the_base_stays_as_it_is(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
+def test_the_base_stays_as_it_is(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     model = build_rim(num_blocks=3)
-    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    frozen = [(p, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
     make_trainer(trainer_class, model).train()
-    for name, parameter in model.named_parameters():
-        if name in frozen:
-            torch.testing.assert_close(parameter, frozen[name], atol=0, rtol=0, msg=name)
+    assert frozen
+    assert all(parameter.equal(before) for parameter, before in frozen)
 
 
 @every_stage
-def test_bf16_trains_the_memory_in_fp32(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
+def test_bf16_trains_the_memory_in_fp32(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     model = build_rim(base=build_base().to(torch.bfloat16), num_blocks=3)
-    before = _trained(model)
+    before = trained(model)
     make_trainer(trainer_class, model, bf16=True, use_cpu=True, gradient_checkpointing=True).train()
     rows = model.base_model.memory.rows("default")
     assert rows.dtype == torch.float32
@@ -701,10 +354,10 @@ def test_a_quantised_base_keeps_the_adapters_types_and_values(make_trainer: Make
         use_cpu=True,
     )
     model = trainer.model
-    before = _trained(model)
+    before = trained(model)
     assert {tensor.dtype for tensor in before.values()} == {torch.float32}
     trainer.train()
-    after = _trained(model)
+    after = trained(model)
     name = next(name for name in before if "rim_memory" in name)
     assert after[name].dtype == torch.float32
     assert (after[name] - before[name]).abs().max() > 1e-3
@@ -815,11 +468,9 @@ def test_rows_beyond_the_models_positions_are_named(make_trainer: MakeTrainer) -
     ],
 )
 @every_stage
-def test_options_out_of_range_are_named(
-    trainer_class: Any, config_class: Any, options: dict[str, Any], message: str
-) -> None:
+def test_options_out_of_range_are_named(trainer_class: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        config_class(**options)
+        trainer_class.config_class(**options)
 
 
 @pytest.mark.parametrize(
@@ -861,26 +512,17 @@ def test_other_architectures_train_the_formula(model_type: str, make_trainer: Ma
     torch.manual_seed(0)
     model = build_rim(base=AutoModelForCausalLM.from_config(config), num_blocks=3)
     trainer = make_trainer(RefinementTrainer, model)
-    train_mode(model)
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = separate_loss(
-        model, list(trainer.train_dataset), lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
-    )
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+    readouts, weights = lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6]
+    assert_trains_formula(trainer, readouts, weights, tolerance=1e-4)
 
 
 def test_more_steps_than_blocks_get_a_block_each(make_trainer: MakeTrainer) -> None:
-    model = build_rim(num_blocks=1)
-    trainer = make_trainer(GroundingTrainer, model, schedule="uniform")
-    train_mode(model)
-    ours = trainer.compute_loss(trainer.model, _batch(trainer))
-    theirs = separate_loss(
-        model,
-        list(trainer.train_dataset),
+    trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=1), schedule="uniform")
+    assert_trains_formula(
+        trainer,
         lambda row: [*row["step_ids"][1:], row["answer_ids"]],
         lambda row: [1.0] * len(row["step_ids"]),
     )
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
 def test_the_active_adapter_is_trained(make_trainer: MakeTrainer) -> None:
@@ -902,13 +544,7 @@ def test_chats_streams_and_worker_processes_train(
     rendered = tokenizer.apply_chat_template(rows[0]["question"], add_generation_prompt=True, return_dict=False)
     assert trainer.train_dataset[0]["prompt_ids"] == rendered
     trainer.train()
-    stream = Dataset.from_list(ROWS).to_iterable_dataset()
-    streamed = RefinementTrainer(
-        build_rim(num_blocks=2),
-        RefinementConfig(trainer.args.output_dir, max_steps=2, report_to="none"),
-        train_dataset=stream,
-        processing_class=tokenizer,
-    )
+    streamed = make_trainer(RefinementTrainer, build_rim(num_blocks=2), rows=_stream(), max_steps=2)
     assert streamed.train().global_step == 2
 
 
@@ -916,20 +552,14 @@ def test_the_collator_travels_to_worker_processes(make_trainer: MakeTrainer) -> 
     for trainer_class in (GroundingTrainer, RefinementTrainer):
         trainer = make_trainer(trainer_class, build_rim(num_blocks=3))
         again = pickle.loads(pickle.dumps(trainer.data_collator))  # noqa: S301 - our own bytes
-        torch.testing.assert_close(again(list(trainer.train_dataset)), _batch(trainer))
+        torch.testing.assert_close(again(list(trainer.train_dataset)), batch_of(trainer))
 
 
 @every_stage
-def test_a_trainer_used_alone_resumes_exactly(trainer_class: Any, config_class: Any, make_trainer: MakeTrainer) -> None:
+def test_a_trainer_used_alone_resumes_exactly(trainer_class: Any, make_trainer: MakeTrainer) -> None:
     options = {"max_steps": 6, "save_steps": 3, "per_device_train_batch_size": 2}
-    unbroken = build_rim(num_blocks=3, lora_dropout=0.2)
-    trainer = make_trainer(trainer_class, unbroken, **options)
-    trainer.train()
-    resumed = build_rim(num_blocks=3, lora_dropout=0.2)
-    checkpoint = f"{trainer.args.output_dir}/checkpoint-3"
-    make_trainer(trainer_class, resumed, **options).train(resume_from_checkpoint=checkpoint)
-    for name, tensor in _trained(unbroken).items():
-        torch.testing.assert_close(_trained(resumed)[name], tensor, atol=0, rtol=0, msg=name)
+    model = functools.partial(build_rim, num_blocks=3, lora_dropout=0.2)
+    assert_resumes_exactly(lambda: make_trainer(trainer_class, model(), **options), 3)
 
 
 def test_a_trainers_own_card_starts_with_the_import(make_trainer: MakeTrainer) -> None:
@@ -947,9 +577,9 @@ def test_adapters_loaded_for_inference_are_not_trained_in_vain(make_trainer: Mak
     with pytest.raises(ValueError, match=r"is loaded for inference, with its weights frozen.*is_trainable=True"):
         make_trainer(GroundingTrainer, frozen)
     trainable = PeftModel.from_pretrained(build_base(), tmp_path / "adapter", is_trainable=True)
-    before = _trained(trainable)
+    before = trained(trainable)
     make_trainer(GroundingTrainer, trainable).train()
-    assert any(not torch.equal(before[name], tensor) for name, tensor in _trained(trainable).items())
+    assert any(not torch.equal(before[name], tensor) for name, tensor in trained(trainable).items())
 
 
 def test_quantization_given_to_the_trainer_is_used(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -995,13 +625,13 @@ def test_trainers_of_others_do_not_train_past_the_blocks(
     make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     model = build_rim(num_blocks=2)
-    before = _trained(model)
+    before = trained(model)
     message = (
         rf"input_ids: must hold memory ids \(from {VOCAB_SIZE} on\) .* num_blocks=2 is trained, got none.*Grounding"
     )
     with pytest.raises(ValueError, match=message):
         _sft(model, tokenizer, tmp_path).train()
-    torch.testing.assert_close(_trained(model), before, atol=0, rtol=0)
+    torch.testing.assert_close(trained(model), before, atol=0, rtol=0)
     make_trainer(RefinementTrainer, model).train()
     with pytest.raises(ValueError, match=message):  # also behind our own
         _sft(model, tokenizer, tmp_path).train()

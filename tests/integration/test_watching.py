@@ -29,6 +29,7 @@ from rim_peft.training.samples import Sample
 from rim_peft.training.watching import DivergedError
 from tests.conftest import build_base, build_rim, build_tokenizer
 from tests.integration.test_curriculum import ROWS, SignalAtStep, train
+from tests.training import trained
 
 OPTIONS: dict[str, Any] = {
     "per_device_train_batch_size": 4,
@@ -190,7 +191,7 @@ def test_the_best_weights_come_back_under_any_adapter_name(name: str, tmp_path: 
     seen: list[dict[str, torch.Tensor]] = []
 
     def validate(model: PeftModel) -> dict[str, float]:
-        seen.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+        seen.append(trained(model))
         return {"accuracy": 1.0 / len(seen)}  # the first is the best
 
     chosen = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "save_steps": 2}

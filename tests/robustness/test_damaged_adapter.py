@@ -20,7 +20,7 @@ from rim_peft.run import Run, export, load_run
 from rim_peft.run.loading import describe_asking
 from rim_peft.run.record import listed_files
 from rim_peft.tuner.files import file_digests
-from tests.conftest import build_base, build_rim, build_tokenizer
+from tests.conftest import build_rim, build_tokenizer, save_base
 from tests.robustness.judging import Case, Verdict, judge
 
 RECIPE = Path(__file__).parents[2] / "rim_peft" / "demo" / "recipe.yaml"
@@ -35,8 +35,7 @@ def answers(run: Run) -> list[str]:
 
 def build_run(folder: Path, *, seed: int, template: str, **options: Any) -> Path:
     """A folder as a training leaves it, with its base in it."""
-    build_base(seed=seed).save_pretrained(folder / "base")
-    build_tokenizer(model_max_length=400 + seed).save_pretrained(folder / "base")
+    save_base(folder / "base", seed=seed, tokenizer=build_tokenizer(model_max_length=400 + seed))
     base = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
     model = build_rim(base=base, **options)
     torch.manual_seed(seed)

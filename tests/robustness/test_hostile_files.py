@@ -20,7 +20,7 @@ from rim_peft.data.examples import Templates
 from rim_peft.data.tokenization import tokenize_prompts
 from rim_peft.run.loading import load_run
 from rim_peft.run.record import shared_files
-from tests.conftest import build_base, build_rim, build_tokenizer
+from tests.conftest import build_rim, build_tokenizer, save_base
 from tests.integration.test_check_and_train import write_recipe
 
 
@@ -41,8 +41,7 @@ def marker(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    build_base().save_pretrained(tmp_path / "base")
-    build_tokenizer().save_pretrained(tmp_path / "base")
+    save_base(tmp_path / "base")
     return tmp_path / "base"
 
 

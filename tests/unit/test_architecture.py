@@ -12,7 +12,8 @@ import rim_peft
 
 PACKAGE = Path(rim_peft.__file__).parent
 LAYERS = [
-    {"version", "old_names", "values", "escaping", "sequence"},
+    {"version", "old_names"},
+    {"values", "escaping", "sequence"},
     {"tuner", "data", "run_folders"},
     {"training", "inference", "tasks"},
     {"evaluation", "export"},

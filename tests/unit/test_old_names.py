@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import rim_peft.tasks
-from rim_peft.old_names import MOVED, TASKS
+from rim_peft.old_names import MOVED, MOVED_NAMES, TASKS
 from rim_peft.tasks import get_task
 
 API = Path(__file__).parents[2] / "docs" / "api.md"
@@ -46,6 +46,14 @@ def test_an_old_name_is_the_new_module(old: str) -> None:
     with pytest.warns(FutureWarning, match=f"{old} is {NAMES[old]} now"):
         module = import_module(old)
     assert module is import_module(NAMES[old])
+
+
+@pytest.mark.parametrize("old", sorted(MOVED_NAMES))
+def test_an_old_place_of_a_name_has_it(old: str) -> None:
+    module, _, name = old.rpartition(".")
+    with pytest.warns(FutureWarning, match=rf"{old} is {MOVED_NAMES[old]}\.{name} now"):
+        found = getattr(import_module(module), name)
+    assert found is getattr(import_module(MOVED_NAMES[old]), name)
 
 
 @pytest.mark.parametrize(("module", "names"), [(module, names) for module, *names in DOCUMENTED])

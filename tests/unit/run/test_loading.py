@@ -15,7 +15,7 @@ from rim_peft.export.reading import ExportAnswerer
 from rim_peft.inference import answer_questions
 from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, evaluate, load_run
-from tests.conftest import build_base, build_rim, build_tokenizer
+from tests.conftest import build_base, build_rim, build_tokenizer, save_base
 
 RECIPE = Path(__file__).parents[3] / "rim_peft" / "demo" / "recipe.yaml"
 
@@ -27,8 +27,7 @@ def answers(run: Run) -> list[str]:
 @pytest.fixture
 def saved(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Path, PeftModel]:
     """A folder with ``base`` (and its tokenizer) beside ``adapter``, as save_pretrained leaves them."""
-    build_base().save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    save_base(tmp_path / "base", tokenizer=tokenizer)
     model = build_rim()
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)

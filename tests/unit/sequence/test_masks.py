@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import BloomConfig, BloomForCausalLM, FalconConfig, JambaConfig, LlamaConfig, MambaConfig, T5Config
 
-from rim_peft.sequence import BlockTokens, Sample, attention_masks, build_layout, check_architecture, pack_rows
+from rim_peft.sequence import BlockTokens, Sample, build_layout, pack_rows
+from rim_peft.tuner.bases import attention_masks, check_architecture
 
 BLOCKS = BlockTokens(begin=90, memory=91, end=92, block_size=1)
 LAYOUT = build_layout([Sample([5, 6], [[7], [8]]), Sample([5], [[7]])], BLOCKS, pad_id=0)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from trl.trainer.utils import add_fused_lm_head
 
 from rim_peft.sequence import BlockTokens, Sample, build_layout
-from rim_peft.training.head import FUSED_OUTPUTS, FoundHead, Head, check_heads, choose_head, find_head, score_labels
+from rim_peft.training.head import FoundHead, Head, check_heads, choose_head, find_head, score_labels
+from rim_peft.training.trl_plugin import fuse_head
 from tests.conftest import ARCHITECTURES, build_base
 from tests.unit.tuner.test_probing import build
 
@@ -26,7 +26,7 @@ FUSED_HEADS = ("gemma2", "granite", "cohere", "olmo2", "phi", "opt", "gpt_neox",
 
 
 def with_fused_head(base: Any) -> Any:
-    add_fused_lm_head(base, outputs=FUSED_OUTPUTS)
+    fuse_head(base)
     return base
 
 

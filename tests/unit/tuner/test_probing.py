@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rim_peft import RiMConfig
-from rim_peft.tuner import bases as probing
-from rim_peft.tuner.bases import Behaviour, observe
+from rim_peft.tuner import small_copy as probing
+from rim_peft.tuner.small_copy import Behaviour, observe
 from tests.conftest import ARCHITECTURES, build_base
 
 ENCODERS = ("bert", "roberta", "electra", "xlm-roberta", "camembert", "ernie", "rembert", "roformer")
