@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 
 from rim_peft.escaping import page as escape
 from rim_peft.html_page import render_html
@@ -44,11 +43,12 @@ def render_page(inspection: Inspection, *, remarks: Sequence[str] = ()) -> str:
 
     Args:
         inspection: the document.
-        remarks: a sentence about each question, such as whether its answer is right; none by default.
+        remarks: a sentence about each question, such as whether its answer is right; empty for none.
     """
     num_choices = max(len(inspection.layer_groups), inspection.block_size + 1)
     title = f"How {inspection.adapter or 'an adapter'} thinks"
-    shown = list(zip_longest(inspection.questions, remarks, fillvalue=""))
+    told = remarks or [""] * len(inspection.questions)
+    shown = list(zip(inspection.questions, told, strict=True))
     body = _BODY.format(
         title=escape(title),
         facts=escape(_facts(inspection)),

@@ -29,7 +29,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "evil": evil_inspection(),
     }
     for name, document in documents.items():
-        (folder / f"{name}.html").write_text(render_page(document, remarks=["Right: “<b>red</b>”."]), encoding="utf-8")
+        (folder / f"{name}.html").write_text(
+            render_page(document, remarks=["Right: “<b>red</b>”.", "Wrong."]), encoding="utf-8"
+        )
     return {name: folder / f"{name}.html" for name in documents}
 
 
