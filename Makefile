@@ -50,7 +50,7 @@ $(ENGINES)/.installed: constraints-engines.txt pyproject.toml rim_peft_vllm.py
 browser: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[browser]'
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
-		$(APT) install --yes --no-install-recommends chromium || { $(APT) update && $(APT) install --yes --no-install-recommends chromium; }
+		{ $(APT) update; $(APT) install --yes --no-install-recommends chromium; }
 
 APT = $(shell test "$$(id -u)" = 0 || echo sudo -n) apt-get -qq
 

@@ -50,14 +50,14 @@ def qlora(folder: Path) -> str:
 
 
 def serve_vllm(folder: Path) -> str:
-    base = build_base("llama")
+    base = AutoModelForCausalLM.from_pretrained(BASE)
     base.resize_token_embeddings(base.config.vocab_size + 3)  # spare ids beyond the tokenizer
     base.save_pretrained(folder / "base")
-    build_tokenizer().save_pretrained(folder / "base")
-    adapter = build_rim(base=AutoModelForCausalLM.from_pretrained(folder / "base"))
-    adapter.save_pretrained(folder / "adapter")
-    build_tokenizer().save_pretrained(folder / "adapter")
-    return f"ADAPTER, NUM_TRIES = {str(folder / 'adapter')!r}, 1"
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(folder / "base")
+    overrides = [*SHORT, "data.options.num_rows=16", f"model.name_or_path={folder / 'base'}"]
+    showcase.train_demo(folder / "run", seed=0, overrides=overrides, command=[])
+    question = "Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?"
+    return f"ADAPTER, QUESTIONS, NUM_TRIES = {str(folder / 'run')!r}, [{question!r}], 1"
 
 
 TINY: dict[str, Callable[[Path], str]] = {
