@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rim_peft.demo import RECIPE
-from tests.conftest import build_base, build_rim, build_tokenizer
+from rim_peft.demo import BASE, RECIPE, showcase
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
