@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ENGINES := .venv-engines
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-real test-engines fuzz check format docs release-check release-demo clean
+.PHONY: install demo test test-slow test-real test-engines browser fuzz check format docs release-check release-demo clean
 
 install: $(INSTALLED)
 
@@ -45,6 +45,14 @@ $(ENGINES)/.installed: constraints-engines.txt pyproject.toml rim_peft_vllm.py
 	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
 	@touch $@
+
+# What the tests of pages need, which are skipped without it: Playwright, Gradio and a Chromium, Debian's if there is none.
+browser: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[browser]'
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ $(APT) update; $(APT) install --yes --no-install-recommends chromium; }
+
+APT = $(shell test "$$(id -u)" = 0 || echo sudo -n) apt-get -qq
 
 # Mutated recipes (N), rows, adapter folders and command lines: a table of how they were answered.
 N ?= 1000

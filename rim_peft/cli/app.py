@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: the recipe's)"
     )
     parser.add_argument(
-        "--chain-tokens", type=positive, metavar="N", default=256, help="maximum tokens of a chain (%(default)s)"
+        "--chain-tokens", type=positive, metavar="N", help="maximum tokens of a chain (default: 256, or as many as fit)"
     )
     parser.add_argument(
         "--chain-template", metavar="TEXT", help="how the base is asked for it, with {question} (default: step by step)"

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-chain", action="store_true", help="do not let the base write its reasoning out")
     parser.add_argument(
-        "--chain-tokens", type=positive, metavar="N", default=256, help="maximum tokens of that (%(default)s)"
+        "--chain-tokens", type=positive, metavar="N", help="maximum tokens of that (default: 256, or as many as fit)"
     )
     parser.add_argument(
         "--chain-template", metavar="TEXT", help="how the base is asked for it, with {question} (default: step by step)"

@@ -119,7 +119,7 @@ def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: Jud
         The run's part of the results document, plus keys that only assembling it needs: ``final`` (score under the
         deciding rule), ``right`` (a bit per test row), ``train_data`` and ``base_parameters``.
     """
-    with _last_weights(planned, run) as recipe:
+    with last_weights(planned, run) as recipe:
         return _measure(_Judge(comparison, run, recipe, rows, planned.folder), planned)
 
 
@@ -129,7 +129,7 @@ def judge_trial(comparison: Comparison, planned: PlannedRun, run: Run, rows: Jud
     Returns:
         ``score`` under the deciding rule.
     """
-    with _last_weights(planned, run) as recipe:
+    with last_weights(planned, run) as recipe:
         judge = _Judge(comparison, run, recipe, rows, planned.folder)
         verdicts = judge.verdicts(judge.answer(rows.selection).predictions, rows.selection)
         return {"score": _score([verdict[rows.task.answer_rule] for verdict in verdicts]).to_dict()}
@@ -310,7 +310,7 @@ def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str,
 
 
 @contextmanager
-def _last_weights(planned: PlannedRun, run: Run) -> Iterator[Recipe]:
+def last_weights(planned: PlannedRun, run: Run) -> Iterator[Recipe]:
     """Temporarily give a trained run the weights from the end of its last stage; yields its recipe.
 
     Not the weights that validation liked best, which may come from different stages for different seeds.

@@ -47,6 +47,18 @@ def share_with_interval(score: Score | None) -> str:
     return f"{share_with_error(score)} ({low:.3f}–{high:.3f})"
 
 
+def share_in_interval(score: Score | None) -> str:
+    """A share and its 95 % interval, for tables with little room.
+
+    >>> share_in_interval(Score(8, 10))
+    '0.800 (0.490–0.943)'
+    """
+    if score is None:
+        return NONE
+    low, high = score.interval
+    return f"{score.accuracy:.3f} ({low:.3f}–{high:.3f})"
+
+
 def difference(value: float, error: float) -> str:
     """A difference of two shares, with its sign and its standard error.
 

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from rim_peft.comparison.measuring import judge_trial, measure_run, time_methods
 from rim_peft.comparison.plan import PlannedRun, chosen, plan_runs, read_record, run_recipe, shared_recipe, trials_of
 from rim_peft.comparison.plots import require_matplotlib
+from rim_peft.comparison.questions import show_questions
 from rim_peft.comparison.reading import check_runs
 from rim_peft.comparison.report import write_report
 from rim_peft.comparison.results import RESULTS, assemble
@@ -84,7 +85,7 @@ def run_comparison(comparison: Comparison, *, command: Sequence[str] = (), paral
             latency = time_methods(comparison, [run for run in finished if not run.is_trial], rows)
             results = assemble(comparison, finished, rows, latency=latency, started=started, command=command)
             write_text(folder / RESULTS, json_text(results, indent=1) + "\n")
-            write_report(results, folder)
+            write_report(results, folder, questions=show_questions(comparison, finished, rows))
     return results
 
 

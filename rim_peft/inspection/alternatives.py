@@ -18,9 +18,11 @@ from rim_peft.inference.decoding import generate_greedily
 from rim_peft.inference.swapping import SwappingDecoder, check_swaps
 from rim_peft.inspection.document import Alternative, Chain
 from rim_peft.tasks.rows import OwnRows
+from rim_peft.tuner.bases import num_positions
 from rim_peft.tuner.config import active_config
 
 _MOST_DONORS = 8
+_CHAIN_TOKENS = 256
 
 ReadAnswer = Callable[[str], str | None]
 """Reads the answer in a text; None if there is none."""
@@ -145,13 +147,13 @@ def _alternative(
 
 
 def write_chain(
-    answerer: BlockAnswerer, asked: Asked, *, template: str | None = None, max_new_tokens: int = 256
+    answerer: BlockAnswerer, asked: Asked, *, template: str | None = None, max_new_tokens: int | None = None
 ) -> Chain:
     """Let the base write its reasoning out, with the adapter disabled, and time both ways of answering.
 
     Args:
         template: how the base is asked, with ``{question}``; by default step by step, as teachers are asked.
-        max_new_tokens: most tokens of the chain, EOS included.
+        max_new_tokens: most tokens of the chain, EOS included; by default 256, or as many as the base's positions hold.
 
     Raises:
         ValueError: the template has no ``{question}``, or the chain has no room in the base's positions.
@@ -160,9 +162,12 @@ def write_chain(
     reader = OwnRows(split_steps="lines", answer_from="after:####")
     prompts = Prompts(reader, template=template, is_chat=bool(tokenizer.chat_template))
     own = BlockAnswerer(
-        answerer.model, tokenizer, templates=prompts.templates, num_blocks=0, max_new_tokens=max_new_tokens
+        answerer.model, tokenizer, templates=prompts.templates, num_blocks=0, max_new_tokens=max_new_tokens or 1
     )
     (ids,) = own.encode([prompts.ask(Example(asked.question, "?"))], name="chain")
+    if max_new_tokens is None:
+        room = num_positions(answerer.model.config)
+        max_new_tokens = _CHAIN_TOKENS if room is None else min(_CHAIN_TOKENS, room - len(ids))
     written: dict[str, list[int]] = {}
     stops = _stop_strings(prompts.stops, tokenizer)
 

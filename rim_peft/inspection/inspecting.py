@@ -44,19 +44,20 @@ class Options:
     Attributes:
         num_best: likeliest tokens of each reading; next best ones of each token of a readout.
         seed: of the shuffled blocks.
-        chain_tokens: most tokens of the base's written chain; 0 for no chain.
+        chain_tokens: most tokens of the base's written chain; 0 for no chain; None for 256, or as many as fit.
         chain_template: how the base is asked for it, with ``{question}``; None for a general one.
     """
 
     num_best: int = 3
     seed: int = 0
-    chain_tokens: int = 256
+    chain_tokens: int | None = None
     chain_template: str | None = None
 
     def __post_init__(self) -> None:
         check_integer("num_best", self.num_best, least=1)
         check_integer("seed", self.seed, least=0)
-        check_integer("chain_tokens", self.chain_tokens, least=0)
+        if self.chain_tokens is not None:
+            check_integer("chain_tokens", self.chain_tokens, least=0)
         if self.chain_template is not None and self.chain_template.count("{question}") != 1:
             raise ValueError(f"chain_template: must hold {{question}} once, got {shown(self.chain_template)}. Add it.")
 
@@ -250,7 +251,7 @@ class _Inspector:
                 yield found
 
     def _chain(self, asked: Asked) -> Any:
-        if not self.options.chain_tokens:
+        if self.options.chain_tokens == 0:
             return None
         template, most = self.options.chain_template, self.options.chain_tokens
         return self._try("chain", lambda: write_chain(self.answerer, asked, template=template, max_new_tokens=most))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable, Sequence
 
 from rim_peft.escaping import page as escape
+from rim_peft.html_page import render_html
 from rim_peft.inspection.document import FORMAT, BlockReadout, Chain, Inspection, QuestionInspection
 from rim_peft.inspection.evidence import alternatives_table, attention_part, map_part, tokens_part
 from rim_peft.inspection.signals import arrival, headline, percent, quoted, read_signals, tally
@@ -14,20 +13,7 @@ from rim_peft.inspection.style import page_style
 from rim_peft.values import cut
 from rim_peft.version import __version__
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{digest}'; \
-base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
+_BODY = """<header>
 <h1>{title}</h1>
 <p class="facts">{facts}</p>
 {contents}
@@ -37,10 +23,7 @@ base-uri 'none'; form-action 'none'">
 </main>
 <footer>
 <p class="note">{notes}</p>
-</footer>
-</body>
-</html>
-"""
+</footer>"""
 
 _NOTES = (
     "A readout is what the model would answer if it stopped after that block. Probabilities are the model's own, of "
@@ -52,25 +35,30 @@ _LONG = 18
 _MARKS = {True: ("for", "supports"), False: ("against", "against"), None: ("open", "open")}
 
 
-def render_page(inspection: Inspection) -> str:
+def render_page(inspection: Inspection, *, remarks: Sequence[str] = ()) -> str:
     """Return an inspection as one HTML page.
 
     All text of models and questions is escaped. The page has no script; its content-security policy allows nothing but
     its own style sheet, by its hash.
+
+    Args:
+        inspection: the document.
+        remarks: a sentence about each question, such as whether its answer is right; empty for none.
     """
     num_choices = max(len(inspection.layer_groups), inspection.block_size + 1)
-    style = page_style(num_blocks=inspection.num_blocks, num_choices=num_choices)
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    numbered = list(enumerate(inspection.questions, start=1))
-    return _PAGE.format(
-        digest=digest,
-        style=style,
-        title=escape(f"How {inspection.adapter or 'an adapter'} thinks"),
+    title = f"How {inspection.adapter or 'an adapter'} thinks"
+    told = remarks or [""] * len(inspection.questions)
+    shown = list(zip(inspection.questions, told, strict=True))
+    body = _BODY.format(
+        title=escape(title),
         facts=escape(_facts(inspection)),
-        contents=_contents(inspection.questions) if len(numbered) > 1 else "",
-        questions="\n".join(_question(inspection, number, question) for number, question in numbered),
+        contents=_contents(shown) if len(shown) > 1 else "",
+        questions="\n".join(
+            _question(inspection, number, question, remark) for number, (question, remark) in enumerate(shown, start=1)
+        ),
         notes=escape(f"{_NOTES}Document format {FORMAT}, rim-peft {__version__}."),
     )
+    return render_html(title, body, style=page_style(num_blocks=inspection.num_blocks, num_choices=num_choices))
 
 
 def _facts(inspection: Inspection) -> str:
@@ -80,11 +68,12 @@ def _facts(inspection: Inspection) -> str:
     return f"{blocks} of {memory} on {inspection.base}, {inspection.num_layers} layers{method}"
 
 
-def _contents(questions: Sequence[QuestionInspection]) -> str:
+def _contents(shown: Sequence[tuple[QuestionInspection, str]]) -> str:
     items = [
         f'<li><a href="#q{number}"><bdi>{escape(_asked(question))}</bdi></a>: '
-        f"<bdi>{escape(quoted(question.final.answer))}</bdi>, {percent(question.final.probability)}</li>"
-        for number, question in enumerate(questions, start=1)
+        f"<bdi>{escape(quoted(question.final.answer))}</bdi>, {percent(question.final.probability)}. "
+        f"<bdi>{escape(remark)}</bdi></li>"
+        for number, (question, remark) in enumerate(shown, start=1)
     ]
     return f'<nav aria-label="Questions"><ol>\n{chr(10).join(items)}\n</ol></nav>'
 
@@ -95,12 +84,13 @@ def _asked(question: QuestionInspection) -> str:
     return cut(asked if isinstance(asked, str) else asked[-1]["content"], most=70)
 
 
-def _question(inspection: Inspection, number: int, question: QuestionInspection) -> str:
+def _question(inspection: Inspection, number: int, question: QuestionInspection, remark: str) -> str:
     asked = question.question
     text = asked if isinstance(asked, str) else asked[-1]["content"]
     parts = [
         f'<h2 id="q{number}" dir="auto">{escape(text)}</h2>',
         _result(question),
+        *([f'<p class="remark"><bdi>{escape(remark)}</bdi></p>'] if remark else []),
         _film(question),
         "<h3>Whether to believe it</h3>",
         _signals(question),

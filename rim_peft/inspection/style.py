@@ -1,34 +1,11 @@
-"""The look of an inspection's page."""
+"""The look of an inspection's page, beside that of all pages."""
 
 from __future__ import annotations
 
 LEVELS = 8
 """Steps of a colour from nothing to full."""
 
-_BASE = """
-:root { color-scheme: light dark; --paper: #fbfaf7; --raised: #ffffff; --ink: #1d1c1a; --soft: #5c5954;
-  --line: #dedad2; --answer: #0f766e; --own: #b45309; --other: #78716c; --focus: #1d4ed8; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #151413; --raised: #1e1d1b; --ink: #eeebe6; --soft: #b0aaa1; --line: #3a3733;
-    --answer: #2dd4bf; --own: #fbbf24; --other: #a8a29e; --focus: #93c5fd; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 66rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums;
-  overflow-wrap: anywhere; }
-h1, h2, h3 { font-family: ui-serif, Georgia, Cambria, "Times New Roman", serif; font-weight: 500; line-height: 1.25;
-  text-wrap: balance; }
-h1 { margin: 0; font-size: 1rem; font-style: italic; color: var(--soft); }
-h2 { margin: .35rem 0 1.25rem; font-size: clamp(1.15rem, 3.2vw, 1.6rem); white-space: pre-line; max-width: 52rem; }
-h3 { margin: 3rem 0 .35rem; font-size: 1.2rem; }
-p { margin: .4rem 0; max-width: 46rem; }
-a { color: inherit; }
-bdi { unicode-bidi: isolate; }
-:focus-visible { outline: 2px solid var(--focus); outline-offset: 2px; }
-.facts, .label, .note, .rest, figcaption { color: var(--soft); font-size: .875rem; }
-.facts { margin: .15rem 0 0; }
-nav ol { margin: 1.25rem 0 0; padding-left: 1.4rem; max-width: 46rem; }
-nav li { margin: .25rem 0; overflow-wrap: anywhere; }
+_LOOK = """
 .question { padding-top: 2.25rem; }
 .question + .question { margin-top: 4rem; border-top: 1px solid var(--line); }
 .label { display: block; letter-spacing: .02em; }
@@ -58,12 +35,7 @@ nav li { margin: .25rem 0; overflow-wrap: anywhere; }
 .signals .mark { flex: none; width: 4.75rem; font-size: .875rem; line-height: 1.7; color: var(--soft); }
 .signals .for .mark { color: var(--answer); font-weight: 600; }
 .signals .against .mark { color: var(--own); font-weight: 600; }
-.box { overflow-x: auto; margin: .9rem 0; }
-table { border-collapse: collapse; font-size: .875rem; }
-caption { padding: .25rem 0; text-align: left; color: var(--soft); }
-th, td { min-width: 6.5rem; max-width: 26rem; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line);
-  text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-th { font-weight: 600; }
+th, td { min-width: 6.5rem; max-width: 26rem; }
 .map { width: 100%; table-layout: fixed; border-collapse: separate; border-spacing: 2px; font-size: .8125rem; }
 .map th, .map td { min-width: 0; padding: .1rem .4rem; border: 0; overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis; }
@@ -92,15 +64,10 @@ input { accent-color: var(--answer); margin: 0; }
 .written { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1.25rem 2rem;
   margin-top: .75rem; }
 .written .time { font: 500 1.5rem/1.2 ui-serif, Georgia, Cambria, serif; }
-pre { margin: .5rem 0; padding: .75rem .9rem; max-height: 22rem; overflow: auto; background: var(--raised);
-  border: 1px solid var(--line); border-radius: 4px; font: .8125rem/1.5 ui-monospace, Menlo, Consolas, monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-code { font: .8125rem/1.5 ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; padding: .25rem 0; font-size: .875rem; }
 footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 @media (max-width: 40rem) {
-  body { padding: 1.25rem 1rem 3rem; }
   .film { grid-template-columns: 1fr; gap: 0; margin-left: .45rem; }
   .film li { padding: 0 0 1.1rem 1.4rem; border-top: 0; border-left: 2px solid var(--line); }
   .film li:last-child { padding-bottom: 0; }
@@ -113,18 +80,18 @@ footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line);
   .looks { grid-template-columns: 1fr; gap: .25rem; }
   .looks dd { margin-bottom: .9rem; }
 }
-@media print { .box { overflow: visible; } pre { max-height: none; } .film li, tr { break-inside: avoid; } }
+@media print { .film li { break-inside: avoid; } }
 """
 
 
 def page_style(*, num_blocks: int, num_choices: int) -> str:
-    """Return the page's style sheet.
+    """Return the rules beside those of all pages.
 
     Args:
         num_blocks: columns of the map, which scrolls where it is wider than the page.
         num_choices: most choices that a switch on the page has; a switch shows the panel of its checked choice.
     """
-    rules = [_BASE, f".map {{ min-width: {3 + 4 * num_blocks}rem; }}"]
+    rules = [_LOOK, f".map {{ min-width: {3 + 4 * num_blocks}rem; }}"]
     for kind, most in (("answer", 40), ("own", 40), ("other", 24)):
         for level in range(1, LEVELS + 1):
             share = round(most * level / LEVELS)

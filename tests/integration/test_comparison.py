@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,12 @@ def test_every_method_is_trained_measured_and_reported(done: tuple[Path, dict[st
     assert written == json.loads(json.dumps(results))
     page = (folder / "out" / "results.html").read_text()
     text = (folder / "out" / "results.md").read_text()
+    assert 'href="runs/rim/seed-0/questions.html"' in page
+    questions = (folder / "out" / "runs" / "rim" / "seed-0" / "questions.html").read_text()
+    told = re.findall(r'<p class="remark"><bdi>(Right|Wrong): the row&#x27;s answer is “[a-z]+”\.</bdi></p>', questions)
+    num_right = final["num_correct"]
+    num_wrong = min(final["num_rows"] - num_right, max(5, 10 - num_right))
+    assert told == ["Wrong"] * num_wrong + ["Right"] * min(num_right, 10 - num_wrong)
     for label in ("LoRA", "cot", "coconut"):
         assert label in page
         assert label in text

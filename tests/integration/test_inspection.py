@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,27 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerFast,
+    StopStringCriteria,
+)
 
+from rim_peft.chains.prompts import Prompts
 from rim_peft.cli.main import main
 from rim_peft.data.examples import QuestionError
+from rim_peft.demo import BASE
 from rim_peft.evaluation.controls import shuffle_ids
 from rim_peft.evaluation.probe import Probe
-from rim_peft.inference import answer_questions, read_blocks
+from rim_peft.inference import BlockAnswerer, answer_questions, read_blocks
 from rim_peft.inference.decoding import generate_greedily
 from rim_peft.inference.swapping import answer_with_memory_ids, answer_with_swapped_blocks
 from rim_peft.inspection import Inspection, Options, inspect_questions, lens
-from rim_peft.inspection.alternatives import Asked, find_donor
+from rim_peft.inspection.alternatives import Asked, find_donor, write_chain
 from rim_peft.inspection.attention import attention_weights, split_words
-from rim_peft.inspection.document import END, QuestionInspection
+from rim_peft.inspection.document import END, Chain, QuestionInspection
 from rim_peft.run import Run
 from rim_peft.tuner.bases import find_layers, lowest_layers
 from tests.conftest import EOS_ID, PAD_ID, build_base, build_rim, build_tokenizer, save_base
@@ -169,6 +178,53 @@ def test_the_base_writes_alone_and_both_are_timed() -> None:
     assert found.ms > 0
     assert found.adapter_ms > 0
     assert model.get_base_model().get_input_embeddings().current_adapter == "default"
+
+
+def _chain(model: Any, tokenizer: Any, **options: Any) -> Chain:
+    answerer = BlockAnswerer(model, tokenizer, **SETTINGS)
+    (prompt,) = answerer.encode([QUESTION])
+    return write_chain(answerer, Asked(QUESTION, prompt, None, str), **options)
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, *stops: str) -> None:
+    monkeypatch.setattr(Prompts, "stops", stops)
+
+
+def test_a_chain_ends_where_the_next_question_would_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = build_rim(), build_tokenizer(chat_template=None)
+    _stop_at(monkeypatch)
+    whole = _chain(model, tokenizer, max_new_tokens=24)
+    stop = re.findall(r"[!-~]", whole.text)[0]  # bytes that are no text are not found
+    _stop_at(monkeypatch, stop)
+    found = _chain(model, tokenizer, max_new_tokens=24)
+    assert found.text == whole.text.partition(stop)[0]
+    assert found.num_tokens < whole.num_tokens == 24  # nothing was computed after it
+    assert found.is_complete
+
+
+def test_a_chain_is_cut_where_transformers_cannot_find_stop_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's tokenizer has a token a word, in which transformers looks for no stop strings."""
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    with pytest.raises(ValueError, match=r"."):
+        StopStringCriteria(tokenizer, ["\nQuestion:"])
+    model = build_rim(base=AutoModelForCausalLM.from_pretrained(BASE))
+    _stop_at(monkeypatch)
+    whole = _chain(model, tokenizer, max_new_tokens=24)
+    stop = whole.text.split()[1]
+    _stop_at(monkeypatch, stop)
+    found = _chain(model, tokenizer, max_new_tokens=24)
+    assert found.text == whole.text.partition(stop)[0]
+    assert found.num_tokens == whole.num_tokens
+
+
+def test_a_chain_has_as_many_tokens_as_fit_unless_told_otherwise() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    model = build_rim(base=AutoModelForCausalLM.from_pretrained(BASE))  # 256 positions
+    found = _chain(model, tokenizer)
+    assert 0 < found.num_tokens <= 256 - len(tokenizer(found.prompt)["input_ids"])
+    with pytest.raises(QuestionError, match="must fit into the base's 256 positions"):
+        _chain(model, tokenizer, max_new_tokens=256)
+    assert "chain" not in inspect_questions(Run(model, tokenizer), [QUESTION]).questions[0].missing
 
 
 def test_words_are_those_of_the_prompt() -> None:

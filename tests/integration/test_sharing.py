@@ -158,8 +158,8 @@ assert "rim_peft" not in sys.modules
     assert result.stdout.splitlines() == ["KeyError: 'RIM'"] * 3
     text = (adapter / "README.md").read_text()
     assert "stops with `KeyError: 'RIM'`" in text
-    docs = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
-    assert "### `KeyError: 'RIM'`" in docs
+    docs = (Path(__file__).parents[2] / "docs" / "troubleshooting" / "sharing.md").read_text()
+    assert "## `KeyError: 'RIM'`" in docs
 
 
 @pytest.fixture

@@ -244,10 +244,10 @@ def tags_of(text: str) -> list[tuple[str, tuple[str, ...]]]:
 @each_text
 @pytest.mark.parametrize("make", [compare_document, ablate_document])
 def test_reports(make: Callable[[], dict[str, Any]], text: str, tmp_path: Path) -> None:
-    plot = Plot("accuracy", text, text, "accuracy", tmp_path / "plots")
+    plot = Plot("accuracy", text, text, "result", tmp_path / "plots")
     plot.folder.mkdir()
     plot.svg.write_text("<svg/>", encoding="utf-8")
-    calm = Plot("accuracy", "a", "a", "accuracy", plot.folder)
+    calm = Plot("accuracy", "a", "a", "result", plot.folder)
     report, html = (render(poisoned(make(), text), [plot]) for render in (render_markdown, render_page))
     assert_calm(html)
     assert tags_of(html) == tags_of(render_page(poisoned(make(), "a"), [calm]))

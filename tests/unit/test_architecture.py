@@ -14,15 +14,15 @@ PACKAGE = Path(rim_peft.__file__).parent
 LAYERS = [
     {"version", "old_names"},
     {"values", "escaping", "sequence"},
-    {"tuner", "data", "run_folders"},
+    {"tuner", "data", "run_folders", "html_page"},
     {"training", "inference", "tasks"},
     {"evaluation", "export"},
     {"methods"},
     {"recipe"},
     {"run"},
-    {"comparison", "chains"},
+    {"chains"},
     {"demo", "inspection"},
-    {"app"},
+    {"app", "comparison"},
     {"cli"},
     {"__main__"},
 ]

@@ -14,7 +14,7 @@ import rim_peft
 
 PACKAGE = Path(rim_peft.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
-FOR_DEVELOPERS = {"dev", "docs"}
+FOR_DEVELOPERS = {"browser", "dev", "docs"}
 OWN = ("rim_peft", "rim_peft_command", "rim_peft_vllm")
 HOSTS = {"vllm"}
 """What loads a plugin of ours, and is there when it does."""

@@ -70,7 +70,7 @@ def draw_accuracy(results: Results) -> list[Drawing]:
             "Accuracy by method",
             f"Share of right answers of every method on the test rows (rule {rule}), pooled over seeds, with 95 % "
             "intervals; small strokes are single seeds.",
-            "accuracy",
+            "result",
             figure,
         )
     ]
@@ -106,7 +106,7 @@ def draw_lengths(results: Results) -> list[Drawing]:
             "Accuracy by number of steps",
             f"Share of right answers of {whose} by the number of reasoning steps that a question needs, with 95 % "
             "intervals.",
-            "accuracy",
+            "lengths",
             figure,
         )
     ]

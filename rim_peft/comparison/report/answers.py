@@ -9,7 +9,6 @@ from typing import Any
 from rim_peft.comparison.numbers import (
     NONE,
     count,
-    difference,
     p_value,
     percent,
     ratio,
@@ -21,7 +20,8 @@ from rim_peft.comparison.numbers import (
     steps,
 )
 from rim_peft.comparison.plots.answers import changed_key, changed_keys, changed_value, topic
-from rim_peft.comparison.report.content import Code, Part, PlotsOf, Section, Table
+from rim_peft.comparison.report.content import Code, PlotsOf, Section, Table
+from rim_peft.comparison.report.result import difference_of, marked
 from rim_peft.comparison.results import Method, Results, pool
 from rim_peft.evaluation.accuracy import Score
 
@@ -57,7 +57,7 @@ def describe_setting(results: Results) -> Section:
 
 
 def _rows(data: Mapping[str, Any]) -> Table:
-    uses = {"train": "training", "selection": "selection (searched values, probe)", "test": "test (all figures below)"}
+    uses = {"train": "training", "selection": "selection (searched values, probe)", "test": "test (all figures)"}
     rows = [
         (uses.get(split, split), str(entry.get("sha256") or NONE)[:_HASH_DIGITS], count(entry.get("num_rows")))
         for split, entry in data.items()
@@ -144,9 +144,8 @@ _ERRORS = (
 
 
 def tabulate_accuracy(results: Results, plots: PlotsOf) -> Section:
-    """Return the main table, and accuracy by number of steps."""
-    parts: list[Part] = [_main(results), *_by_length(results), *plots("accuracy")]
-    return Section("Accuracy", parts)
+    """Return what the methods trained on with their accuracy, and accuracy by number of steps."""
+    return Section("Accuracy", (_main(results), *_by_length(results), *plots("lengths")))
 
 
 def _main(results: Results) -> Table:
@@ -154,7 +153,7 @@ def _main(results: Results) -> Table:
     for method in results.methods:
         rows.append(
             (
-                _marked(results, method),
+                marked(results, method),
                 method.view if results.parts(method.name, "training") else NONE,
                 str(len(results.runs(method.name))),
                 count(results.mean(method.name, "num_samples")),
@@ -204,7 +203,7 @@ def _by_length(results: Results) -> list[Table]:
     rows = []
     for method in results.methods:
         lengths = results.summary(method.name).get("by_length") or {}
-        rows.append((_marked(results, method), *(_length_cell(lengths.get(length)) for length in results.lengths)))
+        rows.append((marked(results, method), *(_length_cell(lengths.get(length)) for length in results.lengths)))
     columns = ("method", *(steps(length) for length in results.lengths))
     rule = results.document["task"]["answer_rule"]
     note = f"Rule {rule}; in brackets the 95 % interval over the rows of all seeds, behind it the seed spread."
@@ -242,7 +241,7 @@ def _grid(results: Results, key: str, methods: Sequence[Method]) -> Table:
                 str(len(results.runs(method.name))),
                 *_by_rule(results, method.name),
                 share(results.summary(method.name).get("seed_std")),
-                _difference(pair) if pair else NONE,
+                difference_of(pair) if pair else NONE,
                 p_value(pair["p_value"]) if pair else NONE,
                 *(share(lengths[length]["accuracy"]) if length in lengths else NONE for length in results.lengths),
             )
@@ -263,7 +262,12 @@ def tabulate_pairs(results: Results) -> Section:
     """Return every method's difference from the reference on the same rows."""
     rows = []
     for pair in results.document["pairs"]:
-        cells = [_difference(pair), count(pair["only_other"]), count(pair["only_reference"]), p_value(pair["p_value"])]
+        cells = [
+            difference_of(pair),
+            count(pair["only_other"]),
+            count(pair["only_reference"]),
+            p_value(pair["p_value"]),
+        ]
         rows.append((results.label(pair["name"]), str(pair["seed"]), count(pair["num_rows"]), *cells))
     reference = results.label(results.reference)
     columns = (
@@ -284,15 +288,6 @@ def tabulate_pairs(results: Results) -> Section:
         "of a normal distribution.",
     )
     return Section("Paired differences", (Table(f"Methods beside {reference}", columns, rows, notes=notes),))
-
-
-def _difference(pair: Mapping[str, Any]) -> str:
-    """Return the method minus the reference; the document stores the opposite sign."""
-    return difference(-pair["difference"], pair["standard_error"])
-
-
-def _marked(results: Results, method: Method) -> str:
-    return f"{method.label} (reference)" if method.name == results.reference else method.label
 
 
 def tabulate_latency(results: Results, plots: PlotsOf) -> Section:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rim_peft.comparison.numbers import count
 from rim_peft.comparison.plots.style import Plot
 from rim_peft.comparison.report.answers import (
     describe_setting,
@@ -25,6 +26,7 @@ from rim_peft.comparison.report.blocks import (
     tabulate_selection,
 )
 from rim_peft.comparison.report.content import Bullets, Part, PlotsOf, Report, Section, Table
+from rim_peft.comparison.report.result import state_result
 from rim_peft.comparison.results import Results
 
 _PARTS = {
@@ -38,22 +40,22 @@ _PARTS = {
 """Names of the measurements of single runs."""
 
 
-def build_report(document: Mapping[str, Any], plots: Sequence[Plot] | None = None) -> Report:
-    """Return the report of a results document.
+def build_report(
+    document: Mapping[str, Any], plots: Sequence[Plot] | None = None, *, questions: str | None = None
+) -> Report:
+    """Return the report of a results document: the result first, what it was made of last.
 
     Args:
         document: the results document.
         plots: plots drawn of it; None for a report that does not mention plots.
+        questions: the page of some of the test questions, as a path from the report; None if there is none.
     """
     results = Results(document)
 
     def of(topic: str) -> Sequence[Part]:
         return [plot for plot in plots or () if plot.topic == topic]
 
-    sections = [describe_setting(results)]
-    if document.get("search"):
-        sections.append(tabulate_search(results))
-    sections += _accuracy(results, of)
+    sections = [state_result(results, of, questions), *_accuracy(results, of)]
     if document.get("pairs"):
         sections.append(tabulate_pairs(results))
     sections += _looked_into(results, of)
@@ -63,11 +65,23 @@ def build_report(document: Mapping[str, Any], plots: Sequence[Plot] | None = Non
         sections.append(tabulate_states(results, of))
     if missing := list_missing(results):
         sections.append(Section("Not measured", (Bullets(missing),)))
+    if document.get("search"):
+        sections.append(tabulate_search(results))
     sections.append(list_runs(results))
     if plots is not None:
         sections.append(_list_plots(plots))
+    sections.append(describe_setting(results))
     kind = "Ablation" if results.is_ablation else "Comparison"
-    return Report(f"{kind}: {document['name']}", sections)
+    return Report(f"{kind}: {document['name']}", _facts(document), sections)
+
+
+def _facts(document: Mapping[str, Any]) -> str:
+    """Return what was compared in one line; the last section has it whole."""
+    base, rows = document["base"], (document["data"].get("test") or {}).get("num_rows")
+    seeds = sorted({run["seed"] for run in document["runs"]})
+    shown = f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    model = f"{base['name']}, {count(base['parameters'])} parameters"
+    return f"{document['task']['name']} on {model}; {count(rows)} test rows, {shown}"
 
 
 def _accuracy(results: Results, of: PlotsOf) -> list[Section]:

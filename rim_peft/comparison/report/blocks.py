@@ -16,7 +16,7 @@ from rim_peft.comparison.numbers import (
     steps,
 )
 from rim_peft.comparison.plots.blocks import WAYS
-from rim_peft.comparison.report.content import PlotsOf, Section, Table
+from rim_peft.comparison.report.content import PlotsOf, Section, Table, beside
 from rim_peft.comparison.results import Method, Results, group, mean, pool, pool_lengths
 from rim_peft.evaluation.accuracy import Score
 
@@ -36,9 +36,10 @@ def tabulate_blocks(results: Results, plots: PlotsOf) -> Section:
         rows.append((method.label, results.seeds(method.name, "blocks"), *cells, *padding, share_with_error(oracle)))
     columns = ("method", "seeds", *headings, "any block (oracle)")
     note = "Any block: some block's readout is right. No method can choose so, it needs the gold answer."
-    tables = [Table("Right readouts after each block, all test rows", columns, rows, notes=(note,))]
-    tables += [_blocks_by_length(results, m, scores[m.name]) for m in results.detailed("blocks") if results.lengths]
-    return Section("Readouts by block", (*tables, *plots("blocks")))
+    table = Table("Right readouts after each block, all test rows", columns, rows, notes=(note,))
+    detailed = results.detailed("blocks") if results.lengths else []
+    by_length = [_blocks_by_length(results, method, scores[method.name]) for method in detailed]
+    return Section("Readouts by block", (table, *beside(by_length, plots("blocks"))))
 
 
 def _by_block(results: Results, name: str) -> list[dict[str, Score | None]]:
@@ -151,7 +152,7 @@ def tabulate_budget(results: Results, plots: PlotsOf) -> Section:
             "latency table is taken alone, with LoRA merged."
         )
         tables.append(Table(f"{method.label}: blocks at inference", columns, rows, notes=(note,)))
-    return Section("Budget", (*tables, *plots("budget")))
+    return Section("Budget", beside(tables, plots("budget")))
 
 
 def tabulate_controls(results: Results, plots: PlotsOf) -> Section:
@@ -174,7 +175,7 @@ def tabulate_controls(results: Results, plots: PlotsOf) -> Section:
             "remaining steps make of the other's value. Swaps are judged on the rows that have a partner."
         )
         tables.append(Table(f"{method.label}: controls", columns, rows, num_text_columns=2, notes=(note,)))
-    return Section("Controls", (*tables, *plots("controls")))
+    return Section("Controls", beside(tables, plots("controls")))
 
 
 def _control_cells(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from rim_peft.comparison.plots.style import Plot
 
@@ -50,8 +51,16 @@ class Bullets:
     items: Sequence[str]
 
 
-Part = str | Table | Code | Bullets | Plot
-"""A paragraph, or one of the other parts."""
+@dataclass(frozen=True)
+class Link:
+    """A sentence that leads to a file beside the report; ``target`` is its path from there."""
+
+    text: str
+    target: str
+
+
+Part = str | Table | Code | Bullets | Link | Plot
+"""A paragraph, or one of the other parts. Plots directly after a table show its figures."""
 PlotsOf = Callable[[str], Sequence[Part]]
 """Topic → the plots that belong to it."""
 
@@ -75,7 +84,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """A title and its sections."""
+    """A title, what was compared in one line, and the sections, of which the first is the result."""
 
     title: str
+    facts: str
     sections: Sequence[Section]
+
+
+def beside(tables: Sequence[Table], plots: Sequence[Part]) -> list[Part]:
+    """Return each table with its plot after it, and what is left of either at the end."""
+    pairs = zip_longest(tables, plots)
+    return [part for pair in pairs for part in pair if part is not None]

@@ -1,8 +1,7 @@
-"""The page in a browser: Playwright with the system's Chromium, and Gradio."""
+"""The page in a browser, by Gradio."""
 
 from __future__ import annotations
 
-import shutil
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,26 +9,23 @@ import pytest
 from rim_peft.app import Playground, serve
 from rim_peft.inspection import Options
 from rim_peft.run import Run
+from tests.browser import needs_browser, open_browser
 from tests.conftest import build_rim, build_tokenizer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<img src=x onerror=document.title=1> ${document.title=2} {{value}} **b**"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-]
+pytestmark = needs_browser
 
 
 def test_a_chat_with_its_panels_shows_texts_as_texts() -> None:
     pytest.importorskip("gradio", reason="Gradio is not installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    from playwright.sync_api import expect
+
     run = Run(build_rim(), build_tokenizer())
     served = serve(Playground(run, name=EVIL, questions=[EVIL, "x" * len(EVIL)], options=Options(chain_tokens=4)))
     hosts, noise = set(), []
     try:
-        with playwright.sync_playwright() as started:
-            browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        with open_browser() as browser:
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
             page.set_default_timeout(60_000)
             page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
@@ -38,7 +34,7 @@ def test_a_chat_with_its_panels_shows_texts_as_texts() -> None:
             page.goto(served.local_url)
             page.locator(".gallery-item").nth(1).click()
             box = page.get_by_label("Question", exact=True)
-            playwright.expect(box).to_have_value("x" * len(EVIL))
+            expect(box).to_have_value("x" * len(EVIL))
             page.get_by_role("button", name="Ask").click()
             page.get_by_text("What each block holds").wait_for()
             assert page.locator(".rim tr").count() == 2
@@ -50,18 +46,17 @@ def test_a_chat_with_its_panels_shows_texts_as_texts() -> None:
             box.fill(EVIL)
             box.press("Enter")
             page.get_by_label("user's message").nth(1).get_by_text(EVIL).wait_for()
-            playwright.expect(page.locator(".rim tr")).to_have_count(2, timeout=60_000)  # the event has ended
+            expect(page.locator(".rim tr")).to_have_count(2, timeout=60_000)  # the event has ended
             assert page.locator("img[src=x]").count() == 0
             assert page.title() == f"rim-peft: {EVIL}"
             page.set_viewport_size({"width": 380, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             page.get_by_role("button", name="Clear", exact=True).last.click()
-            playwright.expect(page.get_by_label("user's message")).to_have_count(0)
+            expect(page.get_by_label("user's message")).to_have_count(0)
             # The policy, as if escaping had failed.
             blocked = "fetch('http://localhost:1/').then(() => 'sent', error => 'blocked')"
             assert page.evaluate(blocked) == "blocked"
             assert any("Content Security Policy" in line for line in noise)
-            browser.close()
     finally:
         served.close()
     assert hosts <= {"127.0.0.1", None, ""}

@@ -27,10 +27,28 @@ def text() -> str:
 def test_the_setting_has_command_rows_and_versions(text: str) -> None:
     assert text.startswith("# Comparison: demo\n")
     assert "```bash\nrim-peft compare recipes/compare/demo.yaml 'seeds=[0, 1]'\n```" in text
-    assert "| test (all figures below) | 0123456789abcdef | 1,000 |" in text
+    assert "| test (all figures) | 0123456789abcdef | 1,000 |" in text
     assert "| versions | python 3.11.9, rim-peft 0.4.0, torch 2.13.0 |" in text
     assert "| seeds | 0, 1 |" in text
     assert '| LoRA, writing its steps out | cot | cot | samples | method=cot, data.step_separator=", " |' in text
+
+
+def test_the_result_is_three_sentences_and_a_table(text: str) -> None:
+    first, second, third, *_ = text.split("## Result\n\n")[1].split("\n\n")
+    assert first == "“RiM” answers 0.994 (0.989–0.996) of 1,000 test questions right, 2 seeds together."
+    best = "The best other method, “LoRA, writing its steps out”, answers 0.996 (0.992–0.998)"
+    assert second == f"{best}, +0.003 ± 0.010 on the same rows (p 0.27)."
+    times = "“RiM” takes 1.22× the time of answering at once, “LoRA, writing its steps out” 5.50×"
+    assert third == f"To an answer, {times} (batch of 1, prompts of 32 tokens)."
+    assert row(text, "RiM (reference)", section="Result") == ["0.994 (0.989–0.996)", "–", "1.22×"]
+    assert row(text, "the base, answering at once", section="Result") == ["0.297 (0.269–0.326)", "-0.701 ± 0.010", "–"]
+
+
+def test_a_result_without_times_and_pairs_says_so() -> None:
+    text = render_markdown(bare_document(), questions="runs/rim a/questions.html").split("## Accuracy")[0]
+    assert "“RiM” answers 0.998 (0.993–0.999) of 1,000 test questions right, with one seed." in text
+    assert "Times were not compared." in text
+    assert "](runs/rim%20a/questions.html)." in text
 
 
 def test_the_main_table_pools_seeds_under_every_rule(text: str) -> None:
@@ -123,7 +141,7 @@ def test_what_was_not_measured_is_said_and_has_no_section() -> None:
         "* Principal components of the states over training: not measured.",
     ]
     headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert headings == ["What was compared", "Accuracy", "Not measured", "Runs"]
+    assert headings == ["Result", "Accuracy", "Not measured", "Runs", "What was compared"]
     assert "No rows are recorded for selection (searched values, probe)." in text
 
 

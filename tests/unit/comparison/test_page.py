@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -50,7 +51,7 @@ def parse(page: str) -> Tree:
 
 @pytest.fixture
 def plot(tmp_path: Path) -> Plot:
-    plot = Plot("accuracy", "Accuracy", 'Share of "right" answers.', "accuracy", tmp_path / "plots")
+    plot = Plot("accuracy", "Accuracy", 'Share of "right" answers.', "result", tmp_path / "plots")
     plot.folder.mkdir()
     plot.svg.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>", encoding="utf-8")
     return plot
@@ -58,7 +59,8 @@ def plot(tmp_path: Path) -> Plot:
 
 def test_the_page_is_well_formed_and_needs_nothing_else(plot: Plot) -> None:
     tree = parse(render_page(compare_document(), [plot]))
-    assert tree.of("script") == tree.of("link") == tree.of("iframe") == []
+    assert tree.of("link") == tree.of("iframe") == []
+    assert tree.of("script") == [{}]
     assert all(str(link["href"]).startswith("#") for link in tree.of("a"))
     (image,) = tree.of("img")
     assert image["alt"] == 'Share of "right" answers.'
@@ -67,10 +69,36 @@ def test_the_page_is_well_formed_and_needs_nothing_else(plot: Plot) -> None:
     assert base64.b64decode(data) == plot.svg.read_bytes()
 
 
+def test_the_policy_allows_its_own_style_and_script_alone(plot: Plot) -> None:
+    page = render_page(compare_document(), [plot])
+    (policy,) = [m["content"] for m in parse(page).of("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    hashes = {
+        tag: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for tag, text in re.findall(r"<(style|script)>(.*?)</\1>", page, re.DOTALL)
+    }
+    assert policy == (
+        f"default-src 'none'; style-src 'sha256-{hashes['style']}'; script-src 'sha256-{hashes['script']}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def test_a_plot_is_beside_its_table(plot: Plot) -> None:
+    pair = r'<div class="pair">\n<figure>.*</figure>\n<div class="box few".*</table>\n</div>\n</div>'
+    assert re.search(pair, render_page(compare_document(), [plot]).split("</section>")[0], re.DOTALL)
+
+
+def test_the_page_of_questions_is_linked_and_its_address_is_no_markup() -> None:
+    page = render_page(compare_document(), [], questions='runs/"><img/questions.html')
+    (link,) = [link["href"] for link in parse(page).of("a") if not str(link["href"]).startswith("#")]
+    assert link == "runs/%22%3E%3Cimg/questions.html"
+
+
 def test_links_lead_to_headings_and_headings_are_in_order(plot: Plot) -> None:
     tree = parse(render_page(compare_document(), [plot]))
     anchors = [heading["id"] for heading in tree.of("h2")]
-    assert [link["href"] for link in tree.of("a")] == [f"#{anchor}" for anchor in anchors]
+    # The result is on top, so the contents begin after it.
+    assert [link["href"] for link in tree.of("a")] == [f"#{anchor}" for anchor in anchors[1:]]
+    assert (anchors[0], anchors[-1]) == ("result", "what-was-compared")
     assert len(set(anchors)) == len(anchors)
     assert len(tree.of("h1")) == 1
 
@@ -94,7 +122,7 @@ def test_page_and_markdown_hold_the_same(plot: Plot) -> None:
     page = unescape(re.sub(r"<[^>]*>", "", render_page(compare_document(), [plot])))
     text = re.sub(r"\\(.)", r"\1", render_markdown(compare_document(), [plot]))
     tables = [part for s in build_report(compare_document()).sections for part in s.parts if isinstance(part, Table)]
-    assert len(tables) == 18
+    assert len(tables) == 19
     for table in tables:
         for words in (*(cell for row in table.rows for cell in row), *table.notes):
             assert words in page
@@ -113,8 +141,9 @@ def test_nothing_of_the_document_becomes_markup(plot: Plot) -> None:
         run["folder"] = evil
         for control in run["controls"] or ():
             control["name"] = control["description"] = evil
-    tree = parse(render_page(document, [plot]))
-    assert tree.of("script") == []
+    page = render_page(document, [plot])
+    tree = parse(page)
+    assert page.count("<script") == 1
     assert len(tree.of("img")) == 1
     assert all(not name.startswith("on") for _, attributes in tree.tags for name in attributes)
 

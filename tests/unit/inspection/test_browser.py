@@ -1,9 +1,7 @@
-"""The page in a browser: Playwright with the system's Chromium; contrast by axe-core, if AXE names its file."""
+"""The page in a browser; contrast by axe-core, if AXE names its file."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,24 +9,16 @@ from typing import Any
 import pytest
 
 from rim_peft.inspection import render_page
+from tests.browser import PHONE, WIDE, Page, needs_browser, open_browser
 from tests.unit.inspection.inspection_document import evil_inspection, inspection, question
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-WIDE, PHONE = (1280, 900), (360, 740)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-]
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with open_browser() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +29,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "evil": evil_inspection(),
     }
     for name, document in documents.items():
-        (folder / f"{name}.html").write_text(render_page(document), encoding="utf-8")
-    return {name: folder / f"{name}.html" for name in documents}
-
-
-class Page:
-    """A page with what it said on the console and asked the network for."""
-
-    def __init__(self, browser: Any, file: Path, size: tuple[int, int], scheme: str = "light", **options: Any) -> None:
-        self.noise: list[str] = []
-        viewport = {"width": size[0], "height": size[1]}
-        self.page = browser.new_page(viewport=viewport, color_scheme=scheme, **options)
-        self.page.on("console", lambda message: self.noise.append(message.text))
-        self.page.on("pageerror", lambda error: self.noise.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.noise.append("a dialog"))
-        self.page.on(
-            "request", lambda request: self.noise.append(request.url) if request.url != file.as_uri() else None
+        (folder / f"{name}.html").write_text(
+            render_page(document, remarks=["Right: “<b>red</b>”.", "Wrong."]), encoding="utf-8"
         )
-        self.page.goto(file.as_uri())
+    return {name: folder / f"{name}.html" for name in documents}
 
 
 @pytest.mark.parametrize("name", ["good", "evil"])
@@ -66,16 +42,7 @@ def test_it_fits_is_quiet_and_has_contrast(
 ) -> None:
     # The tests' own script may run; the page's policy is tested by itself.
     shown = Page(browser, files[name], size, scheme, bypass_csp=True)
-    assert shown.noise == []
-    assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    background = shown.page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (background == "rgb(251, 250, 247)") == (scheme == "light")  # so the style sheet was applied
-    shown.page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-    assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    if axe := os.environ.get("AXE"):
-        shown.page.add_script_tag(path=axe)
-        found = shown.page.evaluate("axe.run()")
-        assert [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found["violations"]] == []
+    shown.assert_fits()
     shown.page.close()
 
 

@@ -94,6 +94,15 @@ def test_everything_of_every_question_is_in_the_page_without_a_click() -> None:
     assert [radio["name"] for radio in radios] == ["place1", "layers1", "place2", "layers2"]
 
 
+def test_remarks_are_at_their_questions_and_in_the_contents_as_text() -> None:
+    page = render_page(_two(), remarks=["Wrong: “<b>”.", "Right."])
+    contents, first, second = re.split(r"(?=<article )", page)
+    for part, told in ((first, "Wrong: “&lt;b&gt;”."), (second, "Right.")):
+        assert f'<p class="remark"><bdi>{told}</bdi></p>' in part
+        assert contents.count(f"<bdi>{told}</bdi></li>") == 1
+    assert "remark" not in render_page(_two()).split("<body>")[1]
+
+
 def test_the_map_marks_the_answer_and_the_blocks_own_readout() -> None:
     page = render_page(inspection(question("red", "green")))
     (first, *_) = re.findall(r"<tbody>(.*?)</tbody>", page, re.DOTALL)

@@ -1,0 +1,64 @@
+"""A browser for tests and screenshots: Playwright with the system's Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WIDE, PHONE = (1280, 900), (360, 740)
+
+needs_browser = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+    pytest.mark.skipif(find_spec("playwright") is None, reason="Playwright is not installed"),
+]
+
+
+@contextmanager
+def open_browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+class Page:
+    """A page of a file, with what it said on the console and asked the network for."""
+
+    def __init__(self, browser: Any, file: Path, size: tuple[int, int], scheme: str = "light", **options: Any) -> None:
+        self.noise: list[str] = []
+        viewport = {"width": size[0], "height": size[1]}
+        self.page = browser.new_page(viewport=viewport, color_scheme=scheme, **options)
+        self.page.on("console", lambda message: self.noise.append(message.text))
+        self.page.on("pageerror", lambda error: self.noise.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.noise.append("a dialog"))
+        self.page.on("request", lambda request: self._note(request.url, file))
+        self.page.goto(file.as_uri())
+
+    def _note(self, address: str, file: Path) -> None:
+        if address != file.as_uri() and not address.startswith("data:"):
+            self.noise.append(address)
+
+    def assert_fits(self) -> None:
+        """It is quiet, as wide as the window, in its colours, and without faults for axe-core if AXE names its file."""
+        assert self.noise == []
+        assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        self.page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+        assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        background = self.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        is_dark = self.page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+        assert background == ("rgb(21, 20, 19)" if is_dark else "rgb(251, 250, 247)")  # so the style sheet was applied
+        if axe := os.environ.get("AXE"):
+            self.page.add_script_tag(path=axe)
+            found = self.page.evaluate("axe.run()")
+            assert [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found["violations"]] == []
