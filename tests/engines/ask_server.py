@@ -1,10 +1,10 @@
 """Ask an OpenAI-compatible server with the client ``openai``, in the engine's environment; nothing imports this file.
 
-A job is read as JSON from stdin: ``url``, ``at_once`` (how many requests are under way at the same time) and
-``requests``, each with ``kind`` (``completions`` or ``chat``) and the call's ``options``; with ``hang_up``, the client
-closes the connection after the answer's first piece. For each request stdout gets
-``{"prompt": [ids], "tokens": [ids], "text": text, "finish": reason}`` for each of its choices, or
-``{"error": status, "message": text}``.
+Each line of stdin is a job in JSON: ``at_once`` (how many requests are under way at the same time) and ``requests``,
+each with ``kind`` (``completions`` or ``chat``) and the call's ``options``; with ``hang_up``, the client closes the
+connection after the answer's first piece. A job's line of stdout has a list: of each request,
+``{"prompt": [ids], "tokens": [ids], "text": text, "finish": reason}`` for each choice, or
+``{"error": status, "message": text}``. The argument is the server's URL.
 """
 
 import json
@@ -17,11 +17,12 @@ from typing import Any
 def main() -> None:
     import openai  # which the environment of the tests does not have
 
-    job = json.load(sys.stdin)
-    client = openai.OpenAI(base_url=job["url"], api_key="none", max_retries=0)
-    with ThreadPoolExecutor(job["at_once"]) as pool:
-        answers = list(pool.map(partial(ask, client, openai.APIStatusError), job["requests"]))
-    json.dump(answers, sys.stdout)
+    client = openai.OpenAI(base_url=sys.argv[1], api_key="none", max_retries=0)
+    for line in sys.stdin:
+        job = json.loads(line)
+        with ThreadPoolExecutor(job["at_once"]) as pool:
+            answers = list(pool.map(partial(ask, client, openai.APIStatusError), job["requests"]))
+        print(json.dumps(answers), flush=True)
 
 
 def ask(client: Any, refused: type[Any], request: dict[str, Any]) -> Any:

@@ -22,8 +22,9 @@ import torch
 
 from benchmarks.load import HOST
 from benchmarks.vllm_server import VllmServer, find_python
+from rim_peft.data.examples import Question
 from rim_peft.export import embedding_lora, formats, weights
-from rim_peft.export.checking import LEAST_PROMPTS, CheckResult, Expected, expect
+from rim_peft.export.checking import LEAST_PROMPTS, CheckResult, Expected
 from rim_peft.export.record import EXPORT_FILE
 from rim_peft.export.weights import ExportOptions, Prompts, on_stored_base, stored_at
 from rim_peft.recipe import load_recipe
@@ -41,7 +42,9 @@ from tests.real.conftest import CHATS, NAME, RECIPE, attach, load_smol
 
 SHIPPED = Path(__file__).parents[2] / "rim_peft" / "demo" / "smollm2"
 NUM_QUESTIONS = 200
-NUM_CHATS = 16
+NUM_CHATS = 8
+_BATCH = 16
+
 _SMALL = "--dtype float32 --enforce-eager --max-model-len 512 --max-num-seqs 32 --disable-uvicorn-access-log"
 """Options of each server besides the documented ones: float32, since rounding must not decide between two tokens."""
 _ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
@@ -120,13 +123,18 @@ def answer(folder: Path, *, num_texts: int, num_chats: int = 0, also: Sequence[i
     texts: Any = first_questions(run.task(), None, limit=num_texts)
     asked = [[{"role": "user", "content": text}] for text in texts]
     chats = [*CHATS, *asked][:num_chats]
-    own = active_config(run.model).num_blocks
-    asking: dict[str, Any] = {"templates": run.templates, "max_new_tokens": run.answerer().max_new_tokens}
-    expected = {
-        number: expect(run.model, run.tokenizer, questions, num_blocks=number, **asking)
-        for number, questions in [*((number, texts[:LEAST_PROMPTS]) for number in also), (own, [*texts, *chats])]
-    }
+    expected = {number: _ask(run, texts[:LEAST_PROMPTS], num_blocks=number) for number in also}
+    expected[active_config(run.model).num_blocks] = _ask(run, [*texts, *chats])
     return Adapter(folder, run, expected, len(texts))
+
+
+def _ask(run: Run, questions: Sequence[Question], *, num_blocks: int | None = None) -> list[Expected]:
+    answerer = run.answerer(num_blocks=num_blocks)
+    prompts = answerer.tokenize(questions)
+    batches = [prompts[start : start + _BATCH] for start in range(0, len(prompts), _BATCH)]
+    texts = [run.templates.prompt.format(question=asked) if isinstance(asked, str) else asked for asked in questions]
+    answers = [answer for batch in batches for answer in answerer.decode(batch)]
+    return [Expected(*item) for item in zip(texts, prompts, answers, strict=True)]
 
 
 def make(folder: Path, **options: Any) -> Path:
@@ -156,22 +164,20 @@ def other_adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server that serves an adapter's export as the model ``potions``, and a client for it."""
+    """A running server that serves an adapter's export as the model ``potions``, and the process of its client."""
 
     vllm: VllmServer
+    client: Any
     adapter: Adapter
     blocks: BlockTokens
 
     def ask(self, *requests: dict[str, Any], at_once: int = 1) -> list[Any]:
         """Send requests, each made by :func:`completion` or :func:`chat`, and return what comes back."""
-        script = Path(__file__).with_name("ask_server.py").read_text(encoding="utf-8")
         few = {"max_tokens": self.adapter.max_new_tokens}
         asked = [{**request, "options": {**few, **request["options"]}} for request in requests]
-        job = json.dumps({"url": f"http://{HOST}:{self.vllm.port}/v1", "at_once": at_once, "requests": asked})
-        python = self.vllm.command[0]
-        done = subprocess.run([python, "-c", script], input=job, capture_output=True, encoding="utf-8", check=False)
-        assert done.returncode == 0, done.stderr
-        answers: list[Any] = json.loads(done.stdout)
+        self.client.stdin.write(json.dumps({"at_once": at_once, "requests": asked}) + "\n")
+        self.client.stdin.flush()
+        answers: list[Any] = json.loads(self.client.stdout.readline())
         return answers
 
     def compare(self, found: Any, items: Sequence[Expected], *, num_blocks: int | None = None) -> None:
@@ -231,5 +237,11 @@ def serve(form: str, adapter: Adapter, folder: Path, **environment: str) -> Iter
             patch.setenv(name, value)
         # vllm-cpu is not called vllm, and the command of that name asks for vllm's version before it starts anything.
         arguments = ["--model", adapter.base if model == "BASE" else model, *options, *_SMALL.split()]
-        with VllmServer(python, arguments, folder) as server:
-            yield Server(server, adapter, blocks_of(out))
+        with VllmServer(python, arguments, folder) as server, _client(python, server.port) as client:
+            yield Server(server, client, adapter, blocks_of(out))
+
+
+def _client(python: Path, port: int) -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("ask_server.py").read_text(encoding="utf-8")
+    command = [python, "-c", script, f"http://{HOST}:{port}/v1"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")

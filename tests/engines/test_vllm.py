@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,17 @@ class Served:
     def test_greedy_tokens_are_the_packages_and_others_without_blocks(self, server: Server) -> None:
         items = server.adapter.texts
         assert len({item.prompt for item in items}) == NUM_QUESTIONS
-        direct = {"extra_body": {"vllm_xargs": {"num_blocks": 0}}}  # without the plugin, ids are without blocks anyway
+        direct = server.adapter.expected[0]
+        no_blocks = {"extra_body": {"vllm_xargs": {"num_blocks": 0}}}  # without the plugin, ids have none anyway
         found, none = server.ask(
-            completion([item.prompt for item in items]), completion([item.ids for item in items], **direct)
+            completion([item.prompt for item in items]), completion([item.ids for item in direct], **no_blocks)
         )
         server.compare(found, items)
-        few = server.adapter.expected[0]
-        server.compare(none[: len(few)], few, num_blocks=0)
-        assert sum(a["tokens"] != b["tokens"] for a, b in zip(found, none, strict=True)) > NUM_QUESTIONS // 10
+        server.compare(none, direct, num_blocks=0)
+        assert sum(one["tokens"] != other["tokens"] for one, other in zip(none, found, strict=False)) > len(none) / 4
 
     def test_streams_and_token_ids(self, server: Server) -> None:
-        items, blocks = server.adapter.texts[:16], server.blocks.ids(server.adapter.num_blocks)
+        items, blocks = server.adapter.texts[:8], server.blocks.ids(server.adapter.num_blocks)
         ids = [[*item.ids, *blocks] for item in items]
         answers = server.ask(
             completion([item.prompt for item in items], stream=True), completion(ids, stream=True), completion(ids[0])
@@ -61,7 +62,7 @@ class Served:
         server.compare([choice for (choice,) in answers], [*items, *items])
 
     def test_stop_strings(self, server: Server) -> None:
-        items = server.adapter.texts[:8]
+        items = server.adapter.texts[:4]
         texts = [server.adapter.text_of(item) for item in items]
         stops = [text[len(text) // 2] for text in texts]
         for stream in (False, True):
@@ -81,10 +82,10 @@ class Served:
             server.compare([choice for (choice,) in server.ask(*asked, at_once=at_once)], items)
 
     def test_clients_that_hang_up(self, server: Server) -> None:
-        items = server.adapter.texts[:16]
+        items = server.adapter.texts[:8]
         aborted = _count(server, _ABORTED)
         long: Any = {"stream": True, "hang_up": True, "max_tokens": 300, "extra_body": {"ignore_eos": True}}
-        cut = server.ask(*(completion(item.prompt, **long) for item in items[:8]), at_once=8)
+        cut = server.ask(*(completion(item.prompt, **long) for item in items), at_once=8)
         assert all(len(choice["tokens"]) < 300 for (choice,) in cut)
         found = server.ask(*(completion(item.prompt) for item in items), at_once=4)
         server.compare([choice for (choice,) in found], items)
@@ -137,7 +138,7 @@ class TestEmbeddingLora(Served):
         _check_one_block(server)
 
     def test_the_plain_model_is_untouched(self, server: Server) -> None:
-        items = server.adapter.texts[:16]
+        items = server.adapter.texts[:8]
         base = server.adapter.base
         prompts = [item.prompt for item in items]
         plain, mixed = (
@@ -157,9 +158,10 @@ class TestEmbeddingLora(Served):
     ) -> None:
         """One name and one place: another adapter, none, a LoRA without blocks, the first adapter, no folder at all."""
         place = tmp_path / "adapter"
-        other = Server(server.vllm, other_adapter, blocks_of(other_adapter.write("embedding-lora", place)))
+        blocks = blocks_of(other_adapter.write("embedding-lora", place))
+        other = replace(server, adapter=other_adapter, blocks=blocks)
         asked = {"model": "changing"}
-        items, others = server.adapter.texts[:16], other_adapter.texts
+        items, others = server.adapter.texts[:8], other_adapter.texts
         _post(server, "load_lora_adapter", lora_name="changing", lora_path=str(place))
         (found,) = other.ask(completion([item.prompt for item in others], **asked))
         other.compare(found, others)
