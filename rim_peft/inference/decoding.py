@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from rim_peft.data.examples import QuestionError
 from rim_peft.inference.passes import (
@@ -23,7 +23,7 @@ from rim_peft.inference.passes import (
     lay_out_answers,
 )
 from rim_peft.sequence import check_architecture
-from rim_peft.sequence.masks import check_layers
+from rim_peft.sequence.masks import check_layers, has_full_attention
 from rim_peft.tuner.bases import check_uncompiled, input_device, num_positions
 from rim_peft.tuner.config import active_config
 
@@ -50,6 +50,7 @@ def generate_greedily(
     eos_id: int | None,
     pad_id: int,
     max_new_tokens: int,
+    num_shared: int = 0,
     on_token: Callable[[], None] | None = None,
     **options: Any,
 ) -> list[list[int]]:
@@ -61,6 +62,8 @@ def generate_greedily(
         eos_id: the token that ends an answer, or None.
         pad_id: id for padding, which is masked.
         max_new_tokens: most tokens of an answer, EOS included.
+        num_shared: tokens with which all prompts begin, fewer than the shortest has; they are computed once. Only for a
+            model without blocks that :func:`can_share` accepts.
         on_token: called after each new token of all answers, for measurements.
         options: more arguments of ``generate``, such as ``num_blocks``.
     """
@@ -68,11 +71,15 @@ def generate_greedily(
         return []
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     longest = max(len(prompt) for prompt in prompts)
-    ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    # Padding is on the left, but behind what is shared, so that this has the same columns in every row.
+    parts = [(list(prompt[:num_shared]), longest - len(prompt), list(prompt[num_shared:])) for prompt in prompts]
+    ids = [[*shared, *[pad_id] * num_pads, *own] for shared, num_pads, own in parts]
+    mask = [[*[1] * num_shared, *[0] * num_pads, *[1] * len(own)] for _, num_pads, own in parts]
     if on_token is not None:
         options["streamer"] = _Streamer(on_token)
     with evaluation_mode(base), _plain_settings(base):
+        if num_shared:
+            options["past_key_values"] = _compute_once(base, prompts[0][:num_shared], copies=len(prompts))
         output = base.generate(
             input_ids=torch.tensor(ids, device=input_device(base)),
             attention_mask=torch.tensor(mask, device=input_device(base)),
@@ -82,6 +89,20 @@ def generate_greedily(
             **options,
         )
     return [cut_behind_eos(answer, eos_id) for answer in output[:, longest:].tolist()]
+
+
+def can_share(base: Any) -> bool:
+    """Tell whether what prompts begin with can be computed once: with full attention in every layer, by positions."""
+    return has_full_attention(base.config) and not getattr(base.config, "alibi", False) and not _missing_inputs(base)
+
+
+@torch.no_grad()
+def _compute_once(base: Any, ids: Sequence[int], *, copies: int) -> DynamicCache:
+    """Return the keys and values of tokens, for several rows that begin with them."""
+    cache = DynamicCache()
+    base(input_ids=torch.tensor([list(ids)], device=input_device(base)), past_key_values=cache, logits_to_keep=1)
+    cache.batch_repeat_interleave(copies)
+    return cache
 
 
 class _Streamer:
