@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from rim_peft.chains.options import ChainOptions
 from rim_peft.data.examples import Question, QuestionError, Templates
 from rim_peft.data.tokenization import padding_id, tokenize_prompts
-from rim_peft.inference.decoding import generate_greedily
+from rim_peft.inference.decoding import can_share, generate_greedily
 from rim_peft.tuner.bases import input_device, num_positions
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,11 @@ class LocalTeacher:
         options, start = self._options, max(map(len, prompts.values()))
         ending = _Ending(self._tokenizer, self._eos_ids, self._stops, start, is_stopped)
         sampling = _Sampling(seeds, start, options, input_device(self._model)) if options.temperature else None
+        asked = list(prompts.values())
         rows = generate_greedily(
             self._model,
-            list(prompts.values()),
+            asked,
+            num_shared=num_shared(asked) if can_share(self._model) else 0,
             eos_id=None,
             pad_id=padding_id(self._tokenizer),
             max_new_tokens=options.max_new_tokens,
@@ -125,6 +127,20 @@ class LocalTeacher:
             end = ending.ends.get(row)
             text = self._tokenizer.decode(rows[row][:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             yield index, Draft(cut_at(str(text), self._stops), len(rows[row][:end]), len(ids), is_cut=end is None)
+
+
+def num_shared(prompts: Sequence[Sequence[int]]) -> int:
+    """Return with how many tokens all of several prompts begin, at the most all but one of the shortest.
+
+    >>> num_shared([[1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 5]]), num_shared([[1, 2]])
+    (2, 0)
+    """
+    if len(prompts) < 2:
+        return 0
+    # Between the first and the last in order, all others begin like both.
+    pairs = zip(min(prompts), max(prompts), strict=False)
+    same = next((place for place, (one, other) in enumerate(pairs) if one != other), len(min(prompts)))
+    return min(same, min(map(len, prompts)) - 1)
 
 
 def cut_at(text: str, stops: Sequence[str]) -> str:

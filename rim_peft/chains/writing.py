@@ -57,7 +57,7 @@ def read_source(task: Task, data: DataOptions) -> SourceRows:
         ValueError: there are no good rows.
         FileNotFoundError: the path or split does not exist.
     """
-    rows: Any = task.load(data.train_split, path=data.path, whole=True)
+    rows: Any = task.load_whole(data.train_split, path=data.path)
     if data.train_rows is not None:
         rows = rows.select(range(min(data.train_rows, len(rows))))
     examples: dict[int, Example] = {}

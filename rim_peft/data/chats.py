@@ -13,6 +13,9 @@ Question: TypeAlias = str | Sequence[Mapping[str, str]]
 
 ROLES = ("system", "user", "assistant")
 
+CALLS = ("tool_calls", "function_call")
+"""Parts of a message that call tools."""
+
 CHAT_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns of a row that its chat template gets beside the messages, named as in TRL; JSON texts in tables."""
 
@@ -160,6 +163,24 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def check_calls(place: str, message: object) -> None:
+    """Check that a message neither calls a tool nor is what a tool returned.
+
+    Raises:
+        RowError: it does or is.
+    """
+    if not isinstance(message, Mapping):
+        return
+    for name in CALLS:
+        if message.get(name):
+            raise RowError(f"{place}.{name}: must be empty, since calls of tools are not read")
+    if message.get("role") in ("tool", "function"):
+        raise RowError(
+            f"{place}.role: must be one of {', '.join(ROLES)}, since what tools return is not read, got "
+            f"{message['role']!r}"
+        )
+
+
 def check_messages(messages: object) -> None:
     """Check that messages are a chat that ends with the user, or with a begun answer.
 
@@ -171,12 +192,11 @@ def check_messages(messages: object) -> None:
     if not messages:
         raise RowError("question: is empty")
     for index, message in enumerate(messages):
+        check_calls(f"question[{index}]", message)
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise RowError(f"question[{index}]: must be a message with role and content, got {show(message)}")
         if message["role"] not in ROLES:
             raise RowError(f"question[{index}].role: must be one of {', '.join(ROLES)}, got {show(message['role'])}")
-        if message.get("tool_calls"):
-            raise RowError(f"question[{index}].tool_calls: must be empty, since calls of tools are not read")
         check_text(f"question[{index}].content", message["content"])
     is_begun = isinstance(messages, Chat) and messages.continue_final_message
     if is_begun and messages[-1]["role"] != "assistant":

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, Features, SplitGenerator, Value
 
-from rim_peft.data.chats import CHAT_COLUMNS, Chat
+from rim_peft.data.chats import CALLS, CHAT_COLUMNS, Chat
 from rim_peft.data.examples import ROW_ERROR, RowError
 
 JSON_COLUMN = "json"
@@ -300,7 +300,7 @@ def _question_of(fields: Mapping[str, Any]) -> Any:
 
 def _plain_message(message: Any) -> Any:
     """Return the parts of a message that training reads; what is no message is refused later."""
-    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message) or message.get("tool_calls"):
+    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message) or any(map(message.get, CALLS)):
         return message
     return {"role": message["role"], "content": message["content"]}
 

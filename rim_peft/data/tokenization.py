@@ -47,6 +47,10 @@ class SpecialTokens:
         """Undo :meth:`guard`."""
         return _GUARDED.sub(lambda match: self._names[int(match[1])], text)
 
+    def remove(self, text: str) -> str:
+        """Return a text without the names of special tokens, as it is decoded."""
+        return self._spelt.sub("", text)
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a template's output, without the tokens that the tokenizer adds around texts."""
         ids: list[int] = []
@@ -275,6 +279,23 @@ class Encoder:
         """Return chat messages with guarded contents."""
         return [{**message, "content": self.guard(message["content"])} for message in messages]
 
+    def as_said(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+        """Return a chat in which the assistant's turns have the words of the answer template.
+
+        A model says its answers with these words, and so do the messages of a conversation with it. Rows have their
+        answers without; what has the words already is not changed.
+        """
+        template = self.special_tokens.remove(self.templates.answer.format(answer="\0"))
+        before, _, after = template.strip().partition("\0")
+        is_asked, said = False, []
+        for message in messages:
+            is_asked = is_asked or message["role"] == "user"  # a greeting answers nothing
+            text = message["content"]
+            is_answer = is_asked and message["role"] == "assistant"
+            is_said = not is_answer or (text.startswith(before) and text.endswith(after))
+            said.append(message if is_said else {**message, "content": f"{before}{text}{after}"})
+        return said
+
     def _guard_all(self, value: Any) -> Any:
         """Guard all texts in a value of a row."""
         if isinstance(value, str):
@@ -390,7 +411,7 @@ class Encoder:
         if chat.tools:
             options["tools"] = self._guard_tools(chat)
         try:
-            messages = self.guard_chat(chat.asked)
+            messages = self.guard_chat(self.as_said(chat.asked))
             options.update(add_generation_prompt=True, tokenize=False)
             return str(self.tokenizer.apply_chat_template(messages, **options))
         except TemplateError as error:

@@ -125,8 +125,12 @@ def expect(
                 "prompts: must not begin an answer (continue_final_message). Give the user's message last."
             )
         (answer,) = answerer.generate([ids])
-        text = templates.prompt.format(question=question) if isinstance(question, str) else question
-        expected.append(Expected(text, ids, answer, encoder.spells_tokens(question)))
+        if isinstance(question, str):
+            prompt: Question = templates.prompt.format(question=question)
+        else:  # the export's template gets an earlier answer as the model says it
+            said = encoder.as_said(question)
+            prompt = question.with_messages(said) if isinstance(question, Chat) else said
+        expected.append(Expected(prompt, ids, answer, encoder.spells_tokens(question)))
     return expected
 
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class Conversation:
     """Asks an answerer turn by turn: :meth:`answer` or, for the text as it is decoded, :meth:`stream`.
 
-    A turn's prompt is the plain text of all messages so far, as in training; earlier turns have no blocks. So every
-    answer is the one that the same messages get as a fresh question. What is kept from turn to turn is the keys and
-    values of the last prompt: those of the tokens with which the next prompt begins are used again, the rest is
-    computed. A chat template that changes earlier turns leaves less to use again.
+    A turn's prompt is the plain text of all messages so far, as in training, where earlier turns are written as they
+    are said here; they have no blocks. So every answer is the one that the same messages get as a fresh question. What
+    is kept from turn to turn is the keys and values of the last prompt: those of the tokens with which the next prompt
+    begins are used again, the rest is computed. A chat template that changes earlier turns leaves less to use again.
 
     Finish or close a stream before the next turn. Adapter and weights must not change during a conversation. Where only
     the model's own ``generate`` can decode (:func:`~rim_peft.inference.decoding.can_decode`), and for thoughts and

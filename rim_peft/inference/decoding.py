@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from rim_peft.data.examples import QuestionError
 from rim_peft.inference.passes import (
@@ -28,6 +28,7 @@ from rim_peft.tuner.bases import (
     check_layers,
     check_uncompiled,
     evaluation_mode,
+    has_full_attention,
     input_device,
     num_positions,
 )
@@ -42,6 +43,7 @@ def generate_greedily(
     eos_id: int | None,
     pad_id: int,
     max_new_tokens: int,
+    num_shared: int = 0,
     on_token: Callable[[], None] | None = None,
     **options: Any,
 ) -> list[list[int]]:
@@ -51,16 +53,23 @@ def generate_greedily(
         model: a causal language model, with or without a RiM adapter.
         prompts: token ids of each prompt, without blocks; they are padded on the left.
         max_new_tokens: most tokens of an answer, EOS included.
+        num_shared: tokens with which all prompts begin, fewer than the shortest has; they are computed once. Only for a
+            model without blocks that :func:`can_share` accepts.
         on_token: called after each new token of all answers, for measurements.
         options: more arguments of ``generate``, such as ``num_blocks``.
     """
     if not prompts:
         return []
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    ids, mask = pad_left(prompts, pad_id, device=input_device(base))
+    # Padding is on the left, but behind what is shared, so that this has the same columns in every row.
+    own, mask = pad_left([prompt[num_shared:] for prompt in prompts], pad_id, device=input_device(base))
+    shared = own.new_tensor(list(prompts[0][:num_shared])).expand(len(prompts), num_shared)
+    ids, mask = torch.cat([shared, own], dim=1), torch.cat([torch.ones_like(shared), mask], dim=1)
     if on_token is not None:
         options["streamer"] = _Streamer(on_token)
     with evaluation_mode(base), _plain_settings(base):
+        if num_shared:
+            options["past_key_values"] = _compute_once(base, prompts[0][:num_shared], copies=len(prompts))
         output = base.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -70,6 +79,20 @@ def generate_greedily(
             **options,
         )
     return [cut_behind_eos(answer, eos_id) for answer in output[:, ids.shape[1] :].tolist()]
+
+
+def can_share(base: Any) -> bool:
+    """Tell whether what prompts begin with can be computed once: with full attention in every layer, by positions."""
+    return has_full_attention(base.config) and not getattr(base.config, "alibi", False) and not _missing_inputs(base)
+
+
+@torch.no_grad()
+def _compute_once(base: Any, ids: Sequence[int], *, copies: int) -> DynamicCache:
+    """Return the keys and values of tokens, for several rows that begin with them."""
+    cache = DynamicCache()
+    base(input_ids=torch.tensor([list(ids)], device=input_device(base)), past_key_values=cache, logits_to_keep=1)
+    cache.batch_repeat_interleave(copies)
+    return cache
 
 
 class _Streamer:

@@ -28,6 +28,7 @@ from rim_peft.tasks.steps import (
     take_thought,
 )
 from rim_peft.tasks.task import Task, parse_row, require_number
+from rim_peft.tasks.turns import assistant_turns, check_answer, count_continuing, is_left_out
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +105,8 @@ class OwnRows(Task):
         else:
             answer, steps = self._read_answer_and_steps(row, columns)
             beside = {name: row[name] for name in CHAT_COLUMNS if name in row}
-            example = read_example(
-                {"question": _read_question(row, columns), "steps": steps, "answer": answer, **beside}
-            )
+            question = self._as_answered(_read_question(row, columns))
+            example = read_example({"question": question, "steps": steps, "answer": answer, **beside})
         if self.answer_rule not in ("exact-text", "math-verify"):
             try:
                 self.is_correct(example.answer, example.answer)
@@ -128,13 +128,16 @@ class OwnRows(Task):
         """
         columns = self._found if self._found is not None else self._choose([row])
         messages = _conversation(row, columns)
-        ends = [index for index in _assistant_turns(messages) if index < len(messages) - 1]
+        trained = [index for index in assistant_turns(messages) if not is_left_out(messages[index])]
+        ends = [index for index in trained if index < len(messages) - 1]
         (name,) = columns["answer"] or ("",)
         # A column of steps beside the messages is about the whole row, which is its last turn.
         last = [path for path in (*columns["steps"], "labels") if path != name and not path.startswith(f"{name}.")]
         earlier = {**row, **dict.fromkeys(last)} if ends else {}
-        # A conversation that does not end with the assistant keeps its end, which is then reported.
-        return [*({**earlier, name: messages[: end + 1]} for end in ends), row]
+        parts = [{**earlier, name: messages[: end + 1]} for end in ends]
+        # A conversation that does not end with the assistant, or has no turn to train on, keeps its end, which is then
+        # reported.
+        return parts if parts and is_left_out(messages[-1]) else [*parts, row]
 
     def read_text(self, text: str) -> tuple[str, Sequence[str] | None]:
         r"""Return the answer and the steps of a text with both, by ``answer_from`` and ``split_steps``.
@@ -162,7 +165,7 @@ class OwnRows(Task):
         found = self._choose(readable)
         if any(columns not in ((), (role,)) and role not in self.columns for role, columns in found.items()):
             logger.info("columns by their usual names: %s. Others: data.options.columns.", self._describe(found))
-        num_longer = sum(len(_assistant_turns(_conversation(row, found))) > 1 for row in readable)
+        num_longer = sum(len(assistant_turns(_conversation(row, found))) > 1 for row in readable)
         if num_longer and self.turns == "last":
             logger.info(
                 "%d of the first %d conversations have several turns of the assistant: only the last is answered, the "
@@ -172,7 +175,7 @@ class OwnRows(Task):
             )
         task = copy.copy(self)
         object.__setattr__(task, "_found", found)
-        num_continuing = 0 if self.has_turns else _count_continuing(_chats(readable, found))
+        num_continuing = 0 if self.has_turns else count_continuing(_chats(readable, found))
         if num_continuing:
             logger.warning(
                 "%d of the first %d rows continue the conversation of another row, so that splits made here may share "
@@ -204,6 +207,28 @@ class OwnRows(Task):
             return text, self._cut(steps)
         named = {" + ".join(columns["steps"]): steps, f"the reasoning of {columns['answer'][0]}": reasoning}
         return self._read_text(text, {name: chain for name, chain in named.items() if chain})
+
+    def _as_answered(self, question: Any) -> Any:
+        """Return a question in which each earlier turn of the assistant is its answer alone.
+
+        That is what a model trained on these rows says, so that its own turns look like those of the training.
+        """
+        if not isinstance(question, list):
+            return question
+        turns = assistant_turns(question)
+        return [self._answer_alone(part) if index in turns else part for index, part in enumerate(question)]
+
+    def _answer_alone(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a message without reasoning; a message whose answer cannot be found is returned as it is."""
+        content = message.get("content")
+        if not isinstance(content, str):
+            return message
+        try:
+            _, answer = take_thought(content)
+            answer = answer if self.answer_from is None else find_answer(answer, self.answer_from)[0]
+        except RowError:
+            return message
+        return {**message, "content": answer} if has_content(answer) else message
 
     def _read_last(self, steps: Sequence[Any] | None) -> tuple[Any, Sequence[Any] | None]:
         """Read rows whose answer is, or is in, the last of the steps."""
@@ -264,13 +289,6 @@ def _conversation(row: Mapping[str, Any], columns: Columns) -> list[Any]:
     return messages if isinstance(messages, list) else []
 
 
-def _assistant_turns(messages: Sequence[Any]) -> list[int]:
-    """Return the indices of the assistant's messages; a greeting before the user's first message answers nothing."""
-    roles = [message.get("role") if isinstance(message, Mapping) else None for message in messages]
-    start = roles.index("user") if "user" in roles else len(roles)
-    return [index for index in range(start, len(roles)) if roles[index] == "assistant"]
-
-
 def _chats(rows: Iterable[Mapping[str, Any]], columns: Columns) -> Iterator[list[str]]:
     """Yield the questions that are chat messages, each message as one text."""
     for row in rows:
@@ -278,17 +296,6 @@ def _chats(rows: Iterable[Mapping[str, Any]], columns: Columns) -> Iterator[list
             question = _read_question(row, columns)
             if isinstance(question, list) and all(isinstance(message, Mapping) for message in question):
                 yield [json.dumps([message.get("role"), message.get("content")]) for message in question]
-
-
-def _count_continuing(chats: Iterable[list[str]]) -> int:
-    """Count chats that begin with the whole of another one.
-
-    >>> _count_continuing([["a"], ["a", "b", "c"], ["d", "e", "c"]])
-    1
-    """
-    chats = list(chats)
-    whole = {tuple(chat) for chat in chats}
-    return sum(any(tuple(chat[:end]) in whole for end in range(1, len(chat))) for chat in chats)
 
 
 def _read_question(row: Mapping[str, Any], columns: Columns) -> Any:
@@ -334,15 +341,8 @@ def _read_answer(row: Mapping[str, Any], columns: Columns) -> tuple[Any, str | N
     """Return the answer's text, and the reasoning in its chat message."""
     answer = _require(row, *columns["answer"])
     if isinstance(answer, list) and answer and all(isinstance(message, Mapping) for message in answer):
+        check_answer(answer, is_conversation=columns["answer"] == columns["question"])
         last = answer[-1]
-        if columns["answer"] == columns["question"] and not _assistant_turns(answer):
-            raise RowError(
-                "answer: must be one message of the assistant after the question, but the conversation has none"
-            )
-        if last.get("role") != "assistant" or (len(answer) > 1 and columns["answer"] != columns["question"]):
-            raise RowError(f"answer: must be one message of the assistant after the question, got {last!r}")
-        if last.get("tool_calls"):
-            raise RowError("answer.tool_calls: must be empty, since calls of tools are not read")
         reasoning = next((last[part] for part in _REASONING if last.get(part)), None)
         return last.get("content"), reasoning
     if isinstance(answer, int | float) and not isinstance(answer, bool):

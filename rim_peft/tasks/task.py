@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from inspect import Parameter, signature
 from itertools import islice
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -21,7 +22,7 @@ from rim_peft.data.examples import ROW_ERROR, Example, Question, RowError, has_c
 from rim_peft.data.files import Rows, split_name
 from rim_peft.data.lines import JSON_COLUMN, ROW_PLACE, parse_object
 from rim_peft.data.sources import CONVERSATION, find_splits, is_held_out
-from rim_peft.tasks import answers, steps
+from rim_peft.tasks import answers, steps, turns
 from rim_peft.tasks.answers import split_sentences
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,25 @@ class Task:
             _is_in_split, fn_kwargs={"split": split, "source": source_hash(__name__, is_held_out.__module__)}
         )
 
+    def load_whole(self, split: str, *, path: str | None = None) -> Rows:
+        """Return all rows of a split as :meth:`load` does with ``whole``; without it, if an override lacks it.
+
+        Raises:
+            FileNotFoundError: as for :meth:`load`.
+            ValueError: likewise.
+            ConnectionError: likewise.
+        """
+        parameters = signature(self.load).parameters.values()
+        if any(one.name == "whole" or one.kind is Parameter.VAR_KEYWORD for one in parameters):
+            return self.load(split, path=path, whole=True)
+        logger.warning(
+            "task %r has its own `load`, which lacks the option `whole`: rows of %s that it keeps for validation are "
+            "omitted.",
+            self.name,
+            split,
+        )
+        return self.load(split, path=path)
+
     def read_row(self, row: Mapping[str, Any]) -> Example:
         """Read a row of the task's source.
 
@@ -187,7 +207,15 @@ class Task:
         kinds: dict[str, Any] = dict.fromkeys(_columns(self, is_chat=is_chat), text)
         kinds |= {"steps": [text], "question": [{"role": text, "content": text}] if is_chat else text}
         readers = [kind.__module__ for kind in type(self).__mro__ if kind is not object]
-        rules = [Chat.__module__, RowError.__module__, __name__, answers.__name__, steps.__name__, lines.__name__]
+        rules = [
+            Chat.__module__,
+            RowError.__module__,
+            __name__,
+            answers.__name__,
+            steps.__name__,
+            turns.__name__,
+            lines.__name__,
+        ]
         source = source_hash(Example.__module__, *readers, *rules)
         kwargs: dict[str, Any] = {} if isinstance(rows, IterableDataset) else {"desc": "Reading rows"}
         read = rows.map(

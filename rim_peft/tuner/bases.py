@@ -298,6 +298,11 @@ def check_layers(config: Any) -> None:
         raise ValueError(f"model: {name!r} is configured with ALiBi, which ignores `position_ids`; set alibi=False.")
 
 
+def has_full_attention(config: Any) -> bool:
+    """Tell whether every layer attends to all earlier tokens, and has no other state."""
+    return _layer_types(config.get_text_config()) == {"full_attention"}
+
+
 def _layer_types(config: Any) -> set[str]:
     """Return the layers' kinds of attention, by transformers' names."""
     # Hybrid and older models name their layers in other fields.

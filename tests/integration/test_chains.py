@@ -7,14 +7,17 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from rim_peft.chains.options import ChainOptions
 from rim_peft.chains.prompts import Prompts
@@ -25,8 +28,10 @@ from rim_peft.data.examples import Example
 from rim_peft.data.tokenization import tokenize_example
 from rim_peft.tasks import get_task
 from rim_peft.tasks.rows import OwnRows
+from rim_peft.tasks.task import Task
 from tests.conftest import EOS_ID, VOCAB_SIZE, build_base, build_tokenizer, save_base
 from tests.integration.openai_server import Answer, Server, serve
+from tests.robustness.crash_points import run_forked
 
 NUM_ROWS = 20
 FILES = ("train.jsonl", "report.json", "README.md", "drafts.jsonl", "options.json")
@@ -416,29 +421,99 @@ def build_digit_writer() -> Any:
     return model
 
 
-def test_a_local_teacher_continues_with_the_same_chains(tmp_path: Path) -> None:
+def write_locally(folder: Path) -> dict[str, Any]:
+    """Let a local model write chains, some of them after a hint, and return the report."""
     prompts = Prompts(OwnRows(split_steps="lines", answer_from="last-number"), template="{question}\n")
     options = ChainOptions(num_chains=4, hinted_tries=1, max_new_tokens=24, batch_size=3, keep="all", temperature=1.0)
     examples = {row: Example(f"{row} + 1?", str(1 + row % 2)) for row in range(7)}
     source, task = SourceRows(examples, [], ""), get_task("rows", answer_rule="last-number-float")
-
-    def write(folder: Path) -> dict[str, Any]:
-        teacher = LocalTeacher(build_digit_writer(), build_tokenizer(), prompts.templates, options)
-        return write_chains(folder, source, task, prompts, options, lambda: teacher, described={"teacher": "tiny"})
-
-    report = write(tmp_path / "whole")
+    teacher = LocalTeacher(build_digit_writer(), build_tokenizer(), prompts.templates, options)
+    report = write_chains(folder, source, task, prompts, options, lambda: teacher, described={"teacher": "tiny"})
     assert report["drafts"]["written"] >= 28
     assert 0 < report["drafts"]["right"] < report["drafts"]["written"]
+    return report
+
+
+def test_a_local_teacher_continues_with_the_same_chains(tmp_path: Path) -> None:
+    write_locally(tmp_path / "whole")
     drafts = (tmp_path / "whole" / "drafts.jsonl").read_bytes()
     for size in (len(drafts) // 7, len(drafts) // 2, len(drafts) - 3):
         out = tmp_path / f"cut at {size}"
         out.mkdir()
         (out / "options.json").write_bytes((tmp_path / "whole" / "options.json").read_bytes())
         (out / "drafts.jsonl").write_bytes(drafts[:size])
-        write(out)
+        write_locally(out)
         assert same(tmp_path / "whole", out)
-        kept = {(d["row"], d["try"]): d["text"] for d in read(out / "drafts.jsonl")}
-        assert kept == {(d["row"], d["try"]): d["text"] for d in read(tmp_path / "whole" / "drafts.jsonl")}
+        assert texts(out) == texts(tmp_path / "whole")
+
+
+def texts(folder: Path) -> dict[tuple[int, int], str]:
+    """Return all chains of a folder by row and try, each of which it must have once."""
+    drafts = read(folder / "drafts.jsonl")
+    found = {(draft["row"], draft["try"]): draft["text"] for draft in drafts}
+    assert len(found) == len(drafts)
+    return found
+
+
+def touches(event: str, arguments: Any, folder: Path) -> bool:
+    """Tell whether an audited event opens a file of a folder for writing, or renames one."""
+    if event not in ("open", "os.rename") or not str(arguments[0]).startswith(f"{folder}/"):
+        return False
+    return event == "os.rename" or bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+
+
+@pytest.mark.slow
+def test_a_local_teacher_killed_at_ten_moments_continues_with_the_same_chains(tmp_path: Path) -> None:
+    """Killed before a write or a rename, from the first to the last one, each time in a new process."""
+    whole = tmp_path / "whole"
+
+    def write(folder: Path, *, killed_at: int | None = None) -> int:
+        """Return how often the folder was written to."""
+        seen = 0
+
+        def watch(event: str, arguments: Any) -> None:
+            nonlocal seen
+            if touches(event, arguments, folder):
+                if seen == killed_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                seen += 1
+
+        sys.addaudithook(watch)  # of this process alone, which ends soon
+        write_locally(folder)
+        return seen
+
+    counted = tmp_path / "counted"
+    assert run_forked(lambda: print(write(whole), file=counted.open("w"))) == (0, "")
+    num_moments = int(counted.read_text())
+    assert num_moments > 20
+    for part in range(10):
+        moment, out = part * (num_moments - 1) // 9, tmp_path / f"killed at {part}"
+        assert run_forked(lambda out=out, moment=moment: write(out, killed_at=moment))[0] == -signal.SIGKILL
+        assert not (out / "README.md").exists()  # written last
+        assert run_forked(lambda out=out: write(out)) == (0, "")
+        assert same(whole, out), moment
+        assert texts(out) == texts(whole), moment
+
+
+@dataclass(frozen=True)
+class OwnLoad(Task):
+    """A task with a ``load`` from before there was the option ``whole``."""
+
+    name = "own-load"
+    answer_rules = ("last-number-float",)
+
+    def load(self, split: str, *, path: str | None = None, streaming: bool = False) -> Any:
+        rows = [json.loads(line) for line in Path(str(path)).read_text().splitlines()]
+        return Dataset.from_list([{"question": row["problem"], "answer": str(row["target"])} for row in rows])
+
+
+def test_a_task_whose_load_lacks_an_option(
+    server: Server, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"data.task={__name__}:OwnLoad"
+    assert main(command(rows, tmp_path / "out", server.url, name)) == 0
+    assert len(read(tmp_path / "out" / "train.jsonl")) == NUM_ROWS
+    assert "task 'own-load' has its own `load`, which lacks the option `whole`" in caplog.text
 
 
 def test_questions_that_are_chats(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

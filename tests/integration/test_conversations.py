@@ -63,9 +63,7 @@ def test_every_command_writes_the_prompts_of_the_training(
     shown = capsys.readouterr().out
     prompts = [line.partition("prompt ")[2].strip() for line in shown.splitlines() if line.startswith("  row ")]
     assert [prompt.endswith('<off>"') for prompt in prompts] == [False, False, True]
-    assert prompts[1] == (
-        '"<|user|>0 + 1?<eos><|assistant|><think>0+1=1</think>1<eos><|user|>Doubled?<eos><|assistant|>"'
-    )
+    assert prompts[1] == ('"<|user|>0 + 1?<eos><|assistant|>1<eos><|user|>Doubled?<eos><|assistant|>"')
     assert "2 of 22 training rows have chat_template_kwargs that the chat template does not read (other)" in shown
     assert main(["check", *command, "data.chat_template_kwargs={enable_thinkng: false}"]) == 1
     captured = capsys.readouterr()

@@ -11,6 +11,7 @@ import torch
 from rim_peft.chains.options import ChainOptions
 from rim_peft.chains.teachers import Draft, LocalTeacher, Request, _draw, _Sampling, cut_at
 from rim_peft.data.examples import Templates
+from rim_peft.inference.decoding import can_share
 from tests.conftest import ARCHITECTURES, EOS_ID, build_base, build_tokenizer
 
 QUESTIONS = ["1 + 1?", "What is 20 + 22, doubled and doubled again?", "<eos> is a token?"]
@@ -56,6 +57,24 @@ def test_architectures(architecture: str) -> None:
     assert [write(teacher, [question], [seed])[0] for question, seed in zip(QUESTIONS, (1, 2, 3), strict=True)] == [
         together[index] for index in range(3)
     ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_all_prompts_begin_with_is_computed_once(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call of the model for it, then shorter ones; the chains are those of whole prompts."""
+    base, seen = build_base(architecture), []
+    template = Templates(prompt="Question: 1 + 2?\n1+2=3\n#### 3\n\nQuestion: {question}\n")
+    teacher = make(base=base)
+    teacher._templates = template
+    shared = len(build_tokenizer()(template.prompt.partition("{")[0])["input_ids"])
+    base.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"].shape), with_kwargs=True)
+    once = write(teacher, QUESTIONS, [1, 2, 3])
+    lengths = [length for _, length in seen]
+    assert (seen[0] == (1, shared)) is can_share(base)
+    assert (shared + lengths[1] == max(once[index].num_prompt_tokens for index in range(3))) is can_share(base)
+    monkeypatch.setattr("rim_peft.chains.teachers.can_share", lambda model: False)
+    assert write(teacher, QUESTIONS, [1, 2, 3]) == once
+    assert can_share(build_base("llama"))
 
 
 def test_the_bases_own_generation_settings_do_not_count() -> None:

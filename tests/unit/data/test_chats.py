@@ -198,6 +198,27 @@ def test_calls_of_tools_are_refused() -> None:
     assert get_task("rows").read_row({"messages": [USER, {**turns[1], "tool_calls": None}]}).answer == "2"
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([{"role": "assistant", "tool_calls": [{"name": "add"}]}], r"answer\.tool_calls: must be empty"),
+        ([{"role": "assistant", "content": None, "function_call": {"name": "add"}}], r"answer\.function_call: must be"),
+        ([{"role": "tool", "content": "2"}, {"role": "assistant", "content": "2"}], "what tools return is not read"),
+        (
+            [{"role": "assistant", "content": text} for text in "12"],
+            r"several messages are not read, got assistant, ass",
+        ),
+    ],
+)
+def test_answers_with_tools_or_of_several_messages_say_so(answer: list[dict[str, Any]], message: str) -> None:
+    for row in ({"messages": [USER, *answer]}, {"prompt": [USER], "completion": answer}):
+        with pytest.raises(RowError, match=message):
+            get_task("rows").read_row(row)
+    called = [USER, {"role": "assistant", "tool_calls": [{"name": "add"}]}, {"role": "tool", "content": "2"}, USER]
+    with pytest.raises(RowError, match=r"question\[1\]\.tool_calls: must be empty"):  # though it has no content
+        read_example({"question": called, "answer": "2"})
+
+
 def test_a_begun_answer_is_no_example_and_must_be_the_assistants() -> None:
     begun = Chat([USER, {"role": "assistant", "content": "It is"}], continue_final_message=True)
     with pytest.raises(RowError, match="question: must end with the user's message in an example"):

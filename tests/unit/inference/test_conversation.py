@@ -9,9 +9,11 @@ import torch
 from torch.testing import assert_close
 
 from rim_peft.data.chats import Chat
-from rim_peft.data.examples import RowError
+from rim_peft.data.examples import RowError, Templates
+from rim_peft.data.tokenization import tokenize_example
 from rim_peft.inference import BlockAnswerer, decoding
 from rim_peft.inference.passes import Passes, Prediction
+from rim_peft.tasks import get_task
 from rim_peft.tuner.memory_embedding import MemoryEmbedding
 from tests.conftest import CHAT_TEMPLATE, build_rim, build_tokenizer
 
@@ -171,6 +173,30 @@ def test_variables_and_tools_are_those_of_a_question() -> None:
     assert answerer.conversation(**options).answer("Hi") == next(answerer.answer([Chat([user], **options)]))
     (prompt,) = answerer.encode([Chat([user], **options)])
     assert answerer.tokenizer.decode(prompt).endswith('<|assistant|>[{"name": "add"}]Monday')
+
+
+@pytest.mark.parametrize(
+    ("template", "said"), [("{answer}", "4"), (" {answer}\n", "4"), ("<bos>It is {answer}.", "It is 4.")]
+)
+def test_a_later_turns_prompt_is_that_of_its_training(
+    template: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows have chains and answers in one text; the model says the answer alone, in the words of the template."""
+    turns = ["2 + 2?", "<think>easy</think>2+2=4\n#### 4", "Doubled?", "4*2=8\n#### 8"]
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, turns, strict=True)]
+    task = get_task("rows", answer_from="after:####", split_steps="lines", turns="all")
+    answerer = answerer_of(build_rim(), templates=Templates(answer=template))
+    first, second = (
+        tokenize_example(task.read_row(row), answerer.tokenizer, answerer.templates)
+        for row in task.split_row({"messages": messages})
+    )
+    conversation = answerer.conversation()
+    monkeypatch.setattr(answerer, "stream", lambda prompt, kept: iter(first["answer_ids"]))
+    assert conversation.answer(turns[0]) == said
+    asked = conversation.messages
+    assert answerer.encode([[*asked, messages[2]]])[0] == second["prompt_ids"]
+    assert second["prompt_ids"][: len(first["prompt_ids"])] == first["prompt_ids"]
+    assert answerer.tokenizer.decode(second["prompt_ids"]).count(said) == 1
 
 
 def test_what_cannot_be_asked_is_named() -> None:

@@ -60,7 +60,7 @@ def test_every_recipe_of_the_repository_is_good(path: Path) -> None:
     # LogiQA has no steps, so stage 1 has nothing to train on.
     assert [trainer.__name__ for trainer, _ in recipe.stage_trainers()] == stages[recipe.data.task == "logiqa" :]
     # As many as the longest chain has steps, where that is known.
-    usual = {"potions": [4], "ontology": [4], "gsm-symbolic": [4], "handfuls": [5]}.get(recipe.data.task)
+    usual = {"potions": [4], "ontology": [4], "gsm-symbolic": [4], "handfuls": [5], "rows": [3]}.get(recipe.data.task)
     longest = 8 if usual is None else max(recipe.data.options.get("lengths", usual))
     assert recipe.rim_config().num_blocks == longest
     text = path.read_text(encoding="utf-8")
@@ -72,6 +72,7 @@ def test_every_recipe_of_the_repository_is_good(path: Path) -> None:
 def test_there_are_recipes() -> None:
     assert [f"{path.parent.name}/{path.name}" for path in RECIPES] == [
         "demo/recipe.yaml",
+        "errands/smollm2.yaml",
         "gsm-symbolic/smollm2.yaml",
         "gsm8k/gemma-3-1b-qlora.yaml",
         "gsm8k/gpt2-lora.yaml",

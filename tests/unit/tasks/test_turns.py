@@ -44,7 +44,7 @@ def test_every_turn_of_the_assistant_is_a_row(tmp_path: Path, streaming: bool) -
     rows = [{"messages": CONVERSATION_ROW}, {"messages": PLAIN_ROW}]
     table = read(*rows, folder=tmp_path, streaming=streaming, turns="all", split_steps="lines")
     found = [read_example(row) for row in table]
-    earlier = [{name: message[name] for name in ("role", "content")} for message in CONVERSATION_ROW[:4]]
+    earlier = [SYSTEM, CONVERSATION_ROW[1], turn("assistant", "2"), CONVERSATION_ROW[3]]
     assert found == [
         Example(earlier[:2], answer="2", steps=("1+1=2",)),
         Example(earlier, answer="3", steps=("2+1=3",)),
@@ -96,7 +96,10 @@ def test_a_bad_turn_leaves_the_others(tmp_path: Path) -> None:
     found = list(read(*rows, folder=tmp_path, turns="all"))
     assert [row["answer"] for row in found] == ["Hello", "Hello", None, "Hello", None, None]
     errors = [row[ROW_ERROR] for row in found if row[ROW_ERROR]]
-    assert errors[0] == "test.jsonl line 2 turn 2: question: the last message must be the user's, got one of assistant"
+    assert errors[0].startswith(
+        "test.jsonl line 2 turn 2: answer: must be one message of the assistant after the quest"
+    )
+    assert errors[0].endswith("since answers of several messages are not read, got assistant, assistant")
     assert errors[1].startswith(
         "test.jsonl line 3 turn 2: answer: must be one message of the assistant after the question, got"
     )
@@ -221,3 +224,57 @@ def test_chats_without_them_keep_their_fingerprint(tmp_path: Path) -> None:
 def test_the_option_is_checked() -> None:
     with pytest.raises(ValueError, match="turns: must be one of 'last', 'all' in task 'rows', got 'first'"):
         get_task("rows", turns="first")
+
+
+def test_earlier_turns_are_their_answers_alone(tmp_path: Path) -> None:
+    turns = [
+        turn("assistant", "Welcome! #### 0"),  # a greeting is no answer
+        turn("user", "2 + 2?"),
+        turn("assistant", "2+2=4\n#### 4"),
+        turn("user", "Thanks!"),
+        turn("assistant", "You are welcome."),  # without the marker: as it is
+        turn("user", "Doubled?"),
+        turn("assistant", "<think>cut off"),
+        turn("user", "Well?"),
+        turn("assistant", "4*2=8\n#### 8"),
+    ]
+    said = ["Welcome! #### 0", "2 + 2?", "4", "Thanks!", "You are welcome.", "Doubled?", "<think>cut off", "Well?"]
+    options = {"answer_from": "after:####", "split_steps": "lines"}
+    asked = [
+        read({"messages": turns}, folder=tmp_path, **options)[0]["question"],
+        read({"messages": turns}, folder=tmp_path, turns="all", **options)[3]["question"],
+        read({"prompt": turns[:-1], "completion": turns[-1:]}, folder=tmp_path, **options)[0]["question"],
+    ]
+    assert [[message["content"] for message in question] for question in asked] == [said] * 3
+    taken = {"question": turns[:-1], "steps": ["4*2=8"], "answer": "8"}  # this package's own form, as it is
+    assert [message["content"] for message in read(taken, folder=tmp_path)[0]["question"]] == [
+        message["content"] for message in turns[:-1]
+    ]
+
+
+@pytest.mark.parametrize(("mark", "no", "yes"), [("weight", 0, 1), ("train", False, True), ("training", False, None)])
+def test_turns_that_are_not_to_be_trained_on_are_only_history(mark: str, no: Any, yes: Any, tmp_path: Path) -> None:
+    first, second, third = (
+        [turn("user", f"{n}?"), {**turn("assistant", f"{n}!"), mark: value}]
+        for n, value in enumerate((no, yes, no), start=1)
+    )
+    rows = [{"messages": messages} for messages in (first + second, second + third, first + third, second)]
+    found = read(*rows, folder=tmp_path, turns="all")
+    assert found["answer"][:] == ["2!", "2!", None, "2!"]
+    assert [len(question) for question in found["question"] if question] == [3, 1, 1]
+    assert f"line 3: answer.{mark}: is {no!r}, so this turn is not trained on" in found[ROW_ERROR][2]
+    found = read(*rows, folder=tmp_path)
+    assert found["answer"][:] == ["2!", None, None, "2!"]
+    assert "data.options.turns=all trains on those turns" in found[ROW_ERROR][1]
+    (found,) = read({"prompt": first[:1], "completion": first[1:]}, folder=tmp_path)
+    assert f"answer.{mark}: is {no!r}" in found[ROW_ERROR]
+
+
+@pytest.mark.parametrize("part", [{"weight": 0.5}, {"train": "no"}, {"train_detail": [{"train": False}]}])
+def test_marks_that_cannot_be_followed_are_refused(part: dict[str, Any], tmp_path: Path) -> None:
+    marked = [PLAIN_ROW[0], {**PLAIN_ROW[1], **part}]
+    first, second = read({"messages": [*marked, *PLAIN_ROW]}, folder=tmp_path, turns="all")
+    assert f"turn 1: answer.{next(iter(part))}: must be" in first[ROW_ERROR]
+    assert (second["answer"], second[ROW_ERROR]) == ("Hello", None)
+    (row,) = read({"messages": [{**PLAIN_ROW[0], **part}, PLAIN_ROW[1]]}, folder=tmp_path)  # the user's is no answer
+    assert row["answer"] == "Hello"
