@@ -25,11 +25,15 @@ _CONTINUES = "rim_continues"
 
 
 class Blocks(NamedTuple):
-    """Blocks of an adapter: ids of ``<b>``, ``<m>`` and ``</b>``, blocks after a prompt, memory tokens of a block."""
+    """Blocks of an adapter: ids of ``<b>``, ``<m>`` and ``</b>``, blocks after a prompt, memory tokens of a block.
+
+    ``written`` is when the export's record was written (nanoseconds), which tells two exports in one place apart.
+    """
 
     ids: tuple[int, int, int]
     num_blocks: int
     block_size: int
+    written: int = 0
 
     def after(self, prompt: list[int], num_blocks: int | None = None) -> list[int]:
         """Return a prompt's ids with blocks at its end; those that it ends with already stay as they are.
@@ -79,7 +83,7 @@ def _read(path: Path, changed: int, name: str | None) -> Blocks | None:
             return None
         memory = entry["memory"]
         begin, middle, end = map(int, memory["ids"])
-        return Blocks((begin, middle, end), int(memory["num_blocks"]), int(memory["block_size"]))
+        return Blocks((begin, middle, end), int(memory["num_blocks"]), int(memory["block_size"]), changed)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: must be the record of an export, but is not ({type(error).__name__}: {error}). Copy the export "
@@ -120,6 +124,8 @@ def add_blocks(request: Any, blocks: Blocks, *, most_tokens: int, forbid: bool =
             "Shorten the prompt, or ask for fewer blocks (vllm_xargs: num_blocks)."
         )
     request.prompt_token_ids = ids
+    # vLLM keeps what it computed of prompts by the adapter's name and path, where another adapter may be by now.
+    request.cache_salt = f"{request.cache_salt or ''}{blocks.written}"
     if params.max_tokens is not None:
         params.max_tokens = min(params.max_tokens, most_tokens - len(ids))
     given = params.logit_bias or {}

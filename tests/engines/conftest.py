@@ -45,8 +45,12 @@ NUM_QUESTIONS = 200
 NUM_CHATS = 8
 _BATCH = 16
 
-_SMALL = "--dtype float32 --enforce-eager --max-model-len 512 --max-num-seqs 32 --disable-uvicorn-access-log"
-"""Options of each server besides the documented ones: float32, since rounding must not decide between two tokens."""
+_SMALL = "--dtype float32 --enforce-eager --max-model-len 512 --max-num-seqs 32 --block-size 16"
+"""Options of each server besides the documented ones.
+
+float32, since rounding must not decide between two tokens; and GPUs' block size, so that prompts which are asked again
+are read from vLLM's cache, as they would be there.
+"""
 _ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
 

@@ -156,7 +156,7 @@ class TestEmbeddingLora(Served):
     def test_adapters_come_and_go_while_the_server_runs(
         self, server: Server, other_adapter: Adapter, tmp_path: Path
     ) -> None:
-        """One name and one place: another adapter, none, a LoRA without blocks, the first adapter, no folder at all."""
+        """One name, one place, the same questions: another adapter, none, a plain LoRA, the first one, no folder."""
         place = tmp_path / "adapter"
         blocks = blocks_of(other_adapter.write("embedding-lora", place))
         other = replace(server, adapter=other_adapter, blocks=blocks)

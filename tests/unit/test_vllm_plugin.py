@@ -29,11 +29,20 @@ def write_record(folder: Path, **record: Any) -> Path:
     return folder
 
 
+def written_at(folder: Path) -> int:
+    return (folder / EXPORT_FILE).stat().st_mtime_ns
+
+
 def make_request(ids: list[int] | None, *, adapter: str | None = None, number: int = 1, **settings: Any) -> Any:
     lora = None if adapter is None else SimpleNamespace(lora_path=adapter, lora_int_id=number)
     params = SimpleNamespace(**{"extra_args": None, "max_tokens": 10, "logit_bias": None, **settings})
     return SimpleNamespace(
-        prompt_token_ids=ids, prompt_embeds=None, resumable=False, sampling_params=params, lora_request=lora
+        prompt_token_ids=ids,
+        prompt_embeds=None,
+        resumable=False,
+        sampling_params=params,
+        lora_request=lora,
+        cache_salt=None,
     )
 
 
@@ -51,10 +60,10 @@ def test_importing_it_imports_nothing_heavy() -> None:
 
 def test_adapters_of_both_lora_formats_have_blocks(tmp_path: Path) -> None:
     own = write_record(tmp_path / "own", format="embedding-lora", memory=MEMORY.to_dict())
-    assert find_blocks(own) == BLOCKS
+    assert find_blocks(own) == BLOCKS._replace(written=written_at(own))
     adapters = {"gsm8k": {"memory": MEMORY.to_dict()}}
     shared = write_record(tmp_path / "shared", format="peft-lora", adapters=adapters) / "adapters"
-    assert find_blocks(shared / "gsm8k") == BLOCKS
+    assert find_blocks(shared / "gsm8k") == BLOCKS._replace(written=written_at(shared.parent))
     assert find_blocks(shared / "other") is None
     assert find_blocks(write_record(tmp_path / "merged", format="merged", memory=MEMORY.to_dict())) is None
     assert find_blocks(tmp_path) is None
@@ -62,10 +71,10 @@ def test_adapters_of_both_lora_formats_have_blocks(tmp_path: Path) -> None:
 
 def test_a_record_is_read_again_once_it_has_changed(tmp_path: Path) -> None:
     folder = write_record(tmp_path, format="embedding-lora", memory=MEMORY.to_dict())
-    assert find_blocks(folder) == BLOCKS
+    assert find_blocks(folder) == BLOCKS._replace(written=written_at(folder))
     (folder / EXPORT_FILE).unlink()
     write_record(tmp_path, format="embedding-lora", memory={**MEMORY.to_dict(), "num_blocks": 5})
-    assert find_blocks(folder) == BLOCKS._replace(num_blocks=5)
+    assert find_blocks(folder) == BLOCKS._replace(num_blocks=5, written=written_at(folder))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +123,11 @@ def test_a_request_gets_blocks_and_keeps_its_options() -> None:
     assert given == [1, 2]  # it may be the caller's
     assert request.sampling_params.max_tokens == 6
     assert request.sampling_params.logit_bias == {7: -100.0, 8: 5.0, 9: -100.0, 4: 2.0}
+    assert request.cache_salt == "0"
+    salted = make_request(given)
+    salted.cache_salt = "own "
+    add_blocks(salted, BLOCKS._replace(written=5), most_tokens=99)
+    assert salted.cache_salt == "own 5"
     speculative = make_request([1])
     add_blocks(speculative, BLOCKS, most_tokens=99, forbid=False)
     assert speculative.sampling_params.logit_bias is None
