@@ -44,7 +44,8 @@ def own_data(folder: Path) -> str:
 
 def qlora(folder: Path) -> str:
     pytest.importorskip("bitsandbytes")
-    options = [*SHORT, "model.quantization=nf4", "data.options.num_rows=16", f"output_dir={folder / 'out'}"]
+    options = [*SHORT, f"model.name_or_path={BASE}", "model.quantization=nf4", "data.options.num_rows=16"]
+    options.append(f"output_dir={folder / 'out'}")
     return f"RECIPE, OPTIONS, NUM_TEST_ROWS = {str(RECIPE)!r}, {options}, 4"
 
 
