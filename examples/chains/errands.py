@@ -3,7 +3,7 @@
     python -m examples.chains.errands outputs/errands                                     questions.jsonl, test.jsonl
     python -m examples.chains.errands outputs/errands --chains outputs/errands/chains     gold.jsonl
 
-The questions are short word problems that a small base solves in part; docs/results.md has what came of them.
+The questions are short word problems that a small base solves in part; docs/results/chains.md has what came of them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Errands(StoryTask):
 
     >>> row = Errands(lengths=(2,)).row(0)
     >>> row["question"]
-    'Kim has 15 pens. Kim gives 8 pens away. Kim gets 9 more pens from a friend. How many pens does Kim have now?'
+    'Kim has 8 pens. Kim gives 4 pens away. Kim gets 5 more pens from a friend. How many pens does Kim have now?'
     >>> row["steps"], row["answer"]
-    (['15 - 8 = 7', '7 + 9 = 16'], '16')
+    (['8 - 4 = 4', '4 + 5 = 9'], '9')
     """
 
     name: ClassVar[str] = "errands"
