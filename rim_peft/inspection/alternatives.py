@@ -165,15 +165,13 @@ def write_chain(
         answerer.model, tokenizer, templates=prompts.templates, num_blocks=0, max_new_tokens=max_new_tokens or 1
     )
     (ids,) = own.encode([prompts.ask(Example(asked.question, "?"))], name="chain")
-    if max_new_tokens is None:
-        room = num_positions(answerer.model.config)
-        max_new_tokens = _CHAIN_TOKENS if room is None else min(_CHAIN_TOKENS, room - len(ids))
+    most = max_new_tokens or _fitting_tokens(answerer.model.config, ids)
     written: dict[str, list[int]] = {}
     stops = _stop_strings(prompts.stops, tokenizer)
 
     def write(batch: Any, on_token: Callable[[], None]) -> list[list[int]]:
         with answerer.model.disable_adapter():
-            options = {"eos_id": own.eos_id, "pad_id": own.pad_id, "max_new_tokens": max_new_tokens, **stops}
+            options = {"eos_id": own.eos_id, "pad_id": own.pad_id, "max_new_tokens": most, **stops}
             (written["chain"],) = rows = generate_greedily(answerer.model, batch, on_token=on_token, **options)
         return rows
 
@@ -191,12 +189,18 @@ def write_chain(
         text=text,
         answer=answer,
         num_tokens=len(written["chain"]),
-        is_complete=len(written["chain"]) < max_new_tokens or own.eos_id in written["chain"],
+        is_complete=len(written["chain"]) < most or own.eos_id in written["chain"],
         agrees=asked.agrees(answer),
         ms=chain.answer_ms,
         adapter_ms=adapter.answer_ms,
         adapter_tokens=round(adapter.num_tokens),
     )
+
+
+def _fitting_tokens(config: Any, prompt: Sequence[int]) -> int:
+    """Return the default length of a chain: what the base's positions leave after the prompt, up to a limit."""
+    room = num_positions(config)
+    return _CHAIN_TOKENS if room is None else min(_CHAIN_TOKENS, room - len(prompt))
 
 
 def _stop_strings(stops: Sequence[str], tokenizer: Any) -> dict[str, Any]:
