@@ -84,6 +84,9 @@ def main() -> None:
         write(options.folder / "test.jsonl", task.rows("test"), "question", "steps", "answer")
         return
     written = [json.loads(line) for line in (options.chains / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    chains = [row for row in written if row["steps"]]
+    num_same = sum(row["steps"] == rows[row["row"]]["steps"] for row in chains)
+    print(f"chains that are the task's own steps: {num_same} of {len(chains)}")
     # Exactly the rows of the chains, so that nothing but the steps differs.
     gold = ({**rows[row["row"]], **({} if row["steps"] else {"steps": None})} for row in written)
     write(options.folder / "gold.jsonl", gold, "question", "steps", "answer")
