@@ -129,7 +129,7 @@ class LocalTeacher:
             yield index, Draft(cut_at(str(text), self._stops), len(rows[row][:end]), len(ids), is_cut=end is None)
 
 
-def num_shared(prompts: Sequence[Sequence[int]]) -> int:
+def num_shared(prompts: Sequence[list[int]]) -> int:
     """Return with how many tokens all of several prompts begin, at the most all but one of the shortest.
 
     >>> num_shared([[1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 5]]), num_shared([[1, 2]])

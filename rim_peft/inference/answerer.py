@@ -272,6 +272,7 @@ class BlockAnswerer(Answerer):
             ends = [max((place for place, token in enumerate(row) if token >= first), default=-1) for row in rows]
             num_begun = [len(row) - 1 - end if end >= 0 else 0 for row, end in zip(rows, ends, strict=True)]
             rows = [[token for token in row if token < first] for row in rows]
+        options: dict[str, Any] = {"num_begun": num_begun} if num_begun else {}
         return generate_greedily(
             self.model,
             rows,
@@ -280,7 +281,7 @@ class BlockAnswerer(Answerer):
             max_new_tokens=self.max_new_tokens,
             on_token=on_token,
             num_blocks=self.num_blocks,
-            **({"num_begun": num_begun} if num_begun else {}),
+            **options,
         )
 
     def stream(self, prompt: Sequence[int], kept: PromptCache) -> Iterator[int]:
