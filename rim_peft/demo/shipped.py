@@ -213,14 +213,17 @@ def _measure(run: Run, beside: Sequence[Path], *, num_rows: int) -> dict[str, An
 
 
 def _judge_few_shot(run: Run, examples: list[Example]) -> dict[str, Any]:
-    """Return the base's accuracy by number of steps, with one answered training question of each length before."""
+    """Return the base's accuracy by number of steps, with one answered training question of each length before.
+
+    On the first 50 examples of each length: prompts are five times as long, and its answers are guesses.
+    """
     form = run.templates.prompt
     shown = [next(Potions(lengths=(length,)).rows("train")) for length in LENGTHS]
     before = "".join(f"{form.format(question=row['question'])} {row['answer']}\n\n" for row in shown)
     scores = {}
     with run.model.disable_adapter():
         for length in LENGTHS:
-            chosen = [example for example in examples if len(example.steps or ()) == length]
+            chosen = [example for example in examples if len(example.steps or ()) == length][:50]
             right = 0
             for start in range(0, len(chosen), _BATCH_SIZE):
                 batch = chosen[start : start + _BATCH_SIZE]
