@@ -89,7 +89,7 @@ def show_shipped(*, num_rows: int, seed: int, as_json: bool) -> str:
         judged["rim_by_block"],
         {label: times[key] for key, label in labels.items()},
         num_rows=num_rows,
-        note=f"* measured before, on {stored['num_rows']} questions each; rim_peft/demo/smollm2/README.md says how",
+        note="* measured before: rim_peft/demo/smollm2/README.md",
     )
     return "\n".join([table, render_questions(run, length=max(LENGTHS), seed=seed)])
 
@@ -182,8 +182,8 @@ def _describe(results: dict[str, Any], dtype: str) -> str:
     head = ["", "samples", *(f"{length} step{'s' if length > 1 else ''}" for length in LENGTHS)]
     return "\n".join(
         [
-            f"Accuracy on {results['num_rows']} test rows for each number of steps; chance is 0.20. The four examples "
-            "in the base's prompt are training rows.",
+            f"Accuracy on {results['num_rows']} test rows for each number of steps; chance is 0.20. The base gets 50 of "
+            "them, with four training rows in its prompt.",
             "",
             f"| {' | '.join(head)} |",
             f"|---|{'---:|' * (len(head) - 1)}",

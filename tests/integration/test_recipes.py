@@ -43,6 +43,7 @@ PROSQA: dict[str, Any] = {
     "steps": ["Bob is a k{n}.", "k{n} is p."],
     "answer": "Bob is a p.",
 }
+ROWS: dict[str, Any] = {"question": "What is three times {n}?", "steps": ["3*{n}={m}"], "answer": "{m}"}
 
 
 def fill(value: Any, n: int) -> Any:
@@ -53,7 +54,8 @@ def fill(value: Any, n: int) -> Any:
 
 def write_rows(folder: Path, task: str) -> None:
     folder.mkdir()
-    row = {"gsm8k": GSM8K, "math": MATH, "strategyqa": STRATEGYQA, "logiqa": LOGIQA, "prosqa": PROSQA}[task]
+    known = {"gsm8k": GSM8K, "math": MATH, "strategyqa": STRATEGYQA, "logiqa": LOGIQA, "prosqa": PROSQA, "rows": ROWS}
+    row = known[task]
     for split, first in (("train", 0), ("valid", 100), ("test", 200)):
         rows = [{key: fill(value, first + n) for key, value in row.items()} for n in range(16)]
         (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

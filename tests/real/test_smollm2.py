@@ -22,9 +22,8 @@ from rim_peft.export.checking import LEAST_PROMPTS
 from rim_peft.inference import BlockAnswerer, BlockDecoder, answer_questions
 from rim_peft.run import export, load_run
 from tests.engines.answering import answer_by_ctranslate2, count_equal, expect_of
-from tests.integration.test_trainers import separate_loss
 from tests.real.conftest import CHATS, NAME, RECIPE, STORIES, attach, load_smol
-from tests.training import assert_same_gradients
+from tests.training import assert_same_gradients, separate_loss
 
 QUESTIONS: list[Any] = [*STORIES, *CHATS]
 ROWS = [
@@ -91,13 +90,10 @@ def test_loss_and_gradients_are_those_of_separate_sequences(
     rows = list(trainer.train_dataset)
     if stage == "grounding":
         theirs = separate_loss(
-            rim,
-            rows,
-            lambda row: [*row["step_ids"][1:], row["answer_ids"]],
-            lambda row: [1.0] * len(row["step_ids"]),
+            trainer, lambda row: [*row["step_ids"][1:], row["answer_ids"]], lambda row: [1.0] * len(row["step_ids"])
         )
     else:
-        theirs = separate_loss(rim, rows, lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6])
+        theirs = separate_loss(trainer, lambda row: [row["answer_ids"]] * 3, lambda row: [1 / 6, 2 / 6, 3 / 6])
     assert all(row["answer_ids"][-1] == smol_tokenizer.eos_token_id for row in rows)  # which is the pad token, too
     ours = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
     assert_same_gradients(rim, ours, theirs.float(), tolerance=tolerance)
