@@ -182,8 +182,8 @@ def _describe(results: dict[str, Any], dtype: str) -> str:
     head = ["", "samples", *(f"{length} step{'s' if length > 1 else ''}" for length in LENGTHS)]
     return "\n".join(
         [
-            f"Accuracy on {results['num_rows']} test rows for each number of steps; chance is 0.20. The base gets 50 of "
-            "them, with four training rows in its prompt.",
+            f"Accuracy on {results['num_rows']} test rows for each number of steps; chance is 0.20. The base gets 50 "
+            "of them, with four training rows in its prompt.",
             "",
             f"| {' | '.join(head)} |",
             f"|---|{'---:|' * (len(head) - 1)}",
