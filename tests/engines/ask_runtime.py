@@ -29,7 +29,9 @@ def ask_openvino(
 
     bits = {"float32": "fp32"}.get(weights, weights)
     command = ["-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", folder]
-    command += ["--task", "text-generation-with-past", "--weight-format", bits, out]
+    command += ["--task", "text-generation-with-past", "--weight-format", bits]
+    command += ["--group-size", "64"] if weights == "int4" else []  # by default 128, which does not divide 576
+    command.append(out)
     subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr)
     # By default it computes in 16 bits and keeps 8 bits of each key, where the machine can.
     precise = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"} if weights == "float32" else {}
