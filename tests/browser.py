@@ -17,6 +17,7 @@ WIDE, PHONE = (1280, 900), (360, 740)
 
 needs_browser = [
     pytest.mark.browser,
+    # `make browser` fetches both, in continuous integration too: they are half a gigabyte that nothing else needs.
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
     pytest.mark.skipif(find_spec("playwright") is None, reason="Playwright is not installed"),
 ]

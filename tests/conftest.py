@@ -234,3 +234,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HF_DATASETS_CACHE", str(folder))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium by Playwright, for tests marked by ``tests.browser.needs_browser``."""
+    from tests.browser import open_browser
+
+    with open_browser() as running:
+        yield running

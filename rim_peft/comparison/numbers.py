@@ -41,10 +41,7 @@ def share_with_interval(score: Score | None) -> str:
     >>> share_with_interval(Score(8, 10))
     '0.800 ± 0.126 (0.490–0.943)'
     """
-    if score is None:
-        return NONE
-    low, high = score.interval
-    return f"{share_with_error(score)} ({low:.3f}–{high:.3f})"
+    return NONE if score is None else f"{share_with_error(score)} {_interval(score)}"
 
 
 def share_in_interval(score: Score | None) -> str:
@@ -53,10 +50,12 @@ def share_in_interval(score: Score | None) -> str:
     >>> share_in_interval(Score(8, 10))
     '0.800 (0.490–0.943)'
     """
-    if score is None:
-        return NONE
+    return NONE if score is None else f"{score.accuracy:.3f} {_interval(score)}"
+
+
+def _interval(score: Score) -> str:
     low, high = score.interval
-    return f"{score.accuracy:.3f} ({low:.3f}–{high:.3f})"
+    return f"({low:.3f}–{high:.3f})"
 
 
 def difference(value: float, error: float) -> str:

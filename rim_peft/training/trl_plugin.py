@@ -109,8 +109,8 @@ class PluggedTrainer(SFTTrainer):
         check_launch(self)
 
     def prepare_rows(self, rows: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> Dataset | IterableDataset:
-        """Return the tokenised rows of a dataset."""
-        raise NotImplementedError
+        """Return the tokenised rows of a dataset; each trainer has its own way."""
+        raise NotImplementedError  # not abstract: transformers' and TRL's classes are no ABCs
 
     def row_order(self) -> Any:
         """Return the sampler of training rows; None for a stream."""

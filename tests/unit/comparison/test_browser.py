@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,10 @@ import pytest
 
 from rim_peft.comparison.plots import draw_plots
 from rim_peft.comparison.report import render_page
-from tests.browser import PHONE, WIDE, Page, needs_browser, open_browser
+from tests.browser import PHONE, WIDE, Page, needs_browser
 from tests.unit.comparison.results_document import compare_document
 
 pytestmark = needs_browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

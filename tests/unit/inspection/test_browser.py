@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rim_peft.inspection import render_page
-from tests.browser import PHONE, WIDE, Page, needs_browser, open_browser
+from tests.browser import PHONE, WIDE, Page, needs_browser
 from tests.unit.inspection.inspection_document import evil_inspection, inspection, question
 
 pytestmark = needs_browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
