@@ -38,7 +38,7 @@ from rim_peft.run.costs import (
     prepare,
     stated_row,
 )
-from rim_peft.run.loading import lacking_space
+from rim_peft.run.output_folder import lacking_space
 from rim_peft.run.rehearsal import rehearse
 from rim_peft.run.rows import RunRows, ShownRow, check_validation, show_rows
 from rim_peft.tasks.stories import DrawnTask

@@ -26,7 +26,7 @@ from rim_peft.recipe import EvaluationOptions
 from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.loading import RECIPE_FILE, Run, describe_asking, load_run
-from rim_peft.run.record import ADAPTER_FILE, BASE_FOLDER, check_adapter, shared_files
+from rim_peft.run.output_folder import ADAPTER_FILE, BASE_FOLDER, check_adapter, shared_files
 from rim_peft.run.rows import first_questions
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, describe_blocks, hub_id, name_base, read_card, render_card
 from rim_peft.tuner.peft_plugin import NAME

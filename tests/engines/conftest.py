@@ -32,7 +32,7 @@ from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run import Run, load_run
 from rim_peft.run.named_bases import find_base
-from rim_peft.run.record import RECIPE_FILE
+from rim_peft.run.output_folder import RECIPE_FILE
 from rim_peft.run.rows import first_questions
 from rim_peft.run.sharing import FORMATS
 from rim_peft.sequence.layout import BlockTokens

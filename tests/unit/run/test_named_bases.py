@@ -21,7 +21,7 @@ from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run import base, load_run, loading, named_bases
 from rim_peft.run.base import load_base, load_config, load_tokenizer, locate_base, pin_base
 from rim_peft.run.named_bases import BASES, convert, fetch_base, find_base, parse_name, pin_name, public_name
-from rim_peft.run.training import _kept_base
+from rim_peft.run.output_folder import _kept_base
 from tests.conftest import build_rim
 
 NAME = "smollm2-135m"
