@@ -19,13 +19,13 @@ from rim_peft.methods import STAGES, get_method
 from rim_peft.recipe import EvaluationOptions, ModelOptions, Recipe
 from rim_peft.recipe.reading import load_found_recipe
 from rim_peft.recipe.sections import FoundRecipe
-from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_device
+from rim_peft.run.base import load_base, to_device
 from rim_peft.run.named_bases import parse_name
 from rim_peft.run.output_folder import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, check_adapter, shared_files
-from rim_peft.run.record import RECORD_FILE
+from rim_peft.run.tokenizer import load_tokenizer, read_tokenizer
 from rim_peft.tasks import Task, get_task
 from rim_peft.tuner import RIM, RiMConfig
-from rim_peft.tuner.files import brief, check_digests, is_ours, read_object
+from rim_peft.tuner.files import RECORD_FILE, brief, check_digests, is_ours, read_object
 from rim_peft.tuner.sharing import attach_papers
 from rim_peft.tuner.tensors import AGAIN
 from rim_peft.values import shown

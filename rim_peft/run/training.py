@@ -22,7 +22,8 @@ from rim_peft.evaluation import AccuracyReport
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.recipe.reading import differing_keys, resolve
 from rim_peft.recipe.syntax import write_yaml
-from rim_peft.run.base import build_base, load_base, load_tokenizer, pin_base, to_device
+from rim_peft.run.base import load_base, pin_base, to_device
+from rim_peft.run.built_base import build_base
 from rim_peft.run.loading import Run, describe_asking, load_run
 from rim_peft.run.output_folder import (
     ADAPTER_FILE,
@@ -38,15 +39,16 @@ from rim_peft.run.output_folder import (
     some_of,
     write_files,
 )
-from rim_peft.run.record import RECORD_FILE, describe_hardware, describe_versions, render_run_card
+from rim_peft.run.record import describe_hardware, describe_versions, render_run_card
 from rim_peft.run.rows import RunRows, fingerprint, load_rows
+from rim_peft.run.tokenizer import load_tokenizer
 from rim_peft.run.validation import Validation
 from rim_peft.run_folders import FAILURE_FILE
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_stages
 from rim_peft.training.distributed import gather_adapter, is_main, main_first, num_processes, on_main, run_whole
 from rim_peft.training.files import explain_write_errors, find_damage, hold, write_text
 from rim_peft.tuner.card import CARD_FILE
-from rim_peft.tuner.files import file_digests
+from rim_peft.tuner.files import RECORD_FILE, file_digests
 from rim_peft.tuner.sharing import attach_papers
 from rim_peft.values import cut
 

@@ -22,8 +22,8 @@ from rim_peft.data.examples import ROW_ERROR, Example, Question, RowError, has_c
 from rim_peft.data.files import Rows, split_name
 from rim_peft.data.lines import JSON_COLUMN, ROW_PLACE, parse_object
 from rim_peft.data.sources import CONVERSATION, find_splits, is_held_out
-from rim_peft.tasks import answers, steps, turns
-from rim_peft.tasks.answers import split_sentences
+from rim_peft.tasks import answers, latex, steps, turns
+from rim_peft.tasks.steps import split_sentences
 
 logger = logging.getLogger(__name__)
 
@@ -212,6 +212,7 @@ class Task:
             RowError.__module__,
             __name__,
             answers.__name__,
+            latex.__name__,
             steps.__name__,
             turns.__name__,
             lines.__name__,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rim_peft.tasks.answers import split_sentences
+from rim_peft.tasks.steps import split_sentences
 
 
 @pytest.mark.parametrize(
