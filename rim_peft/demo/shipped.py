@@ -29,8 +29,9 @@ from rim_peft.demo.showcase import (
     time_ways,
 )
 from rim_peft.escaping import json_text
-from rim_peft.evaluation.accuracy import Score, judge_answers
+from rim_peft.evaluation.accuracy import judge_answers
 from rim_peft.evaluation.latency import by_answerer, by_generate
+from rim_peft.evaluation.scores import Score
 from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.loading import Run, describe_asking, load_run

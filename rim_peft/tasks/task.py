@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from datasets import Dataset, Features, IterableDataset, Value
 
 from rim_peft.data import lines
-from rim_peft.data.cache import source_hash
 from rim_peft.data.chats import CHAT_COLUMNS, Chat
 from rim_peft.data.examples import ROW_ERROR, Example, Question, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows, split_name
+from rim_peft.data.hashes import source_hash
 from rim_peft.data.lines import JSON_COLUMN, ROW_PLACE, parse_object
 from rim_peft.data.sources import CONVERSATION, find_splits, is_held_out
 from rim_peft.tasks import answers, latex, steps, turns

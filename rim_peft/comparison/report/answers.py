@@ -23,7 +23,7 @@ from rim_peft.comparison.plots.answers import changed_key, changed_keys, changed
 from rim_peft.comparison.report.content import Code, PlotsOf, Section, Table
 from rim_peft.comparison.report.result import difference_of, marked
 from rim_peft.comparison.results import Method, Results, pool
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.scores import Score
 
 _HASH_DIGITS = 16
 
