@@ -13,7 +13,7 @@ from typing import Any
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from rim_peft.export.weights import STAGING
+from rim_peft.export.folder import STAGING
 from rim_peft.recipe import Recipe, RecipeError
 from rim_peft.recipe.reading import differing_keys, read_mapping, resolve
 from rim_peft.run.costs import PeakMemory

@@ -37,7 +37,6 @@ from rim_peft.training.rim import GroundingConfig, GroundingTrainer, RefinementC
 from rim_peft.training.samples import ReadSamples
 from rim_peft.tuner.config import active_config
 
-
 __all__ = ["CurriculumResult", "Interrupted", "run_curriculum", "run_stages"]
 
 

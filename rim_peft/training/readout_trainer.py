@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
@@ -122,11 +122,7 @@ class ReadoutTrainer(ShortFirstTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        # SFTTrainer casts the adapter of a quantised base to bf16. But the memory is trained in fp32, and stage 2 must
-        # start from exactly the weights that stage 1 ended with.
-        for name, parameter in peft_model.named_parameters():
-            if name in adapter_weights and parameter.dtype != adapter_weights[name].dtype:
-                parameter.data = adapter_weights[name].to(parameter.device)
+        _restore_types(peft_model, adapter_weights)
         self._head = choose_head(peft_model.get_base_model(), is_sharded=shards_weights())
         self.data_collator = self.objective.collator(
             pad_id=padding_id(self.tokenizer, self._rim_config.block_tokens.begin),
@@ -407,6 +403,15 @@ def arrange_rows(args: ReadoutConfig, layout: Layout, weights: Tensor) -> Layout
     if args.pack_length is None and multiple == 1:
         return layout
     return pack_rows(layout, args.pack_length, multiple_of=multiple)
+
+
+def _restore_types(model: PeftModel, weights: Mapping[str, Tensor]) -> None:
+    """Put an adapter's weights back where their type has changed."""
+    # SFTTrainer casts the adapter of a quantised base to bf16. But the memory is trained in fp32, and stage 2 must
+    # start from exactly the weights that stage 1 ended with.
+    for name, parameter in model.named_parameters():
+        if name in weights and parameter.dtype != weights[name].dtype:
+            parameter.data = weights[name].to(parameter.device)
 
 
 def _on_host(loader: DataLoader) -> DataLoader:

@@ -23,10 +23,11 @@ import torch
 from benchmarks.load import HOST
 from benchmarks.vllm_server import VllmServer, find_python
 from rim_peft.data.examples import Question
-from rim_peft.export import embedding_lora, formats, weights
+from rim_peft.export import embedding_lora, merged, peft_lora, weights
 from rim_peft.export.checking import LEAST_PROMPTS, CheckResult, Expected
+from rim_peft.export.folder import ExportOptions, Prompts
 from rim_peft.export.record import EXPORT_FILE
-from rim_peft.export.weights import ExportOptions, Prompts, on_stored_base, stored_at
+from rim_peft.export.weights import on_stored_base, stored_at
 from rim_peft.recipe import load_recipe
 from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
@@ -112,7 +113,7 @@ class Adapter:
         prompts = Prompts([], again.templates, max_new_tokens=self.max_new_tokens)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(weights, "expect", lambda *_, **__: known)
-            for module in (embedding_lora, formats):
+            for module in (embedding_lora, merged, peft_lora):
                 patch.setattr(module, "check", lambda *_, **__: CheckResult(0, 0, 0, 0, 0))
             FORMATS[form](
                 on_stored_base(again.model), again.tokenizer, folder, prompts, ExportOptions(), source="potions"

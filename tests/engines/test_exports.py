@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rim_peft.data.examples import Templates
 from rim_peft.export.checking import Expected
-from rim_peft.export.weights import ExportOptions
+from rim_peft.export.folder import ExportOptions
 from rim_peft.run import export, load_run
 from rim_peft.run.built_base import train_tokenizer
 from tests.conftest import build_base, build_rim

@@ -28,7 +28,7 @@ from rim_peft.demo import BASE
 from rim_peft.evaluation.controls import shuffle_ids
 from rim_peft.evaluation.probe import Probe
 from rim_peft.inference import BlockAnswerer, answer_questions, read_blocks
-from rim_peft.inference.decoding import generate_greedily
+from rim_peft.inference.greedy import generate_greedily
 from rim_peft.inference.swapping import answer_with_memory_ids, answer_with_swapped_blocks
 from rim_peft.inspection import Inspection, Options, inspect_questions, lens
 from rim_peft.inspection.alternatives import Asked, find_donor, write_chain
