@@ -15,9 +15,8 @@ from rim_peft.comparison.rows import JudgedRows, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
 from rim_peft.evaluation.accuracy import AccuracyReport, judge_answers, with_writable_answers
-from rim_peft.evaluation.controls import run_controls
+from rim_peft.evaluation.controls import ChainCounterfactual, ChainTask, run_controls
 from rim_peft.evaluation.latency import budget_curve
-from rim_peft.evaluation.pairs import ChainCounterfactual, ChainTask
 from rim_peft.evaluation.probe import auroc_by_block, fit_probe
 from rim_peft.evaluation.readouts import (
     BlockReadouts,

@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from peft import PeftModel
 from tqdm.auto import tqdm
@@ -196,3 +196,39 @@ def _judge(
 
 def _name(count: int | None) -> str:
     return "swapped" if count is None else f"swapped after {count}"
+
+
+@runtime_checkable
+class ChainTask(Protocol):
+    """A task whose questions are chains of operations on one value, like :class:`~rim_peft.tasks.potions.Potions`."""
+
+    def read_answer(self, text: str) -> str | None:
+        """Return the value that a step or an answer names."""
+
+    def is_correct(self, text: str, gold: str) -> bool:
+        """Return whether a text names the value ``gold``."""
+
+    def answer_from(self, question: str, step: int, value: str, /) -> str:
+        """Return a question's answer if its value after ``step`` operations were ``value``."""
+
+
+@dataclass(frozen=True)
+class ChainCounterfactual:
+    """The correct answer when a question's first blocks hold another question's values.
+
+    A chain's ``steps[t]`` is the value after ``t`` operations, and grounding puts it into block ``t`` (block ``t + 1``
+    if blocks read out their own step). With the donor's blocks up to that one, the answer is what the question's
+    operations from ``t + 1`` on make of the donor's ``steps[t]``. A pair for which this is also the donor's own answer
+    is refused: following the blocks would look the same as copying the donor.
+    """
+
+    task: ChainTask
+
+    def __call__(self, example: Example, donor: Example, step: int) -> str | None:
+        """Return the answer to ``example`` continued from ``donor.steps[step]``, None for an unsuitable pair."""
+        steps = donor.steps or ()
+        value = self.task.read_answer(steps[step]) if step < len(steps) else None
+        if value is None or not isinstance(example.question, str):
+            return None
+        implied = self.task.answer_from(example.question, step, value)
+        return None if self.task.is_correct(implied, donor.answer) else implied

@@ -20,15 +20,9 @@ from rim_peft.inference.passes import (
     holds_memory,
     lay_out_answers,
 )
-from rim_peft.tuner.bases import (
-    check_architecture,
-    check_layers,
-    check_uncompiled,
-    evaluation_mode,
-    input_device,
-    num_positions,
-)
+from rim_peft.tuner.bases import check_architecture, check_layers, evaluation_mode, input_device, num_positions
 from rim_peft.tuner.config import active_config
+from rim_peft.tuner.layers import check_uncompiled
 from rim_peft.values import check_integer
 
 PROMPT_MULTIPLE = 64
@@ -60,10 +54,10 @@ def can_decode(model: PeftModel) -> bool:
         check_layers(base.config)
     except ValueError:
         return False
-    return not _missing_inputs(base) and base.get_input_embeddings().current_adapter is not None
+    return not missing_inputs(base) and base.get_input_embeddings().current_adapter is not None
 
 
-def _missing_inputs(base: Any) -> list[str]:
+def missing_inputs(base: Any) -> list[str]:
     """Return the inputs that decoding needs but a base's ``forward`` does not take."""
     parameters = inspect.signature(base.forward).parameters
     return [name for name in ("position_ids", "past_key_values", "logits_to_keep") if name not in parameters]
@@ -116,7 +110,7 @@ class BlockDecoder:
         base: Any = model.get_base_model()
         if every_block or compiled:
             check_architecture(base)
-            if missing := _missing_inputs(base):
+            if missing := missing_inputs(base):
                 raise ValueError(
                     f"model: {type(base).__name__} takes no {', '.join(missing)}, which decoding with a cache needs. "
                     "Use generate instead, or use another base."

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache, GenerationConfig
 
-from rim_peft.inference.decoding import _missing_inputs
+from rim_peft.inference.decoding import missing_inputs
 from rim_peft.sequence.layout import pad_left
 from rim_peft.tuner.bases import evaluation_mode, has_full_attention, input_device
 
@@ -62,7 +62,7 @@ def generate_greedily(
 
 def can_share(base: Any) -> bool:
     """Tell whether what prompts begin with can be computed once: with full attention in every layer, by positions."""
-    return has_full_attention(base.config) and not getattr(base.config, "alibi", False) and not _missing_inputs(base)
+    return has_full_attention(base.config) and not getattr(base.config, "alibi", False) and not missing_inputs(base)
 
 
 @torch.no_grad()

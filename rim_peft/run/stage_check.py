@@ -34,7 +34,8 @@ from rim_peft.run.rows import RunRows, show_rows
 from rim_peft.tasks.stories import DrawnTask
 from rim_peft.training.attachment import check_adapter
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from rim_peft.tuner.bases import check_uncompiled, num_positions
+from rim_peft.tuner.bases import num_positions
+from rim_peft.tuner.layers import check_uncompiled
 
 
 @dataclass

@@ -41,8 +41,9 @@ from rim_peft.training.losses import label_weights, readout_loss
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.samples import ReadSamples, send_samples, trackers_of
 from rim_peft.training.short_first import ShortFirstTrainer
-from rim_peft.tuner.bases import check_architecture, check_uncompiled, num_positions
+from rim_peft.tuner.bases import check_architecture, num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
+from rim_peft.tuner.layers import check_uncompiled
 
 Validate = Callable[[PeftModel], dict[str, float]]
 """Returns the scores of a model in evaluation mode by name, for example ``{"accuracy": 0.5}``."""

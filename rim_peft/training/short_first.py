@@ -17,7 +17,7 @@ from rim_peft.data.objective import Objective
 from rim_peft.training.metrics import by_block
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.watching import WatchedTrainer
-from rim_peft.tuner.bases import lowest_layers
+from rim_peft.tuner.layers import lowest_layers
 
 
 class ShortFirstTrainer(WatchedTrainer, ABC):

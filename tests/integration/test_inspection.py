@@ -35,7 +35,7 @@ from rim_peft.inspection.alternatives import Asked, find_donor, write_chain
 from rim_peft.inspection.attention import attention_weights, split_words
 from rim_peft.inspection.document import END, Chain, QuestionInspection
 from rim_peft.run import Run
-from rim_peft.tuner.bases import find_layers, lowest_layers
+from rim_peft.tuner.layers import find_layers, lowest_layers
 from tests.conftest import EOS_ID, PAD_ID, build_base, build_rim, build_tokenizer, save_base
 
 QUESTION, DONOR = "what is 17 times 4?", "how is 25 under 6??"
