@@ -139,7 +139,7 @@ class ReadoutTrainer(ShortFirstTrainer):
             peft_model.base_model.set_dropout(args.dropout)
         self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
 
-    def _fit(self, model: PeftModel, args: Any) -> Any:
+    def _fit(self, model: Any, args: Any) -> Any:
         """Check that base and adapter can be trained, and return the options that fit them.
 
         Raises:
