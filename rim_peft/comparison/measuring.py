@@ -14,7 +14,13 @@ from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.rows import JudgedRows, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
-from rim_peft.evaluation.accuracy import AccuracyReport, judge_answers, with_writable_answers
+from rim_peft.evaluation.accuracy import (
+    AccuracyReport,
+    judge_answers,
+    judge_texts,
+    score_by_rule,
+    with_writable_answers,
+)
 from rim_peft.evaluation.controls import ChainCounterfactual, ChainTask, run_controls
 from rim_peft.evaluation.latency import budget_curve
 from rim_peft.evaluation.probe import auroc_by_block, fit_probe
@@ -30,7 +36,6 @@ from rim_peft.evaluation.scores import Score, score_overall_and_by_length
 from rim_peft.inference.readout import select_by_confidence, select_by_score, select_by_vote, select_final
 from rim_peft.recipe import Recipe
 from rim_peft.run import Run
-from rim_peft.tasks.steps import answer_of
 from rim_peft.training.rim import READOUT_STEPS
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.tensors import read_tensors
@@ -55,8 +60,7 @@ def judge_trial(comparison: Comparison, planned: PlannedRun, run: Run, rows: Jud
     """
     with last_weights(planned, run) as recipe:
         judge = _Judge(comparison, run, recipe, rows, planned.folder)
-        verdicts = judge.verdicts(judge.answer(rows.selection).predictions, rows.selection)
-        return {"score": _score([verdict[rows.task.answer_rule] for verdict in verdicts]).to_dict()}
+        return {"score": judge.answer(rows.selection).final.to_dict()}
 
 
 def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
@@ -65,17 +69,16 @@ def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
     looks_into = has_blocks and planned.name in comparison.looked_into
     readouts = judge.read(rows.test) if has_blocks and (comparison.measures.blocks or looks_into) else None
     if readouts is not None:
-        texts, num_cut = [row[-1] for row in readouts.texts], readouts.num_cut
+        verdicts, num_cut = judge.verdicts(readouts), readouts.num_cut
     else:
         report = judge.answer(rows.test)
-        texts, num_cut = report.predictions, report.num_cut
-    verdicts = judge.verdicts(texts, rows.test)
+        verdicts, num_cut = report.verdicts, report.num_cut
     right = [verdict[rows.task.answer_rule] for verdict in verdicts]
     final = score_overall_and_by_length(right, [_length(example) for example in rows.test])
     return {
         "recipe_sha256": recipe_hash(judge.recipe),
         "training": _training(run),
-        "accuracy": {rule: _score([verdict[rule] for verdict in verdicts]).to_dict() for rule in verdicts[0]},
+        "accuracy": {rule: found.to_dict() for rule, found in score_by_rule(verdicts).items()},
         "num_cut": num_cut,
         "by_length": _by_length(final),
         **_measure_blocks(judge, readouts if comparison.measures.blocks else None),
@@ -140,14 +143,11 @@ class _Judge:
         longest = max(len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"])
         return max(longest + 1, self.recipe.evaluation.max_new_tokens)
 
-    def verdicts(self, texts: Sequence[str], examples: Sequence[Example]) -> list[dict[str, bool]]:
-        """Judge the texts for the examples under every rule."""
-        separator = self.run.separator
-        examples = with_writable_answers(examples, self.tokenizer, self.rows.task, self.run.templates)
-        return [
-            self.rows.task.about(example.question).judge(answer_of(text, separator), example.answer)
-            for text, example in zip(texts, examples, strict=True)
-        ]
+    def verdicts(self, readouts: BlockReadouts) -> list[dict[str, bool]]:
+        """Judge the last blocks' readouts of the test rows under every rule."""
+        tokenizer, task, separator = self.tokenizer, self.rows.task, self.run.separator
+        examples = with_writable_answers(self.rows.test, tokenizer, task, self.run.templates)
+        return judge_texts([row[-1] for row in readouts.texts], examples, task, separator=separator)
 
 
 def _measure_blocks(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
@@ -270,10 +270,6 @@ def _training(run: Run) -> dict[str, Any] | None:
 def _count_base(run: Run) -> int:
     """Count the parameters of the adapter's base."""
     return sum(p.numel() for name, p in run.model.named_parameters() if "lora_" not in name)
-
-
-def _score(right: Sequence[bool]) -> Score:
-    return Score(sum(right), len(right))
 
 
 def _by_length(scores: Mapping[int | str, Score]) -> dict[str, dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,6 +117,7 @@ class AccuracyReport:
         by_block: the score of every block's readout, overall (``"all"``) and by number of steps; empty unless asked
             for.
         predictions: the answers after the last block, in the order of the rows.
+        verdicts: every rule's verdict on each of them.
         num_cut: how many answers did not end within ``max_new_tokens``; they are judged as they are.
     """
 
@@ -127,10 +128,11 @@ class AccuracyReport:
     by_length: dict[int, Score]
     by_block: list[dict[int | str, Score]]
     predictions: list[str]
+    verdicts: list[dict[str, bool]]
     num_cut: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the predictions, ready for JSON."""
+        """Return everything but the predictions and their verdicts, ready for JSON."""
         return {
             "answer_rule": self.answer_rule,
             "num_blocks": self.num_blocks,
@@ -208,19 +210,19 @@ def judge_answers(
             answerer.max_new_tokens,
         )
     lengths = lengths_of(examples)
-    by_readout = [
-        are_right([answer_of(text, separator) for text in texts], examples, task)
-        for texts in zip(*readouts, strict=True)
-    ]
-    predictions = [row[-1] for row in readouts]
+    *earlier, predictions = [list(texts) for texts in zip(*readouts, strict=True)]
+    verdicts = judge_texts(predictions, examples, task, separator=separator)
+    right = [verdict[task.answer_rule] for verdict in verdicts]
+    by_readout = [are_right([answer_of(text, separator) for text in texts], examples, task) for texts in earlier]
     return AccuracyReport(
         answer_rule=task.answer_rule,
         num_blocks=answerer.num_blocks,
-        final=score(by_readout[-1]),
-        by_rule=score_by_rule(predictions, examples, task, separator=separator),
-        by_length=score_by_length(by_readout[-1], lengths),
-        by_block=[score_overall_and_by_length(right, lengths) for right in by_readout] if by_block else [],
+        final=score(right),
+        by_rule=score_by_rule(verdicts),
+        by_length=score_by_length(right, lengths),
+        by_block=[score_overall_and_by_length(each, lengths) for each in (*by_readout, right)] if by_block else [],
         predictions=predictions,
+        verdicts=verdicts,
         num_cut=len(cut),
     )
 
@@ -282,12 +284,16 @@ def with_writable_answers(
     ]
 
 
-def score_by_rule(
+def judge_texts(
     texts: Sequence[str], examples: Sequence[Example], task: Task, *, separator: str | None = None
-) -> dict[str, Score]:
-    """Score texts under every rule that the task reports."""
-    verdicts = [
+) -> list[dict[str, bool]]:
+    """Return each text's verdict under every rule that the task reports; ``separator`` as in :func:`judge_answers`."""
+    return [
         task.about(example.question).judge(answer_of(text, separator), example.answer)
         for text, example in zip(texts, examples, strict=True)
     ]
-    return {rule: score([verdict[rule] for verdict in verdicts]) for rule in task.answer_rules}
+
+
+def score_by_rule(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, Score]:
+    """Count verdicts under every rule; there is at least one."""
+    return {rule: score([verdict[rule] for verdict in verdicts]) for rule in verdicts[0]}
