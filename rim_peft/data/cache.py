@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.chats import CHAT_COLUMNS, Chat
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, read_example
 from rim_peft.data.hashes import digest_of, rows_hash, source_hash, tokenizer_hash
+from rim_peft.data.special_tokens import SpecialTokens
 from rim_peft.data.tokenization import Encoder, TokenizedExample, Written, all_ids, check_vocabulary
 
 try:
@@ -258,7 +259,7 @@ def _content_hash(dataset: Dataset, encoder: Encoder) -> str | None:
     tokenizer = tokenizer_hash(encoder.tokenizer)
     if tokenizer is None:
         return None
-    source = source_hash(__name__, *(part.__module__ for part in (Encoder, Example, Chat, RowError)))
+    source = source_hash(__name__, *(part.__module__ for part in (Encoder, SpecialTokens, Example, Chat, RowError)))
     # Other columns are not read, so they must not change the hash.
     names = ("question", "steps", "answer", *CHAT_COLUMNS, ROW_ERROR)
     read = [name for name in dataset.column_names if name in names]
