@@ -159,9 +159,8 @@ class Exported:
 
     def describe(self) -> dict[str, Any]:
         """Return what the process needs to load it, ready for JSON."""
-        model = self.model
         return {
-            "model": str(Path(model).resolve() if Path(model).exists() else model),
+            "model": str(Path(self.model).resolve() if Path(self.model).exists() else self.model),
             "revision": self.revision or "main",
             "tokenizer": str(self.tokenizer_folder.resolve()),
             "adapter": None if self.adapter is None else str(self.adapter.resolve()),
@@ -284,9 +283,6 @@ def _short(item: Expected) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-_SHOWN_PROMPTS = 5
-
-
 def raise_if_differing(result: CheckResult, options: ExportOptions, folder: Path, *, head_is_tied: bool) -> None:
     """Raise if an export answers too many prompts with other tokens than the plugin.
 
@@ -296,7 +292,7 @@ def raise_if_differing(result: CheckResult, options: ExportOptions, folder: Path
     num_wrong = result.num_wrong(head_is_tied=head_is_tied)
     if num_wrong <= options.max_differing:
         return
-    shown = "\n".join(f"  {line}" for line in result.differing[:_SHOWN_PROMPTS])
+    shown = "\n".join(f"  {line}" for line in result.differing[:5])
     raise ExportCheckError(
         f"{folder}: must give the adapter's greedy tokens, and differs on {num_wrong} of {result.num_prompts} prompts, "
         f"near ties aside:\n{shown}\nThe files are kept. If rounding is the cause, use --dtype float32; to accept it, "

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.export.card import render_adapter_card
 from rim_peft.export.checking import CheckResult, Exported, check, raise_if_differing
-from rim_peft.export.folder import DTYPES, ExportOptions, Prompts, check_new, written_at_once
+from rim_peft.export.folder import ExportOptions, Prompts, check_new, written_at_once
 from rim_peft.export.peft_lora import write_adapter
 from rim_peft.export.record import EXPORT_FILE, new_record, write_json
 from rim_peft.export.spare_ids import check_unused, find_spare_ids, name_spare_ids
@@ -69,7 +69,6 @@ def export_embedding_lora(
     """Write a plain LoRA adapter for the unmodified base. The model is consumed by this call.
 
     Args:
-        folder: new or empty.
         options: how to write it; ``dtype`` is the type of the adapter's own weights, float32 by default.
 
     Raises:
@@ -79,23 +78,20 @@ def export_embedding_lora(
     check_new(folder)
     config, rows = active_config(model), memory_rows(model)
     _check_expressible(config, model)
-    rank, quantization = padded_rank(model), quantization_of(model)
+    rank = padded_rank(model)
     loaded: Any = model.get_base_model()
     base_name, place, revision = loaded.name_or_path, stored_at(loaded), commit_of(loaded)
-    model = on_stored_base(model) if quantization is None else model
-    loaded = model.get_base_model()
-    num_blocks, ids = options.blocks_of(config), find_spare_ids(tokenizer, loaded, options.spare_ids)
+    model = on_stored_base(model) if quantization_of(model) is None else model
+    ids = find_spare_ids(tokenizer, model.get_base_model(), options.spare_ids)
+    num_blocks = options.blocks_of(config)
     extended, memory = name_spare_ids(tokenizer, ids, num_blocks=num_blocks, block_size=config.block_size)
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks, unquantized=on_stored_base)
     check_unused(memory, [text for item in plain.expected for text in (item.ids, item.answer)])
     set_variables(extended, prompts.templates.chat_template_kwargs)
     places = append_blocks(extended, memory, options.append_to)
-    dtype = torch.float32 if options.dtype == "auto" else DTYPES[options.dtype]
+    dtype = options.dtype_of(torch.float32)
     state = {key: value.to(dtype) for key, value in plain_lora(plain.model, rows, ids, rank=rank).items()}
     lora = _plain_config(plain.model, config, rank=rank, base=base_name, revision=config.revision or revision)
-    loaded = plain.model.get_base_model()
-    head_is_tied = is_tied(loaded)
-    free(plain.model)
     entry: dict[str, Any] = {
         **new_record("embedding-lora"),
         "source": source,
@@ -106,10 +102,11 @@ def export_embedding_lora(
         **prompts.to_dict(),
         "rank": rank,
         "dtype": str(dtype).removeprefix("torch."),
-        "head_is_tied": head_is_tied,
-        "quantized_in_training": quantization,
+        "head_is_tied": is_tied(plain.model.get_base_model()),
+        "quantized_in_training": plain.quantization,
         "quantized_agreement": plain.agreement,
     }
+    free(plain.model)
     with written_at_once(folder, last=EXPORT_FILE) as staging:
         write_adapter(staging, state, lora, extended)
         settings = {"suppress_tokens": memory.ids}

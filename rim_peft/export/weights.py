@@ -161,7 +161,7 @@ def add_rows(model: PreTrainedModel, ids: list[int], rows: Tensor, *, keep_tied:
         settings.suppress_tokens = sorted({*(settings.suppress_tokens or []), *ids})
 
 
-def is_tied(model: PreTrainedModel) -> bool:
+def is_tied(model: Any) -> bool:
     """Return whether head and embedding share their matrix."""
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
