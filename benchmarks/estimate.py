@@ -29,7 +29,7 @@ from rim_peft.data.examples import Templates
 from rim_peft.recipe import load_recipe
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run import train
-from rim_peft.run.base import build_base
+from rim_peft.run.built_base import build_base
 from rim_peft.run.preflight import Preflight
 from rim_peft.tasks import get_task
 

@@ -36,7 +36,7 @@ def count_lengths(folder: str) -> str:
     """Return ``LENGTHS`` counted from GSM8K's own file."""
     from rim_peft.data.examples import Templates
     from rim_peft.data.preparation import prepare_dataset
-    from rim_peft.run.base import train_tokenizer
+    from rim_peft.run.built_base import train_tokenizer
     from rim_peft.sequence import BlockTokens
     from rim_peft.tasks import get_task
     from rim_peft.training.rim import Grounding

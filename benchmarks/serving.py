@@ -28,7 +28,7 @@ from benchmarks.vllm_server import VllmServer, find_python
 from rim_peft.data.examples import Templates
 from rim_peft.export.checking import LEAST_PROMPTS
 from rim_peft.export.embedding_lora import RANKS, export_embedding_lora
-from rim_peft.export.weights import ExportOptions, Prompts
+from rim_peft.export.folder import ExportOptions, Prompts
 from rim_peft.run.named_bases import find_base
 from rim_peft_vllm import Blocks, find_blocks
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,26 @@ def _flat(argument: Any) -> Iterator[Any]:
 
 def _refused(problem: str, event: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+
+
+def are_shares(value: object) -> bool:
+    """Tell whether a value is a list of shares that sum to 1, none negative and the last one not 0."""
+    return (
+        isinstance(value, list | tuple)
+        and all(map(is_number, value))
+        and len(value) > 0
+        and min(value) >= 0.0
+        and value[-1] > 0.0
+        and math.isclose(sum(value), 1.0, abs_tol=1e-6)
+    )
+
+
+def _are_depths(value: object, count: int) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == count
+        and all(map(is_number, value))
+        and value[0] > 0.0
+        and all(lower <= upper for lower, upper in pairwise(value))
+        and value[-1] == 1.0
+    )

@@ -1,8 +1,9 @@
 """Figures of the source tree, so that a redesign can be measured: ``python -m tests.house`` prints them.
 
-What is counted: files and lines of the package, lines that are imports, files under 60 lines, imports between modules
-(upward ones by the layers of docs/architecture.md, circles, the modules with most), and places that use a name with a
-leading underscore of somebody else's object.
+What is counted: files and lines of the package, the benchmarks and the tests, with long and short files and long
+functions, which are named. Of the package also lines that are imports, imports between modules (upward ones by the
+layers of docs/architecture.md, circles, the modules with most), and places that use a name with a leading underscore
+of somebody else's object.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import rim_peft
 from tests.unit.test_architecture import LEVEL
 
 PACKAGE = Path(rim_peft.__file__).parent
-SMALL = 60
+TREES = ("rim_peft", "benchmarks", "tests")
+SHORT_FILE, LONG_FILE, LONG_FUNCTION = 60, 300, 60
+"""Lines; of a function with its docstring."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,19 @@ class Module:
             elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("rim_peft"):
                 yield from (alias.name for alias in node.names if _is_private(alias.name))
 
+    def long_functions(self) -> Iterator[tuple[int, str]]:
+        """Yield the lines and the name of each function that is too long."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                num_lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if num_lines > LONG_FUNCTION:
+                    yield num_lines, node.name
 
-def read_modules() -> dict[str, Module]:
-    """Return the package's modules by name."""
+
+def read_modules(tree: str = "rim_peft") -> dict[str, Module]:
+    """Return a tree's modules by name."""
     modules = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted((PACKAGE.parent / tree).rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         text = path.read_text(encoding="utf-8")
@@ -109,13 +120,27 @@ def _is_of_self(node: ast.Attribute) -> bool:
     return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
 
 
+def print_sizes() -> None:
+    """Print each tree's number of files, lines, long and short files and long functions; then the long functions."""
+    trees = {tree: read_modules(tree) for tree in TREES}
+    functions = [(*found, name) for tree in trees.values() for name, m in tree.items() for found in m.long_functions()]
+    print(f"{'':12}{'files':>7}{'lines':>8}{'long':>6}{'short':>7}{'long functions':>16}")
+    for tree, modules in trees.items():
+        sizes = [len(module.source) for module in modules.values()]
+        num_long, num_short = sum(size > LONG_FILE for size in sizes), sum(size < SHORT_FILE for size in sizes)
+        num_functions = sum(name in modules for _, _, name in functions)
+        print(f"{tree:12}{len(sizes):>7}{sum(sizes):>8}{num_long:>6}{num_short:>7}{num_functions:>16}")
+    for num_lines, function, name in sorted(functions, reverse=True):
+        print(f"  {num_lines} {name}.{function}")
+
+
 def main() -> int:
     """Print the figures."""
+    print_sizes()
     modules = read_modules()
     imports = imports_between(modules)
     num_lines = sum(len(module.source) for module in modules.values())
     import_lines = sum(module.import_lines for module in modules.values())
-    small = [module for module in modules.values() if len(module.source) < SMALL]
     degrees = Counter({name: len(targets) for name, targets in imports.items()})
     degrees.update(target for targets in imports.values() for target in targets)
     upward = [
@@ -125,10 +150,7 @@ def main() -> int:
         if (mine := _level(name)) is not None and (its := _level(target)) is not None and its > mine
     ]
     private = Counter(use for module in modules.values() for use in module.private_uses())
-    print(f"files                          {len(modules)}")
-    print(f"lines                          {num_lines}")
     print(f"lines of imports               {import_lines} ({import_lines / num_lines:.0%})")
-    print(f"files under {SMALL} lines           {len(small)}")
     print(f"upward imports                 {len(upward)}")
     print(f"circles                        {len(find_circles(imports))}")
     print(f"uses of others' private names  {private.total()} ({len(private)} names)")

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
+
+from rim_peft import GroundingTrainer, RefinementTrainer
 
 ROWS: list[dict[str, Any]] = [
     {"question": "2+3", "steps": ["2", "2+3=5"], "answer": "5"},
@@ -14,6 +18,15 @@ ROWS: list[dict[str, Any]] = [
     {"question": "4", "steps": ["4"], "answer": "4"},
     {"question": "6-5+3", "steps": ["6", "6-5=1", "1+3=4"], "answer": "4"},
 ]
+
+every_stage = pytest.mark.parametrize(
+    "trainer_class", [GroundingTrainer, RefinementTrainer], ids=["grounding", "refinement"]
+)
+
+
+def stream() -> IterableDataset:
+    """The rows as a stream."""
+    return Dataset.from_list(ROWS).to_iterable_dataset()
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:

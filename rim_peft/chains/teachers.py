@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from rim_peft.chains.options import ChainOptions
 from rim_peft.data.examples import Question, QuestionError, Templates
 from rim_peft.data.tokenization import padding_id, tokenize_prompts
-from rim_peft.inference.decoding import can_share, generate_greedily
+from rim_peft.inference.greedy import can_share, generate_greedily
 from rim_peft.tuner.bases import input_device, num_positions
 
 logger = logging.getLogger(__name__)

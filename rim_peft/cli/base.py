@@ -40,7 +40,7 @@ def more_help() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch a base, or list all."""
-    from rim_peft.export.weights import check_new, written_at_once
+    from rim_peft.export.folder import check_new, written_at_once
     from rim_peft.run.named_bases import BASES, fetch_base, pin_name
 
     if args.name is None:

@@ -267,7 +267,8 @@ def _teacher(
 ) -> Teacher:
     from rim_peft.chains.server import ServerTeacher
     from rim_peft.chains.teachers import LocalTeacher
-    from rim_peft.run.base import load_base, load_tokenizer, to_device
+    from rim_peft.run.base import load_base, to_device
+    from rim_peft.run.tokenizer import load_tokenizer
 
     if endpoint is not None:
         return ServerTeacher(endpoint, str(model.name_or_path), prompts.templates, options, stops=stops)

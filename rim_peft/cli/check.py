@@ -14,7 +14,7 @@ from rim_peft.escaping import json_text
 
 if TYPE_CHECKING:
     from rim_peft.comparison.reading import CheckedRecipe
-    from rim_peft.run.preflight import RunFindings, StageFindings
+    from rim_peft.run.findings import RunFindings, StageFindings
     from rim_peft.run.rows import ShownRow
 
 _OVERRIDE = re.compile(r"[\w.]+=")

@@ -55,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep a head that shares the embedding's matrix: a smaller file, but engines must honour suppress_tokens, "
         "or may write memory tokens",
     )
+    _add_check_arguments(parser)
+    add_source_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the check."""
     parser.add_argument(
         "--prompts",
         metavar="FILE",
@@ -80,8 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="task whose rows it is checked on, as for evaluate (default: the training's, if it is one of "
         "docs/tasks.md)",
     )
-    add_source_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def token_ids(text: str) -> tuple[int, ...]:
@@ -94,8 +99,8 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.cli.console import quiet_model_loading, results_only, say
     from rim_peft.cli.generate import read_questions
     from rim_peft.escaping import json_text
-    from rim_peft.export.record import describe
-    from rim_peft.export.weights import ExportOptions
+    from rim_peft.export.card import describe
+    from rim_peft.export.folder import ExportOptions
     from rim_peft.run import export
 
     options = ExportOptions(

@@ -13,7 +13,7 @@ from rim_peft.cli.console import add_source_arguments, complain, path, positive
 from rim_peft.escaping import json_text, visible
 
 if TYPE_CHECKING:
-    from rim_peft.data.lines import Asked
+    from rim_peft.data.questions import Asked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.question is None and sys.stdin.isatty():
         args.usage_error("give a question, or questions on stdin")
     from rim_peft.cli.console import quiet_model_loading
-    from rim_peft.data.lines import read_asked
+    from rim_peft.data.questions import read_asked
     from rim_peft.run import load_run
 
     quiet_model_loading()
@@ -120,7 +120,7 @@ def read_questions(lines: Iterable[bytes], source: str) -> list[Any]:
     Raises:
         ValueError: a line has no question; the message names the line.
     """
-    from rim_peft.data.lines import read_asked
+    from rim_peft.data.questions import read_asked
 
     found = []
     for asked in read_asked(lines):

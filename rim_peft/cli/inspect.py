@@ -99,7 +99,7 @@ def _output(text: str) -> str:
 
 def _read_question(argument: str) -> Any:
     """Return a text, or the question of a JSON object: an adapter that was trained on chats must be asked with one."""
-    from rim_peft.data.lines import read_asked
+    from rim_peft.data.questions import read_asked
 
     text = _as_utf8(argument)
     if re.match(r'\s*\{\s*"', text) is None:  # "{1, 2} has how many subsets?" is a text

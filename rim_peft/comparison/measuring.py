@@ -1,31 +1,28 @@
-"""Measure one run: its answers, what its blocks hold, and how long answers take."""
+"""Measure one run: its answers, and what its blocks hold."""
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-from rim_peft.comparison.plan import PlannedRun, run_recipe
+from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.rows import JudgedRows, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
 from rim_peft.evaluation.accuracy import (
     AccuracyReport,
-    Score,
-    answer_of,
     judge_answers,
-    score_overall_and_by_length,
+    judge_texts,
+    score_by_rule,
     with_writable_answers,
 )
 from rim_peft.evaluation.controls import ChainCounterfactual, ChainTask, run_controls
-from rim_peft.evaluation.latency import Way, budget_curve, measure_latency
+from rim_peft.evaluation.latency import budget_curve
 from rim_peft.evaluation.probe import auroc_by_block, fit_probe
 from rim_peft.evaluation.readouts import (
     BlockReadouts,
@@ -35,81 +32,13 @@ from rim_peft.evaluation.readouts import (
     judge_steps,
     training_components,
 )
+from rim_peft.evaluation.scores import Score, score_overall_and_by_length
 from rim_peft.inference.readout import select_by_confidence, select_by_score, select_by_vote, select_final
-from rim_peft.methods import get_method
 from rim_peft.recipe import Recipe
-from rim_peft.run import Run, load_run
-from rim_peft.run.record import describe_hardware
-from rim_peft.training.files import write_text
+from rim_peft.run import Run
 from rim_peft.training.rim import READOUT_STEPS
 from rim_peft.tuner.config import active_config
-from rim_peft.tuner.files import read_object
 from rim_peft.tuner.tensors import read_tensors
-
-logger = logging.getLogger(__name__)
-
-LATENCY = "latency.json"
-
-
-def time_methods(comparison: Comparison, plan: Sequence[PlannedRun], rows: JudgedRows) -> list[dict[str, Any]]:
-    """Time one trained run of each kind of method, or read the times measured before.
-
-    LoRA is merged if the base is not quantised, as an adapter is served. All runs are loaded at once.
-
-    Args:
-        comparison: what is compared.
-        plan: its finished runs.
-        rows: judged rows; the first test rows are asked.
-
-    Returns:
-        The figures of each method at each batch size, with ratios to the method that answers at once.
-    """
-    sizes, number = comparison.measures.latency_batch_sizes, comparison.measures.latency_questions
-    if not sizes:
-        return []
-    path = Path(comparison.output_dir) / LATENCY
-    chosen = _one_of_each(comparison, plan)
-    spec = {
-        "batch_sizes": sizes,
-        "num_questions": number,
-        "data": rows.hashes["test"]["sha256"],
-        "runs": {run.name: recipe_hash(run_recipe(comparison, run)) for run, _ in chosen},
-        "hardware": describe_hardware(),
-    }
-    if path.exists():
-        kept = read_object(path, keys=("spec", "latency"), remedy="Delete it: times are then taken again.")
-        if kept["spec"] == spec:
-            return list(kept["latency"])
-    logger.info("timing answers side by side")
-    ways = [_way(run, run_recipe(comparison, run), rows.test[:number]) for run, _ in chosen]
-    reference = next((run.name for run, method in chosen if method == "answer"), None)
-    found = [
-        latency.to_dict()
-        for latency in measure_latency(ways, batch_sizes=sizes, num_questions=number, reference=reference)
-    ]
-    write_text(path, json.dumps({"spec": spec, "latency": found}, indent=1) + "\n")
-    return found
-
-
-def _one_of_each(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[tuple[PlannedRun, str]]:
-    """Return the reference and the first trained run of every other kind of method."""
-    kinds: dict[str, PlannedRun] = {}
-    for run in plan:
-        if run.method.train and run.method.view == "samples":
-            kind = run_recipe(comparison, run).method
-            if run.name == comparison.reference and kinds.get(kind, run).name != run.name:
-                kinds.pop(kind)
-            kinds.setdefault(kind, run)
-    return [(run, kind) for kind, run in kinds.items()]
-
-
-def _way(planned: PlannedRun, recipe: Recipe, examples: Sequence[Example]) -> Way:
-    run = replace(load_run(planned.folder, trust_remote_code=recipe.model.trust_remote_code), recipe=recipe)
-    if recipe.model.quantization is None:
-        run.model.merge_adapter()
-    answerer = run.answerer()
-    prompts = answerer.tokenize([example.question for example in examples])
-    return get_method(recipe.method).way(planned.name, prompts, answerer, separator=run.separator)
 
 
 def measure_run(comparison: Comparison, planned: PlannedRun, run: Run, rows: JudgedRows) -> dict[str, Any]:
@@ -131,8 +60,7 @@ def judge_trial(comparison: Comparison, planned: PlannedRun, run: Run, rows: Jud
     """
     with last_weights(planned, run) as recipe:
         judge = _Judge(comparison, run, recipe, rows, planned.folder)
-        verdicts = judge.verdicts(judge.answer(rows.selection).predictions, rows.selection)
-        return {"score": _score([verdict[rows.task.answer_rule] for verdict in verdicts]).to_dict()}
+        return {"score": judge.answer(rows.selection).final.to_dict()}
 
 
 def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
@@ -141,17 +69,16 @@ def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
     looks_into = has_blocks and planned.name in comparison.looked_into
     readouts = judge.read(rows.test) if has_blocks and (comparison.measures.blocks or looks_into) else None
     if readouts is not None:
-        texts, num_cut = [row[-1] for row in readouts.texts], readouts.num_cut
+        verdicts, num_cut = judge.verdicts(readouts), readouts.num_cut
     else:
         report = judge.answer(rows.test)
-        texts, num_cut = report.predictions, report.num_cut
-    verdicts = judge.verdicts(texts, rows.test)
+        verdicts, num_cut = report.verdicts, report.num_cut
     right = [verdict[rows.task.answer_rule] for verdict in verdicts]
     final = score_overall_and_by_length(right, [_length(example) for example in rows.test])
     return {
         "recipe_sha256": recipe_hash(judge.recipe),
         "training": _training(run),
-        "accuracy": {rule: _score([verdict[rule] for verdict in verdicts]).to_dict() for rule in verdicts[0]},
+        "accuracy": {rule: found.to_dict() for rule, found in score_by_rule(verdicts).items()},
         "num_cut": num_cut,
         "by_length": _by_length(final),
         **_measure_blocks(judge, readouts if comparison.measures.blocks else None),
@@ -216,14 +143,11 @@ class _Judge:
         longest = max(len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"])
         return max(longest + 1, self.recipe.evaluation.max_new_tokens)
 
-    def verdicts(self, texts: Sequence[str], examples: Sequence[Example]) -> list[dict[str, bool]]:
-        """Judge the texts for the examples under every rule."""
-        separator = self.run.separator
-        examples = with_writable_answers(examples, self.tokenizer, self.rows.task, self.run.templates)
-        return [
-            self.rows.task.about(example.question).judge(answer_of(text, separator), example.answer)
-            for text, example in zip(texts, examples, strict=True)
-        ]
+    def verdicts(self, readouts: BlockReadouts) -> list[dict[str, bool]]:
+        """Judge the last blocks' readouts of the test rows under every rule."""
+        tokenizer, task, separator = self.tokenizer, self.rows.task, self.run.separator
+        examples = with_writable_answers(self.rows.test, tokenizer, task, self.run.templates)
+        return judge_texts([row[-1] for row in readouts.texts], examples, task, separator=separator)
 
 
 def _measure_blocks(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
@@ -346,10 +270,6 @@ def _training(run: Run) -> dict[str, Any] | None:
 def _count_base(run: Run) -> int:
     """Count the parameters of the adapter's base."""
     return sum(p.numel() for name, p in run.model.named_parameters() if "lora_" not in name)
-
-
-def _score(right: Sequence[bool]) -> Score:
-    return Score(sum(right), len(right))
 
 
 def _by_length(scores: Mapping[int | str, Score]) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.scores import Score
 
 NONE = "–"
 """Shown if there is no value."""

@@ -18,8 +18,9 @@ from rim_peft.recipe.checks import check_task_options
 from rim_peft.recipe.problems import COMMAND_LINE, Problems, join, on_command_line
 from rim_peft.recipe.reading import check_leaves, read_mapping, resolve
 from rim_peft.recipe.syntax import hints_of, read_override
-from rim_peft.run.preflight import Preflight, RunFindings
-from rim_peft.run.training import check_folder
+from rim_peft.run.findings import RunFindings
+from rim_peft.run.output_folder import check_folder
+from rim_peft.run.preflight import Preflight
 from rim_peft.values import shown
 
 SECTIONS: dict[str, type] = {"test": RowsOptions, "selection": RowsOptions, "measures": MeasureOptions}

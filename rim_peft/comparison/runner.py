@@ -13,15 +13,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rim_peft.comparison.measuring import judge_trial, measure_run, time_methods
+from rim_peft.comparison.document import RESULTS, assemble
+from rim_peft.comparison.measuring import judge_trial, measure_run
 from rim_peft.comparison.plan import PlannedRun, chosen, plan_runs, read_record, run_recipe, shared_recipe, trials_of
 from rim_peft.comparison.plots import require_matplotlib
 from rim_peft.comparison.questions import show_questions
 from rim_peft.comparison.reading import check_runs
 from rim_peft.comparison.report import write_report
-from rim_peft.comparison.results import RESULTS, assemble
 from rim_peft.comparison.rows import JudgedRows, load_judged_rows
 from rim_peft.comparison.sections import Comparison
+from rim_peft.comparison.timing import time_methods
 from rim_peft.escaping import json_text
 from rim_peft.evaluation.probe import import_sklearn
 from rim_peft.recipe import Recipe, RecipeError

@@ -9,12 +9,11 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
-from rim_peft.recipe.options import Option, as_table, describe_fields
+from rim_peft.recipe.options import Option, as_table, describe_fields, rewrite
 
 _LONGEST_NAME = 150
 """Maximum characters of a folder's name that come from a recipe's values."""
@@ -291,12 +290,5 @@ def update_table(text: str) -> str:
     return _TABLE.sub(lambda _: f"{as_table(list_options())}\n", text)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Update the tables in the given files."""
-    for name in arguments:
-        path = Path(name)
-        path.write_text(update_table(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    rewrite(sys.argv[1:], update_table)

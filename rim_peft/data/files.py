@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.io.parquet import ParquetDatasetReader
 from datasets.packaged_modules.arrow.arrow import Arrow
 
-from rim_peft.data.cache import source_hash
+from rim_peft.data.hashes import source_hash
 from rim_peft.data.lines import COMPRESSIONS
 from rim_peft.data.lines import Rows as Lines
 

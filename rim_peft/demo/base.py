@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from rim_peft.demo.pretraining import ANSWER, BASES, THINK, Pretraining, build_model, build_tokenizer, train
+from rim_peft.demo.pretraining import ANSWER, THINK, Pretraining, build_model, build_tokenizer, train
+from rim_peft.demo.task_bases import BASES
 from rim_peft.tuner.files import read_object
 
 DEFAULT = "potions"

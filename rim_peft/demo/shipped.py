@@ -29,23 +29,18 @@ from rim_peft.demo.showcase import (
     time_ways,
 )
 from rim_peft.escaping import json_text
-from rim_peft.evaluation.accuracy import Score, judge_answers
+from rim_peft.evaluation.accuracy import judge_answers
 from rim_peft.evaluation.latency import by_answerer, by_generate
+from rim_peft.evaluation.scores import Score
 from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.loading import Run, describe_asking, load_run
 from rim_peft.run.named_bases import find_base
-from rim_peft.run.record import (
-    ADAPTER_FILE,
-    RECIPE_FILE,
-    RECORD_FILE,
-    listed_files,
-    render_run_card,
-    write_files,
-)
+from rim_peft.run.output_folder import ADAPTER_FILE, RECIPE_FILE, listed_files, write_files
+from rim_peft.run.record import render_run_card
 from rim_peft.tasks.potions import Potions
 from rim_peft.tuner.card import CARD_FILE
-from rim_peft.tuner.files import file_digests
+from rim_peft.tuner.files import RECORD_FILE, file_digests
 
 RESULTS_FILE = "results.json"
 _BATCH_SIZE = 32

@@ -16,8 +16,8 @@ from rim_peft.data.examples import Example, read_example
 from rim_peft.demo import BASE, FOLDER, RECIPE
 from rim_peft.demo.pretraining import ANSWER, THINK
 from rim_peft.evaluation import evaluate_accuracy
-from rim_peft.evaluation.accuracy import Score
 from rim_peft.evaluation.latency import Way, by_generate, measure_latency
+from rim_peft.evaluation.scores import Score
 from rim_peft.inference import read_blocks
 from rim_peft.recipe import Recipe, load_recipe
 from rim_peft.run import Run, train_or_load

@@ -1,12 +1,11 @@
-"""Accuracy of answers under every rule, with confidence intervals and paired tests."""
+"""Accuracy of answers under every rule, and paired tests of two methods."""
 
 from __future__ import annotations
 
 import logging
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peft import PeftModel
@@ -15,8 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Question, Templates
 from rim_peft.data.tokenization import Encoder
+from rim_peft.evaluation.scores import Score, score, score_by_length, score_overall_and_by_length
 from rim_peft.inference import Answerer, BlockAnswerer
 from rim_peft.tasks import Task
+from rim_peft.tasks.steps import answer_of
 
 
 @dataclass(frozen=True)
@@ -103,50 +104,6 @@ def pooled_difference(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) ->
 logger = logging.getLogger(__name__)
 
 
-_Z = 1.959964  # 95 % of a normal distribution is within this many standard deviations
-
-
-@dataclass(frozen=True)
-class Score:
-    """A share of correct answers.
-
-    Attributes:
-        num_correct: correct answers.
-        num_rows: answers judged.
-    """
-
-    num_correct: int
-    num_rows: int
-
-    @property
-    def accuracy(self) -> float:
-        """The share, 0 to 1."""
-        return self.num_correct / self.num_rows
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the share, ``sqrt(p (1 - p) / n)``."""
-        return math.sqrt(self.accuracy * (1.0 - self.accuracy) / self.num_rows)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the share.
-
-        Source: Wilson, Probable inference, the law of succession, and statistical inference, 1927. Unlike accuracy plus
-            and minus two standard errors, it also holds near 0 and 1.
-        """
-        n, p = self.num_rows, self.accuracy
-        center = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
-        return min(p, center - half), max(p, center + half)  # rounding must not push the share outside
-
-    def to_dict(self) -> dict[str, float]:
-        """Return counts, accuracy, standard error and the interval (``low``, ``high``), rounded to 6 digits."""
-        low, high = self.interval
-        rounded = {"accuracy": self.accuracy, "standard_error": self.standard_error, "low": low, "high": high}
-        return {**asdict(self), **{name: round(value, 6) for name, value in rounded.items()}}
-
-
 @dataclass(frozen=True)
 class AccuracyReport:
     """Accuracy of a model's answers under the task's answer rules.
@@ -160,6 +117,7 @@ class AccuracyReport:
         by_block: the score of every block's readout, overall (``"all"``) and by number of steps; empty unless asked
             for.
         predictions: the answers after the last block, in the order of the rows.
+        verdicts: every rule's verdict on each of them.
         num_cut: how many answers did not end within ``max_new_tokens``; they are judged as they are.
     """
 
@@ -170,10 +128,11 @@ class AccuracyReport:
     by_length: dict[int, Score]
     by_block: list[dict[int | str, Score]]
     predictions: list[str]
+    verdicts: list[dict[str, bool]]
     num_cut: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the predictions, ready for JSON."""
+        """Return everything but the predictions and their verdicts, ready for JSON."""
         return {
             "answer_rule": self.answer_rule,
             "num_blocks": self.num_blocks,
@@ -251,19 +210,19 @@ def judge_answers(
             answerer.max_new_tokens,
         )
     lengths = lengths_of(examples)
-    by_readout = [
-        are_right([answer_of(text, separator) for text in texts], examples, task)
-        for texts in zip(*readouts, strict=True)
-    ]
-    predictions = [row[-1] for row in readouts]
+    *earlier, predictions = [list(texts) for texts in zip(*readouts, strict=True)]
+    verdicts = judge_texts(predictions, examples, task, separator=separator)
+    right = [verdict[task.answer_rule] for verdict in verdicts]
+    by_readout = [are_right([answer_of(text, separator) for text in texts], examples, task) for texts in earlier]
     return AccuracyReport(
         answer_rule=task.answer_rule,
         num_blocks=answerer.num_blocks,
-        final=score(by_readout[-1]),
-        by_rule=score_by_rule(predictions, examples, task, separator=separator),
-        by_length=score_by_length(by_readout[-1], lengths),
-        by_block=[score_overall_and_by_length(right, lengths) for right in by_readout] if by_block else [],
+        final=score(right),
+        by_rule=score_by_rule(verdicts),
+        by_length=score_by_length(right, lengths),
+        by_block=[score_overall_and_by_length(each, lengths) for each in (*by_readout, right)] if by_block else [],
         predictions=predictions,
+        verdicts=verdicts,
         num_cut=len(cut),
     )
 
@@ -325,57 +284,16 @@ def with_writable_answers(
     ]
 
 
-def answer_of(text: str, separator: str | None) -> str:
-    """Return the text after the last separator; all of it without a separator.
-
-    >>> answer_of("2*3=6, 6+1=7, 7", ", "), answer_of("(3,4)=p, (3,4)", ", "), answer_of("a , b", ", ")
-    ('7', '(3,4)', 'b')
-    """
-    return text if separator is None else text[answer_start(text, separator) :].strip()
-
-
-def answer_start(text: str, separator: str) -> int:
-    """Return the index after the last separator of a text; 0 if there is none.
-
-    Some tokenizers change the white space around a separator. If it is not found as written, its mark with white space
-    on one side counts.
-
-    >>> [answer_start(text, ", ") for text in ("a=1, 7", "a=1 , 7", "1,234")]
-    [5, 6, 0]
-    """
-    found = text.rfind(separator)
-    if found >= 0:
-        return found + len(separator)
-    mark = re.escape(separator.strip())
-    ends = [match.end() for match in re.finditer(rf"\s{mark}\s*|{mark}\s+", text)] if mark else []
-    return ends[-1] if ends else 0
-
-
-def score_by_rule(
+def judge_texts(
     texts: Sequence[str], examples: Sequence[Example], task: Task, *, separator: str | None = None
-) -> dict[str, Score]:
-    """Score texts under every rule that the task reports."""
-    verdicts = [
+) -> list[dict[str, bool]]:
+    """Return each text's verdict under every rule that the task reports; ``separator`` as in :func:`judge_answers`."""
+    return [
         task.about(example.question).judge(answer_of(text, separator), example.answer)
         for text, example in zip(texts, examples, strict=True)
     ]
-    return {rule: score([verdict[rule] for verdict in verdicts]) for rule in task.answer_rules}
 
 
-def score(right: Sequence[bool]) -> Score:
-    """Count verdicts."""
-    return Score(num_correct=sum(right), num_rows=len(right))
-
-
-def score_by_length(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int, Score]:
-    """Count verdicts by number of steps, without the rows that have no steps."""
-    present = sorted({length for length in lengths if length is not None})
-    return {n: score([ok for ok, length in zip(right, lengths, strict=True) if length == n]) for n in present}
-
-
-def score_overall_and_by_length(right: Sequence[bool], lengths: Sequence[int | None]) -> dict[int | str, Score]:
-    """Count verdicts overall (``"all"``) and by number of steps."""
-    found: dict[int | str, Score] = {"all": score(right)}
-    for length, counted in score_by_length(right, lengths).items():
-        found[length] = counted
-    return found
+def score_by_rule(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, Score]:
+    """Count verdicts under every rule; there is at least one."""
+    return {rule: score([verdict[rule] for verdict in verdicts]) for rule in verdicts[0]}

@@ -1,13 +1,11 @@
-"""Do the blocks matter? Interventions on them, and the choice of pairs for swaps."""
+"""Do the blocks matter? Answers under interventions on them."""
 
 from __future__ import annotations
 
 import logging
 import random
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from peft import PeftModel
@@ -16,146 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.preparation import tokenize_prompts
-from rim_peft.evaluation.accuracy import (
-    Score,
-    are_right,
-    lengths_of,
-    score,
-    score_by_length,
-    with_writable_answers,
-)
+from rim_peft.evaluation.accuracy import are_right, lengths_of, with_writable_answers
+from rim_peft.evaluation.pairs import Counterfactual, Pair, plan_swaps
+from rim_peft.evaluation.scores import Score, score, score_by_length
 from rim_peft.inference import answer_questions
 from rim_peft.inference.swapping import answer_with_memory_ids, answer_with_swapped_blocks, check_swaps, random_rows
 from rim_peft.tasks import Task
 from rim_peft.tuner.config import active_config
-
-Counterfactual = Callable[[Example, Example, int], str | None]
-"""``f(a, b, t)``: the answer to question ``a`` if its ``steps[t]`` were ``b``'s."""
-
-
-@runtime_checkable
-class ChainTask(Protocol):
-    """A task whose questions are chains of operations on one value, like :class:`~rim_peft.tasks.potions.Potions`."""
-
-    def read_answer(self, text: str) -> str | None:
-        """Return the value that a step or an answer names."""
-
-    def is_correct(self, text: str, gold: str) -> bool:
-        """Return whether a text names the value ``gold``."""
-
-    def answer_from(self, question: str, step: int, value: str, /) -> str:
-        """Return a question's answer if its value after ``step`` operations were ``value``."""
-
-
-@dataclass(frozen=True)
-class ChainCounterfactual:
-    """The correct answer when a question's first blocks hold another question's values.
-
-    A chain's ``steps[t]`` is the value after ``t`` operations, and grounding puts it into block ``t`` (block ``t + 1``
-    if blocks read out their own step). With the donor's blocks up to that one, the answer is what the question's
-    operations from ``t + 1`` on make of the donor's ``steps[t]``. A pair for which this is also the donor's own answer
-    is refused: following the blocks would look the same as copying the donor.
-    """
-
-    task: ChainTask
-
-    def __call__(self, example: Example, donor: Example, step: int) -> str | None:
-        """Return the answer to ``example`` continued from ``donor.steps[step]``, None for an unsuitable pair."""
-        steps = donor.steps or ()
-        value = self.task.read_answer(steps[step]) if step < len(steps) else None
-        if value is None or not isinstance(example.question, str):
-            return None
-        implied = self.task.answer_from(example.question, step, value)
-        return None if self.task.is_correct(implied, donor.answer) else implied
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A question, the donor of its blocks, and the answer that these blocks imply."""
-
-    example: Example
-    donor: Example
-    implied: str
-
-
-def pair_examples(
-    examples: Sequence[Example],
-    groups: Sequence[Hashable],
-    imply: Callable[[Example, Example], str | None],
-    *,
-    seed: int,
-) -> list[Pair]:
-    """Give each example a donor from its own group, and drop those without one.
-
-    In a random order, an example's donor is the first suitable one after it, continuing from the start: so most
-    examples serve as donors.
-
-    Args:
-        groups: each example's group, such as its prompt's length.
-        imply: ``f(example, donor)``, the answer that the donor's blocks imply, None for an unsuitable pair.
-
-    Returns:
-        Pairs in the order of the examples.
-    """
-    members: dict[Hashable, list[int]] = defaultdict(list)
-    for index in random.Random(f"pairs {seed}").sample(range(len(examples)), len(examples)):
-        members[groups[index]].append(index)
-    found: dict[int, Pair] = {}
-    for group in members.values():
-        for place, index in enumerate(group):
-            for other in [*group[place + 1 :], *group[:place]]:
-                implied = imply(examples[index], examples[other])
-                if implied is not None:
-                    found[index] = Pair(examples[index], examples[other], implied)
-                    break
-    return [found[index] for index in sorted(found)]
-
-
-def plan_swaps(
-    examples: Sequence[Example],
-    lengths: Sequence[int],
-    task: Task,
-    *,
-    num_blocks: int,
-    seed: int,
-    counterfactual: Counterfactual | None,
-    steps_ahead: int = 1,
-) -> dict[int | None, list[Pair]]:
-    """Pair examples for a swap of all blocks and, with ``counterfactual``, of the first 1, 2, … ``num_blocks - 1``.
-
-    Args:
-        lengths: tokens of each example's prompt.
-        task: compares answers; the two examples of a pair have different ones.
-        counterfactual: as in :func:`~rim_peft.evaluation.controls.run_controls`.
-        steps_ahead: block ``t`` holds ``steps[t]`` with 1, ``steps[t - 1]`` with 0.
-
-    Returns:
-        The pairs, maybe none, by the number of blocks swapped (None: all).
-    """
-
-    def imply(example: Example, donor: Example, *, count: int | None) -> str | None:
-        if count is None or counterfactual is None:
-            return None if task.is_correct(donor.answer, example.answer) else donor.answer
-        step = held(count)
-        if (example.steps or ())[step] == (donor.steps or ())[step] or task.is_correct(donor.answer, example.answer):
-            return None
-        implied = counterfactual(example, donor, step)
-        # An answer that is correct anyway cannot show whether the model follows the blocks.
-        return None if implied is None or task.is_correct(implied, example.answer) else implied
-
-    def held(count: int) -> int:
-        """Return which step the last of ``count`` blocks holds."""
-        return count - 1 + steps_ahead
-
-    def pair(count: int | None) -> list[Pair]:
-        # A chain that is too short has no partner; skip it rather than compare it with all others.
-        rows = [row for row, example in enumerate(examples) if count is None or held(count) < len(example.steps or ())]
-        groups = [(lengths[row], None if count is None else len(examples[row].steps or ())) for row in rows]
-        return pair_examples([examples[row] for row in rows], groups, partial(imply, count=count), seed=seed)
-
-    counts = [None, *(range(1, num_blocks) if counterfactual is not None else ())]
-    return {count: pair(count) for count in counts}
-
 
 logger = logging.getLogger(__name__)
 
@@ -238,29 +103,16 @@ def run_controls(
         counterfactual=counterfactual,
         steps_ahead=steps_ahead,
     )
-    total = 3 * len(examples) + sum(map(len, swaps.values()))
     options: dict[str, Any] = {"templates": templates, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    total = 3 * len(examples) + sum(map(len, swaps.values()))
     with tqdm(total=total, desc="Controls", unit="row", disable=not progress) as bar:
-
-        def counted(texts: Iterable[str]) -> Iterator[str]:
-            for text in texts:
-                bar.update()
-                yield text
-
-        controls = _run_plain(model, tokenizer, examples, task, seed=seed, counted=counted, options=options)
+        asked = _Asked(model, tokenizer, task, options, bar)
+        controls = asked.without_donors(examples, seed=seed)
         for count, pairs in swaps.items():
-            if not pairs:
+            if pairs:
+                controls.append(asked.swapped(pairs, count=count, num_examples=len(examples)))
+            else:
                 logger.warning("Control %r is skipped: no two of %d rows can be paired.", _name(count), len(examples))
-                continue
-            texts = answer_with_swapped_blocks(
-                model,
-                tokenizer,
-                [pair.example.question for pair in pairs],
-                [pair.donor.question for pair in pairs],
-                num_swapped=count,
-                **options,
-            )
-            controls.append(_judge_swap(list(counted(texts)), pairs, task, count=count, num_examples=len(examples)))
     return controls
 
 
@@ -277,30 +129,56 @@ def shuffle_ids(ids: Sequence[int], *, seed: int) -> list[int]:
     return [*shuffled, ids[-1]]
 
 
-def _run_plain(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    task: Task,
-    *,
-    seed: int,
-    counted: Callable[[Iterable[str]], Iterator[str]],
-    options: dict[str, Any],
-) -> list[Control]:
-    """Run the controls that need no second question."""
-    questions = [example.question for example in examples]
-    config = active_config(model)
-    ids = shuffle_ids(config.block_tokens.ids(config.num_blocks), seed=seed)
-    removed = list(counted(answer_questions(model, tokenizer, questions, num_blocks=0, **options)))
-    shuffled = list(counted(answer_with_memory_ids(model, tokenizer, questions, ids, **options)))
-    with random_rows(model, seed=seed):
-        noisy = list(counted(answer_questions(model, tokenizer, questions, **options)))
-    described = [
-        ("removed", "no blocks: the answer follows the prompt", removed),
-        ("shuffled", "the blocks' tokens in a random order, the same for all questions, </b> at the end", shuffled),
-        ("random rows", "the three memory rows are random, with the mean and spread of the vocabulary's", noisy),
-    ]
-    return [_judge(name, description, texts, examples, task) for name, description, texts in described]
+@dataclass(frozen=True)
+class _Asked:
+    """A model under interventions, with the options of its answers, and a bar that counts them."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    options: Mapping[str, Any]
+    bar: Any
+
+    def without_donors(self, examples: Sequence[Example], *, seed: int) -> list[Control]:
+        """Run the controls that need no second question."""
+        model, tokenizer, options = self.model, self.tokenizer, self.options
+        questions = [example.question for example in examples]
+        config = active_config(model)
+        ids = shuffle_ids(config.block_tokens.ids(config.num_blocks), seed=seed)
+        removed = self._counted(answer_questions(model, tokenizer, questions, num_blocks=0, **options))
+        shuffled = self._counted(answer_with_memory_ids(model, tokenizer, questions, ids, **options))
+        with random_rows(model, seed=seed):
+            noisy = self._counted(answer_questions(model, tokenizer, questions, **options))
+        described = [
+            ("removed", "no blocks: the answer follows the prompt", removed),
+            ("shuffled", "the blocks' tokens in a random order, the same for all questions, </b> at the end", shuffled),
+            ("random rows", "the three memory rows are random, with the mean and spread of the vocabulary's", noisy),
+        ]
+        return [_judge(name, description, texts, examples, self.task) for name, description, texts in described]
+
+    def swapped(self, pairs: Sequence[Pair], *, count: int | None, num_examples: int) -> Control:
+        """Answer with the first ``count`` blocks of each question's donor; None for all blocks."""
+        questions, donors = [pair.example.question for pair in pairs], [pair.donor.question for pair in pairs]
+        texts = self._counted(
+            answer_with_swapped_blocks(self.model, self.tokenizer, questions, donors, num_swapped=count, **self.options)
+        )
+        which = "all blocks hold" if count is None else f"blocks 1 to {count} hold" if count > 1 else "block 1 holds"
+        left_out = f"{num_examples - len(pairs)} of {num_examples} rows have no partner and are left out"
+        return _judge(
+            _name(count),
+            f"{which} the keys and values of another question with another answer; {left_out}",
+            texts,
+            [pair.example for pair in pairs],
+            self.task,
+            follows=score([self.task.is_correct(text, pair.implied) for text, pair in zip(texts, pairs, strict=True)]),
+        )
+
+    def _counted(self, texts: Iterable[str]) -> list[str]:
+        found = []
+        for text in texts:
+            self.bar.update()
+            found.append(text)
+        return found
 
 
 def _judge(
@@ -316,21 +194,41 @@ def _judge(
     return Control(name, description, score(right), score_by_length(right, lengths_of(examples)), follows)
 
 
-def _judge_swap(
-    texts: Sequence[str], pairs: Sequence[Pair], task: Task, *, count: int | None, num_examples: int
-) -> Control:
-    which = "all blocks hold" if count is None else f"blocks 1 to {count} hold" if count > 1 else "block 1 holds"
-    left_out = f"{num_examples - len(pairs)} of {num_examples} rows have no partner and are left out"
-    follow = [task.is_correct(text, pair.implied) for text, pair in zip(texts, pairs, strict=True)]
-    return _judge(
-        _name(count),
-        f"{which} the keys and values of another question with another answer; {left_out}",
-        texts,
-        [pair.example for pair in pairs],
-        task,
-        follows=score(follow),
-    )
-
-
 def _name(count: int | None) -> str:
     return "swapped" if count is None else f"swapped after {count}"
+
+
+@runtime_checkable
+class ChainTask(Protocol):
+    """A task whose questions are chains of operations on one value, like :class:`~rim_peft.tasks.potions.Potions`."""
+
+    def read_answer(self, text: str) -> str | None:
+        """Return the value that a step or an answer names."""
+
+    def is_correct(self, text: str, gold: str) -> bool:
+        """Return whether a text names the value ``gold``."""
+
+    def answer_from(self, question: str, step: int, value: str, /) -> str:
+        """Return a question's answer if its value after ``step`` operations were ``value``."""
+
+
+@dataclass(frozen=True)
+class ChainCounterfactual:
+    """The correct answer when a question's first blocks hold another question's values.
+
+    A chain's ``steps[t]`` is the value after ``t`` operations, and grounding puts it into block ``t`` (block ``t + 1``
+    if blocks read out their own step). With the donor's blocks up to that one, the answer is what the question's
+    operations from ``t + 1`` on make of the donor's ``steps[t]``. A pair for which this is also the donor's own answer
+    is refused: following the blocks would look the same as copying the donor.
+    """
+
+    task: ChainTask
+
+    def __call__(self, example: Example, donor: Example, step: int) -> str | None:
+        """Return the answer to ``example`` continued from ``donor.steps[step]``, None for an unsuitable pair."""
+        steps = donor.steps or ()
+        value = self.task.read_answer(steps[step]) if step < len(steps) else None
+        if value is None or not isinstance(example.question, str):
+            return None
+        implied = self.task.answer_from(example.question, step, value)
+        return None if self.task.is_correct(implied, donor.answer) else implied

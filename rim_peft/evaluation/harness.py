@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Templates
-from rim_peft.data.tokenization import Encoder, check_vocabulary, is_guarded
+from rim_peft.data.special_tokens import is_guarded
+from rim_peft.data.tokenization import Encoder, check_vocabulary
 from rim_peft.tuner.config import active_config
 from rim_peft.values import check_integer
 

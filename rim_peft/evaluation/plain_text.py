@@ -101,8 +101,31 @@ def measure_text_loss(
             "blocks. Lower them."
         )
     windows = [begin + window for window in _cut_windows(texts, encoder, size)]
+    losses = _measure(model, windows, blocks, predicted_tokens, batch_size=batch_size, progress=progress)
+    changes = {name: _change(name, found, losses["base"]) for name, found in losses.items()}
+    return TextLoss(
+        num_windows=len(windows),
+        context_tokens=context_tokens,
+        predicted_tokens=predicted_tokens,
+        num_blocks=count,
+        base=changes["base"],
+        without_blocks=changes["without_blocks"],
+        with_blocks=changes.get("with_blocks"),
+    )
+
+
+def _measure(
+    model: PeftModel,
+    windows: Sequence[Sequence[int]],
+    blocks: list[int],
+    predicted_tokens: int,
+    *,
+    batch_size: int,
+    progress: bool,
+) -> dict[str, list[float]]:
+    """Return each window's loss on the base, on the adapter without blocks and, if there are blocks, with them."""
     inserted = {"base": [], "without_blocks": [], "with_blocks": blocks}
-    losses: dict[str, list[float]] = {name: [] for name in inserted if name != "with_blocks" or count}
+    losses: dict[str, list[float]] = {name: [] for name in inserted if name != "with_blocks" or blocks}
     with (
         evaluation_mode(model),
         _same_trainable(model),
@@ -116,16 +139,7 @@ def measure_text_loss(
                 with model.disable_adapter() if name == "base" else nullcontext():
                     found += _losses(model, context, inserted[name], predicted)
                 bar.update(len(batch))
-    changes = {name: _change(name, found, losses["base"]) for name, found in losses.items()}
-    return TextLoss(
-        num_windows=len(windows),
-        context_tokens=context_tokens,
-        predicted_tokens=predicted_tokens,
-        num_blocks=count,
-        base=changes["base"],
-        without_blocks=changes["without_blocks"],
-        with_blocks=changes.get("with_blocks"),
-    )
+    return losses
 
 
 def _check(model: PeftModel, *, num_blocks: int, **sizes: int) -> None:

@@ -15,14 +15,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
-from rim_peft.evaluation.accuracy import (
-    Score,
-    are_right,
-    lengths_of,
-    score,
-    score_overall_and_by_length,
-    with_writable_answers,
-)
+from rim_peft.evaluation.accuracy import are_right, lengths_of, with_writable_answers
+from rim_peft.evaluation.scores import Score, score, score_overall_and_by_length
 from rim_peft.inference import read_blocks
 from rim_peft.tasks import Task
 from rim_peft.values import check_integer

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.chats import Chat, begun_of
 from rim_peft.data.examples import Question, Templates
 from rim_peft.data.tokenization import Encoder, padding_id
+from rim_peft.export.folder import ExportOptions
 from rim_peft.export.tokens import MemoryTokens
 from rim_peft.inference import BlockAnswerer
-from rim_peft.inference.decoding import cut_behind_eos
+from rim_peft.inference.greedy import cut_behind_eos
 
 LEAST_PROMPTS = 32
 _SHOWN_ERROR_CHARACTERS = 2000
@@ -134,49 +135,63 @@ def expect(
     return expected
 
 
+@dataclass(frozen=True)
+class Exported:
+    """An export as a fresh process finds it.
+
+    Attributes:
+        model: folder or Hub id of the plain model.
+        tokenizer_folder: folder of its tokenizer.
+        places: what this tokenizer appends blocks to; elsewhere they are written after the prompt.
+        dtype: type of the export's weights, which defines a near tie.
+        adapter: folder of a plain LoRA adapter for the model.
+        settings: generation settings instead of the model's own.
+        revision: commit of a model on the Hub.
+    """
+
+    model: Path | str
+    tokenizer_folder: Path
+    places: dict[str, bool]
+    dtype: torch.dtype
+    adapter: Path | None = None
+    settings: dict[str, Any] | None = None
+    revision: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the process needs to load it, ready for JSON."""
+        return {
+            "model": str(Path(self.model).resolve() if Path(self.model).exists() else self.model),
+            "revision": self.revision or "main",
+            "tokenizer": str(self.tokenizer_folder.resolve()),
+            "adapter": None if self.adapter is None else str(self.adapter.resolve()),
+            "settings": self.settings,
+        }
+
+
 def check(
     expected: Sequence[Expected],
     tokenizer: PreTrainedTokenizerBase,
     memory: MemoryTokens,
+    exported: Exported,
     *,
-    places: dict[str, bool],
-    dtype: torch.dtype,
-    model: Path | str,
-    tokenizer_folder: Path,
-    adapter: Path | None = None,
-    settings: dict[str, Any] | None = None,
-    revision: str | None = None,
     max_new_tokens: int,
 ) -> CheckResult:
     """Ask an export in a fresh process, which does not know this package, and compare.
-
-    Args:
-        places: what the export's tokenizer appends blocks to; elsewhere they are written after the prompt.
-        dtype: type of the export's weights, which defines a near tie.
-        model: folder or Hub id of the plain model.
-        tokenizer_folder: folder of its tokenizer.
-        adapter: folder of a plain LoRA adapter for it.
-        settings: generation settings instead of the model's own.
-        revision: commit of a model on the Hub.
 
     Raises:
         ExportCheckError: the process fails, or reads a prompt differently from training.
     """
     job = {
-        "model": str(Path(model).resolve() if Path(model).exists() else model),
-        "revision": revision or "main",
-        "tokenizer": str(tokenizer_folder.resolve()),
-        "adapter": None if adapter is None else str(adapter.resolve()),
+        **exported.describe(),
         "eos_id": tokenizer.eos_token_id,
         "pad_id": padding_id(tokenizer, min(memory.ids, default=None)),
         "max_new_tokens": max_new_tokens,
-        "settings": settings,
         "memory_ids": memory.ids,
-        "prompts": [(*item.as_asked(memory, places), item.answer) for item in expected],
+        "prompts": [(*item.as_asked(memory, exported.places), item.answer) for item in expected],
     }
-    answers = _ask(job, folder=tokenizer_folder)
+    answers = _ask(job, folder=exported.tokenizer_folder)
     _check_ids(expected, answers, memory)
-    return _compare(expected, answers, tokenizer, memory, tolerance=2 * torch.finfo(dtype).eps)
+    return _compare(expected, answers, tokenizer, memory, tolerance=2 * torch.finfo(exported.dtype).eps)
 
 
 def _check_ids(expected: Sequence[Expected], answers: list[dict[str, Any]], memory: MemoryTokens) -> None:
@@ -266,3 +281,20 @@ def _kind(item: Expected) -> str:
 def _short(item: Expected) -> str:
     text = item.prompt if isinstance(item.prompt, str) else item.prompt[-1]["content"]
     return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def raise_if_differing(result: CheckResult, options: ExportOptions, folder: Path, *, head_is_tied: bool) -> None:
+    """Raise if an export answers too many prompts with other tokens than the plugin.
+
+    Raises:
+        ExportCheckError: it does.
+    """
+    num_wrong = result.num_wrong(head_is_tied=head_is_tied)
+    if num_wrong <= options.max_differing:
+        return
+    shown = "\n".join(f"  {line}" for line in result.differing[:5])
+    raise ExportCheckError(
+        f"{folder}: must give the adapter's greedy tokens, and differs on {num_wrong} of {result.num_prompts} prompts, "
+        f"near ties aside:\n{shown}\nThe files are kept. If rounding is the cause, use --dtype float32; to accept it, "
+        "use --max-differing."
+    )

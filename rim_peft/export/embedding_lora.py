@@ -21,25 +21,22 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.export.checking import CheckResult, check
-from rim_peft.export.formats import raise_if_differing, write_adapter
-from rim_peft.export.record import EXPORT_FILE, new_record, render_adapter_card, write_json
+from rim_peft.export.card import render_adapter_card
+from rim_peft.export.checking import CheckResult, Exported, check, raise_if_differing
+from rim_peft.export.folder import ExportOptions, Prompts, check_new, written_at_once
+from rim_peft.export.peft_lora import write_adapter
+from rim_peft.export.record import EXPORT_FILE, new_record, write_json
 from rim_peft.export.spare_ids import check_unused, find_spare_ids, name_spare_ids
 from rim_peft.export.tokens import MemoryTokens, append_blocks, set_variables
 from rim_peft.export.weights import (
-    DTYPES,
-    ExportOptions,
-    Prompts,
     adapter_state,
     as_plain,
-    check_new,
     free,
     is_tied,
     memory_rows,
     on_stored_base,
     quantization_of,
     stored_at,
-    written_at_once,
 )
 from rim_peft.tuner.bases import commit_of
 from rim_peft.tuner.config import RiMConfig, active_config
@@ -72,81 +69,70 @@ def export_embedding_lora(
     """Write a plain LoRA adapter for the unmodified base. The model is consumed by this call.
 
     Args:
-        folder: new or empty.
         options: how to write it; ``dtype`` is the type of the adapter's own weights, float32 by default.
 
     Raises:
-        ValueError: plain LoRA cannot express the adapter, the base has no three ids without a use, or ``folder`` is in
-            use.
+        ValueError: plain LoRA cannot express the adapter, the base has no unused ids, or ``folder`` is in use.
         ExportCheckError: the export answers differently from the adapter.
     """
     check_new(folder)
     config, rows = active_config(model), memory_rows(model)
     _check_expressible(config, model)
-    rank, quantization = padded_rank(model), quantization_of(model)
+    rank = padded_rank(model)
     loaded: Any = model.get_base_model()
     base_name, place, revision = loaded.name_or_path, stored_at(loaded), commit_of(loaded)
-    if quantization is None:
-        model = on_stored_base(model)
-    loaded = model.get_base_model()
-    ids = find_spare_ids(tokenizer, loaded, options.spare_ids)
+    model = on_stored_base(model) if quantization_of(model) is None else model
+    ids = find_spare_ids(tokenizer, model.get_base_model(), options.spare_ids)
     num_blocks = options.blocks_of(config)
     extended, memory = name_spare_ids(tokenizer, ids, num_blocks=num_blocks, block_size=config.block_size)
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks, unquantized=on_stored_base)
     check_unused(memory, [text for item in plain.expected for text in (item.ids, item.answer)])
     set_variables(extended, prompts.templates.chat_template_kwargs)
     places = append_blocks(extended, memory, options.append_to)
-    dtype = torch.float32 if options.dtype == "auto" else DTYPES[options.dtype]
+    dtype = options.dtype_of(torch.float32)
     state = {key: value.to(dtype) for key, value in plain_lora(plain.model, rows, ids, rank=rank).items()}
     lora = _plain_config(plain.model, config, rank=rank, base=base_name, revision=config.revision or revision)
-    base: Any = plain.model.get_base_model()
-    head_is_tied = is_tied(base)
-    free(plain.model)
-    knows_names = set(memory.names) <= set(tokenizer.get_vocab())
     entry: dict[str, Any] = {
         **new_record("embedding-lora"),
         "source": source,
         "base": base_name,
         "base_revision": revision,
-        **_how_to_ask(memory, knows_names=knows_names),
+        **_how_to_ask(memory, tokenizer),
         "places": places,
         **prompts.to_dict(),
         "rank": rank,
         "dtype": str(dtype).removeprefix("torch."),
-        "head_is_tied": head_is_tied,
-        "quantized_in_training": quantization,
+        "head_is_tied": is_tied(plain.model.get_base_model()),
+        "quantized_in_training": plain.quantization,
         "quantized_agreement": plain.agreement,
     }
+    free(plain.model)
     with written_at_once(folder, last=EXPORT_FILE) as staging:
         write_adapter(staging, state, lora, extended)
-        result = check(
-            plain.expected,
-            tokenizer,
-            memory,
-            places=places,
-            dtype=dtype,
-            model=place,
-            tokenizer_folder=staging,
-            adapter=staging,
-            settings={"suppress_tokens": memory.ids},
-            revision=revision,
-            max_new_tokens=prompts.max_new_tokens,
-        )
+        settings = {"suppress_tokens": memory.ids}
+        exported = Exported(place, staging, places, dtype, adapter=staging, settings=settings, revision=revision)
+        result = check(plain.expected, tokenizer, memory, exported, max_new_tokens=prompts.max_new_tokens)
+        knows_names = entry["base_tokenizer_knows_blocks"]
         card = render_adapter_card(folder.name, memory, prompts, result, base=base_name, knows_names=knows_names)
-        (staging / "README.md").write_text(card, encoding="utf-8")
-        files = file_digests(staging, [path.name for path in staging.iterdir()])
-        write_json(staging / EXPORT_FILE, {**entry, "check": result.to_dict(), "files": files})
+        _write_papers(staging, card, {**entry, "check": result.to_dict()})
     raise_if_differing(result, options, folder, head_is_tied=False)
     return result
 
 
-def _how_to_ask(memory: MemoryTokens, *, knows_names: bool) -> dict[str, Any]:
+def _write_papers(folder: Path, card: str, record: dict[str, Any]) -> None:
+    """Write the card, and the record with the hashes of all files."""
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    files = file_digests(folder, [path.name for path in folder.iterdir()])
+    write_json(folder / EXPORT_FILE, {**record, "files": files})
+
+
+def _how_to_ask(memory: MemoryTokens, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the record's keys for clients that append blocks themselves."""
     return {
         "memory": memory.to_dict(),
         "block_text": memory.block_text,
         "block_ids": memory.block_ids,
-        "base_tokenizer_knows_blocks": knows_names,
+        "base_tokenizer_knows_blocks": set(memory.names) <= set(tokenizer.get_vocab()),
         "logit_bias": {str(index): _FORBIDDEN for index in memory.ids},
     }
 

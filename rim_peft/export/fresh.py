@@ -64,21 +64,26 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
     answers = []
     for prompt, suffix, expected in job["prompts"]:
-        if isinstance(prompt, str):
-            ids = tokenizer(prompt)["input_ids"]
-        elif isinstance(prompt, dict):  # a chat with tools or variables of its template
-            options = {**prompt["options"], "add_generation_prompt": True, "return_dict": True}
-            chat: Any = tokenizer.apply_chat_template(prompt["messages"], **options)
-            ids = chat["input_ids"]
-        elif isinstance(prompt[0], int):  # ids with blocks: its text spells special tokens that are meant as text
-            ids = prompt
-        else:
-            rendered: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
-            ids = rendered["input_ids"]
+        ids = read(tokenizer, prompt)
         ids = [*ids, *(tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else [])]
         guarded, unguarded = (follow(ids, expected, settings) for settings in (own, plain))
         answers.append({"ids": ids, "guarded": guarded, "unguarded": unguarded})
     return {"answers": answers, "modules": sorted({name.split(".")[0] for name in sys.modules})}
+
+
+def read(tokenizer: Any, prompt: Any) -> list[int]:
+    """Return the ids that the export's tokenizer makes of a text or a chat, as clients ask it to."""
+    ids: list[int]
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+    elif isinstance(prompt, dict):  # a chat with tools or variables of its template
+        options = {**prompt["options"], "add_generation_prompt": True, "return_dict": True}
+        ids = tokenizer.apply_chat_template(prompt["messages"], **options)["input_ids"]
+    elif isinstance(prompt[0], int):  # ids with blocks: its text spells special tokens that are meant as text
+        ids = prompt
+    else:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return ids
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import Question, QuestionError, Templates
 from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
 from rim_peft.inference import Answerer
-from rim_peft.inference.decoding import generate_greedily
+from rim_peft.inference.greedy import generate_greedily
 from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import AGAIN
 

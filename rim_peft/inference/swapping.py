@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from rim_peft.data.examples import Templates
 from rim_peft.data.preparation import Question
-from rim_peft.inference.answerer import BlockAnswerer
+from rim_peft.inference.block_answerer import BlockAnswerer
 from rim_peft.inference.decoding import BlockDecoder, Decoded, can_decode
 from rim_peft.inference.passes import AnswerRows, Passes, Prediction, holds_memory, predict
 from rim_peft.tuner.bases import input_device

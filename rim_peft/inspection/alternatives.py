@@ -14,7 +14,7 @@ from rim_peft.data.examples import Example, Question, RowError
 from rim_peft.evaluation.controls import shuffle_ids
 from rim_peft.evaluation.latency import Way, by_answerer, measure_latency
 from rim_peft.inference import Answerer, BlockAnswerer, BlockDecoder, Decoded
-from rim_peft.inference.decoding import generate_greedily
+from rim_peft.inference.greedy import generate_greedily
 from rim_peft.inference.swapping import SwappingDecoder, check_swaps
 from rim_peft.inspection.document import Alternative, Chain
 from rim_peft.tasks.rows import OwnRows

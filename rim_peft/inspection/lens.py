@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.inspection.document import END, Candidate, LayerReading
 from rim_peft.sequence import Layout, Sample, build_layout
 from rim_peft.training.head import head_at
-from rim_peft.tuner.bases import attention_masks, evaluation_mode, find_layers, input_device, mask_dtype
+from rim_peft.tuner.bases import attention_masks, evaluation_mode, input_device, mask_dtype
 from rim_peft.tuner.config import active_config
+from rim_peft.tuner.layers import find_layers
 
 _MOST_LOGITS = 1 << 26
 """Most logits held at a time, a quarter of a gigabyte."""

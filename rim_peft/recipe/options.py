@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -104,12 +104,11 @@ def _help(field: Field[Any]) -> str:
     return stage.metadata["help"]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Update the tables in the given files."""
-    for name in arguments:
-        path = Path(name)
-        path.write_text(update_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+def rewrite(paths: Sequence[str], update: Callable[[str], str]) -> None:
+    """Update the text of each file."""
+    for path in map(Path, paths):
+        path.write_text(update(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    rewrite(sys.argv[1:], update_tables)

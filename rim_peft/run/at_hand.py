@@ -14,17 +14,11 @@ from transformers.quantizers import AutoHfQuantizer
 from rim_peft.data.sources import hub_problem
 from rim_peft.methods import get_method
 from rim_peft.recipe import Recipe
-from rim_peft.run.base import (
-    build_meta_base,
-    load_base,
-    load_config,
-    load_tokenizer,
-    locate_base,
-    stored_quantization,
-    train_tokenizer,
-)
+from rim_peft.run.base import build_meta_base, load_base, load_config, locate_base, stored_quantization
+from rim_peft.run.built_base import train_tokenizer
 from rim_peft.run.named_bases import parse_name
 from rim_peft.run.rows import RunRows, load_rows
+from rim_peft.run.tokenizer import load_tokenizer
 from rim_peft.tasks.task import GeneratedTask
 from rim_peft.training.head import Head, check_heads, find_head
 from rim_peft.tuner.bases import SUPPORTED_IMPLEMENTATIONS, attention_of, check_architecture, check_base, check_config

@@ -1,10 +1,10 @@
-"""The frozen base of a run: loaded by name, or built from a configuration with random weights."""
+"""The frozen base of a run: where it is, and how it is loaded."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from json import JSONDecodeError
@@ -16,36 +16,19 @@ import torch
 from huggingface_hub import hf_hub_download
 from peft import PeftModel
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    set_seed,
 )
 from transformers.quantizers import AutoHfQuantizer
 
-from rim_peft.data.chat_templates import check_chat_template
-from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.data.sources import asking_hub
 from rim_peft.recipe import ModelOptions, Recipe
 from rim_peft.run.named_bases import find_base, gguf_folder, parse_name, pin_name, public_name
 from rim_peft.training.distributed import on_main, shards_weights
-from rim_peft.training.files import save_base
-from rim_peft.tuner.files import brief, is_ours, read_object
-from rim_peft.tuner.tensors import AGAIN
-
-EOS, PAD = "<|endoftext|>", "<|pad|>"
-
-_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-_MAX_TOKENIZER_BYTES = 256 << 20
-_LEAST_TOKENS = 256
-"""A tokenizer without ``tokenizer.json`` has at least one token per byte; with fewer, that file is missing."""
 
 
 def locate_base(source: str, options: ModelOptions, *, only_here: bool = False) -> str:
@@ -74,7 +57,7 @@ def locate_base(source: str, options: ModelOptions, *, only_here: bool = False) 
             path = Path(hf_hub_download(source, name, revision=options.revision, local_files_only=only_here))
         return str(gguf_folder(path))
     found = find_base(source, only_here=only_here)
-    if _revision(source, options) is not None and parse_name(source) is not None and Path(found).is_dir():
+    if revision_of(source, options) is not None and parse_name(source) is not None and Path(found).is_dir():
         raise ValueError(
             f"model.revision: must be omitted for a base of a package, got {options.revision!r} for {source}. Remove "
             f"it, or name the Hub's weights: {source.partition('@')[0]}@hub."
@@ -89,7 +72,7 @@ def _is_own(source: str, options: ModelOptions) -> bool:
 
 
 @contextmanager
-def _own_code_named(source: str, options: ModelOptions) -> Iterator[None]:
+def own_code_named(source: str, options: ModelOptions) -> Iterator[None]:
     """Name this package's option for running a base's code, where transformers' error names its own argument."""
     try:
         yield
@@ -119,10 +102,10 @@ def load_base(source: str, options: ModelOptions, *, only_look: bool = False) ->
     # Quantised weights cannot be moved later; others go to their device with the adapter (`to_device`).
     device = torch.cuda.current_device() if quantization and torch.cuda.is_available() else None
     device_map = {"": "meta"} if only_look else None if device is None else {"": device}
-    with asking_hub(source), _own_code_named(source, options), _weights_named(source):
+    with asking_hub(source), own_code_named(source, options), _weights_named(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            revision=_revision(named, options),
+            revision=revision_of(named, options),
             dtype=options.dtype,
             attn_implementation=options.attn_implementation,
             # With None transformers would not notice that weights are stored quantised.
@@ -179,10 +162,10 @@ def load_config(source: str | None, options: ModelOptions, *, only_local: bool =
         settings = dict(options.config or {})
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
     named, source = source, locate_base(source, options, only_here=only_local)
-    with nullcontext() if only_local else asking_hub(source), _own_code_named(source, options):
+    with nullcontext() if only_local else asking_hub(source), own_code_named(source, options):
         return AutoConfig.from_pretrained(
             source,
-            revision=_revision(named, options),
+            revision=revision_of(named, options),
             trust_remote_code=options.trust_remote_code,
             local_files_only=only_local,
         )
@@ -253,134 +236,6 @@ def to_device(model: PeftModel, options: ModelOptions) -> PeftModel:
     return model
 
 
-def load_tokenizer(source: str, options: ModelOptions, *, only_local: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; if it has no padding token EOS is used, so that the vocabulary does not change.
-
-    Args:
-        source: folder or Hub id.
-        options: its revision, and whether its code may run.
-        only_local: do not ask the Hub.
-
-    Raises:
-        ValueError: it has no EOS token, which closes every readout; its chat template cannot be rendered within
-            bounds; or it comes with code that is not trusted.
-        OSError: the tokenizer does not exist.
-    """
-    named, source = source, locate_base(source, options, only_here=only_local)
-    revision = _revision(named, options)
-    with nullcontext() if only_local else asking_hub(source), _own_code_named(source, options):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=options.trust_remote_code, local_files_only=only_local
-        )
-    check_chat_template(tokenizer, source)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer: must have an EOS token, which closes every readout, {source} has none. Set one.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def read_tokenizer(folder: Path, options: ModelOptions, *, otherwise: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer from an adapter's or an export's folder, or a fallback if there is none.
-
-    Args:
-        options: as for :func:`load_tokenizer`.
-        otherwise: folder or Hub id of the fallback.
-
-    Raises:
-        ValueError: the folder's tokenizer is damaged or incomplete.
-    """
-    config = folder / _TOKENIZER_CONFIG
-    if not config.exists():
-        if (folder / _TOKENIZER).exists():
-            raise ValueError(f"{config}: must be beside {_TOKENIZER}, but is missing. {AGAIN}")
-        return load_tokenizer(otherwise, options)
-    for path in folder.glob("*token*.json"):
-        if (size := path.stat().st_size) > _MAX_TOKENIZER_BYTES:
-            raise ValueError(f"{path}: must be at most {_MAX_TOKENIZER_BYTES:,} bytes, got {size:,}. {AGAIN}")
-    try:
-        tokenizer = load_tokenizer(str(folder), options)
-        tokenizer("")
-    except Exception as error:  # from several libraries; one of them raises plain `Exception`
-        for path in sorted(folder.glob("*token*.json")):
-            read_object(path, max_bytes=_MAX_TOKENIZER_BYTES)
-        if is_ours(error):
-            raise
-        raise ValueError(
-            f"{folder}: its tokenizer ({_TOKENIZER}, {_TOKENIZER_CONFIG}) must be one that transformers can load, but "
-            f"is not ({brief(error)}). {AGAIN}"
-        ) from error
-    if not (folder / _TOKENIZER).exists() and len(tokenizer) < _LEAST_TOKENS:
-        raise ValueError(
-            f"{folder}: its tokenizer must have tokens for any text, but has {len(tokenizer)} ({_TOKENIZER}, "
-            f"{_TOKENIZER_CONFIG}). {AGAIN}"
-        )
-    return tokenizer
-
-
-def build_base(
-    config: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, templates: Templates, seed: int, folder: Path
-) -> None:
-    """Write a base with random weights, and a tokenizer trained on the rows, to a folder, atomically.
-
-    Args:
-        config: ``model_type`` and the fields of its configuration.
-        rows: training rows with question, steps and answer.
-        folder: where to write; appears only once complete.
-    """
-    settings = dict(config)
-    model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    tokenizer = train_tokenizer(rows, templates, vocab_size=model_config.get_text_config().vocab_size)
-    model_config.eos_token_id = tokenizer.eos_token_id
-    model_config.pad_token_id = tokenizer.pad_token_id
-    model_config.bos_token_id = None
-    set_seed(seed)
-    model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
-    save_base(model, tokenizer, folder)
-
-
-def train_tokenizer(
-    rows: Iterable[Mapping[str, Any]], templates: Templates, *, vocab_size: int
-) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on rows; any text survives encoding and decoding.
-
-    Args:
-        vocab_size: maximum number of tokens.
-
-    Raises:
-        ValueError: the vocabulary has no room for the 256 bytes and two special tokens.
-    """
-    special = [EOS, PAD]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    least = len(special) + len(alphabet)
-    if vocab_size < least:
-        raise ValueError(f"model.config.vocab_size: must be at least {least}, one for each byte, got {vocab_size}.")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    tokenizer.train_from_iterator(_texts(rows, templates), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
-    )
-
-
-def _texts(rows: Iterable[Mapping[str, Any]], templates: Templates) -> Iterator[str]:
-    """Yield the texts of the readable rows."""
-    for row in rows:
-        if row.get(ROW_ERROR) is not None:
-            continue
-        question = row["question"]
-        if isinstance(question, str):
-            yield templates.prompt.format(question=question)
-        else:
-            yield from (message["content"] for message in question)
-        yield from (templates.step.format(step=step) for step in row.get("steps") or ())
-        yield templates.answer.format(answer=row["answer"])
-
-
 def _quantization(options: ModelOptions, *, has_bf16: bool | None = None) -> BitsAndBytesConfig | None:
     if options.quantization is None:
         return None
@@ -401,6 +256,6 @@ def _quantization(options: ModelOptions, *, has_bf16: bool | None = None) -> Bit
     )
 
 
-def _revision(source: str, options: ModelOptions) -> str | None:
+def revision_of(source: str, options: ModelOptions) -> str | None:
     """Return the options' revision if ``source`` is their base; it does not apply to other tokenizers or folders."""
     return options.revision if source == options.name_or_path else None

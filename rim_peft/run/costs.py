@@ -19,7 +19,8 @@ from rim_peft.data.chats import Chat
 from rim_peft.data.examples import BadRowsError, RowError, Templates, read_example
 from rim_peft.data.objective import Objective, TokenizedRow
 from rim_peft.data.preparation import prepare_dataset
-from rim_peft.data.tokenization import Encoder, template_variables
+from rim_peft.data.special_tokens import template_variables
+from rim_peft.data.tokenization import Encoder
 from rim_peft.sequence import Layout
 from rim_peft.training.head import Head
 from rim_peft.training.readout_config import ReadoutConfig

@@ -1,12 +1,7 @@
-"""Output folders: check that a run can write to one, and load a finished one without naming its base again."""
+"""Load a finished run, an adapter or an export, without naming its base again, to ask it questions."""
 
 from __future__ import annotations
 
-import math
-import os
-import shutil
-import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,97 +16,19 @@ from rim_peft.export.reading import ExportAnswerer, is_export, load_export
 from rim_peft.export.record import EXPORT_FILE, ExportRecord
 from rim_peft.inference import Answerer, BlockAnswerer
 from rim_peft.methods import STAGES, get_method
-from rim_peft.recipe import EvaluationOptions, ModelOptions, Recipe, RecipeError
+from rim_peft.recipe import EvaluationOptions, ModelOptions, Recipe
 from rim_peft.recipe.reading import load_found_recipe
 from rim_peft.recipe.sections import FoundRecipe
-from rim_peft.run.base import load_base, load_tokenizer, read_tokenizer, to_device
-from rim_peft.run.costs import PeakMemory
+from rim_peft.run.base import load_base, to_device
 from rim_peft.run.named_bases import parse_name
-from rim_peft.run.record import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, RECORD_FILE, check_adapter, shared_files
+from rim_peft.run.output_folder import ADAPTER_FILE, BASE_FOLDER, RECIPE_FILE, check_adapter, shared_files
+from rim_peft.run.tokenizer import load_tokenizer, read_tokenizer
 from rim_peft.tasks import Task, get_task
 from rim_peft.tuner import RIM, RiMConfig
-from rim_peft.tuner.files import brief, check_digests, check_folder_path, is_ours, read_object
+from rim_peft.tuner.files import RECORD_FILE, brief, check_digests, is_ours, read_object
 from rim_peft.tuner.sharing import attach_papers
 from rim_peft.tuner.tensors import AGAIN
 from rim_peft.values import shown
-
-PROBE = ".rim-peft-"
-"""Prefix of the folder that :func:`check_writable` creates as a test; a kill may leave it."""
-
-
-def check_writable(folder: Path) -> None:
-    """Check that a folder exists or can be created, and that files can be written to it.
-
-    Raises:
-        RecipeError: they cannot.
-    """
-    try:
-        os.lstat(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:  # a name that is too long or has invalid characters
-        reason = error.strerror if isinstance(error, OSError) else "file names cannot have these characters"
-        raise RecipeError(f"output_dir: cannot be {str(folder)[:200]!r} ({reason}). Give another folder.") from None
-    try:
-        check_folder_path("output_dir", folder)
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
-    place = _nearest(folder)
-    try:
-        # Only an attempt shows what permissions, mounts and quotas allow.
-        with tempfile.TemporaryDirectory(dir=place, prefix=PROBE):
-            pass
-    except OSError as error:
-        raise RecipeError(
-            f"output_dir: must be a folder that can be written to, but {place} cannot ({error.strerror}). Give another "
-            "folder."
-        ) from None
-
-
-def lacking_space(folder: Path, stages: Sequence[tuple[Any, PeakMemory | None, int | None]]) -> str | None:
-    """Return a sentence if the checkpoints of a run will not fit on the disk, None if they will as far as is known.
-
-    Args:
-        stages: options, memory and number of steps of each stage.
-    """
-    needed = sum(_checkpoints(args, num_steps) * _size(memory) for args, memory, num_steps in stages if memory)
-    free = shutil.disk_usage(_nearest(folder)).free
-    if needed <= free:
-        return None
-    return (
-        f"output_dir: the checkpoints take about {_gib(needed)}, {_gib(free)} are free in {_nearest(folder)}. "
-        "Set save_total_limit to keep only the last ones, or a larger save_steps."
-    )
-
-
-def _checkpoints(args: Any, num_steps: int | None) -> int:
-    """Count the checkpoints that a stage leaves; 1 if unknown."""
-    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
-    if strategy == "no":
-        return 0
-    count = 1
-    if strategy == "steps" and num_steps is not None:
-        every = args.save_steps if args.save_steps >= 1 else args.save_steps * num_steps
-        count = math.ceil(num_steps / max(1, every))
-    elif strategy == "epoch" and args.max_steps <= 0:
-        count = math.ceil(args.num_train_epochs)
-    return min(count, args.save_total_limit or count)
-
-
-def _size(memory: PeakMemory) -> int:
-    """Return the bytes of a checkpoint: the adapter and the optimiser's state."""
-    return memory.adapter + (memory.optimizer or 0)
-
-
-def _nearest(folder: Path) -> Path:
-    """Return the folder itself, or the nearest parent that exists."""
-    folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if os.path.isdir(place))  # False for an invalid name
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB"
-
 
 _PAPER = "Put back a copy, or delete it: the adapter answers without it."
 
@@ -259,6 +176,18 @@ def load_run(
     papers = shared_files(folder, papers_only=True)
     recipe = _recipe_of(folder, trust_remote_code)
     record = _read_record(folder, recipe)
+    found, options = _choose_base(folder, config, recipe, base=base, trust_remote_code=trust_remote_code)
+    model = _load_base_of(source, found, options)
+    tokenizer = read_tokenizer(folder, options, otherwise=options.tokenizer or found)
+    adapted = to_device(PeftModel.from_pretrained(model, str(folder)), options)
+    attach_papers(adapted, papers)
+    return Run(adapted.eval(), tokenizer, recipe, record)
+
+
+def _choose_base(
+    folder: Path, config: RiMConfig, recipe: FoundRecipe | None, *, base: str | None, trust_remote_code: bool
+) -> tuple[str, ModelOptions]:
+    """Return the folder, id or short name of an adapter's base, and the options to load it with."""
     pinned = None if recipe is None else recipe.model.name_or_path
     if base is not None and pinned is not None and parse_name(base) is not None and pinned.startswith(f"{base}@"):
         base = pinned  # the weights that it was trained on, whichever this machine has
@@ -268,23 +197,24 @@ def load_run(
         options = recipe.model
         if base is None and options.gguf_file is not None:
             options = replace(options, name_or_path=found)  # the GGUF file is needed wherever the folder is now
+    return found, options
+
+
+def _load_base_of(source: str | Path, base: str, options: ModelOptions) -> Any:
+    """Load an adapter's base; its errors say whose base it is, and what to do."""
     try:
-        model = load_base(found, options)
+        return load_base(base, options)
     except OSError as error:
         raise OSError(
-            f"the base {found!r} of {source} cannot be loaded: {str(error).rstrip('.')}. Name the base if it was moved."
+            f"the base {base!r} of {source} cannot be loaded: {str(error).rstrip('.')}. Name the base if it was moved."
         ) from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # from its configuration
         if is_ours(error):
             raise
         raise ValueError(
-            f"{found}: must be a model that transformers can load, but is not ({brief(error)}). "
+            f"{base}: must be a model that transformers can load, but is not ({brief(error)}). "
             "Copy or download the base again, or name another one (--base)."
         ) from error
-    tokenizer = read_tokenizer(folder, options, otherwise=options.tokenizer or found)
-    adapted = to_device(PeftModel.from_pretrained(model, str(folder)), options)
-    attach_papers(adapted, papers)
-    return Run(adapted.eval(), tokenizer, recipe, record)
 
 
 def describe_asking(recipe: Recipe) -> dict[str, Any]:

@@ -1,28 +1,22 @@
-"""A run's files: how they are written, which ones belong to its adapter, its record and its card."""
+"""What a run says of itself: versions and hardware for its record, and the model card of its adapter."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shlex
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import EvalResult
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from rim_peft.escaping import code_span, fence, markdown
-from rim_peft.export.weights import STAGING
 from rim_peft.methods import get_method
 from rim_peft.recipe.syntax import read_yaml
 from rim_peft.run.named_bases import parse_name, public_name
-from rim_peft.tuner.card import CARD_FILE, CardText, Usage, describe_blocks, hub_id, render_card
-from rim_peft.tuner.files import RECORD_FILE, check_files
+from rim_peft.tuner.card import CardText, Usage, describe_blocks, hub_id, render_card
 from rim_peft.version import __version__
 
 PACKAGES = (
@@ -36,19 +30,6 @@ PACKAGES = (
     "safetensors",
     "bitsandbytes",
 )
-
-
-def write_files(folder: Path, save: Callable[[Path], None], *, last: str) -> None:
-    """Let ``save`` write files to a temporary folder, and move them into ``folder`` when all are complete.
-
-    The file ``last`` is moved last: if it exists, so do the others.
-    """
-    for left_behind in folder.glob(".partial-*"):
-        shutil.rmtree(left_behind, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-        save(Path(partial))
-        for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == last):
-            path.replace(folder / path.name)
 
 
 def describe_versions() -> dict[str, str]:
@@ -73,87 +54,6 @@ def describe_hardware() -> dict[str, Any]:
     if torch.cuda.is_available():
         hardware["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return hardware
-
-
-BASE_FOLDER = "base"
-RECIPE_FILE = "recipe.yaml"
-ADAPTER_FILE = CONFIG_NAME
-
-_SUFFIXES = (".json", ".yaml", ".md", ".safetensors", ".jinja", ".model")
-"""Suffixes of an adapter's files, its documents, its base and most tokenizers; no pickles."""
-
-_TOKENIZER_FILES = ("merges.txt", "vocab.txt")
-
-_LEFT_OUT = ("best.safetensors", "trainer_state.json")
-"""Files that only a resumed training reads."""
-
-
-def check_adapter(folder: Path) -> None:
-    """Check that a folder holds an adapter with intact files.
-
-    Raises:
-        FileNotFoundError: there is none, or its training has not finished.
-        ValueError: its files are damaged.
-    """
-    if not (folder / ADAPTER_FILE).exists():
-        remedy = "Give the folder of an adapter."
-        if (folder / RECIPE_FILE).exists():
-            remedy = (
-                f"Its training has not finished. If it is yours: rim-peft train {folder / RECIPE_FILE} "
-                f"output_dir={folder} resume=true."
-            )
-        if (folder / STAGING).exists():
-            remedy = "Its export has not finished: run the same rim-peft export again."
-        raise FileNotFoundError(f"{folder}: must hold an adapter ({ADAPTER_FILE}), but does not. {remedy}")
-    check_files(folder)
-
-
-def shared_files(folder: Path, *, papers_only: bool = False) -> dict[str, Path]:
-    """Return the files of an adapter's folder that others need, by their path in it.
-
-    These are adapter, tokenizer, card, recipe and record, and the base if it is in the folder; not checkpoints.
-
-    Args:
-        folder: output folder of a run, or an adapter's folder.
-        papers_only: omit the adapter's own two files.
-
-    Raises:
-        ValueError: one of them is a link out of the folder. Through such links a stranger's folder could have any
-            file of this machine copied or uploaded.
-    """
-    left_out = (*_LEFT_OUT, *((ADAPTER_FILE, SAFETENSORS_WEIGHTS_NAME) if papers_only else ()))
-    paths = sorted([*folder.glob("*"), *folder.glob(f"{BASE_FOLDER}/*")])
-    shared = {
-        path.relative_to(folder).as_posix(): path
-        for path in paths
-        if path.is_file()
-        and (path.suffix in _SUFFIXES or path.name in _TOKENIZER_FILES)
-        and path.name not in left_out
-        and not path.name.startswith(".")
-    }
-    for name, path in shared.items():
-        if not _is_own(folder, path):
-            raise ValueError(
-                f"{folder}: its files must be in it, but {name} is a link to {path.resolve()}. Copy that file here if "
-                "it belongs to the adapter, or remove the link."
-            )
-    return shared
-
-
-def _is_own(folder: Path, path: Path) -> bool:
-    """Tell whether a file is in a folder, or in the blobs that the Hub's cache links its folders to."""
-    inside, target = folder.resolve(), path.resolve()
-    in_cache = inside.parent.name == "snapshots" and target.is_relative_to(inside.parent.parent / "blobs")
-    return target.is_relative_to(inside) or in_cache
-
-
-def listed_files(folder: Path) -> list[str]:
-    """Return the names of the files that a run's record lists: those that answers depend on and nobody should edit.
-
-    ``adapter_config.json`` and ``recipe.yaml`` name folders, which may be moved. Their settings that answers depend on
-    are noted with the weights and in the record instead.
-    """
-    return [name for name in shared_files(folder) if name not in (ADAPTER_FILE, RECIPE_FILE, RECORD_FILE, CARD_FILE)]
 
 
 _STORY = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts does it take?"

@@ -16,7 +16,7 @@ from rim_peft.recipe import Recipe
 from rim_peft.recipe.problems import find_culprit
 from rim_peft.recipe.sections import HARDWARE
 from rim_peft.run.at_hand import NotAtHandError
-from rim_peft.run.base import train_tokenizer
+from rim_peft.run.built_base import train_tokenizer
 from rim_peft.tuner import RiMConfig
 
 _SHORT: dict[str, Any] = {

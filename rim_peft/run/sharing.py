@@ -19,14 +19,15 @@ from rim_peft.data.examples import Question
 from rim_peft.data.sources import hub_problem
 from rim_peft.export.checking import LEAST_PROMPTS, CheckResult
 from rim_peft.export.embedding_lora import export_embedding_lora
-from rim_peft.export.formats import export_merged, export_peft_lora
-from rim_peft.export.weights import ExportOptions, Prompts, check_new
+from rim_peft.export.folder import ExportOptions, Prompts, check_new
+from rim_peft.export.merged import export_merged
+from rim_peft.export.peft_lora import export_peft_lora
 from rim_peft.methods import get_method
 from rim_peft.recipe import EvaluationOptions
 from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run.loading import RECIPE_FILE, Run, describe_asking, load_run
-from rim_peft.run.record import ADAPTER_FILE, BASE_FOLDER, check_adapter, shared_files
+from rim_peft.run.output_folder import ADAPTER_FILE, BASE_FOLDER, check_adapter, shared_files
 from rim_peft.run.rows import first_questions
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, describe_blocks, hub_id, name_base, read_card, render_card
 from rim_peft.tuner.peft_plugin import NAME
@@ -136,7 +137,6 @@ def push(
     Args:
         folder: output folder of a run, or an adapter's folder.
         repo_id: ``owner/name``, or only a name for your own account; created if missing.
-        private: whether a new repository is private.
         revision: branch; created if missing.
         message: title of the commit.
         license: id of the adapter's licence on the Hub, such as ``apache-2.0``.
@@ -162,17 +162,7 @@ def push(
             f"{folder}: its weights must be finite to be shared, {found}: its training had diverged. Train it again "
             "with a lower learning_rate."
         )
-    files: dict[str, Path | bytes] = dict(shared_files(folder))
-    config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-    if config["peft_type"] != NAME:
-        raise ValueError(f"{folder}: must hold a {NAME} adapter, got one of type {config['peft_type']}.")
-    own_base = (folder / BASE_FOLDER).is_dir()
-    named = None if own_base else _public_base(folder, config.get("base_model_name_or_path"), base)
-    if named != config.get("base_model_name_or_path"):
-        config["base_model_name_or_path"] = named
-        files[ADAPTER_FILE] = json.dumps(config, indent=2, sort_keys=True).encode()
-    card = _card(folder, config, own_base=own_base)
-    files[CARD_FILE] = (name_base(card, base) if base is not None and not own_base else card).encode()
+    files, card = _files_for_others(folder, base)
     if (problem := hub_problem()) is not None:
         raise ConnectionError(f"{repo_id}: cannot be uploaded: {problem}. Run it again when it can.")
     if license is None and read_card(card).data.get("license") is None:
@@ -188,6 +178,26 @@ def push(
             license=license,
         )
     return str(commit.commit_url)
+
+
+def _files_for_others(folder: Path, base: str | None) -> tuple[dict[str, Path | bytes], str]:
+    """Return an adapter's files by their path in a repository, with a base that others can load, and its card's text.
+
+    Raises:
+        ValueError: it is an adapter of another kind, or others could not load its base.
+    """
+    files: dict[str, Path | bytes] = dict(shared_files(folder))
+    config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    if config["peft_type"] != NAME:
+        raise ValueError(f"{folder}: must hold a {NAME} adapter, got one of type {config['peft_type']}.")
+    own_base = (folder / BASE_FOLDER).is_dir()
+    named = None if own_base else _public_base(folder, config.get("base_model_name_or_path"), base)
+    if named != config.get("base_model_name_or_path"):
+        config["base_model_name_or_path"] = named
+        files[ADAPTER_FILE] = json.dumps(config, indent=2, sort_keys=True).encode()
+    card = _card(folder, config, own_base=own_base)
+    files[CARD_FILE] = (name_base(card, base) if base is not None and not own_base else card).encode()
+    return files, card
 
 
 @contextmanager

@@ -20,30 +20,35 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from rim_peft.escaping import json_text
 from rim_peft.evaluation import AccuracyReport
 from rim_peft.recipe import Recipe, RecipeError
-from rim_peft.recipe.reading import differing_keys, read_mapping, resolve
+from rim_peft.recipe.reading import differing_keys, resolve
 from rim_peft.recipe.syntax import write_yaml
-from rim_peft.run.base import build_base, load_base, load_tokenizer, pin_base, to_device
-from rim_peft.run.loading import PROBE, Run, check_writable, describe_asking, load_run
-from rim_peft.run.record import (
+from rim_peft.run.base import load_base, pin_base, to_device
+from rim_peft.run.built_base import build_base
+from rim_peft.run.loading import Run, describe_asking, load_run
+from rim_peft.run.output_folder import (
     ADAPTER_FILE,
     BASE_FOLDER,
+    PROBE,
     RECIPE_FILE,
-    RECORD_FILE,
-    describe_hardware,
-    describe_versions,
+    check_folder,
+    holds_run,
+    kept_base,
     listed_files,
-    render_run_card,
+    read_started,
     shared_files,
+    some_of,
     write_files,
 )
+from rim_peft.run.record import describe_hardware, describe_versions, render_run_card
 from rim_peft.run.rows import RunRows, fingerprint, load_rows
+from rim_peft.run.tokenizer import load_tokenizer
 from rim_peft.run.validation import Validation
 from rim_peft.run_folders import FAILURE_FILE
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_stages
 from rim_peft.training.distributed import gather_adapter, is_main, main_first, num_processes, on_main, run_whole
-from rim_peft.training.files import HOLDER, LOCK, check_free, explain_write_errors, find_damage, hold, write_text
+from rim_peft.training.files import explain_write_errors, find_damage, hold, write_text
 from rim_peft.tuner.card import CARD_FILE
-from rim_peft.tuner.files import file_digests
+from rim_peft.tuner.files import RECORD_FILE, file_digests
 from rim_peft.tuner.sharing import attach_papers
 from rim_peft.values import cut
 
@@ -69,7 +74,7 @@ def train(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     """
     folder = Path(recipe.output_dir)
     started = time.time()
-    recipe = pin_base(recipe, kept=on_main(lambda: _kept_base(folder)) if recipe.resume else None)
+    recipe = pin_base(recipe, kept=on_main(lambda: kept_base(folder)) if recipe.resume else None)
     on_main(lambda: check_folder(folder, recipe))  # refuse before any work, and without leaving a folder
     stages = recipe.stage_trainers()
     task = recipe.task()
@@ -153,86 +158,19 @@ def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
         Interrupted: a signal stopped the training; repeat the call to resume it.
     """
     folder = Path(recipe.output_dir)
-    recipe = pin_base(recipe, kept=on_main(lambda: _kept_base(folder)))
+    recipe = pin_base(recipe, kept=on_main(lambda: kept_base(folder)))
     started = folder / RECIPE_FILE
     if not (folder / ADAPTER_FILE).exists():
         return train(replace(recipe, resume=started.exists()), command=command)
-    kept = _read_started(started) if started.exists() else {}
+    kept = read_started(started) if started.exists() else {}
     if differing := differing_keys(kept, resolve(recipe)):
         raise RecipeError(
-            f"output_dir: {folder} holds a finished run with other values of {_some(differing)} "
+            f"output_dir: {folder} holds a finished run with other values of {some_of(differing)} "
             f"({started} has them). Give another folder."
         )
     trusted = recipe.model.trust_remote_code
     run = load_run(folder, base=recipe.model.name_or_path, trust_remote_code=trusted)
     return replace(run, recipe=replace(recipe, resume=False))  # the caller's own, with the folder's values
-
-
-def holds_run(folder: Path) -> bool:
-    """Tell whether a folder holds anything besides the files of a run that was stopped before it began training."""
-    entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    entries = {name for name in entries if not name.startswith(PROBE)}
-    unbegun = {LOCK, HOLDER, FAILURE_FILE, *(f".{name}.partial" for name in (RECIPE_FILE, HOLDER, FAILURE_FILE))}
-    if RECIPE_FILE in entries:
-        unbegun |= {RECIPE_FILE, BASE_FOLDER, f"{BASE_FOLDER}.partial"}
-    return not entries <= unbegun
-
-
-def check_folder(folder: Path, recipe: Recipe) -> bool:
-    """Return whether the folder holds a run to resume; writes nothing.
-
-    Raises:
-        RecipeError: the folder cannot be written to, holds something other than this run, or ``resume`` is not set.
-        InUseError: another process trains into it.
-    """
-    check_writable(folder)
-    check_free(folder)
-    if not holds_run(folder):
-        return False
-    if not recipe.resume:
-        raise RecipeError(
-            f"output_dir: must be new or empty, {folder} is not. Give another folder, or resume=true to resume the run "
-            "in it."
-        )
-    started = folder / RECIPE_FILE
-    if not started.exists():
-        raise RecipeError(f"resume: {folder} holds no run to resume (no {RECIPE_FILE}). Give the folder of a run.")
-    kept = _read_started(started)
-    if differing := differing_keys(kept, resolve(recipe)):
-        raise RecipeError(
-            f"resume: the run in {folder} was started with other values of {_some(differing)}. Give the same ones "
-            f"({started} has them), or another output_dir."
-        )
-    if "allow_special_tokens" not in (kept.get("data") or {}) and not recipe.data.allow_special_tokens:
-        logger.warning(
-            "resume: the run in %s was started by a version that read special tokens spelt out in rows as special "
-            "tokens. If yours contain any, give data.allow_special_tokens=true to end with the same weights.",
-            folder,
-        )
-    return True
-
-
-def _some(keys: Sequence[str], most: int = 8) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
-
-
-def _read_started(path: Path) -> dict[str, Any]:
-    """Return the recipe that a run was started with."""
-    try:
-        return read_mapping(path, example="output_dir: outputs/run")
-    except RecipeError as error:
-        raise RecipeError(
-            f"{error}\n{path}: must say what the run was started with, but is damaged. Restore it from a copy, or "
-            "give another output_dir."
-        ) from None
-
-
-def _kept_base(folder: Path) -> str | None:
-    """Return the name of the base in a folder's run; None if there is none."""
-    path = folder / RECIPE_FILE
-    model = _read_started(path).get("model") if path.exists() else None
-    name = model.get("name_or_path") if isinstance(model, dict) else None
-    return name if isinstance(name, str) else None
 
 
 def _start(folder: Path, recipe: Recipe, rows: RunRows) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -183,12 +184,7 @@ def build_layout(
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
         ends[i, : len(row.block_ends)] = torch.tensor(row.block_ends, dtype=torch.long) + i * length + start
 
-    def pad(columns: list[list[int]], value: int) -> Tensor:
-        padded = torch.full((len(columns), length), value)
-        for i, (column, start) in enumerate(zip(columns, starts, strict=True)):
-            padded[i, start : start + len(column)] = torch.tensor(column, dtype=torch.long)
-        return padded
-
+    pad = partial(_pad, length=length, starts=starts)
     return Layout(
         input_ids=pad([row.tokens for row in rows], pad_id),
         attention_mask=pad([[1] * len(row.tokens) for row in rows], 0),
@@ -198,6 +194,14 @@ def build_layout(
         shift_labels=pad([row.labels for row in rows], IGNORE_INDEX),
         block_ends=ends,
     )
+
+
+def _pad(columns: Sequence[Sequence[int]], value: int, *, length: int, starts: Sequence[int]) -> Tensor:
+    """Return rows of one length, each with its numbers from its start on and ``value`` elsewhere."""
+    padded = torch.full((len(columns), length), value)
+    for i, (column, start) in enumerate(zip(columns, starts, strict=True)):
+        padded[i, start : start + len(column)] = torch.tensor(column, dtype=torch.long)
+    return padded
 
 
 def pad_left(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rim_peft.data.examples import Example, RowError, require_field
-from rim_peft.tasks.answers import check_math_verify, last_box, parse_gold_number, split_sentences, unbox
-from rim_peft.tasks.steps import MARKED_EQUATION
+from rim_peft.tasks.answers import parse_gold_number
+from rim_peft.tasks.latex import check_math_verify, last_box, unbox
+from rim_peft.tasks.steps import MARKED_EQUATION, split_sentences
 from rim_peft.tasks.task import Task, read_texts, require_number, require_text
 
 _BARE_EQUATION = re.compile(r"[\d\s.,+*/()%$-]+=[\d\s.,+*/()%$=-]+")

@@ -16,8 +16,8 @@ from datasets import Dataset
 from rim_peft.data.chats import CHAT_COLUMNS
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows
-from rim_peft.tasks.answers import check_math_verify
 from rim_peft.tasks.columns import ABSENT, INSTRUCTION, OWN, Columns, check_columns, choose_columns, look_up
+from rim_peft.tasks.latex import check_math_verify
 from rim_peft.tasks.steps import (
     NO_MATCH,
     PATTERN,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 from rim_peft.data.examples import RowError
-from rim_peft.tasks.answers import last_box, last_number, split_sentences, unbox
+from rim_peft.tasks.answers import last_number
+from rim_peft.tasks.latex import last_box, unbox
 
 MARKED_EQUATION = re.compile(r"<<(.*?)>>")
 """An equation as GSM8K marks it."""
@@ -166,3 +167,63 @@ def find_answer(text: str, how: str) -> tuple[str, str]:
     if answer is None or not answer.strip():
         raise RowError(f"answer: must be in the text ({how}), got ...{text[-60:]!r}")
     return answer.strip(), chain.strip()
+
+
+_FORMULA = re.compile(
+    r"\[asy\].*?\[/asy\]|\\begin\{(?P<name>\w+\*?)\}.*?\\end\{(?P=name)\}|(?<!\\)\$\$.*?\$\$|(?<!\\)\$.*?(?<!\\)\$"
+    r"|(?<!\\)\\\[.*?\\\]|(?<!\\)\\\(.*?\\\)",
+    re.DOTALL,
+)
+"""Formulas and drawings, which are never split."""
+
+_GAP = re.compile(r"\n\s*\n|\s+(?=[A-Z$\\(\"'0-9])")
+"""Where a sentence may end: at an empty line, or before a character that may start a sentence."""
+
+_END = re.compile(r"[.!?][\"')\]]*(?:\$\$?|\\\]|\\\))?$")
+
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|e\.g|i\.e|etc|vs|cf|resp|Dr|Mr|Mrs|Ms|St|No|Fig|Eq)\.$")
+
+
+def split_sentences(text: str) -> list[str]:
+    r"""Split a text into sentences, never inside a formula; a full stop inside a formula may end a sentence.
+
+    >>> split_sentences("So $x = 1.5. Y$ holds. Then $y=2.$ Mr. Fox has \\$3.50. Done!")
+    ['So $x = 1.5. Y$ holds.', 'Then $y=2.$', 'Mr. Fox has \\$3.50.', 'Done!']
+    """
+    formulas = [match.span() for match in _FORMULA.finditer(text)]
+    sentences, start = [], 0
+    for gap in _GAP.finditer(text):
+        if any(first < gap.end() and gap.start() < last for first, last in formulas):
+            continue
+        before = text[start : gap.start()]
+        is_end = "\n\n" in re.sub(r"[^\S\n]", "", gap[0]) or _END.search(before)
+        if is_end and not _ABBREVIATION.search(before):
+            sentences.append(before)
+            start = gap.end()
+    return [sentence for part in [*sentences, text[start:]] if (sentence := " ".join(part.split()))]
+
+
+def answer_of(text: str, separator: str | None) -> str:
+    """Return the text after the last separator; all of it without a separator.
+
+    >>> answer_of("2*3=6, 6+1=7, 7", ", "), answer_of("(3,4)=p, (3,4)", ", "), answer_of("a , b", ", ")
+    ('7', '(3,4)', 'b')
+    """
+    return text if separator is None else text[answer_start(text, separator) :].strip()
+
+
+def answer_start(text: str, separator: str) -> int:
+    """Return the index after the last separator of a text; 0 if there is none.
+
+    Some tokenizers change the white space around a separator. If it is not found as written, its mark with white space
+    on one side counts.
+
+    >>> [answer_start(text, ", ") for text in ("a=1, 7", "a=1 , 7", "1,234")]
+    [5, 6, 0]
+    """
+    found = text.rfind(separator)
+    if found >= 0:
+        return found + len(separator)
+    mark = re.escape(separator.strip())
+    ends = [match.end() for match in re.finditer(rf"\s{mark}\s*|{mark}\s+", text)] if mark else []
+    return ends[-1] if ends else 0

@@ -16,14 +16,14 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from datasets import Dataset, Features, IterableDataset, Value
 
 from rim_peft.data import lines
-from rim_peft.data.cache import source_hash
 from rim_peft.data.chats import CHAT_COLUMNS, Chat
 from rim_peft.data.examples import ROW_ERROR, Example, Question, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows, split_name
+from rim_peft.data.hashes import source_hash
 from rim_peft.data.lines import JSON_COLUMN, ROW_PLACE, parse_object
 from rim_peft.data.sources import CONVERSATION, find_splits, is_held_out
-from rim_peft.tasks import answers, steps, turns
-from rim_peft.tasks.answers import split_sentences
+from rim_peft.tasks import answers, latex, steps, turns
+from rim_peft.tasks.steps import split_sentences
 
 logger = logging.getLogger(__name__)
 
@@ -212,6 +212,7 @@ class Task:
             RowError.__module__,
             __name__,
             answers.__name__,
+            latex.__name__,
             steps.__name__,
             turns.__name__,
             lines.__name__,

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 from rim_peft.data.sources import asking_hub
 from rim_peft.training.distributed import shards_weights
 from rim_peft.training.readout_config import ReadoutConfig
-from rim_peft.tuner.bases import attention_of, find_layers
+from rim_peft.tuner.bases import attention_of
 from rim_peft.tuner.card import CARD_FILE, TAGS, CardText, Usage, render_card
 from rim_peft.tuner.config import RiMConfig
+from rim_peft.tuner.layers import find_layers
 
 
 def write_card(folder: Path, *, name: str | None, stage: str, base: str) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints independent of the number of processes; files with the best and the last weights."""
+"""Checkpoints independent of the number of processes, files of finished stages, the best and the last weights."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rim_peft.training.distributed import fill_adapter, gather_adapter, on_main
-from rim_peft.training.files import find_damage, replace_file, write_text
+from rim_peft.training.distributed import fill_adapter, gather_adapter, gather_optimizer, on_main
+from rim_peft.training.files import MANIFEST, find_damage, replace_file, write_manifest, write_text
 from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import not_finite, read_tensors, seal_tensors
 from rim_peft.values import cut, is_number
@@ -206,3 +209,66 @@ def load_weights(model: PeftModel, path: Path) -> None:
         ValueError: the file is damaged or belongs to another adapter; the model does not change.
     """
     fill_adapter(model, read_tensors(path))
+
+
+FINAL, HISTORY, MOMENTS = "final.safetensors", "history.json", "optimizer.pt"
+"""Files of a finished stage; the optimiser's moments only if the next stage continues with them."""
+
+
+def mark_finished(
+    folder: Path, names: Sequence[str], model: PeftModel, optimizer: Any, log: Sequence[dict[str, float]]
+) -> None:
+    """Write a finished stage's files; every process must call it."""
+    state = gather_optimizer(optimizer) if MOMENTS in names else None
+
+    def write() -> None:
+        if state is not None:
+            replace_file(folder / MOMENTS, partial(torch.save, state))  # loaded with weights_only=True
+        write_text(folder / HISTORY, json.dumps(log))
+
+    on_main(write)
+    # Last but for the manifest: the weights mark the stage as finished.
+    save_weights(model, folder / FINAL)
+    on_main(lambda: write_manifest(folder, names))
+
+
+def read_finished(folder: Path, names: Sequence[str]) -> list[dict[str, float]] | None:
+    """Return the log lines of a finished stage, None if it is not finished or its files are damaged."""
+    marks = folder / MANIFEST, folder / FINAL
+    if not any(mark.exists() for mark in marks):
+        return None
+    if (damage := find_damage(folder, names)) is not None:
+        logger.warning("%s: %s. The stage resumes from its last checkpoint, to the same weights.", folder, damage)
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+        return None
+    lines: list[dict[str, float]] = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    return lines
+
+
+def read_log(checkpoint: Path | None) -> tuple[list[dict[str, float]], int]:
+    """Return a checkpoint's log lines and step; no lines and 0 without a checkpoint."""
+    if checkpoint is None:
+        return [], 0
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state.log_history, state.global_step
+
+
+def offered(history: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """Return stage, step and score of all weights offered as the best."""
+    return [
+        {"stage": stage, "step": line["step"], SCORE: line[f"eval_{SCORE}"]}
+        for stage, lines in history.items()
+        for line in lines
+        if f"eval_{SCORE}" in line
+    ]
+
+
+def check_folders(folders: Sequence[Path], *, resume: bool) -> None:
+    """Refuse folders that hold another run's work, since resuming would mistake it for this run's."""
+    patterns = ("*.safetensors", f"{PREFIX_CHECKPOINT_DIR}-*")
+    found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
+    if found and not resume:
+        raise ValueError(
+            f"output_dir: must hold no other run's work, got {found[0]}. Give another folder, or resume=True to resume."
+        )

@@ -23,11 +23,11 @@ from rim_peft.training.baseline import WrittenChain, separator_of
 from rim_peft.training.head import run_head
 from rim_peft.training.losses import phase_at
 from rim_peft.training.metrics import TextMetrics
-from rim_peft.training.readout_config import ReadoutConfig, are_shares, check_unchanged
+from rim_peft.training.readout_config import ReadoutConfig, check_unchanged
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.tuner.thoughts import check_thinks, think
-from rim_peft.values import Range, check_integer, check_ranges, check_share
+from rim_peft.values import Range, are_shares, check_integer, check_ranges, check_share
 
 
 def count_longest(row: TokenizedRow, *, separator_ids: Sequence[int], thoughts_per_step: int, num_stages: int) -> int:

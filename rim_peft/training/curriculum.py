@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,30 +13,29 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rim_peft.training.checkpoints import SCORE, BestWeights, last_checkpoint, load_weights, save_weights
-from rim_peft.training.distributed import check_resumed, fill_optimizer, gather_optimizer, on_main, run_whole
-from rim_peft.training.files import (
-    MANIFEST,
-    explain_write_errors,
-    find_damage,
-    hold,
-    replace_file,
-    write_manifest,
-    write_text,
+from rim_peft.training.checkpoints import (
+    FINAL,
+    HISTORY,
+    MOMENTS,
+    SCORE,
+    BestWeights,
+    check_folders,
+    last_checkpoint,
+    load_weights,
+    mark_finished,
+    offered,
+    read_finished,
+    read_log,
 )
+from rim_peft.training.distributed import check_resumed, fill_optimizer, on_main, run_whole
+from rim_peft.training.files import explain_write_errors, hold
 from rim_peft.training.interruption import Interrupted, SignalWatch, StopOnSignal
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer, Validate
 from rim_peft.training.rim import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 from rim_peft.training.samples import ReadSamples
 from rim_peft.tuner.config import active_config
-
-logger = logging.getLogger(__name__)
-
-FINAL, HISTORY, MOMENTS = "final.safetensors", "history.json", "optimizer.pt"
-"""Files of a finished stage; the optimiser's moments only if the next stage continues with them."""
 
 __all__ = ["CurriculumResult", "Interrupted", "run_curriculum", "run_stages"]
 
@@ -128,7 +125,7 @@ def run_stages(
     names = [trainer_class.__name__.removesuffix("Trainer").lower() for trainer_class, _ in stages]
     best = BestWeights(Path(output_dir) / "best.safetensors", names)
     folders = [best.path.parent, *(Path(str(args.output_dir)) for _, args in stages)]
-    on_main(lambda: _check_folders(folders, resume=resume))
+    on_main(lambda: check_folders(folders, resume=resume))
     if isinstance(train_dataset, IterableDataset):
         train_dataset = train_dataset.repeat(None)  # the Trainer can resume only within one pass
     tuner: Any = model.base_model
@@ -142,7 +139,7 @@ def run_stages(
             folder = Path(str(args.output_dir))
             before, moments = moments, folder / MOMENTS if _keeps_optimizer(stages[index + 1 :]) else None
             left = [FINAL, HISTORY, *([MOMENTS] if moments is not None else [])]
-            if resume and (lines := on_main(partial(_read_finished, folder, left))) is not None:
+            if resume and (lines := on_main(partial(read_finished, folder, left))) is not None:
                 load_weights(model, folder / FINAL)
                 history[stage] = lines
                 continue
@@ -158,29 +155,54 @@ def run_stages(
                 read_samples=read_samples,
                 callbacks=[StopOnSignal(signals), *([_KeepBest(best, stage)] if validate is not None else [])],
             )
-            checkpoint = on_main(partial(last_checkpoint, folder)) if resume else None
-            if checkpoint is not None:
-                check_resumed(checkpoint)
-            if resume and validate is not None:
-                log, step = _read_log(checkpoint)
-                on_main(partial(best.check, _offered({**history, stage: log}), at=(stage, step)))
-            if before is not None and checkpoint is None:
-                trainer.add_callback(_GoOnWith(before))
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            if (received := signals.agree()) is not None:
-                raise Interrupted(received)
-            if validate is not None:
-                _compete_at_end(trainer, best, stage, validate)
-            history[stage] = trainer.state.log_history
-            _mark_finished(trainer, folder, left)
-            trainer.release()
-            if (received := signals.agree()) is not None:  # received while the last weights were scored
-                raise Interrupted(received)
+            _train_stage(trainer, best, history, signals, validate, before=before, left=left, resume=resume)
     tuner.set_dropout(own_dropout)
     if validate is not None and best.path.exists():
-        on_main(partial(best.check, _offered(history), at=(names[-1], math.inf)))
+        on_main(partial(best.check, offered(history), at=(names[-1], math.inf)))
         return CurriculumResult(history, best.load(model))
     return CurriculumResult(history)
+
+
+def _train_stage(
+    trainer: ReadoutTrainer,
+    best: BestWeights,
+    history: dict[str, list[dict[str, float]]],
+    signals: SignalWatch,
+    validate: Validate | None,
+    *,
+    before: Path | None,
+    left: Sequence[str],
+    resume: bool,
+) -> None:
+    """Train one stage, from its last checkpoint if there is one to resume from, and write its files.
+
+    Args:
+        history: log lines of the stages before; gets this stage's.
+        before: the previous stage's moments, if this one continues with them.
+        left: names of the files that the finished stage leaves.
+
+    Raises:
+        Interrupted: a signal stopped it.
+    """
+    stage, folder = trainer.stage_name, Path(str(trainer.args.output_dir))
+    checkpoint = on_main(partial(last_checkpoint, folder)) if resume else None
+    if checkpoint is not None:
+        check_resumed(checkpoint)
+    if resume and validate is not None:
+        log, step = read_log(checkpoint)
+        on_main(partial(best.check, offered({**history, stage: log}), at=(stage, step)))
+    if before is not None and checkpoint is None:
+        trainer.add_callback(_GoOnWith(before))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if (received := signals.agree()) is not None:
+        raise Interrupted(received)
+    if validate is not None:
+        _compete_at_end(trainer, best, stage, validate)
+    history[stage] = trainer.state.log_history
+    mark_finished(folder, left, trainer.model, trainer.optimizer, trainer.state.log_history)
+    trainer.release()
+    if (received := signals.agree()) is not None:  # received while the last weights were scored
+        raise Interrupted(received)
 
 
 def _keeps_optimizer(following: Sequence[tuple[type[ReadoutTrainer], ReadoutConfig]]) -> bool:
@@ -224,63 +246,6 @@ class _GoOnWith(TrainerCallback):
         optimizer = kwargs["optimizer"]
         kept = torch.load(self._moments, map_location="cpu", weights_only=True)
         fill_optimizer(optimizer, {**optimizer.state_dict(), "state": kept["state"]})
-
-
-def _mark_finished(trainer: ReadoutTrainer, folder: Path, names: Sequence[str]) -> None:
-    """Write a finished stage's files."""
-    state = gather_optimizer(trainer.optimizer) if MOMENTS in names else None
-
-    def write() -> None:
-        if state is not None:
-            replace_file(folder / MOMENTS, partial(torch.save, state))  # loaded with weights_only=True
-        write_text(folder / HISTORY, json.dumps(trainer.state.log_history))
-
-    on_main(write)
-    # Last but for the manifest: the weights mark the stage as finished.
-    save_weights(trainer.model, folder / FINAL)
-    on_main(lambda: write_manifest(folder, names))
-
-
-def _read_finished(folder: Path, names: Sequence[str]) -> list[dict[str, float]] | None:
-    """Return the log lines of a finished stage, None if it is not finished or its files are damaged."""
-    marks = folder / MANIFEST, folder / FINAL
-    if not any(mark.exists() for mark in marks):
-        return None
-    if (damage := find_damage(folder, names)) is not None:
-        logger.warning("%s: %s. The stage resumes from its last checkpoint, to the same weights.", folder, damage)
-        for mark in marks:
-            mark.unlink(missing_ok=True)
-        return None
-    lines: list[dict[str, float]] = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
-    return lines
-
-
-def _read_log(checkpoint: Path | None) -> tuple[list[dict[str, float]], int]:
-    """Return a checkpoint's log lines and step; no lines and 0 without a checkpoint."""
-    if checkpoint is None:
-        return [], 0
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    return state.log_history, state.global_step
-
-
-def _offered(history: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """Return stage, step and score of all weights offered as the best."""
-    return [
-        {"stage": stage, "step": line["step"], SCORE: line[f"eval_{SCORE}"]}
-        for stage, lines in history.items()
-        for line in lines
-        if f"eval_{SCORE}" in line
-    ]
-
-
-def _check_folders(folders: Sequence[Path], *, resume: bool) -> None:
-    """Refuse folders that hold another run's work, since resuming would mistake it for this run's."""
-    patterns = ("*.safetensors", f"{PREFIX_CHECKPOINT_DIR}-*")
-    found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
-    if found and not resume:
-        raise ValueError(
-            f"output_dir: must hold no other run's work, got {found[0]}. Give another folder, or resume=True to resume."
-        )
 
 
 class _KeepBest(TrainerCallback):

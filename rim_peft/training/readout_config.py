@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from transformers.utils import is_torch_bf16_gpu_available
@@ -15,7 +13,7 @@ from trl import SFTConfig
 from rim_peft.data.examples import Templates
 from rim_peft.training.metrics import current_name
 from rim_peft.tuner.config import MOST_BLOCKS, RiMConfig
-from rim_peft.values import Range, check_integer, check_ranges, check_share, is_number, shown
+from rim_peft.values import Range, _are_depths, are_shares, check_integer, check_ranges, check_share, is_number, shown
 
 # TRL's own ways of filling rows and choosing labels, which conflict with the interleaved layout.
 _REFUSED: dict[str, Any] = {
@@ -73,29 +71,6 @@ def check_unchanged(args: SFTConfig, values: Mapping[str, Any], reason: str, *, 
     for name, needed in values.items():
         if (value := getattr(args, name)) != needed:
             raise ValueError(f"{name}: must stay {needed!r}{where}, got {value!r}: {reason}. Remove it.")
-
-
-def are_shares(value: object) -> bool:
-    """Tell whether a value is a list of shares that sum to 1, none negative and the last one not 0."""
-    return (
-        isinstance(value, list | tuple)
-        and all(map(is_number, value))
-        and len(value) > 0
-        and min(value) >= 0.0
-        and value[-1] > 0.0
-        and math.isclose(sum(value), 1.0, abs_tol=1e-6)
-    )
-
-
-def _are_depths(value: object, count: int) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == count
-        and all(map(is_number, value))
-        and value[0] > 0.0
-        and all(lower <= upper for lower, upper in pairwise(value))
-        and value[-1] == 1.0
-    )
 
 
 def check_range(name: str, value: Any) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from copy import copy
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import EvalLoopOutput
 
-from rim_peft.data.batching import LengthCurriculum, Pace, load_by_tokens, order_by_length
+from rim_peft.data.batching import load_by_tokens
 from rim_peft.data.cache import check_table
 from rim_peft.data.objective import Objective
 from rim_peft.data.preparation import COLUMNS, prepare_dataset
@@ -40,12 +38,12 @@ from rim_peft.training.display import ReadoutProgress
 from rim_peft.training.distributed import main_first, run_whole, shards_weights
 from rim_peft.training.head import CompiledLayers, choose_head, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
-from rim_peft.training.metrics import by_block
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.samples import ReadSamples, send_samples, trackers_of
-from rim_peft.training.watching import WatchedTrainer
-from rim_peft.tuner.bases import check_architecture, check_uncompiled, lowest_layers, num_positions
+from rim_peft.training.short_first import ShortFirstTrainer
+from rim_peft.tuner.bases import check_architecture, num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
+from rim_peft.tuner.layers import check_uncompiled
 
 Validate = Callable[[PeftModel], dict[str, float]]
 """Returns the scores of a model in evaluation mode by name, for example ``{"accuracy": 0.5}``."""
@@ -60,7 +58,7 @@ _REFUSED_ARGUMENTS = {
 }
 
 
-class ReadoutTrainer(WatchedTrainer, ABC):
+class ReadoutTrainer(ShortFirstTrainer):
     """Trains an :class:`~rim_peft.data.objective.Objective`: :class:`GroundingTrainer`, :class:`RefinementTrainer`.
 
     Args:
@@ -79,8 +77,6 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         ValueError: the model has no RIM adapter, cannot run branching rows or is not causal, or rows are bad.
     """
 
-    model: Any  # a PeftModel; the parent declares more types
-    args: ReadoutConfig
     data_collator: Any
     config_class: type[ReadoutConfig]
     least_blocks = 1  # minimum that an adapter must have to be trained
@@ -111,17 +107,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         peft_model = attach(model, peft_config, args, quantization_config=quantization)
         self._rim_config = active_config(peft_model)
         self._objective: Objective | None = None
-        self._window = 0  # the first step that the next log line covers
-        check_adapter(peft_model, self._rim_config, min_blocks=self.least_blocks, block_range=args.block_range)
-        trains_memory = self.objective_of(args, self._rim_config).trains_memory
-        peft_model.base_model.memory.rows(peft_model.active_adapter).requires_grad_(trains_memory)
-        check_architecture(peft_model.get_base_model())
-        if args.compile_layers:
-            check_uncompiled("compile_layers", self._rim_config)
-        fall_back_from_flex(peft_model.get_base_model(), device_type=args.device.type)
-        args = checkpoint_for(peft_model.get_base_model(), args)
-        if args.layer_shares is not None:
-            args = check_depth(peft_model.get_base_model(), self._rim_config, args)
+        args = self._fit(peft_model, args)
         self._max_positions = num_positions(peft_model.config)
         self._validate = validate
         self._read_samples = read_samples
@@ -137,11 +123,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
             processing_class=processing_class,
             **kwargs,
         )
-        # SFTTrainer casts the adapter of a quantised base to bf16. But the memory is trained in fp32, and stage 2 must
-        # start from exactly the weights that stage 1 ended with.
-        for name, parameter in peft_model.named_parameters():
-            if name in adapter_weights and parameter.dtype != adapter_weights[name].dtype:
-                parameter.data = adapter_weights[name].to(parameter.device)
+        _restore_types(peft_model, adapter_weights)
         self._head = choose_head(peft_model.get_base_model(), is_sharded=shards_weights())
         self.data_collator = self.objective.collator(
             pad_id=padding_id(self.tokenizer, self._rim_config.block_tokens.begin),
@@ -156,6 +138,26 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         if args.dropout is not None:
             peft_model.base_model.set_dropout(args.dropout)
         self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
+
+    def _fit(self, model: Any, args: Any) -> Any:
+        """Check that base and adapter can be trained, and return the options that fit them.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        base: Any = model.get_base_model()
+        config = self._rim_config
+        check_adapter(model, config, min_blocks=self.least_blocks, block_range=args.block_range)
+        trains_memory = self.objective_of(args, config).trains_memory
+        model.base_model.memory.rows(model.active_adapter).requires_grad_(trains_memory)
+        check_architecture(base)
+        if args.compile_layers:
+            check_uncompiled("compile_layers", config)
+        fall_back_from_flex(base, device_type=args.device.type)
+        args = checkpoint_for(base, args)
+        if args.layer_shares is not None:
+            args = check_depth(base, config, args)
+        return args
 
     @classmethod
     @abstractmethod
@@ -224,11 +226,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
         Raises:
             ValueError: the rows are a stream, but their lengths are needed.
         """
-        if self.args.length_shares is not None and not isinstance(self.train_dataset, Dataset):
-            raise ValueError(
-                "length_shares: needs the rows' lengths, which a stream does not have. Give a Dataset, or omit "
-                "length_shares."
-            )
+        self.check_rows()
         if self.args.max_tokens_per_batch is None:
             return _on_host(super().get_train_dataloader())
         loader = load_by_tokens(
@@ -252,68 +250,6 @@ class ReadoutTrainer(WatchedTrainer, ABC):
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """Return the loader of evaluation batches."""
         return _on_host(super().get_eval_dataloader(*args, **kwargs))
-
-    def row_order(self) -> Any:
-        """Return the sampler of training rows; with ``length_shares`` short chains come first."""
-        return super().row_order() if self.args.length_shares is None else self.lengths
-
-    @cached_property
-    def lengths(self) -> LengthCurriculum:
-        """The order of rows in a curriculum by length."""
-        args: Any = self.args
-        rows: Any = self.train_dataset
-        pace = Pace.of(args, len(rows), num_processes=self.accelerator.num_processes)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        return order_by_length(rows, args.length_shares, pace, seed=seed)
-
-    def before_epoch(self, epoch: int) -> None:
-        """Tell the order of rows; when several processes resume, it is nested too deep in their loader to be told."""
-        if self.args.length_shares is not None:
-            self.lengths.set_epoch(epoch)
-
-    def figures(self, mode: str) -> dict[str, float]:
-        """Return a log line's figures besides the loss; starts the next phase early once short chains are learned."""
-        figures = super().figures(mode)
-        if mode != "train" or self.args.length_shares is None:
-            return figures
-        step = self.state.global_step
-        first, last = self._window, max(0, step - 1)
-        self._window = step
-        longest = self.lengths.most_steps(last)
-        if longest is None:
-            return figures
-        if self.lengths.phase_at(first) == self.lengths.phase_at(last) and self._has_learned(figures, longest):
-            # Batches are drawn ahead of training: one by accelerate, more by worker processes.
-            drawn = 1 + self.args.dataloader_num_workers * (self.args.dataloader_prefetch_factor or 2)
-            self.lengths.advance(last, step + 1 + math.ceil(drawn / self.args.gradient_accumulation_steps))
-        figures = {**figures, "longest_chain": float(longest)}
-        return figures if self.args.layer_shares is None else {**figures, "num_layers": float(self._num_layers(last))}
-
-    def _num_layers(self, step: int) -> int:
-        """Return how many of the base's layers a training step runs."""
-        num_layers: int = self.model.config.get_text_config().num_hidden_layers
-        longest = self.lengths.most_steps(step)
-        return num_layers if longest is None else self.args.num_layers(longest, num_layers)
-
-    def _has_learned(self, figures: Mapping[str, float], longest: int) -> bool:
-        """Tell whether the last block's readouts reach ``length_accuracy`` on the current chains."""
-        last = self.objective.last_block(longest)
-        accuracies = [value for block, value in by_block(figures, "token_accuracy").items() if block <= last]
-        accuracy = accuracies[-1] if accuracies else 0.0
-        return self.args.length_accuracy is not None and accuracy >= self.args.length_accuracy
-
-    def running(self) -> dict[str, Any]:
-        """Return what a log line sums up, and when the phases of a curriculum by length began."""
-        running = super().running()
-        return running if self.args.length_shares is None else {**running, "lengths": self.lengths.begins}
-
-    def go_on(self, running: dict[str, Any] | None) -> None:
-        """Begin a training or, with the result of :meth:`running`, continue one."""
-        super().go_on(running)
-        running = running or {}
-        self._window = running.get("last_logged", 0)
-        if self.args.length_shares is not None:
-            self.lengths.begins = list(running.get("lengths", self.lengths.planned))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; afterwards the check that a training has blocks in its rows applies again."""
@@ -353,13 +289,8 @@ class ReadoutTrainer(WatchedTrainer, ABC):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward."""
         # Around backward too: gradient checkpointing runs the layers again there.
-        with self._compiled_layers, self._depth():
+        with self._compiled_layers:
             return super().training_step(*args, **kwargs)
-
-    def _depth(self) -> AbstractContextManager[None]:
-        if self.args.layer_shares is None:
-            return nullcontext()
-        return lowest_layers(self.model.get_base_model(), self._num_layers(self.state.global_step))
 
     def compute_loss(
         self,
@@ -390,7 +321,7 @@ class ReadoutTrainer(WatchedTrainer, ABC):
                 inputs["num_steps"],
                 has_block.sum(dim=1),
                 progress=progress,
-                longest=self.lengths.most_steps(step) if is_training and self.args.length_shares is not None else None,
+                longest=self.longest_chain(step) if is_training else None,
             )
             layout = arrange_rows(self.args, layout, weights)
             self._new_tokens += int(layout.attention_mask.sum()) if is_training else 0
@@ -473,6 +404,15 @@ def arrange_rows(args: ReadoutConfig, layout: Layout, weights: Tensor) -> Layout
     if args.pack_length is None and multiple == 1:
         return layout
     return pack_rows(layout, args.pack_length, multiple_of=multiple)
+
+
+def _restore_types(model: PeftModel, weights: Mapping[str, Tensor]) -> None:
+    """Put an adapter's weights back where their type has changed."""
+    # SFTTrainer casts the adapter of a quantised base to bf16. But the memory is trained in fp32, and stage 2 must
+    # start from exactly the weights that stage 1 ended with.
+    for name, parameter in model.named_parameters():
+        if name in weights and parameter.dtype != weights[name].dtype:
+            parameter.data = weights[name].to(parameter.device)
 
 
 def _on_host(loader: DataLoader) -> DataLoader:

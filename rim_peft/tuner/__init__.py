@@ -1,8 +1,8 @@
 """The tuner: configuration, memory rows, model and generation, registered with PEFT on import."""
 
-from rim_peft.tuner.bases import check_swap
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.tuner.files import check_config
+from rim_peft.tuner.fit import check_swap
 from rim_peft.tuner.memory_embedding import MemoryEmbedding
 from rim_peft.tuner.model import RiMModel
 from rim_peft.tuner.peft_plugin import RIM, check_reading, check_swaps, guard_loading, override, register

@@ -18,18 +18,12 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
-from rim_peft.tuner.bases import (
-    check_base,
-    check_base_architecture,
-    check_targets,
-    check_variants,
-    check_vocabulary,
-    describe_architecture,
-    keep_unpacked,
-)
+from rim_peft.tuner.bases import check_base, keep_unpacked
 from rim_peft.tuner.config import NUM_ROWS, RiMConfig
+from rim_peft.tuner.fit import check_base_architecture, check_targets, check_vocabulary, describe_architecture
 from rim_peft.tuner.generation import BlockGenerator
 from rim_peft.tuner.insertion import check_mixture, mixed_rows
+from rim_peft.tuner.layers import check_variants
 from rim_peft.tuner.memory_embedding import MemoryEmbedding
 from rim_peft.tuner.peft_plugin import BLOCK_OPTIONS, PREFIX
 from rim_peft.tuner.tensors import attached_names, check_tensors

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from rim_peft.sequence.masks import causal_mask, hide_memory, join_blocks, number_blocks
-from rim_peft.tuner.bases import Arguments, check_implementation, find_layers, parameter_names
 from rim_peft.tuner.config import RiMConfig
+from rim_peft.tuner.layers import Arguments, check_implementation, find_layers, parameter_names
 from rim_peft.tuner.memory_embedding import BASE, MemoryEmbedding
 
 _ARGUMENT = "rim_memory_pass"

@@ -23,8 +23,8 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rim_peft.export.checking import LEAST_PROMPTS, Expected, expect
-from rim_peft.export.weights import ExportOptions
-from rim_peft.inference.decoding import generate_greedily
+from rim_peft.export.folder import ExportOptions
+from rim_peft.inference.greedy import generate_greedily
 from rim_peft.run import Run, export, load_run
 from rim_peft.run.rows import read_examples
 from rim_peft.tuner.config import active_config

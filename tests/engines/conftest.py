@@ -23,16 +23,17 @@ import torch
 from benchmarks.load import HOST
 from benchmarks.vllm_server import VllmServer, find_python
 from rim_peft.data.examples import Question
-from rim_peft.export import embedding_lora, formats, weights
+from rim_peft.export import embedding_lora, merged, peft_lora, weights
 from rim_peft.export.checking import LEAST_PROMPTS, CheckResult, Expected
+from rim_peft.export.folder import ExportOptions, Prompts
 from rim_peft.export.record import EXPORT_FILE
-from rim_peft.export.weights import ExportOptions, Prompts, on_stored_base, stored_at
+from rim_peft.export.weights import on_stored_base, stored_at
 from rim_peft.recipe import load_recipe
 from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run import Run, load_run
 from rim_peft.run.named_bases import find_base
-from rim_peft.run.record import RECIPE_FILE
+from rim_peft.run.output_folder import RECIPE_FILE
 from rim_peft.run.rows import first_questions
 from rim_peft.run.sharing import FORMATS
 from rim_peft.sequence.layout import BlockTokens
@@ -112,7 +113,7 @@ class Adapter:
         prompts = Prompts([], again.templates, max_new_tokens=self.max_new_tokens)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(weights, "expect", lambda *_, **__: known)
-            for module in (embedding_lora, formats):
+            for module in (embedding_lora, merged, peft_lora):
                 patch.setattr(module, "check", lambda *_, **__: CheckResult(0, 0, 0, 0, 0))
             FORMATS[form](
                 on_stored_base(again.model), again.tokenizer, folder, prompts, ExportOptions(), source="potions"

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from rim_peft.data.examples import Templates
 from rim_peft.export.checking import Expected
-from rim_peft.export.weights import ExportOptions
+from rim_peft.export.folder import ExportOptions
 from rim_peft.run import export, load_run
-from rim_peft.run.base import train_tokenizer
+from rim_peft.run.built_base import train_tokenizer
 from tests.conftest import build_base, build_rim
 from tests.engines.answering import answer_by_ctranslate2, answer_by_llama_cpp, count_equal, expect_of, find_llama_cpp
 

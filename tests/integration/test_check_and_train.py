@@ -271,6 +271,6 @@ def test_little_room_is_noted(
     capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("rim_peft.run.loading.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("rim_peft.run.output_folder.shutil.disk_usage", lambda folder: usage)
     assert main(["check", write_recipe(tmp_path, base)]) == 0
     assert "note: output_dir: the checkpoints take about 0.0 GiB, 0.0 GiB are free" in capsys.readouterr().out

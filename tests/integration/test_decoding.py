@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from rim_peft.data.examples import Templates
-from rim_peft.export.weights import Prompts, as_plain
+from rim_peft.export.folder import Prompts
+from rim_peft.export.weights import as_plain
 from rim_peft.inference import BlockDecoder, Decoded, answer_questions
 from rim_peft.inference.swapping import random_rows
 from tests.conftest import ARCHITECTURES, PAD_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer

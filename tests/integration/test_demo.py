@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rim_peft.cli.main import main
 from rim_peft.demo import BASE, RECIPE, showcase
 from rim_peft.demo.base import make_base, measure_accuracy
-from rim_peft.demo.pretraining import ANSWER, THINK, OntologyBase, PotionsBase, Pretraining, build_tokenizer
+from rim_peft.demo.pretraining import ANSWER, THINK, Pretraining, build_tokenizer
+from rim_peft.demo.task_bases import OntologyBase, PotionsBase
 from rim_peft.recipe import load_recipe
 from rim_peft.tasks.potions import is_correct
 from tests.integration.test_curriculum import SignalAtStep

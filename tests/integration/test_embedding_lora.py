@@ -16,7 +16,8 @@ from rim_peft.cli.main import main
 from rim_peft.data.examples import Templates
 from rim_peft.export import checking
 from rim_peft.export.embedding_lora import RANKS, export_embedding_lora
-from rim_peft.export.weights import ExportOptions, Prompts, on_stored_base
+from rim_peft.export.folder import ExportOptions, Prompts
+from rim_peft.export.weights import on_stored_base
 from rim_peft.inference import answer_questions
 from rim_peft.run import export, load_run
 from tests.conftest import CHAT_TEMPLATE, EOS_ID, VOCAB_SIZE, build_base, build_rim, build_tokenizer

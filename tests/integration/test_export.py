@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from rim_peft.cli.main import main
 from rim_peft.data.chats import Chat
 from rim_peft.data.examples import QuestionError, Templates
-from rim_peft.export import formats as merged_export
+from rim_peft.export import merged as merged_export
 from rim_peft.export.checking import ExportCheckError
+from rim_peft.export.folder import ExportOptions, Prompts
 from rim_peft.export.reading import ExportAnswerer, load_export
-from rim_peft.export.weights import ExportOptions, Prompts
 from rim_peft.inference import BlockAnswerer, answer_questions
 from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, evaluate, export, load_run

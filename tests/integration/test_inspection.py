@@ -28,14 +28,14 @@ from rim_peft.demo import BASE
 from rim_peft.evaluation.controls import shuffle_ids
 from rim_peft.evaluation.probe import Probe
 from rim_peft.inference import BlockAnswerer, answer_questions, read_blocks
-from rim_peft.inference.decoding import generate_greedily
+from rim_peft.inference.greedy import generate_greedily
 from rim_peft.inference.swapping import answer_with_memory_ids, answer_with_swapped_blocks
 from rim_peft.inspection import Inspection, Options, inspect_questions, lens
 from rim_peft.inspection.alternatives import Asked, find_donor, write_chain
 from rim_peft.inspection.attention import attention_weights, split_words
 from rim_peft.inspection.document import END, Chain, QuestionInspection
 from rim_peft.run import Run
-from rim_peft.tuner.bases import find_layers, lowest_layers
+from rim_peft.tuner.layers import find_layers, lowest_layers
 from tests.conftest import EOS_ID, PAD_ID, build_base, build_rim, build_tokenizer, save_base
 
 QUESTION, DONOR = "what is 17 times 4?", "how is 25 under 6??"

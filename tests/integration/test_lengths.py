@@ -17,7 +17,7 @@ from rim_peft.training.baseline import BaselineTrainer
 from rim_peft.training.coconut import CoconutTrainer
 from rim_peft.training.head import CompiledLayers
 from rim_peft.training.readout_trainer import ReadoutTrainer
-from rim_peft.tuner.bases import find_layers
+from rim_peft.tuner.layers import find_layers
 from tests.conftest import MakeTrainer, build_base, build_rim
 from tests.training import (
     ROWS,

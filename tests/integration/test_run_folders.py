@@ -18,7 +18,7 @@ from rim_peft import run_folders
 from rim_peft.cli.main import main
 from rim_peft.methods import METHODS
 from rim_peft.recipe import load_recipe
-from rim_peft.run import record, train
+from rim_peft.run import output_folder, train
 from rim_peft.training import checkpoints, curriculum, files, readout_trainer
 from rim_peft.training.samples import Sample
 from rim_peft.training.watching import DivergedError
@@ -165,7 +165,7 @@ def test_a_stopped_run_and_one_that_diverged(
 
 
 def test_names_are_those_of_the_modules_that_write_the_files() -> None:
-    assert (run_folders._RECIPE, run_folders._ADAPTER) == (record.RECIPE_FILE, record.ADAPTER_FILE)
+    assert (run_folders._RECIPE, run_folders._ADAPTER) == (output_folder.RECIPE_FILE, output_folder.ADAPTER_FILE)
     assert run_folders._RECORD == RECORD_FILE
     assert (run_folders._LOCK, run_folders._HOLDER) == (files.LOCK, files.HOLDER)
     assert (run_folders._FINAL, run_folders._HISTORY) == (curriculum.FINAL, curriculum.HISTORY)

@@ -27,7 +27,7 @@ from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run import load_run
 from rim_peft.run.loading import describe_asking
-from rim_peft.run.record import listed_files
+from rim_peft.run.output_folder import listed_files
 from rim_peft.tuner.files import file_digests
 from tests.conftest import VOCAB_SIZE, build_base, build_rim, build_tokenizer
 from tests.robustness.judging import Case

@@ -79,14 +79,7 @@ def write_recipe(
         scored: ``eval_strategy`` of stage 1; with ``"no"`` its last weights alone are scored, after the training.
         refinement: further options of stage 2.
     """
-    rows = folder / "rows"
-    rows.mkdir(parents=True)
-    for split, first in (("train", 2), ("valid", 40), ("test", 60)):
-        lines = [
-            {"question": f"3 bags of {n}?", "answer": f"<<3*{n}={3 * n}>> <<{3 * n}+0={3 * n}>>\n#### {3 * n}"}
-            for n in range(first, first + 8)
-        ]
-        (rows / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = _write_rows(folder / "rows")
     width = 64 if quantization else 32  # nf4 has blocks of 64
     stage: dict[str, Any] = {
         "per_device_train_batch_size": 4,
@@ -123,6 +116,18 @@ def write_recipe(
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return load_recipe(path)
+
+
+def _write_rows(folder: Path) -> Path:
+    """Write eight rows of each split, of two steps each, and return the folder."""
+    folder.mkdir(parents=True)
+    for split, first in (("train", 2), ("valid", 40), ("test", 60)):
+        lines = [
+            {"question": f"3 bags of {n}?", "answer": f"<<3*{n}={3 * n}>> <<{3 * n}+0={3 * n}>>\n#### {3 * n}"}
+            for n in range(first, first + 8)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
 
 
 def digest_run(folder: Path) -> dict[str, Any]:
@@ -296,38 +301,35 @@ def watch_run(run: Path, tell: Callable[[str, str, Callable[[], None] | None], N
 
     sys.addaudithook(hook)
 
-    def watch_writer(owner: Any, name: str, position: int) -> None:
-        original = getattr(owner, name)
+    def tell_of_writer(args: tuple[Any, ...], position: int, write: Callable[[], Any]) -> None:
+        path = str(args[position])
 
-        def write(*args: Any, **kwargs: Any) -> Any:
-            path = str(args[position])
+        def cut() -> None:
+            write()
+            os.truncate(path, Path(path).stat().st_size // 2)
 
-            def cut() -> None:
-                original(*args, **kwargs)
-                os.truncate(path, Path(path).stat().st_size // 2)
+        if path.startswith(inside):
+            say("file", path[len(inside) :], cut)
 
-            if path.startswith(inside):
-                say("file", path[len(inside) :], cut)
-            return original(*args, **kwargs)
+    _before(torch, "save", lambda args, write: tell_of_writer(args, 1, write))
+    _before(safetensors.torch, "serialize_file", lambda args, write: tell_of_writer(args, 1, write))
+    for owner, name in (
+        (ReadoutTrainer, "training_step"),
+        (training.Validation, "__call__"),
+        (training.Validation, "report"),
+    ):
+        _before(owner, name, lambda args, work, name=name: (say("operation", name), say("work", name)))
 
-        setattr(owner, name, write)
 
-    watch_writer(torch, "save", 1)
-    watch_writer(safetensors.torch, "serialize_file", 1)
+def _before(owner: Any, name: str, tell: Callable[[tuple[Any, ...], Callable[[], Any]], Any]) -> None:
+    """Replace a function by one that first tells of its arguments, and of what it is about to do."""
+    original = getattr(owner, name)
 
-    def watch_work(owner: Any, name: str) -> None:
-        original = getattr(owner, name)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tell(args, lambda: original(*args, **kwargs))
+        return original(*args, **kwargs)
 
-        def work(*args: Any, **kwargs: Any) -> Any:
-            say("operation", name)
-            say("work", name)
-            return original(*args, **kwargs)
-
-        setattr(owner, name, work)
-
-    watch_work(ReadoutTrainer, "training_step")
-    watch_work(training.Validation, "__call__")
-    watch_work(training.Validation, "report")
+    setattr(owner, name, call)
 
 
 def run_forked(work: Callable[[], None], *, kill_after: float | None = None) -> tuple[int, str]:

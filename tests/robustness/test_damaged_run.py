@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from rim_peft.run import training
-from rim_peft.run.record import RECIPE_FILE
+from rim_peft.run.output_folder import RECIPE_FILE, holds_run
 from rim_peft.training.files import InUseError, hold
 from tests.robustness.crash_points import Subject, write_recipe
 from tests.robustness.judging import unclear_text
@@ -142,7 +142,7 @@ def test_all_damages(part: int, stopped: Stopped) -> None:
 def test_what_a_run_left_that_had_not_begun_is_no_run(left: str, expected: bool, tmp_path: Path) -> None:
     for name in left.split():
         (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("")
-    assert training.holds_run(tmp_path) is expected
+    assert holds_run(tmp_path) is expected
 
 
 def test_a_run_that_was_killed_before_it_began_starts(stopped: Stopped, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rim_peft.comparison.sections import Comparison, MethodOptions, RowsOptions,
 from rim_peft.data.examples import Templates
 from rim_peft.data.tokenization import tokenize_prompts
 from rim_peft.run.loading import load_run
-from rim_peft.run.record import shared_files
+from rim_peft.run.output_folder import shared_files
 from tests.conftest import build_rim, build_tokenizer, save_base
 from tests.integration.test_check_and_train import write_recipe
 

@@ -25,11 +25,12 @@ from rim_peft.comparison.plots.style import new_figure, plain, plot_style, save
 from rim_peft.comparison.report import render_markdown, render_page
 from rim_peft.data.examples import Templates
 from rim_peft.escaping import code_span, fence, json_text, markdown, page, visible
+from rim_peft.export.card import render_adapter_card
+from rim_peft.export.card import render_card as render_export_card
 from rim_peft.export.checking import CheckResult
-from rim_peft.export.record import ExportRecord, render_adapter_card
-from rim_peft.export.record import render_card as render_export_card
+from rim_peft.export.folder import Prompts
+from rim_peft.export.record import ExportRecord
 from rim_peft.export.tokens import MemoryTokens
-from rim_peft.export.weights import Prompts
 from rim_peft.run.record import render_run_card
 from rim_peft.training.attachment import write_card
 from rim_peft.training.files import write_text

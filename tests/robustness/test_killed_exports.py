@@ -12,7 +12,7 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from rim_peft.export import embedding_lora, formats
+from rim_peft.export import embedding_lora, merged, peft_lora
 from rim_peft.export.checking import CheckResult
 from rim_peft.run import export, load_run
 from tests.integration import test_embedding_lora
@@ -39,7 +39,7 @@ def export_watched(adapter: Path, out: Path, form: str, monkeypatch: pytest.Monk
         patch.setattr(owner, name, call)
 
     with monkeypatch.context() as patch:
-        module: Any = embedding_lora if form == "embedding-lora" else formats
+        module: Any = {"merged": merged, "peft-lora": peft_lora, "embedding-lora": embedding_lora}[form]
         patch.setattr(module, "check", lambda *args, **options: CHECKED)  # which has tests of its own
         for owner, names in (
             (Path, ("replace", "rename", "write_text")),

@@ -19,7 +19,7 @@ from rim_peft.comparison.plots.style import (
     spread,
 )
 from rim_peft.comparison.results import Method, Results, pool, pool_lengths
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.scores import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

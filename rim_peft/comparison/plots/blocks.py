@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rim_peft.comparison.numbers import steps
 from rim_peft.comparison.plots.style import Drawing, Look, errors, looks, new_figure, plain, shades, share_axis, spread
 from rim_peft.comparison.results import Method, Results, group, mean, pool, pool_lengths
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.scores import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

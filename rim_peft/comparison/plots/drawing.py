@@ -10,7 +10,7 @@ from rim_peft.comparison.plots.answers import draw_ablations, draw_accuracy, dra
 from rim_peft.comparison.plots.blocks import draw_blocks, draw_budget, draw_controls, draw_probe, draw_states
 from rim_peft.comparison.plots.style import Drawing, Plot, plain, plot_style, save
 from rim_peft.comparison.results import Results
-from rim_peft.run.record import write_files
+from rim_peft.run.output_folder import write_files
 
 _DRAW: tuple[Callable[[Results], list[Drawing]], ...] = (
     draw_accuracy,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rim_peft.comparison.results import Results
 from rim_peft.escaping import one_line
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.scores import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,13 +8,10 @@ from typing import Any
 from rim_peft.comparison.numbers import count
 from rim_peft.comparison.plots.style import Plot
 from rim_peft.comparison.report.answers import (
-    describe_setting,
-    list_runs,
     tabulate_ablations,
     tabulate_accuracy,
     tabulate_latency,
     tabulate_pairs,
-    tabulate_search,
     tabulate_states,
 )
 from rim_peft.comparison.report.blocks import (
@@ -27,6 +24,7 @@ from rim_peft.comparison.report.blocks import (
 )
 from rim_peft.comparison.report.content import Bullets, Part, PlotsOf, Report, Section, Table
 from rim_peft.comparison.report.result import state_result
+from rim_peft.comparison.report.setting import describe_setting, list_runs, tabulate_search
 from rim_peft.comparison.results import Results
 
 _PARTS = {

@@ -18,7 +18,7 @@ from rim_peft.comparison.numbers import (
 from rim_peft.comparison.plots.blocks import WAYS
 from rim_peft.comparison.report.content import PlotsOf, Section, Table, beside
 from rim_peft.comparison.results import Method, Results, group, mean, pool, pool_lengths
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.scores import Score
 
 _CHOSEN = ("vote", "confidence", "probe")  # ways that choose; final does not, and any block needs the gold answers
 

@@ -8,7 +8,7 @@ from typing import Any
 from rim_peft.comparison.numbers import NONE, count, difference, p_value, ratio, share_in_interval
 from rim_peft.comparison.report.content import Link, Part, PlotsOf, Section, Table
 from rim_peft.comparison.results import Method, Results, pool
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.scores import Score
 
 
 def state_result(results: Results, plots: PlotsOf, questions: str | None) -> Section:

@@ -11,7 +11,7 @@ import torch
 from rim_peft.chains.options import ChainOptions
 from rim_peft.chains.teachers import Draft, LocalTeacher, Request, _draw, _Sampling, cut_at
 from rim_peft.data.examples import Templates
-from rim_peft.inference.decoding import can_share
+from rim_peft.inference.greedy import can_share
 from tests.conftest import ARCHITECTURES, EOS_ID, build_base, build_tokenizer
 
 QUESTIONS = ["1 + 1?", "What is 20 + 22, doubled and doubled again?", "<eos> is a token?"]

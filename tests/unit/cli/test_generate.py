@@ -8,7 +8,7 @@ import pytest
 
 from rim_peft.cli.generate import _as_utf8, answer_fit, read_questions
 from rim_peft.data.examples import QuestionError, RowError, check_question
-from rim_peft.data.lines import read_asked
+from rim_peft.data.questions import read_asked
 
 
 def test_lines_are_questions_or_json() -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.scores import Score
 
 LENGTHS = ("1", "2", "3", "4")
 NUM_ROWS = 250  # of each length

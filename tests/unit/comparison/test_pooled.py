@@ -1,7 +1,7 @@
 """Scores pooled over seeds, and lookups by method."""
 
 from rim_peft.comparison.results import Results, group, mean, pool, pool_lengths
-from rim_peft.evaluation.accuracy import Score
+from rim_peft.evaluation.scores import Score
 from tests.unit.comparison.results_document import compare_document, score
 
 

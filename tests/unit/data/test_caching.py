@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, concatenate_datasets
 
-from rim_peft.data.cache import digest_of, rows_hash, source_hash
+from rim_peft.data.hashes import digest_of, rows_hash, source_hash
 from rim_peft.tasks import get_task
 
 ROWS = [{"question": name, "steps": [name], "answer": None} for name in "abcd"]

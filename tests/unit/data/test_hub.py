@@ -17,8 +17,9 @@ from rim_peft.data import sources as hub
 from rim_peft.data.sources import find_splits
 from rim_peft.recipe import ModelOptions
 from rim_peft.run import load_run
-from rim_peft.run.base import load_base, load_config, load_tokenizer
+from rim_peft.run.base import load_base, load_config
 from rim_peft.run.sharing import push
+from rim_peft.run.tokenizer import load_tokenizer
 from tests.conftest import build_rim
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rim_peft.data.examples import RowError
-from rim_peft.data.lines import parse_object, read_asked, read_lines
+from rim_peft.data.lines import parse_object, read_lines
+from rim_peft.data.questions import read_asked
 from rim_peft.tasks import get_task
 
 GOOD = {"question": "1 + 1?", "answer": "2", "steps": ["1+1=2"]}

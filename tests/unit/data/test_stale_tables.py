@@ -78,7 +78,9 @@ def test_changed_code_is_not_served_stale(texts: list[str], monkeypatch: pytest.
     prepare(ROWS)
     assert texts
     own = [module for module in hashed if module.startswith("rim_peft")]  # the tokenizer's is hashed too
-    assert own == [f"rim_peft.data.{name}" for name in ("cache", "tokenization", "examples", "chats", "bad_rows")]
+    assert own == [
+        f"rim_peft.data.{name}" for name in ("cache", "tokenization", "special_tokens", "examples", "chats", "bad_rows")
+    ]
 
 
 def read_file(path: Path) -> Iterator[Any]:

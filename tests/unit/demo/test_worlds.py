@@ -9,16 +9,8 @@ from typing import Any
 import pytest
 
 from rim_peft.demo import base
-from rim_peft.demo.pretraining import (
-    ANSWER,
-    BASES,
-    THINK,
-    OntologyBase,
-    PotionsBase,
-    Pretraining,
-    build_tokenizer,
-    encode,
-)
+from rim_peft.demo.pretraining import ANSWER, THINK, Pretraining, build_tokenizer, encode
+from rim_peft.demo.task_bases import BASES, OntologyBase, PotionsBase
 from rim_peft.tasks import get_task
 from rim_peft.tasks.ontology import KINDS
 from tests.unit.data.conftest import DATA_DIR

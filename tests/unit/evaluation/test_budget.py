@@ -46,7 +46,7 @@ def test_the_curve_is_one_count_at_a_time(
 ) -> None:
     model, task = make_rim(), SameText()
     examples = make_examples(model, tokenizer)
-    monkeypatch.setattr("rim_peft.inference.answerer.can_decode", lambda model: can_decode)
+    monkeypatch.setattr("rim_peft.inference.block_answerer.can_decode", lambda model: can_decode)
     options: dict[str, Any] = {"max_new_tokens": 4, "batch_size": 4}
     curve = budget_curve(model, tokenizer, examples, task, COUNTS, num_timed=2, **options)
     assert [point["num_blocks"] for point in curve] == [0, 1, 3]

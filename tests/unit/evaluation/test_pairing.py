@@ -7,7 +7,8 @@ from typing import Literal
 import pytest
 
 from rim_peft.data.examples import Example, read_example
-from rim_peft.evaluation.controls import ChainCounterfactual, ChainTask, pair_examples, plan_swaps, shuffle_ids
+from rim_peft.evaluation.controls import ChainCounterfactual, ChainTask, shuffle_ids
+from rim_peft.evaluation.pairs import pair_examples, plan_swaps
 from rim_peft.tasks import Task
 from rim_peft.tasks.potions import Potions
 

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Example
-from rim_peft.evaluation.accuracy import Score
 from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts, gap_closed, judge_steps
+from rim_peft.evaluation.scores import Score
 from rim_peft.inference import read_blocks
 from rim_peft.tasks import get_task
 from tests.conftest import build_rim

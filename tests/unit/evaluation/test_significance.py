@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from scipy.stats import binomtest
 
-from rim_peft.evaluation.accuracy import Score, paired_difference, pooled_difference
+from rim_peft.evaluation.accuracy import paired_difference, pooled_difference
+from rim_peft.evaluation.scores import Score
 
 
 @pytest.mark.parametrize(("correct", "rows"), [(0, 10), (10, 10), (3, 7), (450, 1000), (1, 250)])

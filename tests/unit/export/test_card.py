@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from rim_peft.data.examples import Templates
+from rim_peft.export.card import render_adapter_card, render_card, render_modelfile
 from rim_peft.export.checking import CheckResult
-from rim_peft.export.record import ExportRecord, render_adapter_card, render_card, render_modelfile
+from rim_peft.export.folder import Prompts
+from rim_peft.export.record import ExportRecord
 from rim_peft.export.tokens import MemoryTokens
-from rim_peft.export.weights import Prompts
 
 RESULT = CheckResult(32, 32, 0, 32, 0)
 

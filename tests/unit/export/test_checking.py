@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from rim_peft.data.examples import Templates
-from rim_peft.export.checking import CheckResult, ExportCheckError, expect
-from rim_peft.export.formats import raise_if_differing
-from rim_peft.export.record import ExportRecord, describe, read_record
+from rim_peft.export.card import describe
+from rim_peft.export.checking import CheckResult, ExportCheckError, expect, raise_if_differing
+from rim_peft.export.folder import ExportOptions, check_new
+from rim_peft.export.record import ExportRecord, read_record
 from rim_peft.export.tokens import MemoryTokens
-from rim_peft.export.weights import ExportOptions, check_new
 from tests.conftest import MakeRim, build_tokenizer
 
 MEMORY = MemoryTokens(["<b>", "<m>", "</b>"], [7, 8, 9], num_blocks=2, block_size=1)

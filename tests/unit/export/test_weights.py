@@ -11,17 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from rim_peft.data.examples import Templates
+from rim_peft.export.folder import Prompts
 from rim_peft.export.tokens import add_memory_tokens, append_blocks, save_model, save_tokenizer
-from rim_peft.export.weights import (
-    Prompts,
-    add_rows,
-    as_plain,
-    dequantized,
-    is_tied,
-    memory_rows,
-    merged,
-    quantization_of,
-)
+from rim_peft.export.weights import add_rows, as_plain, dequantized, is_tied, memory_rows, merged, quantization_of
 from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, MakeBase, MakeRim, build_base, build_rim, build_tokenizer
 
 IDS = [VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 2]

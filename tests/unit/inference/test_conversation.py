@@ -95,7 +95,7 @@ def test_without_a_decoder_turns_are_fresh(monkeypatch: pytest.MonkeyPatch) -> N
     """As with recurrent layers, whose states cannot be cropped."""
     answerer = answerer_of(build_rim())
     expected = [answerer.conversation([SYSTEM]).answer(text) for text in TURNS]
-    monkeypatch.setattr("rim_peft.inference.answerer.can_decode", lambda model: False)
+    monkeypatch.setattr("rim_peft.inference.block_answerer.can_decode", lambda model: False)
     conversation = answerer.conversation([SYSTEM])
     assert conversation.answer(TURNS[0]) == expected[0]
     messages = [*conversation.messages, {"role": "user", "content": TURNS[1]}]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rim_peft.inference.decoding import generate_greedily
+from rim_peft.inference.greedy import generate_greedily
 from tests.conftest import EOS_ID, PAD_ID, build_base, build_rim
 
 PROMPTS = [[7, 8, 9, 10], [11]]

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.inference import answer_questions, answer_with_thoughts, read_blocks
-from rim_peft.inference.decoding import generate_greedily
+from rim_peft.inference.greedy import generate_greedily
 from rim_peft.tuner.bases import evaluation_mode
 from tests.conftest import PAD_ID, build_rim
 

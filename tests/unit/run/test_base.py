@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from rim_peft.data.examples import ROW_ERROR, Templates
 from rim_peft.recipe import ModelOptions
 from rim_peft.run import base as base_module
-from rim_peft.run.base import build_base, build_meta_base, load_base, load_tokenizer
+from rim_peft.run.base import build_meta_base, load_base
+from rim_peft.run.built_base import build_base
+from rim_peft.run.tokenizer import load_tokenizer
 from tests.conftest import build_base as tiny_base
 
 CONFIG = {"model_type": "gpt2", "vocab_size": 300, "n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 128}

@@ -19,9 +19,11 @@ from rim_peft.recipe import DataOptions, ModelOptions, Recipe
 from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
 from rim_peft.run import base, load_run, loading, named_bases
-from rim_peft.run.base import load_base, load_config, load_tokenizer, locate_base, pin_base
-from rim_peft.run.named_bases import BASES, convert, fetch_base, find_base, parse_name, pin_name, public_name
-from rim_peft.run.training import _kept_base
+from rim_peft.run.base import load_base, load_config, locate_base, pin_base
+from rim_peft.run.gguf import convert
+from rim_peft.run.named_bases import BASES, fetch_base, find_base, parse_name, pin_name, public_name
+from rim_peft.run.output_folder import kept_base
+from rim_peft.run.tokenizer import load_tokenizer
 from tests.conftest import build_rim
 
 NAME = "smollm2-135m"
@@ -61,9 +63,9 @@ def test_a_run_that_goes_on_keeps_its_weights(home: Path, tmp_path: Path) -> Non
     (tmp_path / "recipe.yaml").write_text(f"model: {{name_or_path: {NAME}@hub}}\n")
     recipe = Recipe(output_dir=str(tmp_path), model=ModelOptions(name_or_path=NAME), data=DataOptions(task="potions"))
     assert pin_base(recipe).model.name_or_path == f"{NAME}@package"
-    assert pin_base(recipe, kept=_kept_base(tmp_path)).model.name_or_path == f"{NAME}@hub"
+    assert pin_base(recipe, kept=kept_base(tmp_path)).model.name_or_path == f"{NAME}@hub"
     assert pin_base(recipe, kept="owner/name").model.name_or_path == f"{NAME}@package"
-    assert _kept_base(home) is None
+    assert kept_base(home) is None
 
 
 def test_a_revision_reaches_the_hub_and_no_package(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

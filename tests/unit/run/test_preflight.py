@@ -11,7 +11,8 @@ import pytest
 
 from rim_peft.recipe import load_recipe
 from rim_peft.run.at_hand import AtHand
-from rim_peft.run.preflight import Preflight, RunFindings
+from rim_peft.run.findings import RunFindings
+from rim_peft.run.preflight import Preflight
 from tests.conftest import build_base, build_tokenizer
 
 LLAMA_3_2_1B: dict[str, Any] = {

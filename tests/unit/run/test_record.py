@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rim_peft.run.record import describe_hardware, describe_versions, write_files
+from rim_peft.run.output_folder import write_files
+from rim_peft.run.record import describe_hardware, describe_versions
 from rim_peft.run.training import _peak_memory
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rim_peft.tasks import get_task
-from rim_peft.tasks.answers import are_equal_expressions, find_boxes, last_box, normalise_latex, unbox
+from rim_peft.tasks.latex import are_equal_expressions, find_boxes, last_box, normalise_latex, unbox
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rim_peft.data.examples import BadRowsError, read_example
-from rim_peft.evaluation.accuracy import score_by_rule
+from rim_peft.evaluation.accuracy import judge_texts, score_by_rule
 from rim_peft.recipe import RecipeError, load_recipe
 from rim_peft.recipe.reading import load_found_recipe
 from rim_peft.tasks import get_task
@@ -84,7 +84,8 @@ def test_another_process_draws_the_rows_again() -> None:
 def test_evaluation_tells_the_verifier_the_question() -> None:
     task = get_task("reasoning-gym:number_format", **FEW)
     row = next(row for row in rows("number_format") if "." in row["answer"])
-    scores = score_by_rule([f"{float(row['answer']):,.4f}"], [read_example(row)], task)
+    verdicts = judge_texts([f"{float(row['answer']):,.4f}"], [read_example(row)], task)
+    scores = score_by_rule(verdicts)
     assert {rule: score.num_correct for rule, score in scores.items()} == {"verifier": 1, "exact-text": 0}
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BloomConfig, BloomForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from rim_peft import RiMConfig
-from rim_peft.tuner.bases import Arguments, check_variants, find_layers, lowest_layers, parameter_names
+from rim_peft.tuner.layers import Arguments, check_variants, find_layers, lowest_layers, parameter_names
 from tests.conftest import ARCHITECTURES, build_base
 
 NAMES = ["hidden_states", "past", "attention_mask"]

@@ -1,10 +1,7 @@
-"""Write an adapter as one plain checkpoint, or as plain LoRA on an extended base.
+"""Write an adapter as plain LoRA on an extended base, which further adapters can share.
 
-As one checkpoint, LoRA is merged and the memory rows become rows of the model; an adapter without blocks, from a
-method that RiM is compared with, is only merged.
-
-As plain LoRA: an engine has one embedding for all adapters, so memory rows become rows of the base. Adapters of one
-base have different rows: each gets three tokens of its own, in which the blocks after its prompts are written::
+An engine has one embedding for all adapters, so memory rows become rows of the base. Adapters of one base have
+different rows: each gets three tokens of its own, in which the blocks after its prompts are written::
 
     folder/base/            the base with three more rows per adapter, and a tokenizer that knows their tokens
     folder/adapters/NAME/   LoRA alone, and a tokenizer that appends this adapter's blocks
@@ -16,9 +13,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,132 +22,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rim_peft.export.checking import CheckResult, ExportCheckError, check
-from rim_peft.export.record import (
-    EXPORT_FILE,
-    ExportRecord,
-    new_record,
-    read_export,
-    render_adapter_card,
-    render_card,
-    render_modelfile,
-    write_json,
-)
+from rim_peft.export.card import render_adapter_card
+from rim_peft.export.checking import CheckResult, Exported, check, raise_if_differing
+from rim_peft.export.folder import STAGING, ExportOptions, Prompts, check_new, clear_unfinished
+from rim_peft.export.record import EXPORT_FILE, new_record, read_export, write_json
 from rim_peft.export.tokens import add_memory_tokens, append_blocks, save_model, save_tokenizer, set_variables
-from rim_peft.export.weights import (
-    STAGING,
-    ExportOptions,
-    Prompts,
-    add_rows,
-    as_plain,
-    check_new,
-    clear_unfinished,
-    free,
-    is_tied,
-    memory_rows,
-    merged,
-    written_at_once,
-)
+from rim_peft.export.weights import add_rows, as_plain, free, is_tied, memory_rows
 from rim_peft.tuner.config import RiMConfig, active_config
-from rim_peft.tuner.files import file_digests
-
-_SHOWN_PROMPTS = 5
-
-
-def export_merged(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    prompts: Prompts,
-    options: ExportOptions,
-    *,
-    source: str,
-    papers: Mapping[str, str] = MappingProxyType({}),
-    noted: Mapping[str, Any] = MappingProxyType({}),
-) -> CheckResult:
-    """Write a plain checkpoint and check it in a fresh process. The model is consumed by this call.
-
-    The folder holds weights, configuration, generation settings, a tokenizer that appends the blocks, a card and
-    ``rim_export.json``. A failed check removes nothing.
-
-    Args:
-        folder: where to write; new or empty.
-        papers: texts of additional files by name, such as its recipe.
-        noted: additional keys of the record.
-
-    Raises:
-        ValueError: the adapter or base cannot be written as a plain checkpoint, or ``folder`` is in use.
-        ExportCheckError: the export answers differently from the adapter.
-    """
-    check_new(folder)
-    config = active_config(model)
-    rows = memory_rows(model) if config.num_blocks else None
-    if rows is None and options.num_blocks is not None:
-        raise ValueError(
-            f"num_blocks: must be left out for an adapter without blocks, got {options.num_blocks} (--num-blocks)."
-        )
-    num_blocks = options.blocks_of(config)
-    extended, memory = add_memory_tokens(tokenizer, num_blocks=num_blocks, block_size=config.block_size)
-    set_variables(extended, prompts.templates.chat_template_kwargs)
-    places = append_blocks(extended, memory, options.append_to)
-    base_name = config.base_model_name_or_path
-    plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks)
-    dtype = options.dtype_of(plain.dtype)
-    base: Any = merged(plain.model).to(dtype)
-    if rows is not None:
-        add_rows(base, memory.ids, rows, keep_tied=options.keep_tied)
-    record = ExportRecord(
-        memory=memory,
-        places=places,
-        source=source,
-        base=base_name,
-        dequantized_from=plain.quantization,
-        dtype=str(dtype).removeprefix("torch."),
-        head_is_tied=is_tied(base),
-    )
-    with written_at_once(folder, last=EXPORT_FILE) as staging:
-        save_model(base, staging, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
-        save_tokenizer(extended, staging)
-        free(base)
-        result = check(
-            plain.expected,
-            tokenizer,
-            memory,
-            places=places,
-            dtype=dtype,
-            model=staging,
-            tokenizer_folder=staging,
-            max_new_tokens=prompts.max_new_tokens,
-        )
-        files = file_digests(staging, [path.name for path in staging.iterdir()])
-        record.write(staging, check=result.to_dict(), quantized_agreement=plain.agreement, files=files, **noted)
-        (staging / "README.md").write_text(render_card(folder, record, prompts, result), encoding="utf-8")
-        if (modelfile := render_modelfile(memory, prompts, str(tokenizer.eos_token))) is not None:
-            (staging / "Modelfile").write_text(modelfile, encoding="utf-8")
-        for name, text in papers.items():
-            (staging / name).write_text(text, encoding="utf-8")
-    raise_if_differing(result, options, folder, head_is_tied=record.head_is_tied)
-    return result
-
-
-def raise_if_differing(result: CheckResult, options: ExportOptions, folder: Path, *, head_is_tied: bool) -> None:
-    """Raise if an export answers too many prompts with other tokens than the plugin.
-
-    Raises:
-        ExportCheckError: it does.
-    """
-    num_wrong = result.num_wrong(head_is_tied=head_is_tied)
-    if num_wrong <= options.max_differing:
-        return
-    shown = "\n".join(f"  {line}" for line in result.differing[:_SHOWN_PROMPTS])
-    raise ExportCheckError(
-        f"{folder}: must give the adapter's greedy tokens, and differs on {num_wrong} of {result.num_prompts} prompts, "
-        f"near ties aside:\n{shown}\nThe files are kept. If rounding is the cause, use --dtype float32; to accept it, "
-        "use --max-differing."
-    )
-
 
 BASE, ADAPTERS = "base", "adapters"
+
 _MEMORY = "lora_rim_memory"
 
 
@@ -169,33 +48,28 @@ def export_peft_lora(
 
     Args:
         folder: new or empty, or the result of an earlier call for another adapter of the same base.
-        source: the adapter's name; its last part names the adapter in the folder.
+        source: its last part names the adapter in the folder.
 
     Raises:
         ValueError: the adapter has no LoRA, or has more than memory rows and LoRA; its name is taken; the folder holds
             another base or something else.
         ExportCheckError: the export answers differently from the adapter.
     """
-    record = _open(folder)
     name = Path(source).resolve().name
-    if "check" in record["adapters"].pop(name, ()):
-        raise ValueError(f"out: {folder} already has an adapter {name!r}. Rename the folder of the new one.")
+    record = _open(folder, name)
     rows, config = memory_rows(model), active_config(model)
     lora = plain_config(config, base=folder / BASE)
     num_blocks = options.blocks_of(config)
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks)
     base, state = _taken_apart(plain.model)
-    dtype = options.dtype_of(plain.dtype)
-    base = base.to(dtype)
-    known: PreTrainedTokenizerBase = tokenizer
-    keep_tied = options.keep_tied
+    base = base.to(dtype := options.dtype_of(plain.dtype))
+    known, keep_tied = tokenizer, options.keep_tied
     if record["adapters"]:
         keep_tied = bool(record["head_is_tied"])  # untying now would make the head prefer the rows that exist
-        base = _extended_so_far(folder / BASE, base)
-        known = AutoTokenizer.from_pretrained(str(folder / BASE), trust_remote_code=False)
+        base, known = _extended_so_far(folder / BASE, base)
     extended, memory = add_memory_tokens(known, num_blocks=num_blocks, block_size=config.block_size)
     add_rows(base, memory.ids, rows, keep_tied=keep_tied)
-    head_is_tied = is_tied(base)
+    record["head_is_tied"] = is_tied(base)
     (folder / STAGING).mkdir(parents=True, exist_ok=True)  # marks an unfinished export
     _replace_base(folder / BASE, base, extended, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
     free(base)
@@ -203,7 +77,9 @@ def export_peft_lora(
     set_variables(extended, prompts.templates.chat_template_kwargs)
     places = append_blocks(extended, memory, options.append_to)
     write_adapter(adapter, state, lora, extended)
-    entry: dict[str, Any] = {
+    exported = Exported(folder / BASE, adapter, places, dtype, adapter=adapter)
+    result = check(plain.expected, tokenizer, memory, exported, max_new_tokens=prompts.max_new_tokens)
+    record["adapters"][name] = {
         "memory": memory.to_dict(),
         "block_text": memory.block_text,
         "places": places,
@@ -212,25 +88,12 @@ def export_peft_lora(
         **prompts.to_dict(),
         "dequantized_from": plain.quantization,
         "quantized_agreement": plain.agreement,
+        "check": result.to_dict(),
     }
-    result = check(
-        plain.expected,
-        tokenizer,
-        memory,
-        places=places,
-        dtype=dtype,
-        model=folder / BASE,
-        tokenizer_folder=adapter,
-        adapter=adapter,
-        max_new_tokens=prompts.max_new_tokens,
-    )
-    entry["check"] = result.to_dict()
-    record["adapters"][name] = entry
-    record["head_is_tied"] = head_is_tied
     (adapter / "README.md").write_text(render_adapter_card(name, memory, prompts, result), encoding="utf-8")
     write_json(folder / EXPORT_FILE, record)
     clear_unfinished(folder)
-    raise_if_differing(result, options, folder, head_is_tied=head_is_tied)
+    raise_if_differing(result, options, folder, head_is_tied=record["head_is_tied"])
     return result
 
 
@@ -272,11 +135,14 @@ def plain_config(config: RiMConfig, *, base: Path) -> LoraConfig:
     return LoraConfig(base_model_name_or_path=str(base.resolve()), **values)
 
 
-def _open(folder: Path) -> dict[str, Any]:
+def _open(folder: Path, name: str) -> dict[str, Any]:
     """Return the record of a folder; a new one if it is empty or holds only the remains of a killed export.
 
+    Args:
+        name: of the adapter that comes into it; what a killed export noted of it is left out.
+
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something else, or already has an adapter of that name.
     """
     if not (folder / EXPORT_FILE).is_file():
         if (folder / STAGING).exists():
@@ -292,6 +158,8 @@ def _open(folder: Path) -> dict[str, Any]:
             f"out: must be new, empty, or an export of format peft-lora to add to, {folder} has format "
             f"{record['format']!r}. Give another folder."
         )
+    if "check" in record["adapters"].pop(name, ()):
+        raise ValueError(f"out: {folder} already has an adapter {name!r}. Rename the folder of the new one.")
     return record
 
 
@@ -300,8 +168,8 @@ def _beside(name: str) -> tuple[str, str]:
     return f"{name}.partial", f"{name}.old"
 
 
-def _extended_so_far(folder: Path, base: PreTrainedModel) -> Any:
-    """Load the extended base of earlier adapters, which must be the new adapter's base with additional rows.
+def _extended_so_far(folder: Path, base: PreTrainedModel) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load the extended base of earlier adapters and its tokenizer; it must be this base with additional rows.
 
     Raises:
         ValueError: it is another base.
@@ -319,7 +187,7 @@ def _extended_so_far(folder: Path, base: PreTrainedModel) -> Any:
                 f"base: must be the one that {folder} was made from, differs in {name}. Export this adapter into "
                 "another folder."
             )
-    return extended
+    return extended, AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
 
 
 def _replace_base(

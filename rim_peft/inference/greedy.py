@@ -1,0 +1,108 @@
+"""Greedy answers by a model's own ``generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import DynamicCache, GenerationConfig
+
+from rim_peft.inference.decoding import missing_inputs
+from rim_peft.sequence.layout import pad_left
+from rim_peft.tuner.bases import evaluation_mode, has_full_attention, input_device
+
+
+def generate_greedily(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_id: int | None,
+    pad_id: int,
+    max_new_tokens: int,
+    num_shared: int = 0,
+    on_token: Callable[[], None] | None = None,
+    **options: Any,
+) -> list[list[int]]:
+    """Return the answer to each prompt, EOS included if reached, regardless of the base's own generation settings.
+
+    Args:
+        model: a causal language model, with or without a RiM adapter.
+        prompts: token ids of each prompt, without blocks; they are padded on the left.
+        max_new_tokens: most tokens of an answer, EOS included.
+        num_shared: tokens with which all prompts begin, fewer than the shortest has; they are computed once. Only for a
+            model without blocks that :func:`can_share` accepts.
+        on_token: called after each new token of all answers, for measurements.
+        options: more arguments of ``generate``, such as ``num_blocks``.
+    """
+    if not prompts:
+        return []
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    # Padding is on the left, but behind what is shared, so that this has the same columns in every row.
+    own, mask = pad_left([prompt[num_shared:] for prompt in prompts], pad_id, device=input_device(base))
+    shared = own.new_tensor(list(prompts[0][:num_shared])).expand(len(prompts), num_shared)
+    ids, mask = torch.cat([shared, own], dim=1), torch.cat([torch.ones_like(shared), mask], dim=1)
+    if on_token is not None:
+        options["streamer"] = _Streamer(on_token)
+    with evaluation_mode(base), _plain_settings(base):
+        if num_shared:
+            options["past_key_values"] = _compute_once(base, prompts[0][:num_shared], copies=len(prompts))
+        output = base.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos_id,
+            pad_token_id=pad_id,
+            **options,
+        )
+    return [cut_behind_eos(answer, eos_id) for answer in output[:, ids.shape[1] :].tolist()]
+
+
+def can_share(base: Any) -> bool:
+    """Tell whether what prompts begin with can be computed once: with full attention in every layer, by positions."""
+    return has_full_attention(base.config) and not getattr(base.config, "alibi", False) and not missing_inputs(base)
+
+
+@torch.no_grad()
+def _compute_once(base: Any, ids: Sequence[int], *, copies: int) -> DynamicCache:
+    """Return the keys and values of tokens, for several rows that begin with them."""
+    cache = DynamicCache()
+    base(input_ids=torch.tensor([list(ids)], device=input_device(base)), past_key_values=cache, logits_to_keep=1)
+    cache.batch_repeat_interleave(copies)
+    return cache
+
+
+class _Streamer:
+    """Calls ``on_token`` for each new token; a streamer's first call contains the prompts."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self.on_token = on_token
+        self.has_prompts = False
+
+    def put(self, value: Any) -> None:
+        """Count a new token of every row."""
+        if self.has_prompts:
+            self.on_token()
+        self.has_prompts = True
+
+    def end(self) -> None:
+        """Do nothing."""
+
+
+def cut_behind_eos(answer: list[int], eos_id: int | None) -> list[int]:
+    """Return an answer's tokens up to its first EOS, or all of them if there is none."""
+    return answer[: answer.index(eos_id) + 1] if eos_id is not None and eos_id in answer else answer
+
+
+@contextmanager
+def _plain_settings(base: Any) -> Iterator[None]:
+    """Temporarily remove a base's own generation settings, which leaves plain greedy search."""
+    # Passing a configuration to generate is not enough: transformers fills its unset options from the base's own.
+    own = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
