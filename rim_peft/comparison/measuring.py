@@ -18,8 +18,8 @@ from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
 from rim_peft.evaluation.accuracy import (
     AccuracyReport,
+    AnswerReader,
     Score,
-    answer_of,
     judge_answers,
     score_overall_and_by_length,
     with_writable_answers,
@@ -218,10 +218,10 @@ class _Judge:
 
     def verdicts(self, texts: Sequence[str], examples: Sequence[Example]) -> list[dict[str, bool]]:
         """Judge the texts for the examples under every rule."""
-        separator = self.run.separator
+        alone = AnswerReader(self.tokenizer, self.run.templates, self.run.separator)
         examples = with_writable_answers(examples, self.tokenizer, self.rows.task, self.run.templates)
         return [
-            self.rows.task.about(example.question).judge(answer_of(text, separator), example.answer)
+            self.rows.task.about(example.question).judge(alone(text), example.answer)
             for text, example in zip(texts, examples, strict=True)
         ]
 

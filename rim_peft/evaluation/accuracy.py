@@ -251,19 +251,17 @@ def judge_answers(
             answerer.max_new_tokens,
         )
     lengths = lengths_of(examples)
-    by_readout = [
-        are_right([answer_of(text, separator) for text in texts], examples, task)
-        for texts in zip(*readouts, strict=True)
-    ]
-    predictions = [row[-1] for row in readouts]
+    alone = AnswerReader(answerer.tokenizer, answerer.templates, separator)
+    answers = [[alone(text) for text in texts] for texts in zip(*readouts, strict=True)]
+    by_readout = [are_right(texts, examples, task) for texts in answers]
     return AccuracyReport(
         answer_rule=task.answer_rule,
         num_blocks=answerer.num_blocks,
         final=score(by_readout[-1]),
-        by_rule=score_by_rule(predictions, examples, task, separator=separator),
+        by_rule=score_by_rule(answers[-1], examples, task),
         by_length=score_by_length(by_readout[-1], lengths),
         by_block=[score_overall_and_by_length(right, lengths) for right in by_readout] if by_block else [],
-        predictions=predictions,
+        predictions=[row[-1] for row in readouts],
         num_cut=len(cut),
     )
 
@@ -325,6 +323,26 @@ def with_writable_answers(
     ]
 
 
+class AnswerReader:
+    """Takes an answer out of a generated text: behind written steps, and without the words of the answer template."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, templates: Templates | None, separator: str | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            templates: templates of the training.
+            separator: what ends each step where a method writes its steps out; None if it does not.
+        """
+        self.encoder = Encoder(tokenizer, templates or Templates())
+        self.separator = separator
+
+    def __call__(self, text: str) -> str:
+        """Return the answer in a text."""
+        return self.encoder.answer_alone(answer_of(text, self.separator))
+
+
 def answer_of(text: str, separator: str | None) -> str:
     """Return the text after the last separator; all of it without a separator.
 
@@ -351,13 +369,10 @@ def answer_start(text: str, separator: str) -> int:
     return ends[-1] if ends else 0
 
 
-def score_by_rule(
-    texts: Sequence[str], examples: Sequence[Example], task: Task, *, separator: str | None = None
-) -> dict[str, Score]:
+def score_by_rule(texts: Sequence[str], examples: Sequence[Example], task: Task) -> dict[str, Score]:
     """Score texts under every rule that the task reports."""
     verdicts = [
-        task.about(example.question).judge(answer_of(text, separator), example.answer)
-        for text, example in zip(texts, examples, strict=True)
+        task.about(example.question).judge(text, example.answer) for text, example in zip(texts, examples, strict=True)
     ]
     return {rule: score([verdict[rule] for verdict in verdicts]) for rule in task.answer_rules}
 

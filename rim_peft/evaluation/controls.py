@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.preparation import tokenize_prompts
 from rim_peft.evaluation.accuracy import (
+    AnswerReader,
     Score,
     are_right,
     lengths_of,
@@ -225,6 +226,7 @@ def run_controls(
         raise ValueError("examples: there are none to evaluate on. Check the split and the limit.")
     check_swaps(model)
     examples = with_writable_answers(examples, tokenizer, task, templates)
+    alone = AnswerReader(tokenizer, templates)
     first_memory_id = active_config(model).block_tokens.begin
     questions = [row.question for row in examples]
     lengths = [len(ids) for ids in tokenize_prompts(questions, tokenizer, templates, vocab_size=first_memory_id)]
@@ -245,7 +247,7 @@ def run_controls(
         def counted(texts: Iterable[str]) -> Iterator[str]:
             for text in texts:
                 bar.update()
-                yield text
+                yield alone(text)
 
         controls = _run_plain(model, tokenizer, examples, task, seed=seed, counted=counted, options=options)
         for count, pairs in swaps.items():

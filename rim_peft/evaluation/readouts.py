@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.evaluation.accuracy import (
+    AnswerReader,
     Score,
     are_right,
     lengths_of,
@@ -107,10 +108,12 @@ def collect_readouts(
             bar.update(len(questions))
     texts = [[readout.text for readout in row] for row in rows]
     examples = with_writable_answers(examples, tokenizer, task, templates)
-    right = [are_right(block, examples, task) for block in zip(*texts, strict=True)]
+    alone = AnswerReader(tokenizer, templates)
+    answers = [[alone(text) for text in row] for row in texts]
+    right = [are_right(block, examples, task) for block in zip(*answers, strict=True)]
     return BlockReadouts(
         texts=texts,
-        answers=[[task.read_answer(text) for text in row] for row in texts],
+        answers=[[task.read_answer(text) for text in row] for row in answers],
         right=np.array(right, dtype=bool).T,
         log_probs=np.array([[sum(readout.token_log_probs) for readout in row] for row in rows], dtype=np.float64),
         states=torch.stack([torch.stack([readout.hidden_state for readout in row]) for row in rows]),

@@ -58,6 +58,17 @@ def test_final_answers_are_counted_by_length(batch_size: int, tokenizer: PreTrai
     assert report.predictions == ["1", "#### 2", "so 33", "4.0"]
 
 
+def test_the_words_of_the_answer_template_are_no_part_of_an_answer(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [Example("a", answer="B"), Example("b", answer="C"), Example("c", answer="C")]
+    said = {"a": ["The answer is C.", "The answer is B."], "b": ["The answer isC.", "C"], "c": ["", "The answer is C"]}
+    templates = Templates(answer="<|assistant|> The answer is {answer}.<bos>")
+    answerer = type("_Other", (_Said,), {"texts": said})(build_rim(num_blocks=2), tokenizer, templates=templates)
+    report = judge_answers(answerer, rows, get_task("logiqa"), by_block=True)
+    assert report.final == report.by_rule["leading-letter"] == Score(3, 3)
+    assert report.by_block[0]["all"] == Score(0, 3)
+    assert report.predictions == [texts[-1] for texts in said.values()]
+
+
 def test_every_block_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
     report = judge_answers(_Said(build_rim(num_blocks=2), tokenizer), EXAMPLES, get_task("gsm8k"), by_block=True)
     assert report.by_block == [

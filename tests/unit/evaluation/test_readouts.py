@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from rim_peft.data.examples import Example
+from rim_peft.data.examples import Example, Templates
 from rim_peft.evaluation.accuracy import Score
 from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts, gap_closed, judge_steps
-from rim_peft.inference import read_blocks
+from rim_peft.inference import Readout, read_blocks
 from rim_peft.tasks import get_task
 from tests.conftest import build_rim
 
@@ -51,6 +51,21 @@ def test_collecting_reads_the_blocks_whatever_the_batch(tokenizer: PreTrainedTok
     assert one.num_blocks == 3
     with pytest.raises(ValueError, match="examples: there are none"):
         collect_readouts(model, tokenizer, [], task)
+
+
+def test_the_words_of_the_answer_template_are_not_judged(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any, **__: Any) -> list[list[Readout]]:
+        texts = ("It is (B)", "It is (C)")
+        return [[Readout(k, text, [2], [0.0], torch.zeros(4)) for k, text in enumerate(texts, start=1)]]
+
+    monkeypatch.setattr("rim_peft.evaluation.readouts.read_blocks", read)
+    rows, templates = [Example("a", answer="C")], Templates(answer="It is {answer}")
+    readouts = collect_readouts(build_rim(), tokenizer, rows, get_task("logiqa"), templates=templates)
+    assert readouts.right.tolist() == [[False, True]]
+    assert readouts.answers == [["B", "C"]]
+    assert readouts.texts == [["It is (B)", "It is (C)"]]
 
 
 def test_blocks_and_choices_are_scored() -> None:
