@@ -284,7 +284,9 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
     if measures.faithfulness and grounded.exists() and any(example.steps for example in rows.test):
         with _weights(judge.run, read_tensors(grounded)):
             after_stage_1 = judge.read(rows.test, max_new_tokens=judge.longest_step())
-        found["faithfulness"] = judge_steps(after_stage_1, rows.test, templates=judge.run.templates, steps_ahead=ahead)
+        found["faithfulness"] = judge_steps(
+            after_stage_1, rows.test, templates=judge.run.templates, tokenizer=judge.tokenizer, steps_ahead=ahead
+        )
     if measures.representations:
         found["representations"] = {
             "blocks": block_components(readouts),

@@ -362,7 +362,14 @@ class Encoder:
 
     def read_back(self, texts: Sequence[str]) -> list[str]:
         """Encode texts and decode them again, as generated answers are decoded."""
-        rows = self._encode([self.guard(text) for text in texts])
+        return self._decoded([self.guard(text) for text in texts])
+
+    def read_back_steps(self, steps: Sequence[str]) -> list[str]:
+        """Return the texts of readouts that were trained on these steps, as generated ones are decoded."""
+        return self._decoded([self.templates.step.format(step=self.guard(step)) for step in steps])
+
+    def _decoded(self, texts: list[str]) -> list[str]:
+        rows = self._encode(texts)
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in rows]
 
     def check(self, row: TokenizedExample) -> None:
