@@ -221,7 +221,7 @@ class _Judge:
         alone = AnswerReader(self.tokenizer, self.run.templates, self.run.separator)
         examples = with_writable_answers(examples, self.tokenizer, self.rows.task, self.run.templates)
         return [
-            self.rows.task.about(example.question).judge(alone(text), example.answer)
+            self.rows.task.about(example.question).judge(alone(text, example.answer), example.answer)
             for text, example in zip(texts, examples, strict=True)
         ]
 

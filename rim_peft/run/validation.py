@@ -74,7 +74,7 @@ class Validation:
             texts = _read_out(answerer, [example.question for example in batch])
             for example, gold, readouts in zip(batch, golden, texts, strict=True):
                 final = list(readouts.values())[-1]
-                is_right = self.task.about(example.question).is_correct(alone(final), gold.answer)
+                is_right = self.task.about(example.question).is_correct(alone(final, gold.answer), gold.answer)
                 samples.append(Sample(_as_text(example.question), readouts, example.answer, is_right))
         return samples
 

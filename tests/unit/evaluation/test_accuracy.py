@@ -69,6 +69,17 @@ def test_the_words_of_the_answer_template_are_no_part_of_an_answer(tokenizer: Pr
     assert report.predictions == [texts[-1] for texts in said.values()]
 
 
+def test_an_answer_may_hold_what_ends_a_written_step(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [Example("a", answer="3\n4"), Example("b", answer="3\n4"), Example("c", answer="3\n4")]
+    said = {"a": ["sort\nthem\n3\n4"], "b": ["3\n4"], "c": ["sort\n4\n4"]}
+    templates = Templates(answer="It is:\n{answer}\n.")
+    for before, after, options in (("", "", {}), ("It is:\n", "\n.", {"templates": templates})):
+        texts = {name: [text.replace("3\n4", f"{before}3\n4{after}") for text in all_] for name, all_ in said.items()}
+        answerer = type("_Other", (_Said,), {"texts": texts})(build_rim(num_blocks=1), tokenizer, **options)
+        report = judge_answers(answerer, rows, get_task("prosqa"), separator="\n")
+        assert report.final == report.by_rule["exact-text"] == Score(2, 3)
+
+
 def test_every_block_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
     report = judge_answers(_Said(build_rim(num_blocks=2), tokenizer), EXAMPLES, get_task("gsm8k"), by_block=True)
     assert report.by_block == [
