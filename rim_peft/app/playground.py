@@ -10,14 +10,14 @@ from threading import Lock
 
 from rim_peft.data.chats import Chat, Question, as_chat
 from rim_peft.data.examples import has_content
+from rim_peft.evaluation.accuracy import AnswerReader
 from rim_peft.inference import BlockAnswerer, Readout
 from rim_peft.inference.conversation import Conversation
 from rim_peft.inspection.alternatives import Asked, Donor, ReadAnswer, find_donor, swap_blocks, write_chain
 from rim_peft.inspection.document import Alternative, Chain
-from rim_peft.inspection.inspecting import Options, block_answerer, find_task
+from rim_peft.inspection.inspecting import Options, answer_reader, block_answerer, find_task
 from rim_peft.run import Run
 from rim_peft.run.rows import first_questions
-from rim_peft.tasks.answers import exact_text
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class Playground:
         return Asked(turn.question, prompt, read(turn.answer), read)
 
     def _reader(self, question: Question) -> ReadAnswer:
-        return exact_text if self._task is None else self._task.about(question).read_answer
+        return answer_reader(AnswerReader(self._run.tokenizer, self._run.templates), self._task, question)
 
 
 def _conversation(session: Session, answerer: BlockAnswerer) -> Conversation:

@@ -16,6 +16,7 @@ from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
 from rim_peft.evaluation.accuracy import (
     AccuracyReport,
+    AnswerReader,
     judge_answers,
     judge_texts,
     score_by_rule,
@@ -145,9 +146,10 @@ class _Judge:
 
     def verdicts(self, readouts: BlockReadouts) -> list[dict[str, bool]]:
         """Judge the last blocks' readouts of the test rows under every rule."""
-        tokenizer, task, separator = self.tokenizer, self.rows.task, self.run.separator
+        tokenizer, task = self.tokenizer, self.rows.task
+        alone = AnswerReader(tokenizer, self.run.templates, self.run.separator)
         examples = with_writable_answers(self.rows.test, tokenizer, task, self.run.templates)
-        return judge_texts([row[-1] for row in readouts.texts], examples, task, separator=separator)
+        return judge_texts(alone.each([row[-1] for row in readouts.texts], examples), examples, task)
 
 
 def _measure_blocks(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
@@ -208,7 +210,9 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
     if measures.faithfulness and grounded.exists() and any(example.steps for example in rows.test):
         with _weights(judge.run, read_tensors(grounded)):
             after_stage_1 = judge.read(rows.test, max_new_tokens=judge.longest_step())
-        found["faithfulness"] = judge_steps(after_stage_1, rows.test, templates=judge.run.templates, steps_ahead=ahead)
+        found["faithfulness"] = judge_steps(
+            after_stage_1, rows.test, templates=judge.run.templates, tokenizer=judge.tokenizer, steps_ahead=ahead
+        )
     if measures.representations:
         found["representations"] = {
             "blocks": block_components(readouts),

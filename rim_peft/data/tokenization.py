@@ -191,14 +191,35 @@ class Encoder:
         """Return chat messages with guarded contents."""
         return [{**message, "content": self.guard(message["content"])} for message in messages]
 
+    @cached_property
+    def _answer_words(self) -> tuple[str, str]:
+        """The answer template's words before and after an answer, without special tokens."""
+        template = self.special_tokens.remove(self.templates.answer.format(answer="\0"))
+        before, _, after = template.strip().partition("\0")
+        return before, after
+
+    @cached_property
+    def _decoded_words(self) -> tuple[str, str]:
+        """The same words as the tokenizer decodes them."""
+        before, after = self.read_back(self._answer_words)
+        return before, after
+
+    def answer_alone(self, text: str) -> str:
+        """Return a decoded answer without the words of the answer template; a text without them stays as it is."""
+        before, after = self._decoded_words
+        rest = text.removeprefix(before)
+        goes_on = self._answer_words[0][-1:].isspace() and rest and not rest[0].isspace()  # "A" is no start of "Apple"
+        if not (before or after) or not text.startswith(before) or goes_on:
+            return text
+        return rest.strip().removesuffix(after).strip()
+
     def as_said(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
         """Return a chat in which the assistant's turns have the words of the answer template.
 
         A model says its answers with these words, and so do the messages of a conversation with it. Rows have their
         answers without; what has the words already is not changed.
         """
-        template = self.special_tokens.remove(self.templates.answer.format(answer="\0"))
-        before, _, after = template.strip().partition("\0")
+        before, after = self._answer_words
         is_asked, said = False, []
         for message in messages:
             is_asked = is_asked or message["role"] == "user"  # a greeting answers nothing
@@ -253,7 +274,14 @@ class Encoder:
 
     def read_back(self, texts: Sequence[str]) -> list[str]:
         """Encode texts and decode them again, as generated answers are decoded."""
-        rows = self._encode([self.guard(text) for text in texts])
+        return self._decoded([self.guard(text) for text in texts])
+
+    def read_back_steps(self, steps: Sequence[str]) -> list[str]:
+        """Return the texts of readouts that were trained on these steps, as generated ones are decoded."""
+        return self._decoded([self.templates.step.format(step=self.guard(step)) for step in steps])
+
+    def _decoded(self, texts: list[str]) -> list[str]:
+        rows = self._encode(texts)
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in rows]
 
     def check(self, row: TokenizedExample) -> None:

@@ -210,10 +210,11 @@ def judge_answers(
             answerer.max_new_tokens,
         )
     lengths = lengths_of(examples)
-    *earlier, predictions = [list(texts) for texts in zip(*readouts, strict=True)]
-    verdicts = judge_texts(predictions, examples, task, separator=separator)
+    alone = AnswerReader(answerer.tokenizer, answerer.templates, separator)
+    *earlier, last = [alone.each(texts, examples) for texts in zip(*readouts, strict=True)]
+    verdicts = judge_texts(last, examples, task)
     right = [verdict[task.answer_rule] for verdict in verdicts]
-    by_readout = [are_right([answer_of(text, separator) for text in texts], examples, task) for texts in earlier]
+    by_readout = [are_right(texts, examples, task) for texts in earlier]
     return AccuracyReport(
         answer_rule=task.answer_rule,
         num_blocks=answerer.num_blocks,
@@ -221,7 +222,7 @@ def judge_answers(
         by_rule=score_by_rule(verdicts),
         by_length=score_by_length(right, lengths),
         by_block=[score_overall_and_by_length(each, lengths) for each in (*by_readout, right)] if by_block else [],
-        predictions=predictions,
+        predictions=[row[-1] for row in readouts],
         verdicts=verdicts,
         num_cut=len(cut),
     )
@@ -284,13 +285,36 @@ def with_writable_answers(
     ]
 
 
-def judge_texts(
-    texts: Sequence[str], examples: Sequence[Example], task: Task, *, separator: str | None = None
-) -> list[dict[str, bool]]:
-    """Return each text's verdict under every rule that the task reports; ``separator`` as in :func:`judge_answers`."""
+class AnswerReader:
+    """Takes an answer out of a generated text: behind written steps, and without the words of the answer template."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, templates: Templates | None, separator: str | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            templates: templates of the training.
+            separator: what ends each step where a method writes its steps out; None if it does not.
+        """
+        self.encoder = Encoder(tokenizer, templates or Templates())
+        self.separator = separator
+
+    def __call__(self, text: str, gold: str = "") -> str:
+        """Return the answer in a text; ``gold`` tells how many separators a right answer itself holds."""
+        written = self.encoder.templates.answer.format(answer=gold).strip()
+        num_inside = written.count(self.separator) if self.separator else 0
+        return self.encoder.answer_alone(answer_of(text, self.separator, num_inside=num_inside))
+
+    def each(self, texts: Sequence[str], examples: Sequence[Example]) -> list[str]:
+        """Return the answers in texts that were generated for these examples."""
+        return [self(text, example.answer) for text, example in zip(texts, examples, strict=True)]
+
+
+def judge_texts(texts: Sequence[str], examples: Sequence[Example], task: Task) -> list[dict[str, bool]]:
+    """Return the verdict on each answer under every rule that the task reports."""
     return [
-        task.about(example.question).judge(answer_of(text, separator), example.answer)
-        for text, example in zip(texts, examples, strict=True)
+        task.about(example.question).judge(text, example.answer) for text, example in zip(texts, examples, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.preparation import tokenize_prompts
-from rim_peft.evaluation.accuracy import are_right, lengths_of, with_writable_answers
+from rim_peft.evaluation.accuracy import AnswerReader, are_right, lengths_of, with_writable_answers
 from rim_peft.evaluation.pairs import Counterfactual, Pair, plan_swaps
 from rim_peft.evaluation.scores import Score, score, score_by_length
 from rim_peft.inference import answer_questions
@@ -106,7 +106,7 @@ def run_controls(
     options: dict[str, Any] = {"templates": templates, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     total = 3 * len(examples) + sum(map(len, swaps.values()))
     with tqdm(total=total, desc="Controls", unit="row", disable=not progress) as bar:
-        asked = _Asked(model, tokenizer, task, options, bar)
+        asked = _Asked(model, tokenizer, task, options, AnswerReader(tokenizer, templates), bar)
         controls = asked.without_donors(examples, seed=seed)
         for count, pairs in swaps.items():
             if pairs:
@@ -131,12 +131,13 @@ def shuffle_ids(ids: Sequence[int], *, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A model under interventions, with the options of its answers, and a bar that counts them."""
+    """A model under interventions, the options of its answers and how they are read, and a bar that counts them."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     task: Task
     options: Mapping[str, Any]
+    alone: AnswerReader
     bar: Any
 
     def without_donors(self, examples: Sequence[Example], *, seed: int) -> list[Control]:
@@ -177,7 +178,7 @@ class _Asked:
         found = []
         for text in texts:
             self.bar.update()
-            found.append(text)
+            found.append(self.alone(text))
         return found
 
 

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
-from rim_peft.evaluation.accuracy import are_right, lengths_of, with_writable_answers
+from rim_peft.data.tokenization import Encoder
+from rim_peft.evaluation.accuracy import AnswerReader, are_right, lengths_of, with_writable_answers
 from rim_peft.evaluation.scores import Score, score, score_overall_and_by_length
 from rim_peft.inference import read_blocks
 from rim_peft.tasks import Task
@@ -101,10 +102,12 @@ def collect_readouts(
             bar.update(len(questions))
     texts = [[readout.text for readout in row] for row in rows]
     examples = with_writable_answers(examples, tokenizer, task, templates)
-    right = [are_right(block, examples, task) for block in zip(*texts, strict=True)]
+    alone = AnswerReader(tokenizer, templates)
+    answers = [[alone(text) for text in row] for row in texts]
+    right = [are_right(block, examples, task) for block in zip(*answers, strict=True)]
     return BlockReadouts(
         texts=texts,
-        answers=[[task.read_answer(text) for text in row] for row in texts],
+        answers=[[task.read_answer(text) for text in row] for row in answers],
         right=np.array(right, dtype=bool).T,
         log_probs=np.array([[sum(readout.token_log_probs) for readout in row] for row in rows], dtype=np.float64),
         states=torch.stack([torch.stack([readout.hidden_state for readout in row]) for row in rows]),
@@ -128,7 +131,12 @@ def gap_closed(final: Score, any_block: Score, chosen: Score) -> float | None:
 
 
 def judge_steps(
-    readouts: BlockReadouts, examples: Sequence[Example], *, templates: Templates | None = None, steps_ahead: int = 1
+    readouts: BlockReadouts,
+    examples: Sequence[Example],
+    *,
+    templates: Templates | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    steps_ahead: int = 1,
 ) -> dict[str, Any]:
     """Judge an adapter after stage 1 by its blocks' readouts.
 
@@ -139,6 +147,7 @@ def judge_steps(
         readouts: readouts of the adapter after stage 1.
         examples: the same rows, with steps; rows without steps are ignored.
         templates: how steps were written in training.
+        tokenizer: the model's; steps are then compared as it writes them, which may change a text. None: as they are.
         steps_ahead: 0 if blocks were trained to read out their own step, and the answer from block ``T + 1`` on.
 
     Returns:
@@ -151,10 +160,12 @@ def judge_steps(
         ValueError: no row has steps.
     """
     templates = templates or Templates()
+    encoder = None if tokenizer is None else Encoder(tokenizer, templates)
     by_block: dict[int, list[bool]] = {}
     answers: dict[bool, list[bool]] = {True: [], False: []}
     for row, example in enumerate(examples):
-        steps = [templates.step.format(step=step).strip() for step in example.steps or ()][steps_ahead:]
+        steps = [templates.step.format(step=step).strip() for step in example.steps or ()]
+        steps = (steps if encoder is None else encoder.read_back_steps(example.steps or ()))[steps_ahead:]
         found = [readouts.texts[row][block] == step for block, step in enumerate(steps[: readouts.num_blocks])]
         for block, is_right in enumerate(found, start=1):
             by_block.setdefault(block, []).append(is_right)

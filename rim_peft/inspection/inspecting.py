@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rim_peft.data.examples import Question
+from rim_peft.evaluation.accuracy import AnswerReader
 from rim_peft.evaluation.probe import Probe
 from rim_peft.inference import BlockAnswerer, Readout
 from rim_peft.inference.readout import select_by_confidence, select_by_score, select_by_vote, select_final
@@ -60,6 +61,12 @@ class Options:
             check_integer("chain_tokens", self.chain_tokens, least=0)
         if self.chain_template is not None and self.chain_template.count("{question}") != 1:
             raise ValueError(f"chain_template: must hold {{question}} once, got {shown(self.chain_template)}. Add it.")
+
+
+def answer_reader(alone: AnswerReader, task: Task | None, question: Question) -> ReadAnswer:
+    """Return how answers to a question are read: by the task's rule, without the words of the answer template."""
+    rule = exact_text if task is None else task.about(question).read_answer
+    return lambda text: rule(alone(text))
 
 
 def inspect_questions(
@@ -216,7 +223,7 @@ class _Inspector:
             return None
 
     def _reader(self, question: Question) -> ReadAnswer:
-        return exact_text if self.task is None else self.task.about(question).read_answer
+        return answer_reader(AnswerReader(self.answerer.tokenizer, self.answerer.templates), self.task, question)
 
     def _readouts(
         self,

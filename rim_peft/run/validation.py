@@ -10,13 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Question
 from rim_peft.evaluation import AccuracyReport
-from rim_peft.evaluation.accuracy import judge_answers, with_writable_answers
+from rim_peft.evaluation.accuracy import AnswerReader, judge_answers, with_writable_answers
 from rim_peft.inference import Answerer, BlockAnswerer
 from rim_peft.inference.decoding import can_decode
 from rim_peft.recipe import Recipe
 from rim_peft.run.loading import Run
 from rim_peft.run.rows import RunRows, check_validation, read_examples
-from rim_peft.tasks.steps import answer_of
 from rim_peft.tasks.task import Task
 from rim_peft.training.samples import Sample, spread
 
@@ -66,6 +65,7 @@ class Validation:
         options = self.recipe.evaluation
         run = Run(model, self.tokenizer, self.recipe)
         answerer = run.answerer()
+        alone = AnswerReader(self.tokenizer, answerer.templates, run.separator)
         chosen = self.examples[: options.sample_rows]
         samples: list[Sample] = []
         for start in range(0, len(chosen), options.batch_size):
@@ -73,8 +73,8 @@ class Validation:
             golden = with_writable_answers(batch, self.tokenizer, self.task, answerer.templates)
             texts = _read_out(answerer, [example.question for example in batch])
             for example, gold, readouts in zip(batch, golden, texts, strict=True):
-                final = answer_of(list(readouts.values())[-1], run.separator)
-                is_right = self.task.about(example.question).is_correct(final, gold.answer)
+                final = list(readouts.values())[-1]
+                is_right = self.task.about(example.question).is_correct(alone(final, gold.answer), gold.answer)
                 samples.append(Sample(_as_text(example.question), readouts, example.answer, is_right))
         return samples
 

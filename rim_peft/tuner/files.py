@@ -63,6 +63,22 @@ def note_options(config: RiMConfig) -> dict[str, str]:
     return {OPTIONS_NOTE: json.dumps({name: getattr(config, name) for name in _NOTED}, sort_keys=True)}
 
 
+def check_replacement(source: str, attached: RiMConfig, config: RiMConfig, *, adapter_name: str) -> None:
+    """Check that an adapter's weights can replace those of an attached one, which keeps its own options.
+
+    Raises:
+        ValueError: an option that answers depend on is different.
+    """
+    for name in _NOTED:
+        old, new = getattr(attached, name), getattr(config, name)
+        if old != new:
+            raise ValueError(
+                f"{source}: {name}: must be {shown(old)}, as in the adapter {adapter_name!r} that is attached, got "
+                f"{shown(new)}: PEFT replaces its weights alone. Load it under another name, or delete the attached "
+                "one first."
+            )
+
+
 def read_json(path: Path, *, remedy: str = AGAIN, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file.
 

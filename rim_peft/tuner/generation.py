@@ -66,7 +66,12 @@ class BlockGenerator:
         plain_generate = type(self.model).generate
         kwargs["generation_config"] = generation_config
         memory = self.model.get_input_embeddings()
-        adapter_names = memory.current_adapters if isinstance(memory, MemoryEmbedding) else []
+        if not isinstance(memory, MemoryEmbedding):
+            raise ValueError(
+                f"model: must keep the input embedding that the adapter wraps, got {type(memory).__name__} in its "
+                "place, which has no memory rows. Call unload() to go on without blocks, or attach the adapter again."
+            )
+        adapter_names = memory.current_adapters
         if not adapter_names:
             return plain_generate(self.model, inputs, **kwargs)
         count = None if num_blocks is None else _checked(num_blocks)

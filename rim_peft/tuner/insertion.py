@@ -140,9 +140,11 @@ class BlockInsertion:
         """Make room for the memory in a static cache that ``generate`` created for sequences without it."""
         if not isinstance(cache, StaticCache) or int(cache.get_seq_length()) > 0:
             return cache
+        # Layers with a recurrent part besides attention report no length of their own.
+        length = max(getattr(layer, "max_cache_len", 0) for layer in cache.layers)
         return StaticCache(
             config=self.config.get_text_config(decoder=True),
-            max_cache_len=cache.get_max_length() + self.num_columns,
+            max_cache_len=length + self.num_columns,
             offloading=cache.offloading,
         )
 

@@ -136,7 +136,7 @@ class MemoryEmbedding(nn.Module, BaseTunerLayer):
             (B, S, H) in ``dtype``, on the rows' device; undefined where ids are not memory.
         """
         kinds = (input_ids - self.first_memory_id).clamp(min=0)
-        if len(adapter_names) == 1:
+        if len(adapter_names) == 1 and adapter_names[0] != BASE:
             rows: Tensor = self.lora_rim_memory[adapter_names[0]](kinds)
         else:
             rows = torch.zeros(*kinds.shape, self.weight.shape[1], dtype=torch.float32, device=kinds.device)

@@ -96,7 +96,10 @@ class RiMModel(LoraModel):
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and the hooks on the base's layers if no other adapter needs them."""
+        was_active = adapter_name in self.active_adapters
         super().delete_adapter(adapter_name)
+        if was_active and self.active_adapters:  # each layer chose the first adapter that it has, which may differ
+            self.set_adapter(self.active_adapters)
         configs: dict[str, Any] = self.peft_config
         if not any(config.changes_layers for config in configs.values()):
             self._remove_hooks()
@@ -208,9 +211,20 @@ class RiMModel(LoraModel):
         )
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge adapters into the base in place; if a safe merge fails, all layers stay as they were."""
+        """Merge adapters into the base in place; if a safe merge fails, all layers stay as they were.
+
+        Raises:
+            ValueError: the active adapter, whose blocks are used, would not be merged, or weights are not finite.
+        """
+        names = adapter_names or self.active_adapters
+        missing = [name for name in self.active_adapters if name not in (*names, *self.memory.merged_adapters)]
+        if missing:
+            raise ValueError(
+                f"adapter_names: must hold the active adapter, {missing[0]!r}, got {names!r}: its blocks would be used "
+                "with the LoRA of others. Call set_adapter first, or merge it too."
+            )
         if safe_merge:
-            self._check_finite(adapter_names or self.active_adapters)
+            self._check_finite(names)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _check_finite(self, adapter_names: list[str]) -> None:

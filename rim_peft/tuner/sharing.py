@@ -17,20 +17,23 @@ from typing import Any, NoReturn
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from rim_peft.tuner.card import CARD_FILE, CardText, Usage, complete_card, describe_blocks, name_adapter, render_card
-from rim_peft.tuner.config import active_config
-from rim_peft.tuner.files import check_weights, explain, note_options, renew_digest
+from rim_peft.tuner.config import RiMConfig, active_config
+from rim_peft.tuner.files import check_replacement, check_weights, explain, note_options, renew_digest
 from rim_peft.tuner.model import FILE, detach, has_memory
 from rim_peft.tuner.tensors import damaged_file, not_finite, read_tensors, seal_tensors
 
 _ADAPTER = "default"
 """Name of the adapter that papers belong to: PEFT saves it in the folder itself, others in subfolders."""
+
+_LOADING = "rim_loading"
+"""The base's attribute while ``PeftModel.from_pretrained`` loads its first adapter, whose options it has read."""
 
 _DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 """Arguments of a call that locate the Hub's files."""
@@ -66,6 +69,7 @@ def load_pretrained(original: Callable[..., Any], model: Any, model_id: Any, *ar
         ValueError: the adapter's files are damaged, or it does not fit the base.
     """
     had_memory = has_memory(model)
+    vars(model)[_LOADING] = True
     try:
         return original(model, model_id, *args, **kwargs)
     except Exception as error:
@@ -73,27 +77,42 @@ def load_pretrained(original: Callable[..., Any], model: Any, model_id: Any, *ar
             raise
         detach(model)
         _reraise(str(model_id), error)
+    finally:
+        vars(model).pop(_LOADING, None)
 
 
-def load_adapter(model: PeftModel, original: Callable[..., Any], model_id: Any, *args: Any, **kwargs: Any) -> Any:
+def load_adapter(
+    model: PeftModel, original: Callable[..., Any], model_id: Any, adapter_name: str, *args: Any, **kwargs: Any
+) -> Any:
     """Load an adapter, with clear errors about missing or damaged files.
 
     If loading fails, the adapter is removed, so that nobody uses its random start.
 
     Raises:
         FileNotFoundError: the folder lacks the adapter's weights.
-        ValueError: the weights are damaged or cut off, or the file contains tensors of something else.
+        ValueError: the weights are damaged or cut off, the file contains tensors of something else, or the name is
+            that of an attached adapter with other options.
     """
     folder = Path(model_id, kwargs.get("subfolder") or "")
     if (folder / CONFIG_NAME).is_file():  # else PEFT asks the Hub
         check_weights(folder)
     known = set(model.peft_config)
+    if adapter_name in known and _LOADING not in vars(model.get_base_model()) and not _lacks_config(folder):
+        options = {name: kwargs[name] for name in _DOWNLOAD if kwargs.get(name) is not None}
+        config, attached = PeftConfig.from_pretrained(model_id, **options), model.peft_config[adapter_name]
+        if isinstance(config, RiMConfig) and isinstance(attached, RiMConfig):
+            check_replacement(str(model_id), attached, config, adapter_name=adapter_name)
     try:
-        return original(model, model_id, *args, **kwargs)
+        return original(model, model_id, adapter_name, *args, **kwargs)
     except Exception as error:
         for name in set(model.peft_config) - known:
             model.delete_adapter(name)
         _reraise(str(model_id), error)
+
+
+def _lacks_config(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter's weights without its options, which PEFT replaces an adapter's by."""
+    return folder.is_dir() and not (folder / CONFIG_NAME).is_file()
 
 
 def load_natively(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:

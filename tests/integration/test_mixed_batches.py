@@ -161,6 +161,15 @@ def test_a_batch_of_base_rows_alone_is_the_bases(make_mixed: MakeRim, tokenizer:
     torch.testing.assert_close(generate(model, inputs, adapter_names=["__base__"] * len(QUESTIONS)), expected)
 
 
+def test_one_row_may_have_no_adapter(make_mixed: MakeRim) -> None:
+    model = make_mixed()
+    ids = torch.tensor([[20, 30, 40]])
+    with model.disable_adapter(), torch.no_grad():
+        expected = model(input_ids=ids).logits
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids, adapter_names=["__base__"]).logits, expected)
+
+
 def test_what_cannot_be_mixed_is_refused(make_mixed: MakeRim) -> None:
     model = make_mixed()
     ids = torch.tensor([[20, 30], [40, 50]])

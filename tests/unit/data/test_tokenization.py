@@ -3,7 +3,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Example, RowError, Templates
-from rim_peft.data.tokenization import padding_id, tokenize_example, tokenize_prompts, tokenize_separator
+from rim_peft.data.tokenization import Encoder, padding_id, tokenize_example, tokenize_prompts, tokenize_separator
 from tests.conftest import BOS_ID, EOS_ID, VOCAB_SIZE, build_tokenizer
 from tests.unit.data.conftest import build_wrapping_tokenizer
 
@@ -182,3 +182,21 @@ def test_padding_has_a_row_of_the_base() -> None:
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(VOCAB_SIZE)
     assert padding_id(tokenizer, VOCAB_SIZE) == EOS_ID
     assert padding_id(tokenizer) == VOCAB_SIZE
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "alone"),
+    [
+        ("{answer}", " 7. ", " 7. "),
+        ("The answer is {answer}.", "The answer is 7.", "7"),
+        ("The answer is {answer}.", "The answer is 7", "7"),
+        ("The answer is {answer}.", "7.", "7."),
+        ("The answer is {answer}.", "The answer is", ""),
+        ("A {answer}", "Apple", "Apple"),
+        ("\\boxed{{{answer}}}", "\\boxed{7}", "7"),
+        ("#{answer}", "#7", "7"),
+        ("{answer} it is", "7 it is", "7"),
+    ],
+)
+def test_an_answer_without_the_words_of_its_template(template: str, text: str, alone: str) -> None:
+    assert Encoder(build_tokenizer(), Templates(answer=template)).answer_alone(text) == alone

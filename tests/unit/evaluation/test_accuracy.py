@@ -59,6 +59,28 @@ def test_final_answers_are_counted_by_length(batch_size: int, tokenizer: PreTrai
     assert report.predictions == ["1", "#### 2", "so 33", "4.0"]
 
 
+def test_the_words_of_the_answer_template_are_no_part_of_an_answer(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [Example("a", answer="B"), Example("b", answer="C"), Example("c", answer="C")]
+    said = {"a": ["The answer is C.", "The answer is B."], "b": ["The answer isC.", "C"], "c": ["", "The answer is C"]}
+    templates = Templates(answer="<|assistant|> The answer is {answer}.<bos>")
+    answerer = type("_Other", (_Said,), {"texts": said})(build_rim(num_blocks=2), tokenizer, templates=templates)
+    report = judge_answers(answerer, rows, get_task("logiqa"), by_block=True)
+    assert report.final == report.by_rule["leading-letter"] == Score(3, 3)
+    assert report.by_block[0]["all"] == Score(0, 3)
+    assert report.predictions == [texts[-1] for texts in said.values()]
+
+
+def test_an_answer_may_hold_what_ends_a_written_step(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [Example("a", answer="3\n4"), Example("b", answer="3\n4"), Example("c", answer="3\n4")]
+    said = {"a": ["sort\nthem\n3\n4"], "b": ["3\n4"], "c": ["sort\n4\n4"]}
+    templates = Templates(answer="It is:\n{answer}\n.")
+    for before, after, options in (("", "", {}), ("It is:\n", "\n.", {"templates": templates})):
+        texts = {name: [text.replace("3\n4", f"{before}3\n4{after}") for text in all_] for name, all_ in said.items()}
+        answerer = type("_Other", (_Said,), {"texts": texts})(build_rim(num_blocks=1), tokenizer, **options)
+        report = judge_answers(answerer, rows, get_task("prosqa"), separator="\n")
+        assert report.final == report.by_rule["exact-text"] == Score(2, 3)
+
+
 def test_every_block_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
     report = judge_answers(_Said(build_rim(num_blocks=2), tokenizer), EXAMPLES, get_task("gsm8k"), by_block=True)
     assert report.by_block == [

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
-from rim_peft.data.examples import Example
+from rim_peft.data.examples import Example, Templates
+from rim_peft.data.tokenization import tokenize_example
 from rim_peft.evaluation.readouts import BlockReadouts, collect_readouts, gap_closed, judge_steps
 from rim_peft.evaluation.scores import Score
-from rim_peft.inference import read_blocks
+from rim_peft.inference import Readout, read_blocks
 from rim_peft.tasks import get_task
-from tests.conftest import build_rim
+from tests.conftest import build_rim, build_tokenizer
 
 EXAMPLES = [Example(f"{n}+{n}", answer=str(2 * n), steps=tuple("ab"[: n % 3])) for n in range(5)]
 
@@ -51,6 +53,21 @@ def test_collecting_reads_the_blocks_whatever_the_batch(tokenizer: PreTrainedTok
     assert one.num_blocks == 3
     with pytest.raises(ValueError, match="examples: there are none"):
         collect_readouts(model, tokenizer, [], task)
+
+
+def test_the_words_of_the_answer_template_are_not_judged(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any, **__: Any) -> list[list[Readout]]:
+        texts = ("It is (B)", "It is (C)")
+        return [[Readout(k, text, [2], [0.0], torch.zeros(4)) for k, text in enumerate(texts, start=1)]]
+
+    monkeypatch.setattr("rim_peft.evaluation.readouts.read_blocks", read)
+    rows, templates = [Example("a", answer="C")], Templates(answer="It is {answer}")
+    readouts = collect_readouts(build_rim(), tokenizer, rows, get_task("logiqa"), templates=templates)
+    assert readouts.right.tolist() == [[False, True]]
+    assert readouts.answers == [["B", "C"]]
+    assert readouts.texts == [["It is (B)", "It is (C)"]]
 
 
 def test_blocks_and_choices_are_scored() -> None:
@@ -97,6 +114,17 @@ def test_steps_are_compared_with_what_training_wrote() -> None:
     ) == (1, 2)
     with pytest.raises(ValueError, match="examples: must have steps"):
         judge_steps(readouts_of([[True]]), [Example("q", answer="5")])
+
+
+def test_steps_are_compared_as_the_tokenizer_writes_them() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    templates, examples = Templates(step="<|user|>{step}"), [Example("q", answer="5", steps=("A", "B <bos>"))]
+    readouts = readouts_of([[False, True]], texts=[["b <bos>", "5"]])
+    found = judge_steps(readouts, examples, templates=templates, tokenizer=tokenizer)
+    assert found["by_block"][0]["step_right"]["num_correct"] == 1
+    written = tokenize_example(examples[0], tokenizer, templates)["step_ids"][1]
+    assert tokenizer.decode(written, skip_special_tokens=True) == "b <bos>"
 
 
 def test_blocks_that_read_out_their_own_step_are_judged_by_it() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import PeftModel
+import torch
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from rim_peft.tuner.files import check_files
@@ -158,6 +159,36 @@ def test_an_adapter_that_could_not_be_loaded_does_not_stay(folder: Path, little_
     save_file(whole, folder / WEIGHTS)
     model.load_adapter(str(folder), "other", low_cpu_mem_usage=little_memory)
     assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"num_blocks": 5}, "num_blocks: must be 5, as in the adapter 'default' that is attached, got 2"),
+        ({"block_size": 3}, "block_size: must be 3,"),
+        ({"lora_alpha": 99}, "lora_alpha: must be 99,"),
+        ({"bidirectional_blocks": True}, "bidirectional_blocks: must be True,"),
+    ],
+)
+def test_weights_do_not_replace_those_of_an_adapter_with_other_options(
+    folder: Path, options: dict[str, Any], difference: str
+) -> None:
+    model = build_rim(**options)
+    before = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
+    with pytest.raises(ValueError, match=difference):
+        model.load_adapter(str(folder), "default")
+    torch.testing.assert_close(get_peft_model_state_dict(model), before, atol=0, rtol=0)
+    model.load_adapter(str(folder), "other")
+
+
+def test_weights_replace_those_of_an_adapter_with_the_same_options(folder: Path) -> None:
+    model, expected = build_rim(), load(folder)
+    with torch.no_grad():
+        model.base_model.memory.rows("default").normal_()
+    model.load_adapter(str(folder), "default")
+    torch.testing.assert_close(get_peft_model_state_dict(model), get_peft_model_state_dict(expected), atol=0, rtol=0)
+    (folder / "adapter_config.json").unlink()  # weights alone, as PEFT takes them
+    model.load_adapter(str(folder), "default")
 
 
 @pytest.mark.parametrize("name", ["model", "layers", "weight"])

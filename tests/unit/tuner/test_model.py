@@ -100,6 +100,26 @@ def test_deleting_the_last_adapter_leaves_the_base(make_base: MakeBase, make_rim
     torch.testing.assert_close(base.generate(PROMPT, max_new_tokens=3), expected)
 
 
+def test_deleting_the_active_adapter_activates_the_same_one_in_all_layers(make_rim: MakeRim) -> None:
+    model = make_rim()
+    model.add_adapter("attention", RiMConfig(num_blocks=2, r=4, target_modules=["q_proj"]))
+    model.add_adapter("whole", RiMConfig(num_blocks=2, r=4))
+    randomize_lora(model)
+    model.set_adapter("attention")
+    expected = logits(model.eval(), MEMORY)
+    model.set_adapter("default")
+    model.delete_adapter("default")
+    assert model.active_adapter == "attention"
+    torch.testing.assert_close(logits(model.eval(), MEMORY), expected, atol=0, rtol=0)
+
+
+def test_a_replaced_input_embedding_is_named(make_rim: MakeRim) -> None:
+    model = make_rim()
+    model.get_base_model().set_input_embeddings(nn.Embedding(VOCAB_SIZE, 32))
+    with pytest.raises(ValueError, match="model: must keep the input embedding that the adapter wraps, got Embedding"):
+        model.generate(PROMPT, max_new_tokens=2)
+
+
 def test_a_rank_zero_adapter_joins_one_with_lora(make_rim: MakeRim) -> None:
     model = make_rim()
     model.add_adapter("memory_only", RiMConfig(r=0))
@@ -151,6 +171,19 @@ def test_merging_in_place_keeps_the_memory_and_is_undone(make_rim: MakeRim) -> N
     torch.testing.assert_close(logits(model, MEMORY), expected, atol=1e-4, rtol=1e-4)  # another order of summation
     model.unmerge_adapter()
     torch.testing.assert_close(logits(model, MEMORY), expected, atol=1e-4, rtol=1e-4)  # rounding of merge and back
+
+
+def test_the_active_adapter_is_merged_with_others(make_rim: MakeRim) -> None:
+    model = make_rim()
+    model.add_adapter("other", RiMConfig(num_blocks=3, r=4))
+    randomize_lora(model)
+    with pytest.raises(ValueError, match=r"adapter_names: must hold the active adapter, 'default', got \['other'\]"):
+        model.merge_adapter(adapter_names=["other"])
+    assert model.get_model_status().merged_adapters == []
+    model.set_adapter("other")
+    expected = logits(model.eval(), MEMORY)
+    model.merge_adapter(adapter_names=["other"])
+    torch.testing.assert_close(logits(model, MEMORY), expected, atol=1e-4, rtol=1e-4)  # another order of summation
 
 
 def test_unloading_gives_the_base_back(make_base: MakeBase, make_rim: MakeRim) -> None:
