@@ -64,9 +64,6 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escape_markdown(cell) for cell in cells)} |"
 
 
-_FEW = 5
-"""Columns of a table that still has room beside its plot."""
-
 _BODY = """<header>
 <h1>{title}</h1>
 <p class="facts">{facts}</p>
@@ -144,10 +141,9 @@ def _table(table: Table, plots: Sequence[Plot]) -> str:
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     notes = "".join(f'\n<p class="note">{escape_page(note)}</p>' for note in table.notes)
     sorts = ' class="sorts"' if len(rows) > 2 and table.num_text_columns < len(table.columns) else ""
-    kind = "box few" if len(table.columns) <= _FEW else "box"
     # A wide table scrolls by itself, including by keyboard.
     box = (
-        f'<div class="{kind}" role="region" aria-label="{escape_page(table.caption)}" tabindex="0">\n<table{sorts}>\n'
+        f'<div class="box" role="region" aria-label="{escape_page(table.caption)}" tabindex="0">\n<table{sorts}>\n'
         f"<caption>{escape_page(table.caption)}</caption>\n<thead><tr>{''.join(heads)}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
     )
@@ -169,7 +165,8 @@ def _figure(plot: Plot) -> str:
     """Return a plot as an image, not inline SVG, whose ids could clash with another plot's."""
     data = base64.b64encode(plot.svg.read_bytes()).decode("ascii")
     return (
-        f'<figure>\n<img alt="{escape_page(plot.caption)}" src="data:image/svg+xml;base64,{data}">\n'
+        f'<figure>\n<div class="plot" role="group" aria-label="{escape_page(plot.title)}" tabindex="0">'
+        f'<img alt="{escape_page(plot.caption)}" src="data:image/svg+xml;base64,{data}"></div>\n'
         f"<figcaption><strong>{escape_page(plot.title)}.</strong> {escape_page(plot.caption)}</figcaption>\n</figure>"
     )
 
