@@ -17,6 +17,8 @@ _LONGEST = 120
 
 STYLE = """
 footer { display: none !important; }
+.rim h1 { margin: 0; font: italic 500 1rem/1.3 ui-serif, Georgia, Cambria, "Times New Roman", serif; color: var(--soft);
+  overflow-wrap: anywhere; }
 .rim h3 { margin: 0 0 .35rem; font-size: 1rem; font-weight: 600; }
 .rim p { margin: .2rem 0; overflow-wrap: anywhere; }
 .rim { --soft: #5c5954; --kept: #0f766e; }

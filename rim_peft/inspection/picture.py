@@ -87,7 +87,7 @@ def _text(x: float, y: float, kind: str, text: str) -> str:
 
 
 def _asked(inspection: Inspection, question: QuestionInspection, width: float) -> _Part:
-    line = round(width / 12)
+    line = round(width / 12.6)
     lines = textwrap.wrap(cut(question_text(question), most=line * _MOST_LINES), line)
     elements = [
         _text(0, 14, "name", cut(title(inspection), most=line)),

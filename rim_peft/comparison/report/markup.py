@@ -10,14 +10,18 @@ from urllib.parse import quote
 
 from rim_peft.comparison.plots import draw_plots
 from rim_peft.comparison.plots.style import Plot
+from rim_peft.comparison.questions import PAGE as QUESTIONS
 from rim_peft.comparison.report.assembly import build_report
 from rim_peft.comparison.report.content import Bullets, Code, Link, Part, Report, Section, Table
 from rim_peft.comparison.report.style import SCRIPT, STYLE
+from rim_peft.comparison.results import FORMAT, RESULTS
 from rim_peft.escaping import fence
 from rim_peft.escaping import markdown as escape_markdown
 from rim_peft.escaping import page as escape_page
 from rim_peft.html_page import render_html
 from rim_peft.training.files import write_text
+from rim_peft.tuner.files import read_object
+from rim_peft.values import shown
 
 
 def render_markdown(
@@ -49,7 +53,7 @@ def _write_part(part: Part) -> str:
         return f"[{escape_markdown(part.text)}]({quote(part.target)})."
     if isinstance(part, Bullets):
         return "\n".join(f"* {escape_markdown(item)}" for item in part.items)
-    return f"![{escape_markdown(part.caption)}]({part.folder.name}/{part.png.name})\n\n{escape_markdown(part.caption)}"
+    return f"![{escape_markdown(part.caption)}]({part.folder.name}/{part.svg.name})\n\n{escape_markdown(part.caption)}"
 
 
 def _write_table(table: Table) -> str:
@@ -191,3 +195,28 @@ def write_report(results: Mapping[str, Any], folder: Path, *, questions: Path | 
     link = None if questions is None else questions.relative_to(folder).as_posix()
     write_text(folder / MARKDOWN, render_markdown(results, plots, questions=link))
     write_text(folder / PAGE, render_page(results, plots, questions=link))
+
+
+def rewrite_report(folder: Path) -> dict[str, Any]:
+    """Write a folder's report again from its ``results.json`` alone; its runs need not be there.
+
+    Returns:
+        The results document.
+
+    Raises:
+        ImportError: matplotlib is not installed; then nothing is written.
+        OSError: the folder has no ``results.json``.
+        ValueError: that file is not a comparison's, or of another format.
+    """
+    remedy = "Put back a copy, or run the comparison's recipe again."
+    file = folder / RESULTS
+    results = read_object(file, keys=["format"], remedy=remedy)
+    if results["format"] != FORMAT:
+        raise ValueError(f"{file}: format must be {FORMAT}, got {shown(results['format'])}. {remedy}")
+    try:
+        build_report(results)  # before anything is replaced
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: must be what rim-peft compare wrote, but lacks {shown(error)}. {remedy}") from error
+    # Only the reference's run has such a page.
+    write_report(results, folder, questions=next(iter(sorted((folder / "runs").rglob(QUESTIONS))), None))
+    return results

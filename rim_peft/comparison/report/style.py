@@ -37,7 +37,7 @@ pre { max-width: 52rem; }
 ul { max-width: 52rem; }
 @media (prefers-color-scheme: dark) { figure img { filter: invert(.9) hue-rotate(180deg); } }
 @media (max-width: 40rem) {
-  figure img { width: 36rem; }
+  figure img { width: 30rem; }
   .box { padding: 0; }
   tbody th { position: sticky; left: 0; min-width: 6rem; max-width: 9rem; background: var(--paper); }
 }
