@@ -70,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
     for file in args.out:
         if file.endswith(".svg") and len(args.questions) > 1:
-            raise ValueError(f"--out: {file} must show one question, got {len(args.questions)}. Ask one, or write a page.")
+            raise ValueError(
+                f"--out: {file} must show one question, got {len(args.questions)}. Ask one, or write a page."
+            )
     quiet_model_loading()
     loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
     inspection = inspect_questions(

@@ -57,7 +57,9 @@ def render_page(inspection: Inspection, *, remarks: Sequence[str] = ()) -> str:
         ),
         notes=escape(f"{_NOTES}Document format {FORMAT}, rim-peft {__version__}."),
     )
-    return render_html(title(inspection), body, style=page_style(num_blocks=inspection.num_blocks, num_choices=num_choices))
+    return render_html(
+        title(inspection), body, style=page_style(num_blocks=inspection.num_blocks, num_choices=num_choices)
+    )
 
 
 def title(inspection: Inspection) -> str:

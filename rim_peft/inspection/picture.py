@@ -76,7 +76,8 @@ def render_picture(inspection: Inspection, question: QuestionInspection) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height + _MARGIN / 2:.0f}" role="img" '
         'aria-labelledby="title told">\n'
-        f'<title id="title">{escape(one_line(question_text(question)))}</title>\n<desc id="told">{escape(told)}</desc>\n'
+        f'<title id="title">{escape(one_line(question_text(question)))}</title>\n'
+        f'<desc id="told">{escape(told)}</desc>\n'
         f'<style>{_LOOK}</style>\n<rect class="paper" width="100%" height="100%" rx="8"/>\n'
         f"{chr(10).join(body)}\n</svg>\n"
     )
@@ -124,7 +125,9 @@ def _layers(question: QuestionInspection, lens: Sequence[LayerReading], step: fl
     numbers = sorted({reading.layer for reading in found}, reverse=True)
     row = min(_ROW, _MOST_HEIGHT / len(numbers))
     tops = {layer: 26 + place * row for place, layer in enumerate(numbers)}
-    elements = [_text(_GUTTER, 12, "soft", "The token that the output head reads in each layer's state at the block's end")]
+    elements = [
+        _text(_GUTTER, 12, "soft", "The token that the output head reads in each layer's state at the block's end")
+    ]
     each = -(-len(numbers) // 6)
     elements += [
         _text(_GUTTER - 10, tops[layer] + row - 3, "soft small end", f"layer {layer}")
@@ -158,7 +161,8 @@ def _signs(question: QuestionInspection, width: float) -> _Part:
     """Return the answer with the signs that say something for or against it."""
     final, signals, line = question.final, read_signals(question), round(width / 9)
     told = f"{headline(question)} {tally(signals)}"
-    elements = [_text(0, 14, "strong", f"{quoted(final.answer)}, {percent(final.probability)}. {told}")]
+    answer = quoted(final.answer and cut(final.answer, most=20))
+    elements = [_text(0, 14, "strong", f"{answer}, {percent(final.probability)}. {told}")]
     for signal in (signal for signal in signals if signal.supports is not None):
         y = 14 + 25 * (len(elements) + 1) // 2
         kind, word = ("answer", "supports") if signal.supports else ("against", "against")

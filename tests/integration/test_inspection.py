@@ -391,7 +391,13 @@ def test_the_command_prints_and_writes_the_same(adapter: Path, capsys: pytest.Ca
     picture = adapter.parent / "picture.svg"
     options = ["--no-chain", "--max-new-tokens", "5", "--num-best", "2", "--donor", DONOR]
     files = [page, picture, document]
-    arguments = ["inspect", str(adapter), QUESTION, *options, *(part for file in files for part in ("--out", str(file)))]
+    arguments = [
+        "inspect",
+        str(adapter),
+        QUESTION,
+        *options,
+        *(part for file in files for part in ("--out", str(file))),
+    ]
     assert main(arguments) == 0
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-3:] == [f"rim-peft: wrote {file}" for file in files]

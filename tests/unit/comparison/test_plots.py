@@ -190,5 +190,8 @@ def test_the_reports_in_the_repository_are_those_of_their_documents(folder: str)
     assert pictures == sorted(path.name for path in (RESULTS / folder / "plots").glob("*.svg"))
     # Drawing them takes a minute, so the rest is compared with a report without any.
     text = re.sub(r"(?s)## Plots\n.*?(?=## What was compared)", "", text)
-    own, new = ([line for line in found.splitlines() if line[:1] in "#|*"] for found in (text, render_markdown(document)))
+    own, new = (
+        [line for line in found.splitlines() if line.startswith(("#", "|", "*"))]
+        for found in (text, render_markdown(document))
+    )
     assert own == new
