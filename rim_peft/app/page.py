@@ -132,9 +132,7 @@ def serve(playground: Playground, *, host: str | None = "127.0.0.1", port: int |
     built.launch(
         server_name=host,
         server_port=port,
-        theme=gr.themes.Base(
-            primary_hue="teal", neutral_hue="stone", font=_FONT, font_mono=("ui-monospace", "monospace")
-        ),
+        theme=_theme(gr),
         css=STYLE,
         footer_links=[],
         run_history=False,
@@ -194,6 +192,13 @@ def import_gradio() -> Any:
     except ImportError as error:
         raise ImportError("the app needs Gradio: pip install 'rim-peft[app]'") from error
     return gradio
+
+
+def _theme(gr: Any) -> Any:
+    """Return colours and fonts of all pages; Gradio's own are too pale for small texts and on its first button."""
+    theme = gr.themes.Base(primary_hue="teal", neutral_hue="stone", font=_FONT, font_mono=("ui-monospace", "monospace"))
+    button = {f"button_primary_background_fill{state}": "*primary_700" for state in ("", "_dark")}
+    return theme.set(body_text_color_subdued="*neutral_500", **button)
 
 
 def _examples(gr: Any, events: Events) -> Any:
