@@ -47,11 +47,13 @@ bdi { unicode-bidi: isolate; }
 .facts, .label, .note, .rest, figcaption { color: var(--soft); font-size: .875rem; }
 .facts { margin: .15rem 0 0; }
 nav ol { margin: 1.25rem 0 0; padding-left: 1.4rem; max-width: 46rem; }
-nav li { margin: .25rem 0; overflow-wrap: anywhere; }
+nav li { padding: .25rem 0; overflow-wrap: anywhere; }
 .box { overflow-x: auto; margin: .9rem 0; }
 table { border-collapse: collapse; font-size: .875rem; }
 caption { padding: .25rem 0; text-align: left; color: var(--soft); }
-th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+/* "anywhere" would let a table's columns shrink to single letters. */
+th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+  overflow-wrap: break-word; }
 th { font-weight: 600; }
 pre { margin: .5rem 0; padding: .75rem .9rem; max-height: 22rem; overflow: auto; background: var(--raised);
   border: 1px solid var(--line); border-radius: 4px; font: .8125rem/1.5 ui-monospace, Menlo, Consolas, monospace;

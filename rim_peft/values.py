@@ -87,13 +87,18 @@ def check_yaml(text: str) -> None:
 def cut(text: str, most: int = _LINE) -> str:
     """Return a text as one printable line; long text loses its middle.
 
-    >>> cut("a\\n b"), cut("0123456789" * 10, most=30)
-    ('a b', '01234567890123456789 ... 23456789')
+    >>> cut("a\\n b"), cut("0123456789" * 10, most=30), cut("Tom boils Kim's brew. What colour?", most=30)
+    ('a b', '01234567890123456789 ... 23456789', "Tom boils Kim's ... colour?")
     """
     if len(text) > 4 * most:  # collapsed white space makes it shorter, but not by that much
         text = f"{text[: 2 * most]} ... {text[-2 * most :]}"
     line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))
-    return line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[2 - most // 3 :]}"
+    if len(line) <= most:
+        return line
+    # Without the halves of words, where the line has words.
+    head = re.sub(r"(?<=\S) \S{0,12}$", "", line[: most * 2 // 3])
+    tail = re.sub(r"^\S{0,12} (?=\S)", "", line[2 - most // 3 :])
+    return f"{head} ... {tail}"
 
 
 def shown(value: object) -> str:

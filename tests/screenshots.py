@@ -28,8 +28,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "compare-demo" / "results.json"
 SITE = ROOT / "build" / "docs"
 QUESTIONS = (
-    "Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?",
-    "Ann dries Bob's brew. Bob's brew is blue. What colour is Ann's brew?",
+    "Jon shakes Dan's brew. Dan salts Ada's brew. Ada salts Moe's brew. Moe shakes Pam's brew. Pam's brew is blue. "
+    "What colour is Jon's brew?",
+    "Finn burns Pam's brew. Pam shakes Ben's brew. Ben cools Gus's brew. Gus shakes Liv's brew. Liv's brew is gold. "
+    "What colour is Finn's brew?",
 )
 
 

@@ -73,33 +73,36 @@ def build_page(playground: Playground) -> Any:
     panel = partial(gr.HTML, apply_default_css=False)
     with gr.Blocks(title=f"rim-peft: {playground.name}", analytics_enabled=False) as built:
         session = gr.State(Session())
-        panel(f'<div class="rim"><p>{_heading(playground)}</p></div>')
+        panel(f'<div class="rim">{_heading(playground)}</div>')
         with gr.Row():
             with gr.Column(scale=3):
                 plain = {"render_markdown": False, "latex_delimiters": [], "allow_file_downloads": False, "buttons": []}
-                chat = gr.Chatbot(label="Chat", height=360, feedback_options=None, **plain)
+                chat = gr.Chatbot(label="Chat", height=340, feedback_options=None, **plain)
                 text = gr.Textbox(label="Question", placeholder="Ask, then press Enter", lines=1, max_lines=6)
                 with gr.Row():
-                    send = gr.Button("Ask", variant="primary")
-                    clear = gr.Button("Clear")
-                examples = _examples(gr, events)
+                    send = gr.Button("Ask", variant="primary", min_width=100)
+                    clear = gr.Button("Clear", min_width=100)
             with gr.Column(scale=2):
-                num_blocks = gr.Slider(1, 2 * most, value=most, step=1, label=f"Blocks (the adapter's: {most})")
+                time, readouts = panel(), panel()  # on a phone right below the question
+                num_blocks = gr.Slider(
+                    1, 2 * most, value=most, step=1, label="Blocks", info=f"The adapter was trained with {most}."
+                )
                 continues = gr.Checkbox(
                     value=playground.is_chat,
                     label="Continue the dialogue",
                     info="Otherwise each question stands alone.",
                     visible=playground.can_continue,
                 )
-                time, readouts = panel(), panel()
                 write = gr.Button("Let the base write its reasoning")
                 chain = panel()
                 other = gr.Textbox(
                     label="Another question, whose blocks are swapped in",
-                    placeholder="Empty: one of the task's with as many tokens",
+                    info="If the answer becomes that question's, it comes from the blocks.",
+                    placeholder="Leave it empty to take one of the task's",
                 )
                 swap = gr.Button("Swap the blocks")
                 swapped = panel()
+        examples = _examples(gr, events)
         shown = [session, chat, text, time, readouts, chain, swapped]
         options: dict[str, Any] = {"concurrency_limit": None}
         inputs = [session, text, num_blocks, continues]
@@ -129,9 +132,7 @@ def serve(playground: Playground, *, host: str | None = "127.0.0.1", port: int |
     built.launch(
         server_name=host,
         server_port=port,
-        theme=gr.themes.Base(
-            primary_hue="teal", neutral_hue="stone", font=_FONT, font_mono=("ui-monospace", "monospace")
-        ),
+        theme=_theme(gr),
         css=STYLE,
         footer_links=[],
         run_history=False,
@@ -193,6 +194,13 @@ def import_gradio() -> Any:
     return gradio
 
 
+def _theme(gr: Any) -> Any:
+    """Return colours and fonts of all pages; Gradio's own are too pale for small texts and on its first button."""
+    theme = gr.themes.Base(primary_hue="teal", neutral_hue="stone", font=_FONT, font_mono=("ui-monospace", "monospace"))
+    button = {f"button_primary_background_fill{state}": "*primary_700" for state in ("", "_dark")}
+    return theme.set(body_text_color_subdued="*neutral_500", **button)
+
+
 def _examples(gr: Any, events: Events) -> Any:
     labels = events.examples()
     if not labels:
@@ -203,7 +211,11 @@ def _examples(gr: Any, events: Events) -> Any:
 
 
 def _heading(playground: Playground) -> str:
-    return f"<strong>{page(playground.name)}</strong> answers after {playground.num_blocks} memory blocks."
+    blocks = "1 memory block" if playground.num_blocks == 1 else f"{playground.num_blocks} memory blocks"
+    return (
+        f"<h1>{page(playground.name)}</h1><p>It reasons in {blocks}, in one pass, and then answers. Beside the answer "
+        "stands what each block held.</p>"
+    )
 
 
 def _last_turn(session: Session) -> Any:

@@ -17,7 +17,9 @@ _LONGEST = 120
 
 STYLE = """
 footer { display: none !important; }
-.rim h3 { margin: 0 0 .35rem; font-size: 1rem; font-weight: 600; }
+.rim h1 { margin: 0; font: italic 500 1rem/1.3 ui-serif, Georgia, Cambria, "Times New Roman", serif; color: var(--soft);
+  overflow-wrap: anywhere; }
+.rim h2 { margin: 0 0 .35rem; font-size: 1rem; font-weight: 600; }
 .rim p { margin: .2rem 0; overflow-wrap: anywhere; }
 .rim { --soft: #5c5954; --kept: #0f766e; }
 .dark .rim { --soft: #b0aaa1; --kept: #2dd4bf; }
@@ -34,6 +36,7 @@ footer { display: none !important; }
 .rim meter { width: 4.5rem; height: .6rem; vertical-align: middle; }
 .rim pre { max-height: 18rem; overflow: auto; margin: .4rem 0; padding: .6rem .8rem; white-space: pre-wrap;
   overflow-wrap: anywhere; font-size: .8125rem; border: 1px solid var(--border-color-primary); border-radius: 4px; }
+@media (max-width: 40rem) { .rim meter { display: none; } .rim td:last-child { width: 4rem; } }
 """
 
 
@@ -52,7 +55,7 @@ def show_chat(session: Session) -> list[dict[str, str]]:
 
 def show_time(turn: Turn) -> str:
     """Return how long an answer took."""
-    cut_off = "" if turn.is_complete else " It reached the limit of tokens."
+    cut_off = "" if turn.is_complete else ". It reached the limit of tokens."
     return _panel(f'<p><span class="big">{_duration(turn.ms)}</span> {_after(turn.num_blocks)}{cut_off}</p>')
 
 
@@ -67,7 +70,7 @@ def show_readouts(readouts: Sequence[Readout]) -> str:
         rows.append(
             f"<tr><td>block {readout.block}</td><td{kind}><bdi>{text}</bdi></td><td>{meter} {percent(chance)}</td></tr>"
         )
-    return _panel(f"<h3>What each block holds</h3><table>{''.join(rows)}</table>")
+    return _panel(f"<h2>What each block holds</h2><table>{''.join(rows)}</table>")
 
 
 def show_chain(chain: Chain) -> str:

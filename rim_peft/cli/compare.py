@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 
 from rim_peft.cli.console import path
 
@@ -20,7 +21,12 @@ def more_help() -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("recipe", metavar="RECIPE", type=path, help="recipe file of the comparison (YAML)")
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        type=path,
+        help="recipe file of the comparison (YAML); with --report, the folder that it wrote to",
+    )
     parser.add_argument(
         "overrides", metavar="KEY=VALUE", nargs="*", help="replace a value of the recipe, such as seeds=[0]"
     )
@@ -34,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="list the runs: finished, missing, or made with other values (differs)",
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write tables, plots and page again from the folder's results.json alone, without its runs",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,10 +56,15 @@ def run_kind(args: argparse.Namespace, *, kind: str) -> int:
     """Run ``compare`` or ``ablate``."""
     from rim_peft.cli.console import complain, quiet_model_loading, results_only, say
     from rim_peft.comparison.reading import load_comparison
-    from rim_peft.comparison.report import render_markdown
+    from rim_peft.comparison.report import render_markdown, rewrite_report
     from rim_peft.comparison.runner import list_runs, run_comparison
     from rim_peft.training.curriculum import Interrupted
 
+    if args.report:
+        if args.overrides or args.plan or args.parallel:
+            raise ValueError("--report: must be given a folder alone, since it runs nothing. Leave out the rest.")
+        say(render_markdown(rewrite_report(Path(args.recipe))))
+        return 0
     comparison = load_comparison(args.recipe, args.overrides)
     if comparison.kind != kind:
         raise ValueError(

@@ -14,7 +14,7 @@ from rim_peft.escaping import json_text
 if TYPE_CHECKING:
     from rim_peft.inspection import Inspection
 
-_ENDINGS = (".html", ".json")
+_ENDINGS = (".html", ".svg", ".json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_output,
         action="append",
         default=[],
-        help="write a page (FILE.html) or the document (FILE.json); may be given twice",
+        help="write a page (FILE.html), a picture of one question (FILE.svg) or the document (FILE.json); repeatable",
     )
     parser.add_argument("--json", action="store_true", help="print the document instead of its short form")
     parser.add_argument(
@@ -68,6 +68,11 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.inspection import Options, inspect_questions, render_text
     from rim_peft.run import load_run
 
+    for file in args.out:
+        if file.endswith(".svg") and len(args.questions) > 1:
+            raise ValueError(
+                f"--out: {file} must show one question, got {len(args.questions)}. Ask one, or write a page."
+            )
     quiet_model_loading()
     loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
     inspection = inspect_questions(
@@ -118,9 +123,14 @@ def _find_probe(folder: Path) -> Any:
 
 
 def _write(file: str, inspection: Inspection) -> None:
-    from rim_peft.inspection import render_page
+    from rim_peft.inspection import render_page, render_picture
     from rim_peft.training.files import write_text
 
-    text = render_page(inspection) if file.endswith(".html") else f"{json_text(inspection.to_dict(), indent=1)}\n"
+    if file.endswith(".html"):
+        text = render_page(inspection)
+    elif file.endswith(".svg"):
+        text = render_picture(inspection, inspection.questions[0])
+    else:
+        text = f"{json_text(inspection.to_dict(), indent=1)}\n"
     write_text(Path(file), text)
     complain(f"rim-peft: wrote {file}")

@@ -97,13 +97,16 @@ def _map(question: QuestionInspection, place: str, caption: str) -> str:
     return _table("map", caption, ["layer", *(f"block {block}" for block in blocks)], rows)
 
 
+def reading_kind(question: QuestionInspection, reading: LayerReading) -> str:
+    """Return whether a layer's likeliest token begins the answer, the block's own readout, or neither (``"other"``)."""
+    best = reading.candidates[0].token_id
+    if best == question.final.tokens[0][0].token_id:
+        return "answer"
+    return "own" if best == question.readouts[reading.block - 1].tokens[0][0].token_id else "other"
+
+
 def _cell(question: QuestionInspection, reading: LayerReading) -> str:
-    best = reading.candidates[0]
-    kind = "other"
-    if best.token_id == question.final.tokens[0][0].token_id:
-        kind = "answer"
-    elif best.token_id == question.readouts[reading.block - 1].tokens[0][0].token_id:
-        kind = "own"
+    best, kind = reading.candidates[0], reading_kind(question, reading)
     text = best.text.strip() or _shown(best.text)
     chance = f'<span class="n">{100 * best.probability:.0f}</span>'
     return f'<td class="{kind} s{_level(best.probability)}">{chance}<bdi>{escape(text)}</bdi></td>'

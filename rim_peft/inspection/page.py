@@ -31,8 +31,8 @@ _NOTES = (
     "above may still change; attention shows where a block looks, not what it takes from there. "
 )
 
-_LONG = 18
-_MARKS = {True: ("for", "supports"), False: ("against", "against"), None: ("open", "open")}
+_LONG, _LINE = 18, 100
+_MARKS = {True: ("for", "supports"), False: ("against", "against"), None: ("neither", "neither")}
 
 
 def render_page(inspection: Inspection, *, remarks: Sequence[str] = ()) -> str:
@@ -46,22 +46,29 @@ def render_page(inspection: Inspection, *, remarks: Sequence[str] = ()) -> str:
         remarks: a sentence about each question, such as whether its answer is right; empty for none.
     """
     num_choices = max(len(inspection.layer_groups), inspection.block_size + 1)
-    title = f"How {inspection.adapter or 'an adapter'} thinks"
     told = remarks or [""] * len(inspection.questions)
     shown = list(zip(inspection.questions, told, strict=True))
     body = _BODY.format(
-        title=escape(title),
-        facts=escape(_facts(inspection)),
+        title=escape(title(inspection)),
+        facts=escape(describe(inspection)),
         contents=_contents(shown) if len(shown) > 1 else "",
         questions="\n".join(
             _question(inspection, number, question, remark) for number, (question, remark) in enumerate(shown, start=1)
         ),
         notes=escape(f"{_NOTES}Document format {FORMAT}, rim-peft {__version__}."),
     )
-    return render_html(title, body, style=page_style(num_blocks=inspection.num_blocks, num_choices=num_choices))
+    return render_html(
+        title(inspection), body, style=page_style(num_blocks=inspection.num_blocks, num_choices=num_choices)
+    )
 
 
-def _facts(inspection: Inspection) -> str:
+def title(inspection: Inspection) -> str:
+    """Return what an inspection shows, as a heading."""
+    return f"How {inspection.adapter or 'an adapter'} thinks"
+
+
+def describe(inspection: Inspection) -> str:
+    """Return blocks, base and layers in one line."""
     blocks = "1 block" if inspection.num_blocks == 1 else f"{inspection.num_blocks} blocks"
     memory = "1 memory token" if inspection.block_size == 1 else f"{inspection.block_size} memory tokens"
     method = "" if inspection.method in (None, "rim") else f", method {inspection.method}"
@@ -70,7 +77,7 @@ def _facts(inspection: Inspection) -> str:
 
 def _contents(shown: Sequence[tuple[QuestionInspection, str]]) -> str:
     items = [
-        f'<li><a href="#q{number}"><bdi>{escape(_asked(question))}</bdi></a>: '
+        f'<li><a href="#q{number}"><bdi>{escape(cut(question_text(question), most=_LINE))}</bdi></a>: '
         f"<bdi>{escape(quoted(question.final.answer))}</bdi>, {percent(question.final.probability)}. "
         f"<bdi>{escape(remark)}</bdi></li>"
         for number, (question, remark) in enumerate(shown, start=1)
@@ -78,17 +85,15 @@ def _contents(shown: Sequence[tuple[QuestionInspection, str]]) -> str:
     return f'<nav aria-label="Questions"><ol>\n{chr(10).join(items)}\n</ol></nav>'
 
 
-def _asked(question: QuestionInspection) -> str:
-    """Return the question as a person asked it, in one line: of a chat, the last message."""
+def question_text(question: QuestionInspection) -> str:
+    """Return the question as a person asked it: of a chat, the last message."""
     asked = question.question
-    return cut(asked if isinstance(asked, str) else asked[-1]["content"], most=70)
+    return asked if isinstance(asked, str) else asked[-1]["content"]
 
 
 def _question(inspection: Inspection, number: int, question: QuestionInspection, remark: str) -> str:
-    asked = question.question
-    text = asked if isinstance(asked, str) else asked[-1]["content"]
     parts = [
-        f'<h2 id="q{number}" dir="auto">{escape(text)}</h2>',
+        f'<h2 id="q{number}" dir="auto">{escape(question_text(question))}</h2>',
         _result(question),
         *([f'<p class="remark"><bdi>{escape(remark)}</bdi></p>'] if remark else []),
         _film(question),

@@ -52,7 +52,7 @@ th, td { min-width: 6.5rem; max-width: 26rem; }
 .legend .own { text-decoration: underline dotted; text-underline-offset: .2em; }
 fieldset { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .75rem 0; padding: 0; border: 0;
   font-size: .875rem; }
-legend { float: left; margin-right: .2rem; padding: 0; color: var(--soft); }
+legend { float: left; margin-right: .2rem; padding: 0; color: var(--soft); line-height: 1.75rem; }
 label { display: inline-flex; gap: .35rem; align-items: center; min-height: 1.75rem; cursor: pointer; }
 input { accent-color: var(--answer); margin: 0; }
 .looks { display: grid; grid-template-columns: 5rem 1fr; gap: 1.1rem 0; margin: 1rem 0; }
@@ -77,6 +77,7 @@ footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line);
   .map { font-size: .75rem; }
   .map th:first-child { width: 2.5rem; }
   .map .n { display: none; }
+  th, td { min-width: 4.5rem; padding-right: .5rem; }
   .looks { grid-template-columns: 1fr; gap: .25rem; }
   .looks dd { margin-bottom: .9rem; }
 }

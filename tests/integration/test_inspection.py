@@ -388,11 +388,20 @@ def adapter(tmp_path: Path) -> Path:
 
 def test_the_command_prints_and_writes_the_same(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, document = adapter.parent / "page.html", adapter.parent / "new" / "document.json"
+    picture = adapter.parent / "picture.svg"
     options = ["--no-chain", "--max-new-tokens", "5", "--num-best", "2", "--donor", DONOR]
-    arguments = ["inspect", str(adapter), QUESTION, "--out", str(page), "--out", str(document), *options]
+    files = [page, picture, document]
+    arguments = [
+        "inspect",
+        str(adapter),
+        QUESTION,
+        *options,
+        *(part for file in files for part in ("--out", str(file))),
+    ]
     assert main(arguments) == 0
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[-2:] == [f"rim-peft: wrote {page}", f"rim-peft: wrote {document}"]
+    assert printed.err.splitlines()[-3:] == [f"rim-peft: wrote {file}" for file in files]
+    assert picture.read_text(encoding="utf-8").startswith("<svg ")
     assert printed.out.splitlines()[0] == QUESTION
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert main([*arguments[:3], *options, "--json"]) == 0
@@ -422,6 +431,8 @@ def test_the_command_takes_chats(adapter: Path, capsys: pytest.CaptureFixture[st
 def test_wrong_usage_is_one_line(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["inspect", str(adapter), "q", "--out", "page.pdf"])
-    assert "--out: must end in .html or .json, got 'page.pdf'" in capsys.readouterr().err
+    assert "--out: must end in .html or .svg or .json, got 'page.pdf'" in capsys.readouterr().err
+    assert main(["inspect", str(adapter), "q", "p", "--out", "picture.svg"]) == 1
+    assert "--out: picture.svg must show one question, got 2" in capsys.readouterr().err
     assert main(["inspect", str(adapter), "q", "--no-chain", "--num-blocks", "400"]) == 1
     assert "must fit into the base's 512 positions" in capsys.readouterr().err

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -12,8 +14,12 @@ from rim_peft.cli.main import main
 from rim_peft.demo import SHIPPED
 from rim_peft.demo.shipped import judge, load_shipped, stored_results
 from rim_peft.demo.showcase import LENGTHS, draw_examples
+from rim_peft.inspection import Options, inspect_questions
 from rim_peft.recipe import load_recipe
+from rim_peft.tasks.potions import Potions
 from tests.real.conftest import RECIPE
+
+PICTURE = Path(__file__).parents[2] / "docs" / "mind.svg"
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,16 @@ def test_it_was_never_trained_on_what_it_is_judged_on(run: Any) -> None:
     trained = {row["question"] for row in load_recipe(RECIPE, []).task().rows("train")}
     assert not trained & {example.question for example in draw_examples(250)}
     assert run.recipe.data.options == load_recipe(RECIPE, []).data.options
+
+
+def test_the_picture_in_the_readme_is_what_it_holds(run: Any) -> None:
+    picture = ElementTree.parse(PICTURE).getroot()  # noqa: S314
+    asked = picture.findtext("{http://www.w3.org/2000/svg}title")
+    assert asked in {row["question"] for row in Potions(lengths=(4,), num_held_out=60).rows("test")}
+    assert asked not in {row["question"] for row in load_recipe(RECIPE, []).task().rows("train")}
+    told = picture.findtext("{http://www.w3.org/2000/svg}desc")
+    held = inspect_questions(run, [asked], options=Options(chain_tokens=0)).questions[0].readouts
+    assert told == "; ".join(f"after block {readout.block}: “{readout.text}”" for readout in held)
 
 
 def test_the_demo_shows_it_without_training(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ _OPTIONS = {
         "--task",
     ),
     "chains": ("--url", "--timeout", "--template", "--examples", "--temperature", "--top-p", "--split-steps", "--keep"),
-    "compare": ("--parallel", "--plan"),
+    "compare": ("--parallel", "--plan", "--report"),
     "ablate": ("--parallel", "--plan"),
     "demo": ("--num-rows", "--seed", "--json"),
 }

@@ -1,5 +1,5 @@
 """A results document as tables, text and pictures, in Markdown and as one HTML page."""
 
-from rim_peft.comparison.report.markup import render_markdown, render_page, write_report
+from rim_peft.comparison.report.markup import render_markdown, render_page, rewrite_report, write_report
 
-__all__ = ["render_markdown", "render_page", "write_report"]
+__all__ = ["render_markdown", "render_page", "rewrite_report", "write_report"]

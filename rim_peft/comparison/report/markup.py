@@ -10,14 +10,18 @@ from urllib.parse import quote
 
 from rim_peft.comparison.plots import draw_plots
 from rim_peft.comparison.plots.style import Plot
+from rim_peft.comparison.questions import PAGE as QUESTIONS
 from rim_peft.comparison.report.assembly import build_report
 from rim_peft.comparison.report.content import Bullets, Code, Link, Part, Report, Section, Table
 from rim_peft.comparison.report.style import SCRIPT, STYLE
+from rim_peft.comparison.results import FORMAT, RESULTS
 from rim_peft.escaping import fence
 from rim_peft.escaping import markdown as escape_markdown
 from rim_peft.escaping import page as escape_page
 from rim_peft.html_page import render_html
 from rim_peft.training.files import write_text
+from rim_peft.tuner.files import read_object
+from rim_peft.values import shown
 
 
 def render_markdown(
@@ -49,7 +53,7 @@ def _write_part(part: Part) -> str:
         return f"[{escape_markdown(part.text)}]({quote(part.target)})."
     if isinstance(part, Bullets):
         return "\n".join(f"* {escape_markdown(item)}" for item in part.items)
-    return f"![{escape_markdown(part.caption)}]({part.folder.name}/{part.png.name})\n\n{escape_markdown(part.caption)}"
+    return f"![{escape_markdown(part.caption)}]({part.folder.name}/{part.svg.name})\n\n{escape_markdown(part.caption)}"
 
 
 def _write_table(table: Table) -> str:
@@ -63,9 +67,6 @@ def _write_table(table: Table) -> str:
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escape_markdown(cell) for cell in cells)} |"
 
-
-_FEW = 5
-"""Columns of a table that still has room beside its plot."""
 
 _BODY = """<header>
 <h1>{title}</h1>
@@ -144,10 +145,9 @@ def _table(table: Table, plots: Sequence[Plot]) -> str:
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     notes = "".join(f'\n<p class="note">{escape_page(note)}</p>' for note in table.notes)
     sorts = ' class="sorts"' if len(rows) > 2 and table.num_text_columns < len(table.columns) else ""
-    kind = "box few" if len(table.columns) <= _FEW else "box"
     # A wide table scrolls by itself, including by keyboard.
     box = (
-        f'<div class="{kind}" role="region" aria-label="{escape_page(table.caption)}" tabindex="0">\n<table{sorts}>\n'
+        f'<div class="box" role="region" aria-label="{escape_page(table.caption)}" tabindex="0">\n<table{sorts}>\n'
         f"<caption>{escape_page(table.caption)}</caption>\n<thead><tr>{''.join(heads)}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
     )
@@ -169,7 +169,8 @@ def _figure(plot: Plot) -> str:
     """Return a plot as an image, not inline SVG, whose ids could clash with another plot's."""
     data = base64.b64encode(plot.svg.read_bytes()).decode("ascii")
     return (
-        f'<figure>\n<img alt="{escape_page(plot.caption)}" src="data:image/svg+xml;base64,{data}">\n'
+        f'<figure>\n<div class="plot" role="group" aria-label="{escape_page(plot.title)}" tabindex="0">'
+        f'<img alt="{escape_page(plot.caption)}" src="data:image/svg+xml;base64,{data}"></div>\n'
         f"<figcaption><strong>{escape_page(plot.title)}.</strong> {escape_page(plot.caption)}</figcaption>\n</figure>"
     )
 
@@ -194,3 +195,28 @@ def write_report(results: Mapping[str, Any], folder: Path, *, questions: Path | 
     link = None if questions is None else questions.relative_to(folder).as_posix()
     write_text(folder / MARKDOWN, render_markdown(results, plots, questions=link))
     write_text(folder / PAGE, render_page(results, plots, questions=link))
+
+
+def rewrite_report(folder: Path) -> dict[str, Any]:
+    """Write a folder's report again from its ``results.json`` alone; its runs need not be there.
+
+    Returns:
+        The results document.
+
+    Raises:
+        ImportError: matplotlib is not installed; then nothing is written.
+        OSError: the folder has no ``results.json``.
+        ValueError: that file is not a comparison's, or of another format.
+    """
+    remedy = "Put back a copy, or run the comparison's recipe again."
+    file = folder / RESULTS
+    results = read_object(file, keys=["format"], remedy=remedy)
+    if results["format"] != FORMAT:
+        raise ValueError(f"{file}: format must be {FORMAT}, got {shown(results['format'])}. {remedy}")
+    try:
+        build_report(results)  # before anything is replaced
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: must be what rim-peft compare wrote, but lacks {shown(error)}. {remedy}") from error
+    # Only the reference's run has such a page.
+    write_report(results, folder, questions=next(iter(sorted((folder / "runs").rglob(QUESTIONS))), None))
+    return results

@@ -12,28 +12,33 @@ nav { margin-top: 2.25rem; padding-top: 1rem; border-top: 1px solid var(--line);
 nav ol { columns: 16rem; max-width: none; }
 .pair { display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; align-items: flex-start; margin: 1.25rem 0 .25rem; }
 .pair figure { flex: 1 1 30rem; max-width: 52rem; margin: 0; min-width: min(100%, 18rem); }
-.pair .box { margin: 0; max-width: 100%; }
-.pair .few { flex: 1 1 28rem; min-width: min(100%, 20rem); max-width: 46rem; }
-.few td:not(.words) { white-space: nowrap; }
+.pair .box { flex: 1 1 min-content; margin: 0; padding: 0; }
 figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption { margin-top: .35rem; }
-.box { margin: 1.5rem 0 .25rem; }
+.plot { overflow-x: auto; }
+.box { display: inline-block; max-width: 100%; margin: 1.5rem 0 .25rem; padding-right: 2.5rem; vertical-align: top; }
+td:not(.words) { white-space: nowrap; }
+td.words { max-width: 36rem; }
 .box:focus-visible { outline-offset: 4px; }
 caption { font-weight: 600; color: var(--ink); }
 th, td { padding: .3rem 0 .3rem 1.1rem; text-align: right; }
 th:first-child, td:first-child { padding-left: 0; }
-th.words, td.words { text-align: left; overflow-wrap: break-word; }
-tbody th { font-weight: 500; min-width: 8rem; }
+th.words, td.words { text-align: left; }
+tbody th { font-weight: 500; min-width: 8rem; max-width: 18rem; }
 tbody tr:hover > * { background: var(--raised); }
-thead button { padding: 0; border: 0; color: inherit; background: none; font: inherit; text-align: inherit;
-  cursor: pointer; }
-thead button::after { content: "\\2195"; display: inline-block; width: 1em; color: var(--other); text-align: center; }
+thead th { vertical-align: bottom; }
+thead button { position: relative; padding: 0 1em 0 0; border: 0; color: inherit; background: none; font: inherit;
+  text-align: inherit; cursor: pointer; }
+thead button::after { content: "\\2195"; position: absolute; right: 0; bottom: 0; width: 1em; color: var(--other);
+  text-align: center; }
 th[aria-sort=ascending] button::after { content: "\\2191"; color: var(--answer); }
 th[aria-sort=descending] button::after { content: "\\2193"; color: var(--answer); }
 pre { max-width: 52rem; }
 ul { max-width: 52rem; }
 @media (prefers-color-scheme: dark) { figure img { filter: invert(.9) hue-rotate(180deg); } }
 @media (max-width: 40rem) {
+  figure img { width: 30rem; }
+  .box { padding: 0; }
   tbody th { position: sticky; left: 0; min-width: 6rem; max-width: 9rem; background: var(--paper); }
 }
 @media print {

@@ -9,7 +9,7 @@ import pytest
 from rim_peft.app import Playground, serve
 from rim_peft.inspection import Options
 from rim_peft.run import Run
-from tests.browser import needs_browser, open_browser
+from tests.browser import PHONE, WIDE, faults, needs_browser, open_browser
 from tests.conftest import build_rim, build_tokenizer
 
 EVIL = "<img src=x onerror=document.title=1> ${document.title=2} {{value}} **b**"
@@ -49,8 +49,18 @@ def test_a_chat_with_its_panels_shows_texts_as_texts() -> None:
             expect(page.locator(".rim tr")).to_have_count(2, timeout=60_000)  # the event has ended
             assert page.locator("img[src=x]").count() == 0
             assert page.title() == f"rim-peft: {EVIL}"
-            page.set_viewport_size({"width": 380, "height": 800})
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            for scheme in ("dark", "light"):
+                page.emulate_media(color_scheme=scheme)
+                for width, height in (WIDE, PHONE):
+                    page.set_viewport_size({"width": width, "height": height})
+                    page.wait_for_timeout(500)  # colours change gradually
+                    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+                    assert faults(page) == []
+            # On a phone the readouts come right below the question.
+            assert (
+                page.get_by_text("What each block holds").bounding_box()["y"]
+                < page.locator("input[type=range]").bounding_box()["y"]
+            )
             page.get_by_role("button", name="Clear", exact=True).last.click()
             expect(page.get_by_label("user's message")).to_have_count(0)
             # The policy, as if escaping had failed.

@@ -83,7 +83,7 @@ def test_the_policy_allows_its_own_style_and_script_alone(plot: Plot) -> None:
 
 
 def test_a_plot_is_beside_its_table(plot: Plot) -> None:
-    pair = r'<div class="pair">\n<figure>.*</figure>\n<div class="box few".*</table>\n</div>\n</div>'
+    pair = r'<div class="pair">\n<figure>.*</figure>\n<div class="box".*</table>\n</div>\n</div>'
     assert re.search(pair, render_page(compare_document(), [plot]).split("</section>")[0], re.DOTALL)
 
 

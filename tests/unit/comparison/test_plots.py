@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ from rim_peft.comparison.plots import draw_plots, require_matplotlib
 from rim_peft.comparison.plots.answers import draw_ablations, draw_accuracy, draw_latency, draw_lengths
 from rim_peft.comparison.plots.blocks import draw_blocks, draw_budget, draw_controls, draw_probe, draw_states
 from rim_peft.comparison.plots.style import look, plain, plot_style, shades
-from rim_peft.comparison.report import write_report
+from rim_peft.comparison.report import render_markdown, rewrite_report, write_report
 from rim_peft.comparison.results import Results
+from rim_peft.escaping import json_text
 from tests.unit.comparison.results_document import ablate_document, bare_document, compare_document
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
 def draw(function: Any, document: dict[str, Any]) -> Any:
@@ -44,7 +49,7 @@ def test_a_report_has_every_plot_and_does_not_change_when_it_is_written_again(tm
     before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.*"))}
     for path in (tmp_path / "plots").glob("*.svg"):
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314
-        assert f"(plots/{path.stem}.png)" in (tmp_path / "results.md").read_text(encoding="utf-8")
+        assert f"(plots/{path.stem}.svg)" in (tmp_path / "results.md").read_text(encoding="utf-8")
     assert (tmp_path / "results.html").read_text(encoding="utf-8").count("data:image/svg+xml") == len(plots)
     write_report(document, tmp_path)
     assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.*"))} == before
@@ -147,3 +152,46 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(ImportError, match=r"rim-peft\[compare\]"):
         write_report(compare_document(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_report_is_written_again_from_its_document_alone(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json_text(bare_document()), encoding="utf-8")
+    page = tmp_path / "runs" / "rim" / "seed-0" / "questions.html"
+    assert rewrite_report(tmp_path) == bare_document()
+    before = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert before == render_markdown(bare_document(), draw_plots(bare_document(), tmp_path / "plots"))
+    page.parent.mkdir(parents=True)
+    page.write_text("")
+    rewrite_report(tmp_path)
+    assert "runs/rim/seed-0/questions.html" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"format": 2}, "format must be 1, got 2"),
+        ({"methods": None}, "must be what rim-peft compare wrote"),
+        ({"runs": [{}]}, "must be what rim-peft compare wrote"),
+        ({"base": []}, "must be what rim-peft compare wrote"),
+    ],
+)
+def test_a_damaged_document_replaces_nothing(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    (tmp_path / "results.json").write_text(json_text({**bare_document(), **change}), encoding="utf-8")
+    with pytest.raises(ValueError, match=told):
+        rewrite_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in RESULTS.glob("*/results.json")))
+def test_the_reports_in_the_repository_are_those_of_their_documents(folder: str) -> None:
+    document = json.loads((RESULTS / folder / "results.json").read_text(encoding="utf-8"))
+    text = (RESULTS / folder / "results.md").read_text(encoding="utf-8")
+    pictures = sorted(re.findall(r"\]\(plots/([a-z0-9-]+\.svg)\)", text))
+    assert pictures == sorted(path.name for path in (RESULTS / folder / "plots").glob("*.svg"))
+    # Drawing them takes a minute, so the rest is compared with a report without any.
+    text = re.sub(r"(?s)## Plots\n.*?(?=## What was compared)", "", text)
+    own, new = (
+        [line for line in found.splitlines() if line.startswith(("#", "|", "*"))]
+        for found in (text, render_markdown(document))
+    )
+    assert own == new

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rim_peft.inspection import render_page
+from rim_peft.inspection import render_page, render_picture
 from tests.browser import PHONE, WIDE, Page, needs_browser
 from tests.unit.inspection.inspection_document import evil_inspection, inspection, question
 
@@ -94,3 +94,21 @@ def test_the_policy_stops_a_script(browser: Any, files: dict[str, Path]) -> None
     assert shown.page.locator("#p").evaluate("element => getComputedStyle(element).color") != "rgb(255, 0, 0)"
     assert any("Content Security Policy" in line for line in shown.noise)
     shown.page.close()
+
+
+@pytest.mark.parametrize("name", ["good", "evil"])
+def test_a_picture_is_drawn_and_keeps_to_its_frame(browser: Any, tmp_path: Path, name: str) -> None:
+    document = evil_inspection() if name == "evil" else inspection(question("red", "green", "green"))
+    (tmp_path / "picture.svg").write_text(render_picture(document, document.questions[0]), encoding="utf-8")
+    (tmp_path / "page.html").write_text('<!doctype html><img src="picture.svg" alt="">', encoding="utf-8")
+    page = browser.new_page(viewport={"width": WIDE[0], "height": WIDE[1]})
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.evaluate("document.querySelector('img').naturalWidth") > 0
+    page.goto((tmp_path / "picture.svg").as_uri())
+    frame = page.locator("rect.paper").bounding_box()
+    for box in (text.bounding_box() for text in page.locator("text").all()):
+        if name == "good":  # very long words are cut by their column or by the frame
+            assert box["x"] >= frame["x"]
+            assert box["x"] + box["width"] <= frame["x"] + frame["width"]
+        assert box["y"] + box["height"] <= frame["y"] + frame["height"]
+    page.close()
