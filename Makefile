@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ENGINES := .venv-engines
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-real test-engines browser fuzz check format docs release-check release-demo clean
+.PHONY: install demo test test-slow test-real engines test-engines browser fuzz check format docs release-check release-demo clean
 
 install: $(INSTALLED)
 
@@ -34,9 +34,11 @@ test-real: $(INSTALLED)
 	$(PYTEST) -m real
 
 # Exported adapters in vLLM, which gets an environment of its own (3 GB) with this package's plugin in it.
-test-engines: $(INSTALLED) $(ENGINES)/.installed
+test-engines: $(INSTALLED) engines
 	$(BIN)/rim-peft base smollm2-135m@package
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/engines -m engines
+
+engines: $(ENGINES)/.installed
 
 $(ENGINES)/.installed: constraints-engines.txt pyproject.toml rim_peft_vllm.py
 	$(PYTHON) -m venv $(ENGINES)

@@ -1,7 +1,8 @@
 """The demo on a pretrained base: a trained adapter that ships with the package, shown without training anything.
 
 ``python -m rim_peft.demo.shipped RUN --beside FOLDER`` makes its folder of a finished training: weights rounded to
-bfloat16, recipe, record and card, and what it and other methods' adapters have right on the same test rows.
+bfloat16, recipe, record and card, and what it and other methods' adapters have right on the same test rows. With the
+shipped folder itself as RUN everything is judged again.
 """
 
 from __future__ import annotations
@@ -136,13 +137,14 @@ def make(source: Path, folder: Path, *, beside: Sequence[Path] = (), num_rows: i
     # Rounded, and asked in float32 wherever it is loaded: processors without bfloat16 are very slow in it.
     state = {name: value.to(torch.bfloat16) for name, value in run.model.state_dict().items()}
     recipe = replace(run.recipe, output_dir=Path(run.recipe.output_dir).name, resume=False)
-    trained, recipe = recipe.model.dtype, replace(recipe, model=replace(recipe.model, dtype="float32"))
+    trained = run.record.get("training_dtype", recipe.model.dtype)  # as a folder says that was made here
+    recipe = replace(recipe, model=replace(recipe.model, dtype="float32"))
     command = [word for word in run.record["command"] if not word.startswith(("output_dir=", "resume="))]
     record = {
         **run.record,
         "command": command,
         "asked": describe_asking(recipe),
-        "training_dtype": run.recipe.model.dtype,
+        "training_dtype": trained,
     }
 
     def save(partial: Path) -> None:

@@ -46,11 +46,11 @@ NUM_QUESTIONS = 200
 NUM_CHATS = 8
 _BATCH = 16
 
-_SMALL = "--dtype float32 --enforce-eager --max-model-len 512 --max-num-seqs 32 --block-size 16"
+_SMALL = "--dtype float32 --enforce-eager --max-model-len 512 --max-num-seqs 32 --block-size 32"
 """Options of each server besides the documented ones.
 
-float32, since rounding must not decide between two tokens; and GPUs' block size, so that prompts which are asked again
-are read from vLLM's cache, as they would be there.
+float32, since rounding must not decide between two tokens; and the smallest block size that vLLM has on CPUs, shorter
+than a prompt, so that prompts which are asked again are read from its cache, as on GPUs.
 """
 _ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
@@ -110,7 +110,7 @@ class Adapter:
     def write(self, form: str, folder: Path) -> Path:
         """Export it as ``rim-peft export`` does, without the check: here engines are asked instead."""
         known, again = self.expected[self.num_blocks], load_run(self.folder)
-        prompts = Prompts([], again.templates, max_new_tokens=self.max_new_tokens)
+        prompts = Prompts([known[0].prompt], again.templates, max_new_tokens=self.max_new_tokens)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(weights, "expect", lambda *_, **__: known)
             for module in (embedding_lora, merged, peft_lora):
