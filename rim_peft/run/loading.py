@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from rim_peft.tuner.files import RECORD_FILE, brief, check_digests, is_ours, rea
 from rim_peft.tuner.sharing import attach_papers
 from rim_peft.tuner.tensors import AGAIN
 from rim_peft.values import shown
+
+logger = logging.getLogger(__name__)
 
 _PAPER = "Put back a copy, or delete it: the adapter answers without it."
 
@@ -266,6 +269,13 @@ def _check_recipe(path: Path, record: dict[str, Any], recipe: Recipe | None) -> 
 def _recipe_of(folder: Path, trust_remote_code: bool) -> FoundRecipe | None:
     path = folder / RECIPE_FILE
     if not path.exists():
+        logger.warning(
+            "%s has no %s, which says how prompts were written in training: questions are asked with the default "
+            "templates, %r. If the training had others, ask in Python, with templates=... of rim_peft.inference.",
+            folder,
+            RECIPE_FILE,
+            Templates.prompt,
+        )
         return None
     return load_found_recipe(path, trust_remote_code=trust_remote_code)
 

@@ -107,8 +107,19 @@ def test_a_fresh_adapter_without_blocks_and_a_disabled_one_are_the_base(
 
 def test_static_caches_of_layers_with_attention_and_a_recurrent_part(make_rim: MakeRim, tokenizer: Any) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    mamba = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    mamba: dict[str, Any] = {
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+    }
     config = FalconH1Config(**sizes, **mamba, vocab_size=VOCAB_SIZE, num_key_value_heads=2, initializer_range=0.3)
     model = make_rim(base=FalconH1ForCausalLM(config).eval())
     inputs = tokenize(tokenizer, QUESTIONS[:1])

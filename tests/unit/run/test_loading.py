@@ -34,9 +34,10 @@ def saved(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Path, Pef
     return tmp_path, model
 
 
-def test_an_adapter_saved_by_hand(saved: tuple[Path, PeftModel]) -> None:
+def test_an_adapter_saved_by_hand(saved: tuple[Path, PeftModel], caplog: pytest.LogCaptureFixture) -> None:
     folder, model = saved
     run = load_run(folder / "adapter")
+    assert "has no recipe.yaml, which says how prompts were written in training" in caplog.text
     assert run.recipe is None
     assert run.templates == Templates()
     assert not run.model.training
