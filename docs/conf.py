@@ -46,6 +46,14 @@ LOADED = re.compile(
 )
 """What a browser fetches from another host when it shows a page."""
 
+UNNAMED = {
+    '<p class="caption" role="heading">': '<p class="caption" role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Site">',
+    '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
+    "<pre>": '<pre tabindex="0">',  # it may scroll, which a keyboard must reach
+}
+"""What Sphinx and Furo leave unnamed for those who listen to a page or have no mouse."""
+
 
 def setup(app: Any) -> None:
     """Connect what is done beyond the configuration."""
@@ -53,6 +61,7 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", keep_sentence, priority=400)  # before Napoleon
     app.connect("autodoc-process-docstring", add_options)
+    app.connect("build-finished", name_parts)
     app.connect("build-finished", refuse_other_hosts)
 
 
@@ -116,6 +125,15 @@ def add_options(app: Any, kind: str, name: str, found: Any, options: Any, lines:
             shown = "" if default is MISSING else f" (default ``{default!r}``)"
             lines.append(f":param {field.name}: {text}{shown}")
     lines.append("")
+
+
+def name_parts(app: Any, error: Exception | None) -> None:
+    """Name the parts that the theme leaves unnamed, in every page."""
+    for path in sorted(Path(app.outdir).rglob("*.html")) if error is None else ():
+        text = path.read_text(encoding="utf-8")
+        named = re.sub("|".join(map(re.escape, UNNAMED)), lambda found: UNNAMED[found[0]], text)
+        if named != text:
+            path.write_text(named, encoding="utf-8")
 
 
 def refuse_other_hosts(app: Any, error: Exception | None) -> None:

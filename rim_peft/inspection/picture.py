@@ -72,10 +72,11 @@ def render_picture(inspection: Inspection, question: QuestionInspection) -> str:
     for taken, elements in parts:
         body.append(f'<g transform="translate({_MARGIN} {height:.0f})">\n{chr(10).join(elements)}\n</g>')
         height += taken
+    height += _MARGIN / 2
     told = "; ".join(f"after block {readout.block}: {quoted(readout.text)}" for readout in question.readouts)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height + _MARGIN / 2:.0f}" role="img" '
-        'aria-labelledby="title told">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-labelledby="title told">\n'
         f'<title id="title">{escape(one_line(question_text(question)))}</title>\n'
         f'<desc id="told">{escape(told)}</desc>\n'
         f'<style>{_LOOK}</style>\n<rect class="paper" width="100%" height="100%" rx="8"/>\n'

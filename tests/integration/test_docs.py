@@ -203,6 +203,16 @@ def test_the_site_lists_the_options_of_configs(site: dict[str, Any]) -> None:
     assert not any(line.startswith(":param learning_rate:") for line in lines)
 
 
+def test_the_site_names_what_its_theme_leaves_unnamed(site: dict[str, Any], tmp_path: Path) -> None:
+    page = tmp_path / "a" / "page.html"
+    page.parent.mkdir()
+    page.write_text('<aside class="toc-drawer"><p>é &lt;pre&gt;</p><pre>x</pre>', encoding="utf-8")
+    for _ in range(2):  # a second build keeps the pages that have not changed
+        site["name_parts"](SimpleNamespace(outdir=tmp_path), None)
+        named = '<aside class="toc-drawer" aria-label="On this page"><p>é &lt;pre&gt;</p><pre tabindex="0">x</pre>'
+        assert page.read_text(encoding="utf-8") == named
+
+
 def test_the_site_loads_nothing_from_other_hosts(site: dict[str, Any], tmp_path: Path) -> None:
     app = SimpleNamespace(outdir=tmp_path)
     page = tmp_path / "page.html"
