@@ -10,13 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Question
 from rim_peft.evaluation import AccuracyReport
-from rim_peft.evaluation.accuracy import judge_answers, with_writable_answers
+from rim_peft.evaluation.accuracy import answer_of, judge_answers, with_writable_answers
 from rim_peft.inference import Answerer, BlockAnswerer
 from rim_peft.inference.decoding import can_decode
 from rim_peft.recipe import Recipe
 from rim_peft.run.loading import Run
 from rim_peft.run.rows import RunRows, check_validation, read_examples
-from rim_peft.tasks.steps import answer_of
 from rim_peft.tasks.task import Task
 from rim_peft.training.samples import Sample, spread
 
