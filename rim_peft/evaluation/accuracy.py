@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,6 @@ from rim_peft.data.tokenization import Encoder
 from rim_peft.evaluation.scores import Score, score, score_by_length, score_overall_and_by_length
 from rim_peft.inference import Answerer, BlockAnswerer
 from rim_peft.tasks import Task
-from rim_peft.tasks.steps import answer_of
 
 
 @dataclass(frozen=True)
@@ -283,6 +283,37 @@ def with_writable_answers(
         else replace(example, answer=text)
         for example, text in zip(examples, written, strict=True)
     ]
+
+
+def answer_of(text: str, separator: str | None, *, num_inside: int = 0) -> str:
+    """Return the text after the last separator; all of it without a separator.
+
+    >>> answer_of("2*3=6, 6+1=7, 7", ", "), answer_of("(3,4)=p, (3,4)", ", "), answer_of("a , b", ", ")
+    ('7', '(3,4)', 'b')
+    >>> answer_of("sort, 3, 4", ", ", num_inside=1)
+    '3, 4'
+
+    Args:
+        num_inside: how many of the last separators belong to the answer.
+    """
+    return text if separator is None else text[answer_start(text, separator, num_inside=num_inside) :].strip()
+
+
+def answer_start(text: str, separator: str, *, num_inside: int = 0) -> int:
+    """Return the index after the last separator of a text that is not in the answer; 0 if there is none.
+
+    Some tokenizers change the white space around a separator. If it is not found as written, its mark with white space
+    on one side counts.
+
+    >>> [answer_start(text, ", ") for text in ("a=1, 7", "a=1 , 7", "1,234")]
+    [5, 6, 0]
+    """
+    parts = text.rsplit(separator, num_inside + 1)
+    if len(parts) > num_inside + 1:
+        return len(parts[0]) + len(separator)
+    mark = re.escape(separator.strip())
+    ends = [match.end() for match in re.finditer(rf"\s{mark}\s*|{mark}\s+", text)] if mark else []
+    return ends[-1 - num_inside] if len(ends) > num_inside else 0
 
 
 class AnswerReader:

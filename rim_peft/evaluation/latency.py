@@ -18,11 +18,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
-from rim_peft.evaluation.accuracy import judge_answers
+from rim_peft.evaluation.accuracy import answer_start, judge_answers
 from rim_peft.inference import Answerer, BlockAnswerer, BlockDecoder, decode_with_thoughts
 from rim_peft.inference.greedy import generate_greedily
 from rim_peft.tasks import Task
-from rim_peft.tasks.steps import answer_start
 from rim_peft.values import check_integer
 
 Prompts = Sequence[Sequence[int]]

@@ -20,12 +20,12 @@ from rim_peft.cli.main import main
 from rim_peft.data.objective import ReadoutCollator
 from rim_peft.data.tokenization import tokenize_separator
 from rim_peft.demo import BASE
+from rim_peft.evaluation.accuracy import answer_of
 from rim_peft.inference import ThoughtAnswerer
 from rim_peft.methods import METHODS, Method
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.run import evaluate, load_run, train
 from rim_peft.sequence import BlockTokens
-from rim_peft.tasks.steps import answer_of
 from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutTrainer
 from rim_peft.training.baseline import FinalAnswer
 from rim_peft.training.curriculum import check_stages
