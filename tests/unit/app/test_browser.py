@@ -34,7 +34,7 @@ def test_a_chat_with_its_panels_shows_texts_as_texts() -> None:
             page.goto(served.local_url)
             page.locator(".gallery-item").nth(1).click()
             box = page.get_by_label("Question", exact=True)
-            expect(box).to_have_value("x" * len(EVIL))
+            expect(box).to_have_value("x" * len(EVIL), timeout=60_000)
             page.get_by_role("button", name="Ask").click()
             page.get_by_text("What each block holds").wait_for()
             assert page.locator(".rim tr").count() == 2
