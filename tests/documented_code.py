@@ -25,7 +25,9 @@ from rim_peft.cli.chains import _read_overrides
 from rim_peft.cli.evaluate import _check_together
 from rim_peft.cli.main import _command_parser
 from rim_peft.comparison.plan import plan_runs
+from rim_peft.comparison.document import RESULTS
 from rim_peft.comparison.reading import check_runs, load_comparison
+from rim_peft.comparison.report.assembly import build_report
 from rim_peft.demo import RECIPE as DEMO
 from rim_peft.demo import showcase
 from rim_peft.recipe import load_recipe
@@ -185,7 +187,10 @@ def _check_rim_peft(arguments: Sequence[str], needs: Sequence[str]) -> None:
         for path in (text for text in args.recipes if text not in overrides):
             _load(path, overrides, needs)
     elif command in ("compare", "ablate"):
-        _load(args.recipe, args.overrides, needs, kind=command)
+        if args.report:
+            build_report(json.loads((Path(args.recipe) / RESULTS).read_text(encoding="utf-8")))
+        else:
+            _load(args.recipe, args.overrides, needs, kind=command)
     elif command == "demo":
         showcase.demo_recipe(Path(args.output_dir), seed=args.seed, overrides=args.overrides)
     elif command == "chains":

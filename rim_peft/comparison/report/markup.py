@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from rim_peft.comparison.document import FORMAT, RESULTS
 from rim_peft.comparison.plots import draw_plots
 from rim_peft.comparison.plots.style import Plot
 from rim_peft.comparison.questions import PAGE as QUESTIONS
 from rim_peft.comparison.report.assembly import build_report
 from rim_peft.comparison.report.content import Bullets, Code, Link, Part, Report, Section, Table
 from rim_peft.comparison.report.style import SCRIPT, STYLE
-from rim_peft.comparison.results import FORMAT, RESULTS
 from rim_peft.escaping import fence
 from rim_peft.escaping import markdown as escape_markdown
 from rim_peft.escaping import page as escape_page
