@@ -24,8 +24,8 @@ from rim_peft.chains.options import ChainOptions
 from rim_peft.cli.chains import _read_overrides
 from rim_peft.cli.evaluate import _check_together
 from rim_peft.cli.main import _command_parser
-from rim_peft.comparison.plan import plan_runs
 from rim_peft.comparison.document import RESULTS
+from rim_peft.comparison.plan import plan_runs
 from rim_peft.comparison.reading import check_runs, load_comparison
 from rim_peft.comparison.report.assembly import build_report
 from rim_peft.demo import RECIPE as DEMO
