@@ -186,8 +186,8 @@ def _describe(results: dict[str, Any], dtype: str) -> str:
             f"|---|{'---:|' * (len(head) - 1)}",
             *cells,
             "",
-            f"Trained on the base in {dtype}; the weights were then rounded to bfloat16, and all figures are of the "
-            "rounded weights on the base in float32.",
+            f"Trained on the base in {dtype}; the weights were then rounded to bfloat16, and RiM's figures are of the "
+            "rounded weights on the base in float32. A LoRA beside it is asked on the base as it was trained on.",
         ]
     )
 
