@@ -14,6 +14,7 @@ from benchmarks.measure import Way, ratio
 from benchmarks.models import attach_rim, build_base, lora_rank, random_prompts
 from benchmarks.registry import Settings, benchmark
 from benchmarks.report import Measured, Row, above, at_most
+from rim_peft.tuner.bases import CACHE
 
 NUM_BLOCKS = 8
 MEMORY_TOKENS = NUM_BLOCKS * 4
@@ -104,7 +105,7 @@ def _forward(model: Any, ids: torch.Tensor, cache: DynamicCache | None = None) -
 
     @torch.no_grad()
     def run() -> None:
-        model(input_ids=ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
+        model(input_ids=ids, use_cache=cache is not None, logits_to_keep=1, **{CACHE: cache})
 
     return run
 

@@ -15,7 +15,7 @@ from rim_peft.inference.answerer import Answerer
 from rim_peft.inference.decoding import check_prompts
 from rim_peft.inference.greedy import cut_behind_eos
 from rim_peft.sequence.layout import pad_left
-from rim_peft.tuner.bases import evaluation_mode, input_device
+from rim_peft.tuner.bases import CACHE, evaluation_mode, input_device
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.thoughts import check_thinks, think
 from rim_peft.values import check_integer
@@ -65,7 +65,7 @@ def decode_with_thoughts(
                 "input_ids": new,
                 "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(new)], dim=1),
                 "position_ids": inputs["position_ids"][:, -1:] + 1,
-                "past_key_values": thoughts.cache,
+                CACHE: thoughts.cache,
                 "use_cache": True,
             }
     return [cut_behind_eos(answer, eos_id) for answer in torch.cat(answers, dim=1).tolist()]

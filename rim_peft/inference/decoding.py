@@ -20,7 +20,7 @@ from rim_peft.inference.passes import (
     holds_memory,
     lay_out_answers,
 )
-from rim_peft.tuner.bases import check_architecture, check_layers, evaluation_mode, input_device, num_positions
+from rim_peft.tuner.bases import CACHE, check_architecture, check_layers, evaluation_mode, input_device, num_positions
 from rim_peft.tuner.config import active_config
 from rim_peft.tuner.layers import check_uncompiled
 from rim_peft.values import check_integer
@@ -60,7 +60,7 @@ def can_decode(model: PeftModel) -> bool:
 def missing_inputs(base: Any) -> list[str]:
     """Return the inputs that decoding needs but a base's ``forward`` does not take."""
     parameters = inspect.signature(base.forward).parameters
-    return [name for name in ("position_ids", "past_key_values", "logits_to_keep") if name not in parameters]
+    return [name for name in ("position_ids", CACHE, "logits_to_keep") if name not in parameters]
 
 
 class BlockDecoder:

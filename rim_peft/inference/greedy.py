@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from rim_peft.inference.decoding import missing_inputs
 from rim_peft.sequence.layout import pad_left
-from rim_peft.tuner.bases import evaluation_mode, has_full_attention, input_device
+from rim_peft.tuner.bases import CACHE, evaluation_mode, has_full_attention, input_device
 
 
 def generate_greedily(
@@ -48,7 +48,7 @@ def generate_greedily(
         options["streamer"] = _Streamer(on_token)
     with evaluation_mode(base), _plain_settings(base):
         if num_shared:
-            options["past_key_values"] = _compute_once(base, prompts[0][:num_shared], copies=len(prompts))
+            options[CACHE] = _compute_once(base, prompts[0][:num_shared], copies=len(prompts))
         output = base.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -69,7 +69,7 @@ def can_share(base: Any) -> bool:
 def _compute_once(base: Any, ids: Sequence[int], *, copies: int) -> DynamicCache:
     """Return the keys and values of tokens, for several rows that begin with them."""
     cache = DynamicCache()
-    base(input_ids=torch.tensor([list(ids)], device=input_device(base)), past_key_values=cache, logits_to_keep=1)
+    base(input_ids=torch.tensor([list(ids)], device=input_device(base)), logits_to_keep=1, **{CACHE: cache})
     cache.batch_repeat_interleave(copies)
     return cache
 

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, StaticLayer
 
 from rim_peft.sequence import BlockTokens, Layout, Sample, build_layout
-from rim_peft.tuner.bases import attention_masks, mask_dtype
+from rim_peft.tuner.bases import CACHE, attention_masks, mask_dtype
 
 
 @dataclass(frozen=True)
@@ -311,10 +311,10 @@ def predict(
         input_ids=token_ids,
         attention_mask=mask,
         position_ids=layout.position_ids[:, queries],
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=0 if ends is None else ends,
         output_hidden_states=False if ends is None else _LAST_LAYER,
+        **{CACHE: cache},
     )
     logits = output.logits.float()
     tokens = logits.argmax(-1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from rim_peft.inspection.document import BlockAttention, LayerGroup, Word
-from rim_peft.tuner.bases import attention_of, evaluation_mode, input_device
+from rim_peft.tuner.bases import CACHE, attention_of, evaluation_mode, input_device
 from rim_peft.tuner.config import active_config
 
 _LONGEST_WORD = 24
@@ -119,7 +119,7 @@ def attention_weights(model: PeftModel, prompt: Sequence[int], *, num_blocks: in
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
     # Without sliding layers, as in decoding: these drop keys by index.
     cache = DynamicCache()
-    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    options: dict[str, Any] = {CACHE: cache, "use_cache": True, "logits_to_keep": 1}
     size = len(prompt)
     with evaluation_mode(base):
         base(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from rim_peft.sequence.layout import Layout
 from rim_peft.sequence.masks import block_mask, dense_mask
@@ -25,6 +25,20 @@ CONTACTS = (
     ),
     Contact("transformers.PretrainedConfig._commit_hash", "an export names the base that it fits", "none"),
 )
+
+
+_RENAMED = "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if _RENAMED else "past_key_values"
+"""A base's argument for the keys and values of earlier tokens: transformers 5.24 renamed it, and takes the old name
+until 5.40."""
+
+CACHE_NAMES = ("cache", "past_key_values", "layer_past", "past_key_value")
+"""What a call may name it, a layer's included."""
+
+
+def find_cache(inputs: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the name and the value of the cache among a call's inputs: the base's own name and None without one."""
+    return next(((name, inputs[name]) for name in CACHE_NAMES if inputs.get(name) is not None), (CACHE, None))
 
 
 def input_device(model: nn.Module) -> torch.device:

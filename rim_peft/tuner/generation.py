@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from rim_peft.sequence import BlockTokens
+from rim_peft.tuner.bases import find_cache
 from rim_peft.tuner.insertion import PER_TOKEN_INPUTS, BlockInsertion, MixedInsertion, repeated_rows
 from rim_peft.tuner.memory_embedding import BASE, MemoryEmbedding
 
@@ -277,10 +278,10 @@ def _check_call(model: Any, prompts: Tensor | None, kwargs: dict[str, Any]) -> N
             f"{'inputs_embeds' if has_embeddings else 'no prompt'}. Pass only token ids, or num_blocks=0."
         )
     _check_mask(prompts, kwargs.get("attention_mask"))
-    cache = kwargs.get("past_key_values")
+    name, cache = find_cache(kwargs)
     if cache is not None and (length := int(cache.get_seq_length())) > 0:
         raise ValueError(
-            f"past_key_values: must be empty, got {length} tokens: blocks follow each new prompt, so a cache that "
+            f"{name}: must be empty, got {length} tokens: blocks follow each new prompt, so a cache that "
             "contains an earlier call's blocks does not fit. Pass the whole conversation without a cache."
         )
     config = _effective_config(model, kwargs)

@@ -39,6 +39,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import StaticCache
 
+from rim_peft.tuner.bases import find_cache
 from rim_peft.tuner.memory_embedding import BASE, MemoryEmbedding
 
 PER_TOKEN_INPUTS = ("attention_mask", "position_ids", "token_type_ids")
@@ -76,18 +77,18 @@ class BlockInsertion:
         input_ids: Tensor,
         next_sequence_length: int | None = None,
         *,
-        past_key_values: Any = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> Any:
         """Replace ``prepare_inputs_for_generation``: translate from the loop's view to the model's."""
         # input_ids are all ids so far, with the number of last ones to run, or one chunk of a long prompt.
+        name, cache = find_cache(kwargs)
         start = 0
-        if next_sequence_length is None and past_key_values is not None:
-            start = int(past_key_values.get_seq_length())
+        if next_sequence_length is None and cache is not None:
+            start = int(cache.get_seq_length())
         length = start + input_ids.shape[1]
         if is_first_iteration:
-            past_key_values = self._enlarged(past_key_values)
+            kwargs[name] = self._enlarged(cache)
         if length >= self.prompt_length:
             if is_first_iteration:
                 _check_padding(kwargs.get("attention_mask"))
@@ -98,7 +99,6 @@ class BlockInsertion:
         return self.prepare_inputs(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             is_first_iteration=is_first_iteration,
             **kwargs,
         )

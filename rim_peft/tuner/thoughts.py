@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
-from rim_peft.tuner.bases import check_layers
+from rim_peft.tuner.bases import CACHE, check_layers
 from rim_peft.tuner.config import active_config
 
 
@@ -54,7 +54,7 @@ class Thoughts:
             "inputs_embeds": embeds,
             "attention_mask": mask,
             "position_ids": _positions(mask)[:, num_columns:],
-            "past_key_values": self.cache,
+            CACHE: self.cache,
             "use_cache": True,
         }
 
@@ -72,7 +72,7 @@ def check_thinks(model: PeftModel) -> None:
             raise ValueError(f"{name}: continuous thoughts have no blocks, got {value!r}. Omit it.")
     base: Any = model.get_base_model()
     check_layers(base.config)
-    needed = {"inputs_embeds", "position_ids", "past_key_values"}
+    needed = {"inputs_embeds", "position_ids", CACHE}
     missing = needed - inspect.signature(base.base_model.forward).parameters.keys()
     if missing:
         raise ValueError(
@@ -96,7 +96,7 @@ def think(model: PeftModel, prompt_ids: Tensor, mask: Tensor, *, num_thoughts: i
         ValueError: gradient checkpointing is on; it runs layers without a cache.
     """
     base: Any = model.get_base_model()
-    if base.is_gradient_checkpointing and base.training:
+    if base.training and any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
         raise ValueError(
             "gradient_checkpointing: must be off for continuous thoughts, which need the cache of earlier passes, "
             "got a model where it is on. Call gradient_checkpointing_disable()."
@@ -119,8 +119,8 @@ def _run(base: Any, cache: DynamicCache, mask: Tensor, inputs: dict[str, Tensor]
         **inputs,
         attention_mask=mask,
         position_ids=_positions(mask)[:, -new.shape[1] :],
-        past_key_values=cache,
         use_cache=True,
+        **{CACHE: cache},
     )
     state: Tensor = output.last_hidden_state[:, -1:]
     return state.to(device=new.device, dtype=base.get_input_embeddings().weight.dtype)

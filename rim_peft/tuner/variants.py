@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from rim_peft.sequence.masks import causal_mask, hide_memory, join_blocks, number_blocks
+from rim_peft.tuner.bases import CACHE, CACHE_NAMES
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.tuner.layers import Arguments, check_implementation, find_layers, parameter_names
 from rim_peft.tuner.memory_embedding import BASE, MemoryEmbedding
 
 _ARGUMENT = "rim_memory_pass"
 _NUMBERS = "rim_block_numbers"
-_CACHES = ("past_key_values", "layer_past", "past_key_value")
 
 
 class BlockHooks:
@@ -101,7 +101,7 @@ class MemoryPass:
 
     def enter(self, index: int, call: Arguments) -> None:
         """Change the arguments of a layer's call as this layer requires."""
-        hidden_states, cache, mask = call.get("hidden_states"), call.get(*_CACHES), call.get("attention_mask")
+        hidden_states, cache, mask = call.get("hidden_states"), call.get(*CACHE_NAMES), call.get("attention_mask")
         if self._numbers is None:
             self._numbers = self._number_columns(cache)
         num_queries = self.input_ids.shape[1]
@@ -190,7 +190,7 @@ def _of_rows(numbers: Tensor | None, input_ids: Tensor, seen: int) -> Tensor:
     if numbers is None or numbers.shape[1] < seen:
         known = 0 if numbers is None else numbers.shape[1]
         raise ValueError(
-            f"past_key_values: must hold tokens that this model computed, got {seen} of which {known} are known: "
+            f"{CACHE}: must hold tokens that this model computed, got {seen} of which {known} are known: "
             "insertion_layer and bidirectional_blocks need to know which of them are memory. Start with an empty "
             "cache."
         )
@@ -199,7 +199,7 @@ def _of_rows(numbers: Tensor | None, input_ids: Tensor, seen: int) -> Tensor:
         return numbers
     if bool((numbers != numbers[:1]).any()):
         raise ValueError(
-            f"past_key_values: must keep its {len(numbers)} rows, whose blocks are in different columns, got "
+            f"{CACHE}: must keep its {len(numbers)} rows, whose blocks are in different columns, got "
             f"{len(input_ids)} rows of input_ids. Pad prompts on the left."
         )
     return numbers[:1].expand(len(input_ids), -1)

@@ -545,7 +545,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "negative prompt that nothing reads": {"negative_prompt_ids": torch.tensor([[20]])},
     "static cache": {"cache_implementation": "static"},
     "dynamic cache": {"cache_implementation": "dynamic"},
-    "an empty cache": {"past_key_values": DynamicCache()},
+    "an empty cache": {CACHE: DynamicCache()},
     "no cache": {"use_cache": False},
     "synchronised processes": {"synced_gpus": False},
     "prefill in chunks": {"prefill_chunk_size": 2},
