@@ -6,6 +6,7 @@ This module is outside the package because importing the package imports PEFT an
 from __future__ import annotations
 
 import argparse
+import logging
 import runpy
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ def main() -> int:
         answer_without_command(arguments, command_list())
     if arguments and arguments[0] in LIGHT_COMMANDS:
         _skip_package()
+    # It says on import which kernels it lacks, before a command can quiet the libraries.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from rim_peft.cli.main import main as run
 
     return run(arguments)

@@ -168,3 +168,4 @@ def test_the_command_is_the_packages(tmp_path: Path) -> None:
         )
         assert done.returncode == (0 if argument == "cache" else 2), done.stderr
         assert "\x1b" not in done.stderr
+        assert argument != "cache" or not done.stderr
