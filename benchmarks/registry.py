@@ -41,6 +41,7 @@ MODULES = (
     "kernels",
     "laptop",
     "startup",
+    "engines",
     "serving",
 )
 """Modules of this package with benchmarks, in running order."""

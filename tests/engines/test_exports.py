@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from benchmarks import engines
+from benchmarks.engines import Engine, find_engines
+from benchmarks.registry import Settings
 from rim_peft.data.examples import Templates
 from rim_peft.export.checking import Expected
 from rim_peft.export.folder import ExportOptions
 from rim_peft.run import export, load_run
 from rim_peft.run.built_base import train_tokenizer
 from tests.conftest import build_base, build_rim
-from tests.engines.answering import answer_by_ctranslate2, answer_by_llama_cpp, count_equal, expect_of, find_llama_cpp
+from tests.engines.answering import ask_engine, count_equal, expect_of
 
 pytestmark = pytest.mark.slow
 
@@ -55,19 +58,45 @@ def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_ctranslate2(adapter: Adapter, tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2")
-    answers = answer_by_ctranslate2(adapter.export(tmp_path / "export"), adapter.expected, max_new_tokens=NEW_TOKENS)
+    engine, folder = Engine("CTranslate2", "float32"), adapter.export(tmp_path / "export")
+    answers = ask_engine(engine, folder, adapter.expected, max_new_tokens=NEW_TOKENS)
     assert count_equal(adapter.expected, answers) == len(QUESTIONS)
 
 
-def test_llama_cpp(adapter: Adapter, tmp_path: Path, record_property: Any) -> None:
+def test_llama_cpp(adapter: Adapter, tmp_path: Path, record_property: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts are read by llama.cpp's own tokenizer, blocks included, and answered from a GGUF file."""
-    pytest.importorskip("llama_cpp")
-    if find_llama_cpp() is None:
-        pytest.skip("LLAMA_CPP does not name a folder with llama.cpp's convert_hf_to_gguf.py")
+    engine = Engine("llama.cpp", "float32")
+    if engine not in find_engines():
+        pytest.skip("needs llama_cpp, and LLAMA_CPP, the folder with llama.cpp's convert_hf_to_gguf.py")
     folder = adapter.export(tmp_path / "export", append_to="none")
-    answers = answer_by_llama_cpp(folder, adapter.expected, max_new_tokens=NEW_TOKENS, pre_tokenizer="gpt-2")
+    monkeypatch.setenv("PRE_TOKENIZER", "gpt-2")
+    answers = ask_engine(engine, folder, adapter.expected, max_new_tokens=NEW_TOKENS)
     memory = json.loads((folder / "rim_export.json").read_text())["memory"]
     num_equal = count_equal(adapter.expected, answers)
     record_property("num_equal", num_equal)
-    assert not {token for answer in answers for token in answer} & set(memory["ids"])
+    assert not {token for written in answers for token in written} & set(memory["ids"])
     assert num_equal >= len(QUESTIONS) - 1  # its own kernels: one near tie may fall the other way
+
+
+def test_each_engine_is_timed(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ctranslate2")
+    monkeypatch.setattr(engines, "SHIPPED", adapter.folder)
+    monkeypatch.delenv("RUNTIMES_PYTHON", raising=False)
+    found = [engine for engine in find_engines() if engine.weights == "float32" and engine.name != "llama.cpp"]
+    monkeypatch.setattr(engines, "find_engines", lambda: iter(found))
+    rows = list(engines.run(Settings(quick=True)))
+    cases = [(row.case["engine"], row.case["measure"]) for row in rows]
+    measures = ("first token", "whole answer", "CPU time")
+    assert cases == [(name, measure) for name in ("transformers", "CTranslate2") for measure in measures]
+    for row in rows:
+        # A prompt of 4 tokens, blocks, an answer of 2 after a chain of 4.
+        blocks = row.case["K·B"]
+        assert blocks > 0
+        assert row.bound == ((4 + blocks) / 4 if row.case["measure"] == "first token" else 9 / (5 + blocks))
+        assert all(way.spread.lower > 0 for way in row.ways)
+        assert row.figure.lower > 0
+
+
+def test_a_failing_engine_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)transformers, float32: .*config\.json"):
+        Engine("transformers", "float32").run(tmp_path, prompts=[[1]], eos_id=0, max_new_tokens=1)

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from peft import LoraConfig, get_peft_model
 
+from benchmarks.engines import Engine
 from benchmarks.load import HOST
 from rim_peft.export.checking import LEAST_PROMPTS
 from tests.documentation import read_blocks, read_page
-from tests.engines.answering import answer_by_transformers
 from tests.engines.conftest import NUM_QUESTIONS, Adapter, Server, blocks_of, chat, completion, serve
 from tests.real.conftest import load_smol
 
@@ -148,7 +148,13 @@ class TestEmbeddingLora(Served):
                 *(completion(item.prompt, model=name) for item in items for name in (base, "potions")), at_once=16
             ),
         )
-        wanted = answer_by_transformers(Path(base), items, max_new_tokens=server.adapter.max_new_tokens)
+        run = server.adapter.run
+        wanted = Engine("transformers", "float32").run(
+            Path(base),
+            prompts=[item.ids for item in items],
+            eos_id=run.tokenizer.eos_token_id,
+            max_new_tokens=server.adapter.max_new_tokens,
+        )
         assert [one["prompt"] for one in plain[0]] == [item.ids for item in items]
         assert [one["tokens"] for one in plain[0]] == wanted
         server.compare([choice for (choice,) in mixed[1::2]], items)

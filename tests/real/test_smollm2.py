@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from benchmarks.engines import Engine
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 from rim_peft.cli.main import main
 from rim_peft.data.chats import Chat
@@ -21,7 +22,7 @@ from rim_peft.data.tokenization import tokenize_prompts
 from rim_peft.export.checking import LEAST_PROMPTS
 from rim_peft.inference import BlockAnswerer, BlockDecoder, answer_questions
 from rim_peft.run import export, load_run
-from tests.engines.answering import answer_by_ctranslate2, count_equal, expect_of
+from tests.engines.answering import ask_engine, count_equal, expect_of
 from tests.real.conftest import CHATS, NAME, RECIPE, STORIES, attach, load_smol
 from tests.training import assert_same_gradients, separate_loss
 
@@ -205,18 +206,19 @@ def test_exports_give_the_same_tokens(form: str, run_folder: Path, tmp_path: Pat
         run = load_run(run_folder)
         prompt = run.recipe.data.templates.prompt.format(question=STORIES[0])
         inputs = tokenizer(prompt, return_tensors="pt")
-        answer = plain.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        written = plain.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         expected = next(
             answer_questions(
                 run.model, run.tokenizer, STORIES[:1], templates=run.recipe.data.templates, max_new_tokens=4
             )
         )
-        assert tokenizer.decode(answer, skip_special_tokens=True).strip() == expected
+        assert tokenizer.decode(written, skip_special_tokens=True).strip() == expected
         # And an engine that shares no code with it.
         pytest.importorskip("ctranslate2")
         rows = run.task(None).load("test").select(range(LEAST_PROMPTS))
         expected_of = expect_of(run, rows["question"], max_new_tokens=4)
-        answers = answer_by_ctranslate2(tmp_path / form, expected_of, max_new_tokens=4)
+        engine = Engine("CTranslate2", "float32")
+        answers = ask_engine(engine, tmp_path / form, expected_of, max_new_tokens=4)
         assert count_equal(expected_of, answers) == LEAST_PROMPTS
 
 

@@ -91,6 +91,7 @@ def test_there_are_recipes() -> None:
         "potions/large.yaml",
         "potions/long.yaml",
         "potions/smollm2-answer.yaml",
+        "potions/smollm2-cot.yaml",
         "potions/smollm2.yaml",
         "prosqa/generated.yaml",
         "prosqa/tiny.yaml",
