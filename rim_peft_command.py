@@ -49,9 +49,13 @@ def main() -> int:
         answer_without_command(arguments, command_list())
     if arguments and arguments[0] in LIGHT_COMMANDS:
         _skip_package()
-    from rim_peft.cli.main import main as run
+    try:
+        from rim_peft.cli.main import main as run
 
-    return run(arguments)
+        return run(arguments)
+    except KeyboardInterrupt:  # during the import, which takes seconds
+        print("rim-peft: interrupted", file=sys.stderr)
+        return 130
 
 
 def is_command(arguments: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,14 @@ def test_without_gradio_the_extra_is_named(
     with pytest.raises(SystemExit):
         main(["app", str(tmp_path), "--port", "70000"])
     assert "--port: must be at most 65535, got 70000" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_refused() -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"port: must be free .* got port {port} on 127.0.0.1. .* another port"):
+            serve(play(), port=port)
 
 
 def test_the_served_page_answers_and_allows_no_other_host() -> None:
