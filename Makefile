@@ -48,9 +48,10 @@ $(ENGINES)/.installed: constraints-engines.txt pyproject.toml rim_peft_vllm.py
 	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
 	@touch $@
 
-# What the tests of pages need, which are skipped without it: Playwright, axe-core, Gradio and a Chromium, Debian's if there is none.
+# What the tests of pages need, which are skipped without it: Playwright, axe-core, Gradio and a Chromium, Debian's if there is none;
+# and the trackers.
 browser: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[browser]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[browser,trackers]'
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		{ $(APT) update; $(APT) install --yes --no-install-recommends chromium; }
 
