@@ -19,6 +19,7 @@ import venv
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,12 +158,15 @@ def try_wheel() -> None:
 def try_app() -> None:
     """Ask the app a question by its own client, and end it as Ctrl-C does."""
     with start("rim-peft", "app", "two-steps", stdout=subprocess.PIPE, text=True) as app:
+        too_long = Timer(600, app.kill)
+        too_long.start()
         try:
             address = (app.stdout or sys.stdin).readline().partition(" ")[0]
             expect(run("python", "-c", ASK, address, QUESTION), "after 4 blocks")
             app.send_signal(signal.SIGINT)
             code = app.wait(timeout=60)
         finally:
+            too_long.cancel()
             app.kill()
     if code != 128 + signal.SIGINT:
         raise SystemExit(f"release: rim-peft app must end with {128 + signal.SIGINT} when interrupted, got {code}.")

@@ -12,7 +12,7 @@ import pytest
 
 import rim_peft_command
 from rim_peft.cli import check
-from rim_peft.cli.console import use_utf8
+from rim_peft.cli.console import say, use_utf8
 from rim_peft.cli.main import main
 from rim_peft_command import COMMANDS
 
@@ -121,6 +121,14 @@ def test_interruption_of_the_first_import_shows_no_traceback(
     monkeypatch.setattr(sys, "meta_path", [Importing()])
     assert rim_peft_command.main() == 130
     assert capsys.readouterr().err == "rim-peft: interrupted\n"
+
+
+def test_what_is_said_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also into a pipe, such as the address of a page that stays for hours."""
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, encoding="utf-8"))
+    say("http://127.0.0.1:7860")
+    assert pipe.getvalue() == f"http://127.0.0.1:7860{os.linesep}".encode()
 
 
 def test_the_package_runs_as_a_module() -> None:

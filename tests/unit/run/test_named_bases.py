@@ -119,7 +119,7 @@ def test_a_name_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_fetched_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf, "find_spec", lambda _: None)
     monkeypatch.setattr(named_bases, "_downloaded", lambda *_: pytest.fail("half a gigabyte"))
-    with pytest.raises(ImportError, match=r"gguf: reading it needs the package gguf: pip install 'rim-peft\[smollm2\]'"):
+    with pytest.raises(ImportError, match=r"needs the package gguf: pip install 'rim-peft\[smollm2\]'"):
         fetch_base(f"{NAME}@package")
 
 
