@@ -157,6 +157,7 @@ def try_wheel() -> None:
 
 def try_app() -> None:
     """Ask the app a question by its own client, and end it as Ctrl-C does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it, and so do their children
     with start("rim-peft", "app", "two-steps", stdout=subprocess.PIPE, text=True) as app:
         too_long = Timer(600, app.kill)
         too_long.start()
