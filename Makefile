@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ENGINES := .venv-engines
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-real engines test-engines browser fuzz check format docs release-check release-demo clean
+.PHONY: install demo test test-slow test-real engines test-engines browser fuzz check format docs test-site release-check release-demo clean
 
 install: $(INSTALLED)
 
@@ -71,6 +71,10 @@ check: $(INSTALLED)
 # The site, in build/docs. Sphinx is installed on first use: nothing else needs it.
 docs: $(VENV)/.docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -b html -W --keep-going -d build/doctrees docs build/docs
+
+# Its pages in a browser, as make test does where both are there.
+test-site: docs browser
+	$(PYTEST) tests/integration/test_site.py
 
 $(VENV)/.docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
