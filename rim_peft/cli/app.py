@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         Event().wait()
     except (KeyboardInterrupt, SystemExit) as stop:
         # At once: the server waits for open pages, and a thread that is answering crashes when Python ends as usual.
-        atexit.register(os._exit, stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT)
+        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+        atexit.register(os._exit, 128 + number)
         raise
     return 0
 
