@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ENGINES := .venv-engines
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-real engines test-engines browser fuzz check format docs release-check release-demo clean
+.PHONY: install demo test test-slow test-real engines test-engines browser fuzz check format docs test-site release-check release-demo clean
 
 install: $(INSTALLED)
 
@@ -48,9 +48,10 @@ $(ENGINES)/.installed: constraints-engines.txt pyproject.toml rim_peft_vllm.py
 	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
 	@touch $@
 
-# What the tests of pages need, which are skipped without it: Playwright, Gradio and a Chromium, Debian's if there is none.
+# What the tests of pages need, which are skipped without it: Playwright, axe-core, Gradio and a Chromium, Debian's if there is none;
+# and the trackers.
 browser: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[browser]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[browser,trackers]'
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		{ $(APT) update; $(APT) install --yes --no-install-recommends chromium; }
 
@@ -70,6 +71,10 @@ check: $(INSTALLED)
 # The site, in build/docs. Sphinx is installed on first use: nothing else needs it.
 docs: $(VENV)/.docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -b html -W --keep-going -d build/doctrees docs build/docs
+
+# Its pages in a browser, as make test does where both are there.
+test-site: docs browser
+	$(PYTEST) tests/integration/test_site.py
 
 $(VENV)/.docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'

@@ -52,9 +52,13 @@ def main() -> int:
         _skip_package()
     # It says on import which kernels it lacks, before a command can quiet the libraries.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from rim_peft.cli.main import main as run
+    try:
+        from rim_peft.cli.main import main as run
 
-    return run(arguments)
+        return run(arguments)
+    except KeyboardInterrupt:  # during the import, which takes seconds
+        print("rim-peft: interrupted", file=sys.stderr)
+        return 130
 
 
 def is_command(arguments: Sequence[str]) -> bool:

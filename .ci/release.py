@@ -11,6 +11,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,8 @@ import venv
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Timer
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
@@ -41,6 +44,8 @@ SHORT = (
     "data.options.num_rows=16",
 )
 """A demo of two steps."""
+QUESTION = "Tom boils Kim's brew. Kim's brew is red. What colour is Tom's brew?"
+ASK = "import sys, gradio_client as g; print(g.Client(sys.argv[1]).predict(sys.argv[2], 4, False, api_name='/ask'))"
 
 
 def main(arguments: list[str]) -> int:
@@ -50,8 +55,11 @@ def main(arguments: list[str]) -> int:
         check_wheel(wheel)
         check_source(source)
         check_tag(os.environ.get("GITHUB_REF", ""))
-        install(wheel)
+        venv.create(INSTALLED, with_pip=True, clear=True)
+        install(str(wheel))
         try_wheel()
+        install(f"{wheel}[app]")
+        try_app()
         print(f"release: {wheel.name} and {source.name} are ready; left to run: make release-demo")
         return 0
     if arguments == ["demo"]:
@@ -126,11 +134,10 @@ def check_tag(ref: str) -> None:
         raise SystemExit(f"release: CHANGELOG.md must have a section '## {VERSION}'.")
 
 
-def install(wheel: Path) -> None:
-    """Install a wheel with its dependencies into an environment that has nothing else."""
-    venv.create(INSTALLED, with_pip=True, clear=True)
+def install(requirement: str) -> None:
+    """Install the wheel, or one of its extras, with its dependencies into an environment that has nothing else."""
     pip = [str(INSTALLED / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
+    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), requirement], check=True)
 
 
 def try_wheel() -> None:
@@ -144,17 +151,44 @@ def try_wheel() -> None:
     base = f"model.name_or_path={package / 'demo' / 'base'}"
     expect(run("rim-peft", "check", str(package / "demo" / "recipe.yaml"), base), ": ok")
     expect(run("rim-peft", "demo", "--output-dir", "two-steps", *SHORT), "RiM, after the last block")
+    expect(run("rim-peft", "inspect", "two-steps", QUESTION, "--out", "page.html"), "block 4")
+    expect((EMPTY / "page.html").read_text(encoding="utf-8"), "</html>")
+
+
+def try_app() -> None:
+    """Ask the app a question by its own client, and end it as Ctrl-C does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it, and so do their children
+    with start("rim-peft", "app", "two-steps", stdout=subprocess.PIPE, text=True) as app:
+        too_long = Timer(600, app.kill)
+        too_long.start()
+        try:
+            address = (app.stdout or sys.stdin).readline().partition(" ")[0]
+            expect(run("python", "-c", ASK, address, QUESTION), "after 4 blocks")
+            app.send_signal(signal.SIGINT)
+            code = app.wait(timeout=60)
+        finally:
+            too_long.cancel()
+            app.kill()
+    if code != 128 + signal.SIGINT:
+        raise SystemExit(f"release: rim-peft app must end with {128 + signal.SIGINT} when interrupted, got {code}.")
 
 
 def run(program: str, *arguments: str) -> str:
-    """Run a program of the environment, away from the clone; return and print what it prints."""
+    """Run a program of the environment; return and print what it prints."""
+    with start(program, *arguments, stdout=subprocess.PIPE, text=True) as running:
+        printed, _ = running.communicate()
+    print(printed)
+    if running.returncode:
+        raise SystemExit(f"release: {program} must end with 0, got {running.returncode}.")
+    return str(printed)
+
+
+def start(program: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a program of the environment, away from the clone."""
     EMPTY.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [str(INSTALLED / "bin" / program), *arguments]
     print("release:", program, *arguments, flush=True)
-    done = subprocess.run(command, cwd=EMPTY, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    print(done.stdout)
-    return done.stdout
+    return subprocess.Popen([str(INSTALLED / "bin" / program), *arguments], cwd=EMPTY, env=environment, **options)
 
 
 def expect(printed: str, text: str) -> None:

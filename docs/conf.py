@@ -51,6 +51,8 @@ UNNAMED = {
     '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Site">',
     '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
     "<pre>": '<pre tabindex="0">',  # it may scroll, which a keyboard must reach
+    '<div class="table-wrapper ': '<div tabindex="0" class="table-wrapper ',
+    '<th class="head"><p></p></th>': '<td class="head"></td>',  # a heading of nothing
 }
 """What Sphinx and Furo leave unnamed for those who listen to a page or have no mouse."""
 

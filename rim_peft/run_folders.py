@@ -28,6 +28,7 @@ STAGES = ("grounding", "refinement", "baseline", "coconut")
 
 _RECIPE, _RECORD, _ADAPTER, _LOCK, _HOLDER = "recipe.yaml", "run.json", "adapter_config.json", ".lock", ".holder.json"
 _FINAL, _HISTORY, _CHECKPOINT, _STATE = "final.safetensors", "history.json", "checkpoint-", "trainer_state.json"
+_MANIFEST = ".manifest.json"
 # Named here too, since the modules that write these files import torch; a test compares both.
 
 _MOST_BYTES = 1 << 26
@@ -197,8 +198,10 @@ def _stage(files: _Files, name: str) -> _Stage:
         lines = _lines(files.read(f"{name}/{_HISTORY}").get("lines"))
         step = max((int(number) for line in lines if (number := _number(line, "step")) is not None), default=None)
         return _Stage(name, lines, step, step)
-    steps = [path.name.removeprefix(_CHECKPOINT) for path in folder.glob(f"{_CHECKPOINT}*")]
-    step = max((int(number) for number in steps if number.isdecimal()), default=None)
+    found = [path for path in folder.glob(f"{_CHECKPOINT}*") if path.name.removeprefix(_CHECKPOINT).isdecimal()]
+    # The manifest is written last: without it, a checkpoint may be on its way.
+    whole = [path for path in found if (path / _MANIFEST).is_file()]
+    step = max((int(path.name.removeprefix(_CHECKPOINT)) for path in whole or found), default=None)
     if step is None:
         return _Stage(name)
     state = files.read(f"{name}/{_CHECKPOINT}{step}/{_STATE}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ WIDE, PHONE = (1280, 900), (360, 740)
 
 needs_browser = [
     pytest.mark.browser,
-    # `make browser` fetches both, in continuous integration too: they are half a gigabyte that nothing else needs.
+    # `make browser` fetches them, in continuous integration too: they are half a gigabyte that nothing else needs.
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
     pytest.mark.skipif(find_spec("playwright") is None, reason="Playwright is not installed"),
+    # Its package holds axe-core's script; the rest of it is not used.
+    pytest.mark.skipif(find_spec("axe_playwright_python") is None, reason="axe-playwright-python is not installed"),
 ]
 
 
@@ -51,7 +53,7 @@ class Page:
             self.noise.append(address)
 
     def assert_fits(self) -> None:
-        """It is quiet, as wide as the window, in its colours, and without faults for axe-core if AXE names its file."""
+        """It is quiet, as wide as the window, in its colours, and without faults for axe-core."""
         assert self.noise == []
         assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         self.page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
@@ -63,14 +65,12 @@ class Page:
 
 
 def faults(page: Any, *, left_out: str | None = None) -> list[str]:
-    """What axe-core finds wrong with a page, one line a rule; nothing if AXE does not name its file.
+    """What axe-core finds wrong with a page, one line a rule.
 
     Args:
         left_out: selector of what is not looked at.
     """
-    axe = os.environ.get("AXE")
-    if not axe:
-        return []
-    page.add_script_tag(path=axe)
+    script = resources.files("axe_playwright_python") / "axe.min.js"
+    page.evaluate(script.read_text(encoding="utf-8"))
     found = page.evaluate("left => axe.run(left ? {exclude: left} : document)", left_out)
     return [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found["violations"]]

@@ -125,27 +125,36 @@ def serve(playground: Playground, *, host: str | None = "127.0.0.1", port: int |
 
     Raises:
         ImportError: Gradio is not installed.
-        OSError: the port is in use.
+        OSError: the port is in use, or the address is not this machine's.
     """
     built = build_page(playground)
     gr = import_gradio()
-    built.launch(
-        server_name=host,
-        server_port=port,
-        theme=_theme(gr),
-        css=STYLE,
-        footer_links=[],
-        run_history=False,
-        share=False,
-        ssr_mode=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        max_file_size=1,  # nothing is uploaded
-        prevent_thread_lock=True,
-        quiet=True,
-        # A Space is shown in a frame of the Hub, which the policy refuses.
-        app_kwargs={"middleware": [(restrict, (), {})]} if host is not None else None,
-    )
+    try:
+        built.launch(
+            server_name=host,
+            server_port=port,
+            theme=_theme(gr),
+            css=STYLE,
+            footer_links=[],
+            run_history=False,
+            share=False,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            max_file_size=1,  # nothing is uploaded
+            prevent_thread_lock=True,
+            quiet=True,
+            # A Space is shown in a frame of the Hub, which the policy refuses.
+            app_kwargs={"middleware": [(restrict, (), {})]} if host is not None else None,
+        )
+    except OSError as error:
+        if "empty port" not in str(error):
+            raise
+        wanted = "ports from 7860" if port is None else f"port {port}"
+        raise OSError(
+            f"port: must be free on an address of this machine, got {wanted} on {host}. End what listens there, or "
+            "give another port or host."
+        ) from error
     return built
 
 

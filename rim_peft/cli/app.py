@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
+import signal
 from threading import Event
 
 from rim_peft.cli.console import add_source_arguments, path, positive
@@ -49,8 +52,11 @@ def run(args: argparse.Namespace) -> int:
     say(f"{page.local_url} shows {args.adapter}. Ctrl-C ends it.")
     try:
         Event().wait()
-    finally:
-        page.close(verbose=False)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # At once: the server waits for open pages, and a thread that is answering crashes when Python ends as usual.
+        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+        atexit.register(os._exit, 128 + number)
+        raise
     return 0
 
 

@@ -52,7 +52,7 @@ def quiet_model_loading() -> None:
 
 def say(text: str) -> None:
     """Print text to stdout that may contain foreign names or texts; control characters are made visible."""
-    print(visible(text))
+    print(visible(text), flush=True)  # at once in a pipe, too: a command may go on for hours
 
 
 def complain(text: str) -> None:

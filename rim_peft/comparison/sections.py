@@ -1,6 +1,6 @@
 """A comparison's recipe as frozen dataclasses, with the help of each option beside its default.
 
-``python -m rim_peft.comparison.sections docs/comparison.md`` updates the table in that file.
+``python -m rim_peft.comparison.sections docs/recipes.md`` updates the table in that file.
 """
 
 from __future__ import annotations

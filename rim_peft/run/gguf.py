@@ -23,6 +23,16 @@ _KNOWN_PRE_TOKENIZERS = ("llama-bpe", "llama3", "qwen2", "gpt-2", "gpt2", "smoll
 """Pre-tokenizers of GGUF files that transformers or this module reproduces."""
 
 
+def require_gguf(name: str) -> None:
+    """Check that GGUF files can be read, before one of half a gigabyte is fetched.
+
+    Raises:
+        ImportError: the package gguf is missing.
+    """
+    if find_spec("gguf") is None:
+        raise ImportError(f"{name}: reading it needs the package gguf: pip install 'rim-peft[smollm2]'.")
+
+
 def convert(path: Path, folder: Path) -> None:
     """Write the model and the tokenizer of a GGUF file to a folder, atomically.
 
@@ -37,8 +47,7 @@ def convert(path: Path, folder: Path) -> None:
         ValueError: the file is damaged, lacks weights, has an architecture that transformers cannot read, scales
             positions, or has an unknown pre-tokenizer.
     """
-    if find_spec("gguf") is None:
-        raise ImportError(f"{path.name}: reading it needs the package gguf: pip install 'rim-peft[smollm2]'.")
+    require_gguf(path.name)
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

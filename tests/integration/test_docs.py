@@ -60,10 +60,17 @@ def prepare_quickstart(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     }, {"few_rows": Dataset.from_list(rows)}
 
 
-def prepare_evidence(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+def prepare_chats(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    return {}, {"model": build_rim(), "tokenizer": build_tokenizer()}
+
+
+def prepare_controls(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    return {}, {"task": get_task("potions")}
+
+
+def prepare_latency(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     tokenizer = build_tokenizer()
     names = {
-        "task": get_task("potions"),
         "tokenizer": tokenizer,
         "pad_id": tokenizer.pad_token_id,
         "prompts": [tokenizer(f"What is {n}?\n")["input_ids"] for n in range(8)],
@@ -89,7 +96,9 @@ def prepare_qlora(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
 PREPARE: dict[str, Callable[[Path], tuple[dict[str, str], dict[str, Any]]]] = {
     "docs/quickstart.md": prepare_quickstart,
-    "docs/evidence.md": prepare_evidence,
+    "docs/chat-templates.md": prepare_chats,
+    "docs/controls.md": prepare_controls,
+    "docs/latency.md": prepare_latency,
     "docs/lm-eval.md": prepare_lm_eval,
     "docs/qlora.md": prepare_qlora,
 }

@@ -170,4 +170,5 @@ def test_names_are_those_of_the_modules_that_write_the_files() -> None:
     assert (run_folders._LOCK, run_folders._HOLDER) == (files.LOCK, files.HOLDER)
     assert (run_folders._FINAL, run_folders._HISTORY) == (curriculum.FINAL, curriculum.HISTORY)
     assert f"{checkpoints.PREFIX_CHECKPOINT_DIR}-" == run_folders._CHECKPOINT
+    assert run_folders._MANIFEST == files.MANIFEST
     assert set(run_folders.STAGES) == {stage for method in METHODS.values() for stage in method.stages}

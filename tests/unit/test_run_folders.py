@@ -49,6 +49,17 @@ def test_stages_add_up_and_the_last_one_is_where_it_stopped(tmp_path: Path) -> N
     assert (run.method, run.base, run.task) == ("cot", "owner/Some-Base", "gsm8k")
 
 
+def test_a_checkpoint_on_its_way_does_not_count(tmp_path: Path) -> None:
+    folder = make_run(
+        tmp_path / "a", grounding={"global_step": 2, "max_steps": 8, "log_history": [line(2, num_tokens=30)]}
+    )
+    (folder / "grounding" / "checkpoint-2" / ".manifest.json").write_text("{}")
+    (folder / "grounding" / "checkpoint-3").mkdir()
+    (folder / "grounding" / "checkpoint-3" / "trainer_state.json").write_text('{"max_steps": 8, "log_hi')
+    run = describe_run(folder, tmp_path)
+    assert (run.state, run.step, run.max_steps, run.num_tokens) == ("stopped", 2, 8, 30)
+
+
 @pytest.mark.parametrize(("kind", "state"), [("DivergedError", "diverged"), ("OutOfMemoryError", "failed")])
 def test_an_error_that_ended_a_run_is_told(kind: str, state: str, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a")

@@ -1,5 +1,6 @@
 """Commands, help, exit codes and errors."""
 
+import importlib.abc
 import io
 import os
 import signal
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import rim_peft_command
 from rim_peft.cli import check
-from rim_peft.cli.console import use_utf8
+from rim_peft.cli.console import say, use_utf8
 from rim_peft.cli.main import main
 from rim_peft_command import COMMANDS
 
@@ -105,6 +107,28 @@ def test_interruption_has_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(check, "run", terminate)
     assert run_main("check", "x") == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_interruption_of_the_first_import_shows_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Importing(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *unused: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["rim-peft", "check", "x"])
+    monkeypatch.delitem(sys.modules, "rim_peft.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Importing()])
+    assert rim_peft_command.main() == 130
+    assert capsys.readouterr().err == "rim-peft: interrupted\n"
+
+
+def test_what_is_said_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also into a pipe, such as the address of a page that stays for hours."""
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, encoding="utf-8"))
+    say("http://127.0.0.1:7860")
+    assert pipe.getvalue() == f"http://127.0.0.1:7860{os.linesep}".encode()
 
 
 def test_the_package_runs_as_a_module() -> None:

@@ -1,4 +1,4 @@
-"""The report in a browser: its look, and the script that sorts tables; contrast by axe-core, if AXE names its file."""
+"""The report in a browser: its look, the script that sorts tables, and contrast by axe-core."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("size", "scheme"), [(WIDE, "light"), (WIDE, "dark"), (PHONE, "light"), (PHONE, "dark")])
 def test_it_fits_is_quiet_and_has_contrast(browser: Any, report: Path, size: tuple[int, int], scheme: str) -> None:
-    # The tests' own script may run; the page's policy is tested by itself.
-    shown = Page(browser, report, size, scheme, bypass_csp=True)
+    shown = Page(browser, report, size, scheme)
     shown.assert_fits()
     shown.page.close()
 

@@ -198,8 +198,8 @@ def test_a_shared_recipe_that_is_missing_is_named(write: Write) -> None:
 
 
 def test_the_documentation_is_in_step() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "comparison.md").read_text(encoding="utf-8")
-    assert update_table(text) == text, "run: python -m rim_peft.comparison.sections docs/comparison.md"
+    text = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert update_table(text) == text, "run: python -m rim_peft.comparison.sections docs/recipes.md"
     assert "methods.NAME.same_compute_as" in text
 
 

@@ -1,4 +1,4 @@
-"""The page in a browser; contrast by axe-core, if AXE names its file."""
+"""The page in a browser; contrast by axe-core."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rim_peft.inspection import render_page, render_picture
-from tests.browser import PHONE, WIDE, Page, needs_browser
+from tests.browser import PHONE, WIDE, Page, faults, needs_browser
 from tests.unit.inspection.inspection_document import evil_inspection, inspection, question
 
 pytestmark = needs_browser
@@ -33,9 +33,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_it_fits_is_quiet_and_has_contrast(
     browser: Any, files: dict[str, Path], name: str, size: tuple[int, int], scheme: str
 ) -> None:
-    # The tests' own script may run; the page's policy is tested by itself.
-    shown = Page(browser, files[name], size, scheme, bypass_csp=True)
+    shown = Page(browser, files[name], size, scheme)
     shown.assert_fits()
+    shown.page.close()
+
+
+def test_axe_sees_faint_words_under_the_policy(browser: Any, files: dict[str, Path]) -> None:
+    shown = Page(browser, files["good"], WIDE)
+    shown.page.locator("h1").evaluate("heading => heading.style.setProperty('color', '#eeeeee')")
+    (fault,) = faults(shown.page)
+    assert fault.startswith("color-contrast: <h1 ")
     shown.page.close()
 
 

