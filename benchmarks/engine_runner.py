@@ -5,8 +5,9 @@ own file or folder, made if it is not there), ``threads``, and what to do.
 
 * ``prompts`` (token ids), ``eos_id`` and ``max_new_tokens``: stdout gets the greedy tokens of each answer.
 * ``ways`` (by name, token ids and how many tokens to write, EOS or not), ``rounds`` and ``most_seconds``: stdout gets
-  ``seconds`` and ``cpu_seconds`` of each round by way, and ``memory``, the process's peak in bytes. Ways take turns;
-  each is run once before.
+  ``seconds`` and ``cpu_seconds`` of each round by way, and ``memory``, the process's peak in bytes (None where the
+  system does not say). Ways take turns; each is run once before. Every prompt begins with another token, so that no
+  engine finds it in a cache of prefixes.
 * Neither: the export is converted, and nothing asked.
 """
 
@@ -15,11 +16,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,32 @@ def _answer(ask: Ask, job: dict[str, Any]) -> list[list[int]]:
 def _time(ask: Ask, job: dict[str, Any]) -> dict[str, Any]:
     ways: dict[str, tuple[list[int], int]] = job["ways"]
     taken: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in ways} for clock in ("wall", "cpu")}
+    numbers = count(1)
     for name, (ids, num_tokens) in ways.items():
-        if (written := len(ask(ids, num_tokens, None))) != num_tokens:
+        if (written := len(ask([next(numbers), *ids[1:]], num_tokens, None))) != num_tokens:
             raise RuntimeError(f"{name}: must write {num_tokens} tokens, wrote {written}")
     begun = time.perf_counter()
     for number in range(job["rounds"]):
         first = number % len(ways)
         for name in [*ways, *ways][first : first + len(ways)]:
+            ids, num_tokens = ways[name]
+            prompt = [next(numbers), *ids[1:]]
             wall, cpu = time.perf_counter(), time.process_time()
-            ask(*ways[name], None)
+            ask(prompt, num_tokens, None)
             taken["wall"][name].append(time.perf_counter() - wall)
             taken["cpu"][name].append(time.process_time() - cpu)
         if number >= 2 and time.perf_counter() - begun > job["most_seconds"]:
             break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"seconds": taken["wall"], "cpu_seconds": taken["cpu"], "memory": peak}
+    return {"seconds": taken["wall"], "cpu_seconds": taken["cpu"], "memory": _peak()}
+
+
+def _peak() -> int | None:
+    """Return the most bytes that this process held; ``getrusage`` would count what the one that started it had."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
 def _run(module: str, *arguments: str) -> None:

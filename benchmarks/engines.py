@@ -116,7 +116,7 @@ def run(settings: Settings) -> Iterator[Row]:
         for engine in find_engines():
             settings.tell(f"{engine.name}, {engine.weights}: is converted")
             engine.run(folder)
-            for threads in settings.choose(quick=(1,), cpu=(1, 2), cuda=(1, 2)):
+            for threads in settings.choose(quick=(1,), cpu=_threads(), cuda=_threads()):
                 settings.tell(f"{engine.name}, {engine.weights}, threads={threads}")
                 most_seconds = settings.choose(quick=1.0, cpu=10.0, cuda=10.0)
                 timed = engine.run(
@@ -124,6 +124,12 @@ def run(settings: Settings) -> Iterator[Row]:
                 )
                 case = {"engine": engine.name, "weights": engine.weights, "threads": threads, **sizes}
                 yield from _rows(case, timed, megabytes=engine.megabytes(folder))
+
+
+def _threads() -> tuple[int, ...]:
+    """One and two, as far as there are cores; ``taskset`` says which there are."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return tuple(range(1, min(cores, 2) + 1))
 
 
 def make_ways(folder: Path, sizes: dict[str, int]) -> dict[str, tuple[list[int], int]]:
@@ -149,7 +155,8 @@ def make_ways(folder: Path, sizes: dict[str, int]) -> dict[str, tuple[list[int],
 def _rows(case: dict[str, Any], timed: dict[str, Any], *, megabytes: float) -> Iterator[Row]:
     seconds, cpu = timed["seconds"], timed["cpu_seconds"]
     n, blocks, answer, chain = (case[name] for name in ("n", "K·B", "answer", "chain"))
-    note = f"{megabytes:.0f} MB of files; the process's peak: {timed['memory'] / 1e6:.0f} MB"
+    peak = "unknown" if timed["memory"] is None else f"{timed['memory'] / 1e6:.0f} MB"
+    note = f"{megabytes:.0f} MB of files; the process's peak: {peak}"
     direct = (f"{n + blocks} tokens of prompt and blocks against {n}", (n + blocks) / n)
     written = (
         f"{n + blocks} tokens read and {answer} written, against {n} and {chain + answer}",
