@@ -60,9 +60,9 @@ class BlockGenerator:
 
         Raises:
             ValueError: ``num_begun`` leaves no prompt, right padding, prompts without a token, ``inputs_embeds``, a
-                cache from an earlier call, decoding other than greedy, sampling and beam search, guidance by a second
-                prompt, or memory ids that are not at the end of the prompts (masked ids are padding and may have any
-                value).
+                cache from an earlier call, a base that takes its cache by another name than transformers gives it,
+                decoding other than greedy, sampling and beam search, guidance by a second prompt, or memory ids that
+                are not at the end of the prompts (masked ids are padding and may have any value).
         """
         plain_generate = type(self.model).generate
         kwargs["generation_config"] = generation_config
