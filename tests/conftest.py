@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import peft
 import pytest
 import torch
 from datasets import Dataset
+from packaging.version import Version
 from peft import get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
@@ -31,6 +33,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from rim_peft import RiMConfig
 from tests.training import ROWS
@@ -182,6 +185,13 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> MakeTrai
         return trainer_class(model, args, train_dataset=rows, **own)
 
     return make
+
+
+switches_natively = pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    reason=f"transformers' own set_adapter, disable_adapters and save_pretrained need PEFT {MIN_PEFT_VERSION}",
+)
+"""For tests of adapters that transformers itself loaded; it loads with any PEFT, but from 5.24 on no more than that."""
 
 
 _PROCESS = os.getpid()

@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from rim_peft.inference.decoding import missing_inputs
 from rim_peft.sequence.layout import pad_left
-from rim_peft.tuner.bases import CACHE, evaluation_mode, has_full_attention, input_device
+from rim_peft.tuner.bases import CACHE, check_cache_name, evaluation_mode, has_full_attention, input_device
 
 
 def generate_greedily(
@@ -36,10 +36,14 @@ def generate_greedily(
             model without blocks that :func:`can_share` accepts.
         on_token: called after each new token of all answers, for measurements.
         options: more arguments of ``generate``, such as ``num_blocks``.
+
+    Raises:
+        ValueError: the installed transformers would not give the base its cache, or ``generate`` refuses the call.
     """
     if not prompts:
         return []
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    check_cache_name(base)
     # Padding is on the left, but behind what is shared, so that this has the same columns in every row.
     own, mask = pad_left([prompt[num_shared:] for prompt in prompts], pad_id, device=input_device(base))
     shared = own.new_tensor(list(prompts[0][:num_shared])).expand(len(prompts), num_shared)

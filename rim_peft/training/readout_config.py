@@ -211,6 +211,10 @@ class ReadoutConfig(SFTConfig):
             self.metric_for_best_model = current_name(self.metric_for_best_model)
             if "loss_by_block/" in self.metric_for_best_model and self.greater_is_better is None:
                 self.greater_is_better = False  # the parent only knows names that end in loss
+        for name in ("checkpointing", "checkpointing_kwargs"):
+            # TRL has a default for the old name alone, of which transformers warns where it has the new one.
+            if getattr(self, f"activation_{name}", False) is None:
+                setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
         super().__post_init__()
         check_unchanged(self, _REFUSED, "rows of readouts have their own layout")
         if self.train_sampling_strategy not in ("random", "sequential"):

@@ -178,7 +178,9 @@ def simulate_step(
         states = make_fake(model)
         fuse_head(base)
         if checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": is_8_bit(base) if reentrant is None else reentrant})
+            # transformers' new name for it, where it is there, and the old one, of which it then warns
+            enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+            enable({"use_reentrant": is_8_bit(base) if reentrant is None else reentrant})
             base.enable_input_require_grads()
         model.train()
         held = [*model.parameters(), *model.buffers(), *states]

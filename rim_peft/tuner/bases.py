@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from rim_peft.sequence.layout import Layout
 from rim_peft.sequence.masks import block_mask, dense_mask
@@ -39,6 +40,30 @@ CACHE_NAMES = ("cache", "past_key_values", "layer_past", "past_key_value")
 def find_cache(inputs: Mapping[str, Any]) -> tuple[str, Any]:
     """Return the name and the value of the cache among a call's inputs: the base's own name and None without one."""
     return next(((name, inputs[name]) for name in CACHE_NAMES if inputs.get(name) is not None), (CACHE, None))
+
+
+def num_cached(cache: Any) -> int:
+    """Return how many tokens a cache holds; 0 without one, and for recurrent layers alone, which count none."""
+    if cache is None or not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        return 0
+    return int(cache.get_seq_length())
+
+
+def check_cache_name(base: Any) -> None:
+    """Refuse to generate on a base whose code was written for transformers before 5.24.
+
+    Raises:
+        ValueError: it takes its cache under the old name alone, and would not see the tokens before the last one.
+    """
+    # transformers passes the new name without asking; a forward that takes any arguments swallows it.
+    parameters = inspect.signature(type(base).forward).parameters
+    old = [name for name in ("past_key_values", "cache_params") if name in parameters]
+    if _RENAMED and old and CACHE not in parameters:
+        raise ValueError(
+            f"model: must take its cache as {CACHE!r}, as transformers passes it from 5.24 on, got "
+            f"{type(base).__name__}, which takes {old[0]!r}. Update the base's code, use transformers<5.24, or pass "
+            "use_cache=False."
+        )
 
 
 def input_device(model: nn.Module) -> torch.device:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from rim_peft.sequence import BlockTokens
-from rim_peft.tuner.bases import find_cache
+from rim_peft.tuner.bases import check_cache_name, find_cache, num_cached
 from rim_peft.tuner.insertion import PER_TOKEN_INPUTS, BlockInsertion, MixedInsertion, repeated_rows
 from rim_peft.tuner.memory_embedding import BASE, MemoryEmbedding
 
@@ -60,9 +60,9 @@ class BlockGenerator:
 
         Raises:
             ValueError: ``num_begun`` leaves no prompt, right padding, prompts without a token, ``inputs_embeds``, a
-                cache from an earlier call, decoding other than greedy, sampling and beam search, guidance by a second
-                prompt, or memory ids that are not at the end of the prompts (masked ids are padding and may have any
-                value).
+                cache from an earlier call, a base that takes its cache by another name than transformers gives it,
+                decoding other than greedy, sampling and beam search, guidance by a second prompt, or memory ids that
+                are not at the end of the prompts (masked ids are padding and may have any value).
         """
         plain_generate = type(self.model).generate
         kwargs["generation_config"] = generation_config
@@ -279,12 +279,14 @@ def _check_call(model: Any, prompts: Tensor | None, kwargs: dict[str, Any]) -> N
         )
     _check_mask(prompts, kwargs.get("attention_mask"))
     name, cache = find_cache(kwargs)
-    if cache is not None and (length := int(cache.get_seq_length())) > 0:
+    if (length := num_cached(cache)) > 0:
         raise ValueError(
             f"{name}: must be empty, got {length} tokens: blocks follow each new prompt, so a cache that "
             "contains an earlier call's blocks does not fit. Pass the whole conversation without a cache."
         )
     config = _effective_config(model, kwargs)
+    if config.use_cache is not False:
+        check_cache_name(model)
     mode = config.get_generation_mode(kwargs.get("assistant_model"))
     refused = {
         "custom_generate": kwargs.get("custom_generate"),

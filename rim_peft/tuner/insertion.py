@@ -39,7 +39,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import StaticCache
 
-from rim_peft.tuner.bases import find_cache
+from rim_peft.tuner.bases import find_cache, num_cached
 from rim_peft.tuner.memory_embedding import BASE, MemoryEmbedding
 
 PER_TOKEN_INPUTS = ("attention_mask", "position_ids", "token_type_ids")
@@ -83,9 +83,7 @@ class BlockInsertion:
         """Replace ``prepare_inputs_for_generation``: translate from the loop's view to the model's."""
         # input_ids are all ids so far, with the number of last ones to run, or one chunk of a long prompt.
         name, cache = find_cache(kwargs)
-        start = 0
-        if next_sequence_length is None and cache is not None:
-            start = int(cache.get_seq_length())
+        start = num_cached(cache) if next_sequence_length is None else 0
         length = start + input_ids.shape[1]
         if is_first_iteration:
             kwargs[name] = self._enlarged(cache)
@@ -138,7 +136,7 @@ class BlockInsertion:
 
     def _enlarged(self, cache: Any) -> Any:
         """Make room for the memory in a static cache that ``generate`` created for sequences without it."""
-        if not isinstance(cache, StaticCache) or int(cache.get_seq_length()) > 0:
+        if not isinstance(cache, StaticCache) or num_cached(cache) > 0:
             return cache
         # Layers with a recurrent part besides attention report no length of their own.
         length = max(getattr(layer, "max_cache_len", 0) for layer in cache.layers)

@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.functional import delete_adapter
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from torch import Tensor
@@ -132,7 +133,9 @@ def load_natively(original: Callable[..., Any], model: Any, *args: Any, **kwargs
     except Exception as error:
         if had_memory:
             for name in set(model.peft_config) - known:
-                model.delete_adapter(name)
+                # What the model's own delete_adapter does, which may need a newer PEFT than loading does.
+                prefix = f"{model.peft_config.pop(name).peft_type.value.lower()}_"
+                delete_adapter(model, adapter_name=name, prefix=prefix)
         elif has_memory(model):
             detach(model)
             model._hf_peft_config_loaded = False

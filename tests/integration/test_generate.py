@@ -14,15 +14,21 @@ from transformers import (
     FalconH1Config,
     FalconH1ForCausalLM,
     GenerationConfig,
+    LlamaForCausalLM,
     LogitsProcessor,
     LogitsProcessorList,
+    MambaConfig,
+    MambaForCausalLM,
     StoppingCriteria,
     StoppingCriteriaList,
     TextStreamer,
     pipeline,
 )
 
-from tests.conftest import ARCHITECTURES, EOS_ID, PAD_ID, VOCAB_SIZE, MakeBase, MakeRim, build_rim
+from rim_peft.inference.decoding import BlockDecoder
+from rim_peft.inference.greedy import generate_greedily
+from rim_peft.tuner.bases import CACHE
+from tests.conftest import ARCHITECTURES, EOS_ID, PAD_ID, VOCAB_SIZE, MakeBase, MakeRim, build_base, build_rim
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 NO_EOS: dict[str, Any] = {"eos_token_id": None, "pad_token_id": PAD_ID}
@@ -125,6 +131,57 @@ def test_static_caches_of_layers_with_attention_and_a_recurrent_part(make_rim: M
     inputs = tokenize(tokenizer, QUESTIONS[:1])
     output = model.generate(**inputs, max_new_tokens=8, cache_implementation="static", **NO_EOS)
     torch.testing.assert_close(answers(output, inputs)[0], greedy(model, inputs.input_ids[0]))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
+def test_a_base_of_recurrent_layers_alone(make_rim: MakeRim, tokenizer: Any, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, state_size=8, initializer_range=0.3
+    )
+    model = make_rim(base=MambaForCausalLM(config).eval())
+    inputs = tokenize(tokenizer, QUESTIONS[:1])
+    output = model.generate(**inputs, max_new_tokens=8, **NO_EOS, **options)
+    if options.get("num_beams"):
+        expected = model.generate(**inputs, max_new_tokens=8, use_cache=False, **NO_EOS, **options)
+        torch.testing.assert_close(output, expected)
+    else:
+        torch.testing.assert_close(answers(output, inputs)[0], greedy(model, inputs.input_ids[0]))
+
+
+class CodeOfItsOwn(LlamaForCausalLM):
+    """A base whose code knows only the cache's old name, and swallows other arguments, as that of many bases does."""
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        use_cache: Any = None,
+        **unknown: Any,
+    ) -> Any:
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache}
+        return super().forward(input_ids, **given, **{CACHE: past_key_values})
+
+
+def test_a_base_that_would_not_get_its_cache_is_refused(make_rim: MakeRim, tokenizer: Any) -> None:
+    model = make_rim(base=CodeOfItsOwn(build_base().config).eval())
+    inputs = tokenize(tokenizer, QUESTIONS[:1])
+    expected = greedy(model, inputs.input_ids[0])
+    output = model.generate(**inputs, max_new_tokens=8, use_cache=False, **NO_EOS)
+    torch.testing.assert_close(answers(output, inputs)[0], expected)
+    if CACHE == "past_key_values":
+        output = model.generate(**inputs, max_new_tokens=8, **NO_EOS)
+        torch.testing.assert_close(answers(output, inputs)[0], expected)
+        return
+    with pytest.raises(ValueError, match=r"model: must take its cache as 'cache', .* takes 'past_key_values'"):
+        model.generate(**inputs, max_new_tokens=8, **NO_EOS)
+    with pytest.raises(ValueError, match=r"CodeOfItsOwn takes no .*cache.*, which decoding with a cache needs"):
+        BlockDecoder(model, eos_id=None, pad_id=PAD_ID, every_block=True)
+    prompts = inputs.input_ids.tolist()
+    with pytest.raises(ValueError, match="model: must take its cache as 'cache'"):
+        generate_greedily(model.get_base_model(), prompts, eos_id=None, pad_id=PAD_ID, max_new_tokens=2)
 
 
 def test_each_adapter_appends_its_own_blocks(make_rim: MakeRim, tokenizer: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, pipeline
 
 from rim_peft import RiMConfig
-from tests.conftest import VOCAB_SIZE, MakeBase, MakeRim
+from tests.conftest import VOCAB_SIZE, MakeBase, MakeRim, switches_natively
 
 PROMPT = torch.tensor([[20, 30, 40, 50]])
 MEMORY = torch.tensor([[20, 30, VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 1, VOCAB_SIZE + 2]])
@@ -149,27 +149,37 @@ def test_training_goes_on_after_loading(saved: Any) -> None:
     assert not torch.equal(again, before)
 
 
-def test_several_adapters_with_their_own_blocks(saved: Any, tmp_path: Path) -> None:
+def by_peft_with_more(base_dir: str, adapter_dir: str, others: dict[str, str]) -> Any:
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir), adapter_dir)
+    for name, folder in others.items():
+        model.load_adapter(folder, name)
+    return model
+
+
+def by_transformers_with_more(base_dir: str, adapter_dir: str, others: dict[str, str]) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(adapter_dir)
+    for name, folder in others.items():
+        model.load_adapter(folder, name)
+    return model
+
+
+@pytest.mark.parametrize("load", [by_peft_with_more, pytest.param(by_transformers_with_more, marks=switches_natively)])
+def test_several_adapters_with_their_own_blocks(saved: Any, load: Callable[..., Any]) -> None:
     model, base_dir, adapter_dir = saved()
     model.add_adapter("other", RiMConfig(num_blocks=5, block_size=3, r=2))
     first = model.generate(PROMPT, max_new_tokens=6)
     model.set_adapter("other")
     second = model.generate(PROMPT, max_new_tokens=6)
     model.save_pretrained(adapter_dir)
-    other_dir = f"{adapter_dir}/other"
-
-    by_peft_model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir), adapter_dir)
-    by_peft_model.load_adapter(other_dir, "other")
-    native: Any = AutoModelForCausalLM.from_pretrained(adapter_dir)
-    native.load_adapter(other_dir, "other")
-    for loaded in (by_peft_model, native):
-        for name, expected in (("other", second), ("default", first)):
-            loaded.set_adapter(name)
-            loaded.eval()
-            torch.testing.assert_close(rows(loaded, name), rows(model, name), atol=0, rtol=0)
-            torch.testing.assert_close(loaded.generate(PROMPT, max_new_tokens=6), expected)
+    loaded = load(base_dir, adapter_dir, {"other": f"{adapter_dir}/other"})
+    for name, expected in (("other", second), ("default", first)):
+        loaded.set_adapter(name)
+        loaded.eval()
+        torch.testing.assert_close(rows(loaded, name), rows(model, name), atol=0, rtol=0)
+        torch.testing.assert_close(loaded.generate(PROMPT, max_new_tokens=6), expected)
 
 
+@switches_natively
 def test_a_model_loaded_by_transformers_switches_off_and_saves(saved: Any, make_base: MakeBase, tmp_path: Path) -> None:
     model, base_dir, adapter_dir = saved()
     native: Any = AutoModelForCausalLM.from_pretrained(adapter_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from rim_peft import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer, RiMConfig
+from rim_peft.training.coconut import CoconutConfig
 from tests.conftest import EOS_ID, VOCAB_SIZE, MakeTrainer, build_base, build_rim, build_tokenizer
 from tests.objectives import prepare_rows
 from tests.training import ROWS, every_stage, stream, trained
@@ -25,6 +27,20 @@ def test_batches_by_tokens_need_lengths(make_trainer: MakeTrainer) -> None:
     streamed = make_trainer(RefinementTrainer, build_rim(), rows=stream(), max_tokens_per_batch=500)
     with pytest.raises(ValueError, match="max_tokens_per_batch: needs the rows' lengths"):
         streamed.train()
+
+
+@pytest.mark.parametrize("config_class", [GroundingConfig, RefinementConfig, CoconutConfig])
+def test_checkpointing_is_set_by_either_name_without_a_warning(config_class: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        default = config_class(str(tmp_path)).gradient_checkpointing
+        off = config_class(str(tmp_path), gradient_checkpointing=False)
+    assert default is (config_class is not CoconutConfig)
+    assert not off.gradient_checkpointing
+    if hasattr(off, "activation_checkpointing"):  # what the Trainer reads in later versions of transformers
+        assert off.activation_checkpointing is False
+        assert config_class(str(tmp_path)).activation_checkpointing is default
+        assert not config_class(str(tmp_path), activation_checkpointing=False).gradient_checkpointing
 
 
 def test_loraplus_needs_an_optimiser_without_groups_of_its_own(make_trainer: MakeTrainer) -> None:

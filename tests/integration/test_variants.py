@@ -482,7 +482,7 @@ def test_what_variants_cannot_do_is_refused(tokenizer: Any, tmp_path: Path) -> N
     with torch.no_grad(), model.disable_adapter():
         model(torch.tensor([[5, 6]]), past_key_values=cache, use_cache=True)
     with pytest.raises(
-        ValueError, match="(cache|past_key_values): must hold tokens that this model computed, got 2 of which 0"
+        ValueError, match=r"(cache|past_key_values): must hold tokens that this model computed, got 2 of which 0"
     ):
         model(torch.tensor([[7]]), past_key_values=cache)
     model.get_base_model().config._attn_implementation = "flash_attention_2"

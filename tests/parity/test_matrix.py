@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.parity import refusals
+from tests.conftest import switches_natively
+from tests.parity import files, refusals
 from tests.parity.matrix import BEHAVIOURS, CORE, PAGE, STOCKS_OWN, TAKES_SECONDS, Behaviour, check, page, pairs
 from tests.parity.subject import Case, Subject
 
@@ -19,7 +20,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def _cell(behaviour: Behaviour, case: Case) -> Any:
     is_core = case in CORE and behaviour not in TAKES_SECONDS
     marks = [] if is_core else [pytest.mark.slow]
-    return pytest.param(behaviour, case, id=f"{behaviour.__name__}-{case}", marks=marks)
+    return pytest.param(behaviour, case, id=f"{behaviour.__name__}-{case}", marks=[*marks, *_needs(behaviour)])
+
+
+def _needs(behaviour: Behaviour) -> list[pytest.MarkDecorator]:
+    return [switches_natively] if behaviour is files.load_onto_a_transformers_model else []
 
 
 @pytest.mark.parametrize(("behaviour", "case"), [_cell(*pair) for pair in pairs()])
@@ -31,14 +36,14 @@ def test_a_behaviour_is_as_the_matrix_says(behaviour: Behaviour, case: Case, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["llama-untied", "gpt2-tied", "gemma3-tied"])
-@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
+@pytest.mark.parametrize("behaviour", [pytest.param(one, id=one.__name__, marks=_needs(one)) for one in BEHAVIOURS])
 def test_stock_lora_has_every_behaviour(behaviour: Behaviour, base: str, tmp_path: Path) -> None:
     """So the behaviours are PEFT's, and not what RiM makes of them."""
     behaviour(Subject(Case(base, is_stock=True), tmp_path))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("behaviour", "config"), [one[:2] for one in STOCKS_OWN])
+@pytest.mark.parametrize(("behaviour", "config"), [pytest.param(*one[:2], marks=_needs(one[0])) for one in STOCKS_OWN])
 def test_stock_lora_fails_where_the_page_says_so(behaviour: Behaviour, config: str, tmp_path: Path) -> None:
     """That RiM does not is in the cells above."""
     with pytest.raises((AssertionError, KeyError)):

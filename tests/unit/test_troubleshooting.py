@@ -12,6 +12,7 @@ DOCS = PACKAGE.parent / "docs" / "troubleshooting"
 CHECKED = ("sharing", "exports")
 OF_OTHER_PACKAGES = (
     "KeyError: 'RIM'",
+    "The version of PEFT you are using is not compatible",
     "Unexpected keyword arguments [...] for class RiMConfig, these are ignored",
     "Invalid metadata in README.md",
     "BPE pre-tokenizer was not recognized",

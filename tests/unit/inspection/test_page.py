@@ -167,7 +167,7 @@ def test_the_short_form() -> None:
 
 
 def test_the_docs_name_every_field_of_the_document() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "inspect.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "records.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+)`", text))
     document = inspection(question("red")).to_dict()
 

@@ -69,7 +69,9 @@ def test_rows_of_a_cache_must_be_known() -> None:
     with torch.no_grad():
         model(ids, past_key_values=cache)
         cache.batch_select_indices(torch.tensor([1]))
-        with pytest.raises(ValueError, match=r"(cache|past_key_values): must keep its 2 rows, .* got 1 rows of input_ids"):
+        with pytest.raises(
+            ValueError, match=r"(cache|past_key_values): must keep its 2 rows, .* got 1 rows of input_ids"
+        ):
             model(torch.tensor([[7]]), past_key_values=cache)
         cache = DynamicCache()
         model(ids[:1].repeat(3, 1), past_key_values=cache)
