@@ -2,7 +2,7 @@
 
 Engines are transformers, CTranslate2 and llama.cpp, as far as they are installed (llama.cpp also needs ``LLAMA_CPP``,
 the folder with its converter), and OpenVINO and ONNX Runtime in the environment whose Python ``RUNTIMES_PYTHON`` names.
-Each runs in a process of its own, kept to as many cores as it has threads.
+Each runs in a process of its own, with as many threads as there are cores, which ``taskset`` can limit.
 """
 
 from __future__ import annotations
@@ -113,23 +113,20 @@ def run(settings: Settings) -> Iterator[Row]:
         }
         ways = make_ways(folder, sizes)
         sizes["K·B"] = len(ways["RiM"][0]) - sizes["n"]
+        threads = settings.choose(quick=1, cpu=_num_cores(), cuda=_num_cores())
         for engine in find_engines():
             settings.tell(f"{engine.name}, {engine.weights}: is converted")
             engine.run(folder)
-            for threads in settings.choose(quick=(1,), cpu=_threads(), cuda=_threads()):
-                settings.tell(f"{engine.name}, {engine.weights}, threads={threads}")
-                most_seconds = settings.choose(quick=1.0, cpu=10.0, cuda=10.0)
-                timed = engine.run(
-                    folder, threads=threads, ways=ways, rounds=settings.rounds, most_seconds=most_seconds
-                )
-                case = {"engine": engine.name, "weights": engine.weights, "threads": threads, **sizes}
-                yield from _rows(case, timed, megabytes=engine.megabytes(folder))
+            settings.tell(f"{engine.name}, {engine.weights}, threads={threads}")
+            most_seconds = settings.choose(quick=1.0, cpu=10.0, cuda=10.0)
+            timed = engine.run(folder, threads=threads, ways=ways, rounds=settings.rounds, most_seconds=most_seconds)
+            case = {"engine": engine.name, "weights": engine.weights, "threads": threads, **sizes}
+            yield from _rows(case, timed, megabytes=engine.megabytes(folder))
 
 
-def _threads() -> tuple[int, ...]:
-    """One and two, as far as there are cores; ``taskset`` says which there are."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return tuple(range(1, min(cores, 2) + 1))
+def _num_cores() -> int:
+    """Return how many cores this process may use; ``taskset`` says which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_ways(folder: Path, sizes: dict[str, int]) -> dict[str, tuple[list[int], int]]:
