@@ -134,11 +134,11 @@ def make_ways(folder: Path, sizes: dict[str, int]) -> dict[str, tuple[list[int],
 
     A prompt of random ids: speed does not depend on what it says. The answers' last token is the end of the text.
     """
-    memory = json.loads((folder / "rim_export.json").read_text(encoding="utf-8"))["memory"]
-    begin, middle, end = memory["ids"]
-    blocks = [begin, *[middle] * memory["block_size"], end] * memory["num_blocks"]
-    size = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).vocab_size
-    ids = [index for index in range(size // 4, size // 2) if index not in memory["ids"]]
+    record = json.loads((folder / "rim_export.json").read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    blocks = tokenizer(record["block_text"], add_special_tokens=False)["input_ids"]
+    size = tokenizer.vocab_size
+    ids = [index for index in range(size // 4, size // 2) if index not in blocks]
     prompt = random.Random(0).choices(ids, k=sizes["n"])
     return {
         "RiM": ([*prompt, *blocks], sizes["answer"]),

@@ -10,7 +10,7 @@ from threading import Lock
 
 from rim_peft.data.chats import Chat, Question, as_chat
 from rim_peft.data.examples import has_content
-from rim_peft.evaluation.accuracy import AnswerReader
+from rim_peft.evaluation.answers import AnswerReader
 from rim_peft.inference import BlockAnswerer, Readout
 from rim_peft.inference.conversation import Conversation
 from rim_peft.inspection.alternatives import Asked, Donor, ReadAnswer, find_donor, swap_blocks, write_chain

@@ -14,14 +14,8 @@ from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.rows import JudgedRows, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
-from rim_peft.evaluation.accuracy import (
-    AccuracyReport,
-    AnswerReader,
-    judge_answers,
-    judge_texts,
-    score_by_rule,
-    with_writable_answers,
-)
+from rim_peft.evaluation.accuracy import AccuracyReport, judge_answers, judge_texts, score_by_rule
+from rim_peft.evaluation.answers import AnswerReader, with_writable_answers
 from rim_peft.evaluation.controls import ChainCounterfactual, ChainTask, run_controls
 from rim_peft.evaluation.latency import budget_curve
 from rim_peft.evaluation.probe import auroc_by_block, fit_probe

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.preparation import tokenize_prompts
-from rim_peft.evaluation.accuracy import AnswerReader, are_right, lengths_of, with_writable_answers
+from rim_peft.evaluation.accuracy import are_right, lengths_of
+from rim_peft.evaluation.answers import AnswerReader, with_writable_answers
 from rim_peft.evaluation.pairs import Counterfactual, Pair, plan_swaps
 from rim_peft.evaluation.scores import Score, score, score_by_length
 from rim_peft.inference import answer_questions

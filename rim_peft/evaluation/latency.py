@@ -18,7 +18,8 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
-from rim_peft.evaluation.accuracy import answer_start, judge_answers
+from rim_peft.evaluation.accuracy import judge_answers
+from rim_peft.evaluation.answers import answer_start
 from rim_peft.inference import Answerer, BlockAnswerer, BlockDecoder, decode_with_thoughts
 from rim_peft.inference.greedy import generate_greedily
 from rim_peft.tasks import Task

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.tokenization import Encoder
-from rim_peft.evaluation.accuracy import AnswerReader, are_right, lengths_of, with_writable_answers
+from rim_peft.evaluation.accuracy import are_right, lengths_of
+from rim_peft.evaluation.answers import AnswerReader, with_writable_answers
 from rim_peft.evaluation.scores import Score, score, score_overall_and_by_length
 from rim_peft.inference import read_blocks
 from rim_peft.tasks import Task

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rim_peft.data.examples import Question
-from rim_peft.evaluation.accuracy import AnswerReader
+from rim_peft.evaluation.answers import AnswerReader
 from rim_peft.evaluation.probe import Probe
 from rim_peft.inference import BlockAnswerer, Readout
 from rim_peft.inference.readout import select_by_confidence, select_by_score, select_by_vote, select_final

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Question
 from rim_peft.evaluation import AccuracyReport
-from rim_peft.evaluation.accuracy import AnswerReader, judge_answers, with_writable_answers
+from rim_peft.evaluation.accuracy import judge_answers
+from rim_peft.evaluation.answers import AnswerReader, with_writable_answers
 from rim_peft.inference import Answerer, BlockAnswerer
 from rim_peft.inference.decoding import can_decode
 from rim_peft.recipe import Recipe

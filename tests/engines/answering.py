@@ -33,12 +33,10 @@ def ask_engine(engine: Engine, folder: Path, expected: Sequence[Expected], *, ma
         RuntimeError: the engine failed, or reads a text differently.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    memory = json.loads((folder / "rim_export.json").read_text(encoding="utf-8"))["memory"]
+    record = json.loads((folder / "rim_export.json").read_text(encoding="utf-8"))
     texts = [str(item.prompt) for item in expected]
-    if tokenizer(texts[0])["input_ids"][-1] != memory["ids"][-1]:
-        begin, middle, end = memory["names"]
-        blocks = f"{begin}{middle * memory['block_size']}{end}" * memory["num_blocks"]
-        texts = [f"{text}{blocks}" for text in texts]
+    if tokenizer(texts[0])["input_ids"][-1] != record["memory"]["ids"][-1]:
+        texts = [f"{text}{record['block_text']}" for text in texts]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     if engine.name == "llama.cpp":
         engine.run(folder)

@@ -14,7 +14,8 @@ from benchmarks import engines
 from benchmarks.engines import Engine, find_engines
 from benchmarks.registry import Settings
 from rim_peft.data.examples import Templates
-from rim_peft.export.checking import Expected
+from rim_peft.demo import SHIPPED
+from rim_peft.export.checking import LEAST_PROMPTS, Expected
 from rim_peft.export.folder import ExportOptions
 from rim_peft.run import export, load_run
 from rim_peft.run.built_base import train_tokenizer
@@ -76,6 +77,27 @@ def test_llama_cpp(adapter: Adapter, tmp_path: Path, record_property: Any, monke
     record_property("num_equal", num_equal)
     assert not {token for written in answers for token in written} & set(memory["ids"])
     assert num_equal >= len(QUESTIONS) - 1  # its own kernels: one near tie may fall the other way
+
+
+@pytest.mark.real
+def test_llama_cpp_writes_chats_by_the_template_in_its_file(tmp_path: Path) -> None:
+    engine = Engine("llama.cpp", "float32")
+    if engine not in find_engines():
+        pytest.skip("needs llama_cpp, and LLAMA_CPP, the folder with llama.cpp's convert_hf_to_gguf.py")
+    import llama_cpp
+
+    run = load_run(SHIPPED)
+    rows = list(run.task().load("test"))[:LEAST_PROMPTS]
+    chats = [[{"role": "user", "content": row["question"]}] for row in rows]
+    expected = list(run.answerer(max_new_tokens=4).answer(chats))
+    options = ExportOptions(append_to="chat")
+    export(str(SHIPPED), tmp_path / "export", options=options, questions=chats, max_new_tokens=4)
+    engine.run(tmp_path / "export")
+    file = str(engine.out(tmp_path / "export"))
+    model = llama_cpp.Llama(file, n_ctx=512, n_threads=1, type_k=0, type_v=0, verbose=False)
+    settings = {"temperature": 0.0, "repeat_penalty": 1.0, "max_tokens": 4}
+    answers = [model.create_chat_completion(chat, **settings)["choices"][0]["message"]["content"] for chat in chats]
+    assert [answer.strip() for answer in answers] == expected
 
 
 def test_each_engine_is_timed(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from rim_peft.cli.main import main
 from rim_peft.data.objective import ReadoutCollator
 from rim_peft.data.tokenization import tokenize_separator
 from rim_peft.demo import BASE
-from rim_peft.evaluation.accuracy import answer_of
+from rim_peft.evaluation.answers import answer_of
 from rim_peft.inference import ThoughtAnswerer
 from rim_peft.methods import METHODS, Method
 from rim_peft.recipe import Recipe, RecipeError, load_recipe

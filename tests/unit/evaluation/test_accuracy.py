@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.evaluation import evaluate_accuracy
-from rim_peft.evaluation.accuracy import judge_answers, with_writable_answers
+from rim_peft.evaluation.accuracy import judge_answers
+from rim_peft.evaluation.answers import with_writable_answers
 from rim_peft.evaluation.scores import Score
 from rim_peft.inference import (
     BlockAnswerer,
