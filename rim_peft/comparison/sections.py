@@ -166,6 +166,10 @@ class Comparison:
         default_factory=dict,
         metadata={"help": "For rim-peft ablate: recipe keys, each with values to try one at a time."},
     )
+    only: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Compare these methods alone for now, the reference among them; if empty, all."},
+    )
     measures: MeasureOptions = field(default_factory=MeasureOptions, metadata={"help": "What is measured."})
     where: Callable[[str], str] = field(default=str, repr=False, compare=False)
     """Maps a key to the place where it was set (file and key, or another place), for errors. Not a key itself."""
@@ -201,8 +205,24 @@ class Comparison:
         for name in self.measures.of:
             if name not in self.methods:
                 raise ValueError(f"measures.of: must hold methods, got {name!r}. {self._there}")
+        self._check_only()
         if (self.test.split, self.test.path) == (self.selection.split, self.selection.path):
             raise ValueError(f"selection.split: must differ from test.split, got {self.test.split!r} twice.")
+
+    def _check_only(self) -> None:
+        """Check that the chosen methods are there, with those that they are compared with or take tokens from."""
+        if not self.only:
+            return
+        needed = {**dict.fromkeys(self.measures.of, "in measures.of"), self.reference: "the reference"}
+        for name in self.only:
+            method = self._all_entries().get(name)
+            if method is None:
+                raise ValueError(f"only: must hold methods, got {name!r}. {self._there}")
+            if method.same_compute_as is not None:
+                needed |= dict.fromkeys((method.same_compute_as, str(self.twin(name))), f"what {name} takes tokens from")
+        for name, why in needed.items():
+            if name not in self.only:
+                raise ValueError(f"only: must hold {name}, which is {why}, got {', '.join(self.only)}. Add it.")
 
     def twin(self, name: str) -> str | None:
         """Return the method with the same changes and the recipe's own number of steps."""
@@ -211,7 +231,14 @@ class Comparison:
         return next((key for key in same if self.methods[key].view == "samples"), None)
 
     def entries(self) -> dict[str, MethodOptions]:
-        """Return the methods and, for each value of the grid, the shared recipe with that one value changed."""
+        """Return the methods and, for each value of the grid, the shared recipe with that one value changed.
+
+        Of these, those named by ``only`` if it names any.
+        """
+        entries = self._all_entries()
+        return {name: entry for name, entry in entries.items() if name in self.only} if self.only else entries
+
+    def _all_entries(self) -> dict[str, MethodOptions]:
         found = dict(self.methods)
         for key, values in self.grid.items():
             for value in values:
@@ -221,7 +248,7 @@ class Comparison:
 
     @property
     def _there(self) -> str:
-        return f"There are {', '.join(self.methods) or 'none'}."
+        return f"There are {', '.join(self._all_entries()) or 'none'}."
 
     @property
     def looked_into(self) -> list[str]:

@@ -89,6 +89,14 @@ def test_a_grid_changes_one_value_at_a_time(write: Write) -> None:
     ]
 
 
+def test_some_methods_go_first_into_the_same_folders(write: Write) -> None:
+    every, some = (load_comparison(write(), overrides) for overrides in ((), ["only=[rim,answer]", "seeds=[0]"]))
+    assert [str(run) for run in plan_runs(some)] == ["answer, seed 0", "rim, seed 0"]  # in the recipe's order
+    assert [run for run in plan_runs(every) if str(run) in ("answer, seed 0", "rim, seed 0")] == plan_runs(some)
+    grid = load_comparison(write(methods={"rim": {}}, grid={"adapter.r": [1, 2]}, only=["rim", "adapter.r=2"]))
+    assert [run.name for run in plan_runs(grid) if run.seed == 0] == ["rim", "adapter.r=2"]
+
+
 def test_all_problems_are_said_at_once(write: Write) -> None:
     path = write(seedz=[1], methods={"rim": {"chnges": {}}}, measures={"budget": "all"}, recipe=None)
     assert problems(path) == [
@@ -123,6 +131,10 @@ def test_all_problems_are_said_at_once(write: Write) -> None:
         ({"measures": {"latency_batch_sizes": [0]}}, "latency_batch_sizes: must hold numbers from 1 on"),
         ({"selection": {"split": "test"}}, "selection.split: must differ from test.split"),
         ({"test": {"rows": 0}}, "rows: must be at least 1 or null"),
+        ({"only": ["rim", "rin"]}, "only: must hold methods, got 'rin'. There are base, answer, answer-compute, rim."),
+        ({"only": ["answer"]}, "only: must hold rim, which is the reference, got answer. Add it."),
+        ({"only": ["rim", "answer-compute"]}, "only: must hold answer, which is what answer-compute takes tokens from"),
+        ({"only": ["rim"], "measures": {"of": ["answer"]}}, "only: must hold answer, which is in measures.of, got rim"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str, write: Write) -> None:
