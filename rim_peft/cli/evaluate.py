@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import TYPE_CHECKING, Any
 
 from rim_peft.cli.console import add_source_arguments, path, positive
@@ -23,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task",
         help="a task of docs/tasks.md, or package.module:ClassName, whose module is imported (default: the training's, "
         "if it is one of docs/tasks.md)",
+    )
+    parser.add_argument(
+        "--task-options",
+        metavar="KEY=VALUE",
+        nargs="+",
+        default=[],
+        help="options of the task that differ from the training's, such as distractors=2",
     )
     parser.add_argument("--split", help="split to judge (default: test)")
     parser.add_argument(
@@ -66,9 +74,11 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, and print the result."""
     from rim_peft.cli.console import quiet_model_loading, results_only, say
     from rim_peft.escaping import json_text
+    from rim_peft.recipe.syntax import read_override
     from rim_peft.run import load_run
 
     _check_together(args)
+    args.task_options = dict(map(read_override, args.task_options))
     quiet_model_loading()
     with results_only():
         run = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
@@ -84,6 +94,7 @@ def _judge(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     return evaluate(
         run,
         args.task,
+        task_options=args.task_options,
         split=args.split or "test",
         path=args.data_path,
         limit=args.limit,
@@ -112,7 +123,7 @@ def _check_together(args: argparse.Namespace) -> None:
         return
     from rim_peft.run.scoring import read_text
 
-    options = ("task", "split", "data_path", "limit", "by_block", "max_new_tokens", "on_bad_rows")
+    options = ("task", "task_options", "split", "data_path", "limit", "by_block", "max_new_tokens", "on_bad_rows")
     given = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]
     if given:
         raise ValueError(f"text: must be given without {', '.join(given)}, which apply to a task's rows (--text).")
@@ -138,8 +149,10 @@ def _text_table(result: dict[str, Any]) -> str:
 
 
 def _table(result: dict[str, Any]) -> str:
+    options = "".join(f", {key}={json.dumps(value)}" for key, value in result["task_options"].items())
+    rows = f"{result['task']} {result['split']}{options}"
     lines = [
-        f"{result['task']} {result['split']}, {result['num_blocks']} blocks, answer rule {result['answer_rule']}",
+        f"{rows}, {result['num_blocks']} blocks, answer rule {result['answer_rule']}",
         f"{'':12} accuracy  std. err.   rows",
         _line("last block", result),
     ]

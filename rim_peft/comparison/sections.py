@@ -219,7 +219,8 @@ class Comparison:
             if method is None:
                 raise ValueError(f"only: must hold methods, got {name!r}. {self._there}")
             if method.same_compute_as is not None:
-                needed |= dict.fromkeys((method.same_compute_as, str(self.twin(name))), f"what {name} takes tokens from")
+                sources = (method.same_compute_as, str(self.twin(name)))
+                needed |= dict.fromkeys(sources, f"what {name} takes tokens from")
         for name, why in needed.items():
             if name not in self.only:
                 raise ValueError(f"only: must hold {name}, which is {why}, got {', '.join(self.only)}. Add it.")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rim_peft.evaluation.accuracy import judge_answers
 from rim_peft.evaluation.plain_text import measure_text_loss
 from rim_peft.recipe import EvaluationOptions
+from rim_peft.recipe.checks import check_task_options
+from rim_peft.recipe.problems import Problems
 from rim_peft.run.loading import Run
 from rim_peft.run.rows import fingerprint, read_examples
+from rim_peft.tasks import Task, get_task
 from rim_peft.values import check_integer, shown
 
 
@@ -18,6 +22,7 @@ def evaluate(
     run: Run,
     task_name: str | None = None,
     *,
+    task_options: Mapping[str, Any] | None = None,
     split: str = "test",
     path: str | None = None,
     limit: int | None = None,
@@ -33,6 +38,7 @@ def evaluate(
     Args:
         task_name: as in a recipe's ``data.task``; the training's task if not given. A custom task class from a loaded
             folder is imported only if it is named here.
+        task_options: options of the task that differ from the training's, or for another task from its defaults.
         path: file, folder or Hub id of the rows; the training's if not given and the task is the same.
         num_blocks: blocks after each prompt; the adapter's own if not given.
         max_new_tokens: maximum length of an answer, EOS included; the recipe's if not given.
@@ -40,7 +46,7 @@ def evaluate(
         on_bad_rows: ``"error"`` or ``"drop"``.
 
     Raises:
-        ValueError: there is no task, no row, or there are bad ones.
+        ValueError: there is no task, no such option, no row, or there are bad ones.
     """
     _check_blocks(run, num_blocks, by_block)
     if run.exported is not None and by_block:
@@ -49,6 +55,8 @@ def evaluate(
         )
     task = run.task(task_name)
     data = run.recipe.data if run.recipe is not None and task_name in (None, run.recipe.data.task) else None
+    if task_options:
+        task = _with_options(task, str(task_name) if data is None else data.task, task_options)
     options = run.recipe.evaluation if run.recipe is not None else EvaluationOptions()
     rows = task.load(split, path=path if path is not None or data is None else data.path)
     if limit is not None:
@@ -62,7 +70,13 @@ def evaluate(
         progress=progress,
         separator=run.separator,
     )
-    return {"task": task.name, "split": split, "data_sha256": fingerprint(rows)["sha256"], **report.to_dict()}
+    return {
+        "task": task.name,
+        "task_options": dict(task_options or {}),
+        "split": split,
+        "data_sha256": fingerprint(rows)["sha256"],
+        **report.to_dict(),
+    }
 
 
 def evaluate_text(
@@ -115,6 +129,19 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"text: {shown(str(path))} must be a file of UTF-8 text ({error}).") from error
+
+
+def _with_options(task: Task, name: str, options: Mapping[str, Any]) -> Task:
+    """Return a task with some of its options changed.
+
+    Raises:
+        RecipeError: an option is unknown, or its value is not allowed.
+    """
+    problems = Problems("", list, {"task_options": "task_options"})
+    own = {option.name: getattr(task, option.name) for option in fields(task) if option.init}  # type: ignore[arg-type]
+    converted = check_task_options("task_options", name, dict(options), problems, others=own)
+    problems.raise_any()
+    return get_task(name, **{**own, **converted})
 
 
 def _check_blocks(run: Run, num_blocks: int | None, by_block: bool = False) -> None:

@@ -12,14 +12,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import yaml
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from rim_peft.cli.main import main
+from rim_peft.run.rows import fingerprint
+from rim_peft.tasks.potions import Potions
 from tests.integration.test_recipes import write_rows
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "prosqa" / "tiny.yaml")
@@ -84,6 +88,17 @@ def test_evaluation_as_a_table(trained: Path, capsys: Capture) -> None:
     assert lines[0] == "prosqa validation, 2 blocks, answer rule exact-text"
     assert [line[:12].rstrip() for line in lines[2:-1]] == ["last block", "  2 steps", "block 1", "block 2"]
     assert lines[-1] == "4 of 4 answers were cut before they ended: raise --max-new-tokens."
+
+
+def test_a_tasks_options_choose_its_rows(trained: Path, capsys: Capture) -> None:
+    command = ["evaluate", str(trained), "--task", "potions", "--limit", "3", "--task-options"]
+    assert main([*command, "lengths=[1]", "seed=5", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    rows = Dataset.from_list([*islice(Potions(lengths=(1,), seed=5).rows("test"), 3)])
+    assert result["data_sha256"] == fingerprint(rows)["sha256"]
+    assert (result["task_options"], result["by_length"].keys()) == ({"lengths": [1], "seed": 5}, {"1"})
+    assert main([*command, "lengths=[1]"]) == 0
+    assert capsys.readouterr().out.startswith("potions test, lengths=[1], 8 blocks, answer rule exact-word\n")
 
 
 def test_a_question(trained: Path, capsys: Capture) -> None:
@@ -175,6 +190,11 @@ def test_a_folder_of_other_things_cannot_be_resumed(rows: Path, tmp_path: Path, 
     [
         (["evaluate", "{none}"], "none: is not a folder, and cannot be read from the Hub"),
         (["evaluate", "{run}", "--task", "gsm9k"], "task: no task 'gsm9k', did you mean 'gsm8k'?"),
+        (
+            ["evaluate", "{run}", "--task", "potions", "--task-options", "step=sentences"],
+            "task_options.step: unknown key, did you mean steps?",
+        ),
+        (["evaluate", "{run}", "--task-options", "steps"], "steps: must read key=value"),
         (["evaluate", "{run}", "--split", "tset"], "has no split 'tset'"),
         (["evaluate", "{run}", "--data-path", "{none}"], "path: no file or folder"),
         (["generate", "{run}/grounding", "a?"], "must hold an adapter"),
