@@ -32,9 +32,10 @@ from rim_peft.training.distributed import check_resumed, fill_optimizer, on_main
 from rim_peft.training.files import explain_write_errors, hold
 from rim_peft.training.interruption import Interrupted, SignalWatch, StopOnSignal
 from rim_peft.training.readout_config import ReadoutConfig
-from rim_peft.training.readout_trainer import ReadoutTrainer, Validate
+from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.training.rim import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
 from rim_peft.training.samples import ReadSamples
+from rim_peft.training.watching import Validate
 from rim_peft.tuner.config import active_config
 
 __all__ = ["CurriculumResult", "Interrupted", "run_curriculum", "run_stages"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
@@ -16,9 +16,8 @@ from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import EvalLoopOutput
 
 from rim_peft.data.batching import load_by_tokens
 from rim_peft.data.cache import check_table
@@ -34,20 +33,16 @@ from rim_peft.training.attachment import (
     fall_back_from_flex,
     write_card,
 )
-from rim_peft.training.display import ReadoutProgress
-from rim_peft.training.distributed import main_first, run_whole, shards_weights
+from rim_peft.training.distributed import main_first, shards_weights
 from rim_peft.training.head import CompiledLayers, choose_head, score_labels
 from rim_peft.training.losses import label_weights, readout_loss
 from rim_peft.training.readout_config import ReadoutConfig
-from rim_peft.training.samples import ReadSamples, send_samples, trackers_of
+from rim_peft.training.samples import ReadSamples
 from rim_peft.training.short_first import ShortFirstTrainer
+from rim_peft.training.watching import Validate
 from rim_peft.tuner.bases import check_architecture, num_positions
 from rim_peft.tuner.config import RiMConfig, active_config
 from rim_peft.tuner.layers import check_uncompiled
-
-Validate = Callable[[PeftModel], dict[str, float]]
-"""Returns the scores of a model in evaluation mode by name, for example ``{"accuracy": 0.5}``."""
-
 
 _REFUSED_ARGUMENTS = {
     "data_collator": "Remove it.",
@@ -109,9 +104,6 @@ class ReadoutTrainer(ShortFirstTrainer):
         self._objective: Objective | None = None
         args = self._fit(peft_model, args)
         self._max_positions = num_positions(peft_model.config)
-        self._validate = validate
-        self._read_samples = read_samples
-        self._progress = ReadoutProgress(self.stage_name)
         self.args = args = copy(args)  # the rows are prepared inside the parent's constructor
         args.remove_unused_columns = False  # the Trainer would keep columns of its own names
         adapter_weights = {name: p.detach().clone() for name, p in peft_model.named_parameters() if p.requires_grad}
@@ -121,6 +113,8 @@ class ReadoutTrainer(ShortFirstTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            validate=validate,
+            read_samples=read_samples,
             **kwargs,
         )
         _restore_types(peft_model, adapter_weights)
@@ -132,9 +126,6 @@ class ReadoutTrainer(ShortFirstTrainer):
         )
         # The loss divides by the samples of the whole optimiser step itself (`get_batch_samples`).
         self.model_accepts_loss_kwargs = True
-        if not args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(self._progress)
         if args.dropout is not None:
             peft_model.base_model.set_dropout(args.dropout)
         self._compiled_layers = CompiledLayers(peft_model.get_base_model()) if args.compile_layers else nullcontext()
@@ -257,7 +248,6 @@ class ReadoutTrainer(ShortFirstTrainer):
             return super().train(*args, **kwargs)
         finally:
             self.model.base_model.memory.has_trained = False
-            self._progress.close()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimiser, with a separate learning rate for LoRA's B matrices if ``loraplus_lr_ratio`` is set.
@@ -351,45 +341,6 @@ class ReadoutTrainer(ShortFirstTrainer):
             "predict: readouts have no logits to return row by row. Use rim_peft.inference.read_blocks, "
             "or evaluate for the loss."
         )
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Add the scores of ``validate`` to the evaluation's metrics.
-
-        Raises:
-            DivergedError: the weights are not finite.
-            ValueError: the metric that chooses the best checkpoint is not finite.
-        """
-        self.check_finite()
-        output = super().evaluation_loop(*args, **kwargs)
-        if self._validate is not None:
-            self.model.eval()
-            scores = run_whole(self.accelerator.unwrap_model(self.model), self._validate)
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            metrics = dict(output.metrics or {})
-            metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
-            output = output._replace(metrics=metrics)
-        self._check_metric(output.metrics or {})
-        return output
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate, then show sample readouts."""
-        metrics = super().evaluate(*args, **kwargs)
-        if kwargs.get("metric_key_prefix", "eval") == "eval":  # once for several sets of rows
-            self.show_samples()
-        return metrics
-
-    def show_samples(self) -> None:
-        """Read samples and show them in trackers and in the terminal; every process must call it."""
-        trackers = trackers_of(self.args.report_to)
-        in_terminal = self._progress.is_live and self.accelerator.num_processes == 1
-        if self._read_samples is None or not (trackers or in_terminal):
-            return
-        self.model.eval()
-        samples = run_whole(self.accelerator.unwrap_model(self.model), self._read_samples)
-        if samples and self.is_world_process_zero():
-            callbacks = self.callback_handler.callbacks
-            send_samples(samples, trackers, step=self.state.global_step, callbacks=callbacks)
-            self._progress.show_samples(samples)
 
 
 def arrange_rows(args: ReadoutConfig, layout: Layout, weights: Tensor) -> Layout:

@@ -1,25 +1,32 @@
-"""Monitor a training: log lines, checks for finite values, and the part of both that checkpoints keep."""
+"""Monitor a training: log lines, evaluations, checks for finite values, and the part of them that checkpoints keep."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
-from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
+from rim_peft.training.display import ReadoutProgress
+from rim_peft.training.distributed import run_whole
 from rim_peft.training.metrics import BlockMetrics, Metrics, TrainingClock
 from rim_peft.training.readout_config import ReadoutConfig
+from rim_peft.training.samples import ReadSamples, send_samples, trackers_of
 from rim_peft.training.trl_plugin import PluggedTrainer
 from rim_peft.tuner.tensors import not_finite
+
+Validate = Callable[[PeftModel], dict[str, float]]
+"""Returns the scores of a model in evaluation mode by name, for example ``{"accuracy": 0.5}``."""
 
 _REMEDY = (
     "Nothing of it was saved. Lower learning_rate, set warmup_steps, keep max_grad_norm at 1 or less, or omit "
@@ -97,7 +104,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 class WatchedTrainer(PluggedTrainer):
-    """The logging part of :class:`~rim_peft.training.readout_trainer.ReadoutTrainer`.
+    """The part of :class:`~rim_peft.training.readout_trainer.ReadoutTrainer` that logs and evaluates.
 
     No step reads a number from the device: losses are checked on it, and read only for a log line, a checkpoint or an
     evaluation.
@@ -107,7 +114,12 @@ class WatchedTrainer(PluggedTrainer):
     metrics_class: type[Metrics] = BlockMetrics
     own_states = ("_GoOn", "TrainingClock")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, validate: Validate | None = None, read_samples: ReadSamples | None = None, **kwargs: Any
+    ) -> None:
+        self._validate = validate
+        self._read_samples = read_samples
+        self._progress = ReadoutProgress(self.stage_name)
         self._sums = {"train": self.metrics_class(), "eval": self.metrics_class()}
         self._clock = TrainingClock()
         self._new_tokens = 0  # of this process, since the last log line
@@ -115,6 +127,9 @@ class WatchedTrainer(PluggedTrainer):
         super().__init__(*args, **kwargs)
         self.add_callback(self._clock)
         self.add_callback(_GoOn(self))
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(self._progress)
 
     @property
     def stage_name(self) -> str:
@@ -128,6 +143,13 @@ class WatchedTrainer(PluggedTrainer):
             mode: ``"train"`` or ``"eval"``.
         """
         return self._sums[mode].read(self.accelerator)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; afterwards the progress bar is gone, also if the training was stopped."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._progress.close()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward."""
@@ -219,6 +241,45 @@ class WatchedTrainer(PluggedTrainer):
     def seconds_before(self) -> float:
         """Return the seconds that the training took before it was resumed."""
         return self._clock.before
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Add the scores of ``validate`` to the evaluation's metrics.
+
+        Raises:
+            DivergedError: the weights are not finite.
+            ValueError: the metric that chooses the best checkpoint is not finite.
+        """
+        self.check_finite()
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._validate is not None:
+            self.model.eval()
+            scores = run_whole(self.accelerator.unwrap_model(self.model), self._validate)
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            metrics = dict(output.metrics or {})
+            metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
+            output = output._replace(metrics=metrics)
+        self._check_metric(output.metrics or {})
+        return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, then show sample readouts."""
+        metrics = super().evaluate(*args, **kwargs)
+        if kwargs.get("metric_key_prefix", "eval") == "eval":  # once for several sets of rows
+            self.show_samples()
+        return metrics
+
+    def show_samples(self) -> None:
+        """Read samples and show them in trackers and in the terminal; every process must call it."""
+        trackers = trackers_of(self.args.report_to)
+        in_terminal = self._progress.is_live and self.accelerator.num_processes == 1
+        if self._read_samples is None or not (trackers or in_terminal):
+            return
+        self.model.eval()
+        samples = run_whole(self.accelerator.unwrap_model(self.model), self._read_samples)
+        if samples and self.is_world_process_zero():
+            callbacks = self.callback_handler.callbacks
+            send_samples(samples, trackers, step=self.state.global_step, callbacks=callbacks)
+            self._progress.show_samples(samples)
 
     def _check_metric(self, metrics: dict[str, float]) -> None:
         """Refuse a metric that is not finite, since nothing might ever be better."""
