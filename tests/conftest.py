@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from transformers import (
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from rim_peft import RiMConfig
+from rim_peft.training.files import hold
 from tests.training import ROWS
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -253,3 +256,22 @@ def browser() -> Iterator[Any]:
 
     with open_browser() as running:
         yield running
+
+
+@contextmanager
+def held_by_a_child(folder: Path) -> Iterator[int]:
+    """Let a child hold a folder; yield its id."""
+    ready, done = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with hold(folder):
+            os.write(done, b"x")
+            signal.pause()
+    os.read(ready, 1)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(done)

@@ -107,6 +107,16 @@ class ArgumentParser(argparse.ArgumentParser):
         super().error(cut(message))
 
 
+def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument of commands that ask a training's adapter or an export."""
+    parser.add_argument(
+        "adapter",
+        metavar="ADAPTER",
+        type=path,
+        help="output folder of a training or an export, or an adapter's folder or Hub id",
+    )
+
+
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of commands that load an adapter."""
     parser.add_argument("--revision", help="branch, tag or commit of an adapter on the Hub")

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from rim_peft.cli.console import add_source_arguments, path, positive
+from rim_peft.cli.console import add_adapter_argument, add_source_arguments, path, positive
 
 if TYPE_CHECKING:
     from rim_peft.run import Run
@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "adapter",
-        metavar="ADAPTER",
-        type=path,
-        help="output folder of a training or an export, or an adapter's folder or Hub id",
-    )
+    add_adapter_argument(parser)
     parser.add_argument(
         "--task",
         help="a task of docs/tasks.md, or package.module:ClassName, whose module is imported (default: the training's, "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from rim_peft.cli.console import add_source_arguments, complain, path, positive
+from rim_peft.cli.console import add_adapter_argument, add_source_arguments, complain, positive
 from rim_peft.escaping import json_text, visible
 
 if TYPE_CHECKING:
@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "adapter",
-        metavar="ADAPTER",
-        type=path,
-        help="output folder of a training or an export, or an adapter's folder or Hub id",
-    )
+    add_adapter_argument(parser)
     parser.add_argument(
         "question",
         nargs="?",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import resource
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import torch
 
 from rim_peft.run import training
 from rim_peft.run.output_folder import RECIPE_FILE, holds_run
-from rim_peft.training.files import InUseError, hold
+from rim_peft.training.files import InUseError
+from tests.conftest import held_by_a_child
 from tests.robustness.crash_points import Subject, write_recipe
 from tests.robustness.judging import unclear_text
 
@@ -159,19 +158,11 @@ def test_a_run_that_was_killed_before_it_began_starts(stopped: Stopped, tmp_path
 def test_a_second_training_into_the_folder_is_refused(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     folder = Path(recipe.output_dir)
-    ready, done = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with hold(folder):
-            os.write(done, b"x")
-            signal.pause()
-    os.read(ready, 1)
-    try:
-        with pytest.raises(InUseError, match=rf"output_dir: {folder} is in use by process {child} on "):
-            training.train(recipe)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    with (
+        held_by_a_child(folder) as child,
+        pytest.raises(InUseError, match=rf"output_dir: {folder} is in use by process {child} on "),
+    ):
+        training.train(recipe)
 
 
 def _fail_in_torch(run: Path) -> None:

@@ -7,14 +7,13 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from rim_peft.training import files as lock
 from rim_peft.training.files import HOLDER, InUseError, find_holder, hold
+from tests.conftest import held_by_a_child
 
 
 @pytest.fixture(autouse=True)
@@ -22,28 +21,9 @@ def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_WAIT_SECONDS", 0.1)
 
 
-@contextmanager
-def _held_by_a_child(folder: Path) -> Iterator[int]:
-    """Let a child hold a folder; yield its id."""
-    ready, done = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with hold(folder):
-            os.write(done, b"x")
-            signal.pause()
-    os.read(ready, 1)
-    try:
-        yield child
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(ready)
-        os.close(done)
-
-
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     assert find_holder(tmp_path) is None
-    with _held_by_a_child(tmp_path) as child:
+    with held_by_a_child(tmp_path) as child:
         assert str(find_holder(tmp_path)).startswith(f"process {child} on ")
         said = rf"output_dir: .* is in use by process {child} on .*, since .*delete"
         with pytest.raises(InUseError, match=said), hold(tmp_path):
