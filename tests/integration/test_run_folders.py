@@ -20,8 +20,8 @@ from rim_peft.methods import METHODS
 from rim_peft.recipe import load_recipe
 from rim_peft.run import output_folder, train
 from rim_peft.training import checkpoints, curriculum, files, readout_trainer
+from rim_peft.training.finite import DivergedError
 from rim_peft.training.samples import Sample
-from rim_peft.training.watching import DivergedError
 from rim_peft.tuner.files import RECORD_FILE
 from tests.integration.test_check_and_train import write_recipe
 from tests.integration.test_curriculum import SignalAtStep

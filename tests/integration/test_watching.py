@@ -24,9 +24,9 @@ from rim_peft.training.checkpoints import BestWeights, last_checkpoint, save_wei
 from rim_peft.training.coconut import CoconutConfig, CoconutTrainer
 from rim_peft.training.curriculum import CurriculumResult, Interrupted, run_stages
 from rim_peft.training.files import MANIFEST
+from rim_peft.training.finite import DivergedError
 from rim_peft.training.metrics import by_block
 from rim_peft.training.samples import Sample
-from rim_peft.training.watching import DivergedError
 from tests.conftest import build_base, build_rim, build_tokenizer
 from tests.integration.test_curriculum import ROWS, SignalAtStep, train
 from tests.training import trained
