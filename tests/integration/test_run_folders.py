@@ -19,7 +19,7 @@ from rim_peft.cli.main import main
 from rim_peft.methods import METHODS
 from rim_peft.recipe import load_recipe
 from rim_peft.run import output_folder, train
-from rim_peft.training import checkpoints, curriculum, files, readout_trainer
+from rim_peft.training import checkpoints, curriculum, files, watching
 from rim_peft.training.finite import DivergedError
 from rim_peft.training.samples import Sample
 from rim_peft.tuner.files import RECORD_FILE
@@ -43,9 +43,9 @@ def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     folder = tmp_path_factory.mktemp("runs")
     sent: list[tuple[int, Sequence[Sample]]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readout_trainer, "trackers_of", lambda report_to: ["wandb"])
+        patch.setattr(watching, "trackers_of", lambda report_to: ["wandb"])
         patch.setattr(
-            readout_trainer, "send_samples", lambda samples, trackers, *, step, callbacks: sent.append((step, samples))
+            watching, "send_samples", lambda samples, trackers, *, step, callbacks: sent.append((step, samples))
         )
         stages = {"grounding": {**STAGE, "length_shares": [0.5, 0.5]}, "refinement": STAGE}
         assert main(["train", write_recipe(folder, base, evaluation={"sample_rows": 1}, **stages)]) == 0
