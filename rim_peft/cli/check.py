@@ -68,6 +68,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--download", action="store_true", help="fetch the base's config and tokenizer, and the rows, from the Hub"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--schema",
+        action=_Schema,
+        nargs=0,
+        help="print the JSON schema of recipes and comparisons, for editors, and exit",
+    )
+
+
+class _Schema(argparse.Action):
+    """Prints the schema where it is given, without a recipe, as ``--help`` does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        from rim_peft.comparison.reading import file_schema
+
+        print(json_text(file_schema(), indent=2))
+        parser.exit()
 
 
 def run(args: argparse.Namespace) -> int:

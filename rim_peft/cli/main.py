@@ -30,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command_list(ArgumentParser).error(
             f"{arguments[0]} runs in one process, got {num_processes}: start it without a launcher"
         )
-    # Intermixed, since a question or overrides may come after an option.
-    args = _command_parser(arguments[0]).parse_intermixed_args(arguments[1:])
+    args = argparse.Namespace(traceback=True)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
+        # Intermixed, since a question or overrides may come after an option.
+        args = _command_parser(arguments[0]).parse_intermixed_args(arguments[1:])
         quiet_libraries()
         return args.run(args)
     except KeyboardInterrupt:

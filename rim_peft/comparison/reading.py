@@ -17,6 +17,7 @@ from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.recipe.checks import check_task_options
 from rim_peft.recipe.problems import COMMAND_LINE, Problems, join, on_command_line
 from rim_peft.recipe.reading import check_leaves, read_mapping, resolve
+from rim_peft.recipe.schema import fields_schema, key_references, recipe_schema
 from rim_peft.recipe.syntax import hints_of, read_override
 from rim_peft.run.findings import RunFindings
 from rim_peft.run.output_folder import check_folder
@@ -105,6 +106,22 @@ def _read_section(name: str, section: type, values: dict[str, Any], problems: Pr
             problems.add(join(name, option.name), "must be given.")
             return None
     return problems.build(name, section, converted)
+
+
+def file_schema() -> dict[str, Any]:
+    """Return the JSON schema of what :func:`check_recipe` takes: comparisons, which name a recipe, and recipes."""
+    recipe = recipe_schema()
+    changes = {"changes": {"type": "object", "properties": key_references(recipe, "#/definitions/recipe")}}
+    methods = {"type": "object", "additionalProperties": fields_schema(MethodOptions, fields(MethodOptions), changes)}
+    sections = {name: fields_schema(section, fields(section)) for name, section in SECTIONS.items()}
+    comparison = fields_schema(Comparison, Comparison.options(), {**sections, **changes, "methods": methods})
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "definitions": {"recipe": recipe},
+        "if": {"required": ["recipe"]},
+        "then": {**comparison, "required": ["output_dir", "recipe"]},
+        "else": {"$ref": "#/definitions/recipe"},
+    }
 
 
 def _all_keys() -> list[str]:

@@ -47,7 +47,7 @@ def describe_fields(owner: type, inside: Sequence[Field[Any]], *, prefix: str) -
     """Describe fields of a dataclass as keys with a prefix."""
     hints = get_type_hints(owner)
     return [
-        Option(f"{prefix}{field.name}", _values(field, hints[field.name]), _default(field), _help(field))
+        Option(f"{prefix}{field.name}", _values(field, hints[field.name]), _default(field), help_of(field))
         for field in inside
     ]
 
@@ -97,11 +97,11 @@ def _default(field: Field[Any]) -> str:
     return json.dumps(value)
 
 
-def _help(field: Field[Any]) -> str:
-    if "help" in field.metadata:
-        return field.metadata["help"]
-    (stage,) = (stage for stage in fields(section_class(STAGES[0])) if stage.name == field.name)
-    return stage.metadata["help"]
+def help_of(field: Field[Any]) -> str:
+    """Return the help of a key, which for some of ``data`` is in the class of the stages; empty if it has none."""
+    same = (stage for stage in fields(section_class(STAGES[0])) if stage.name == field.name)
+    found = next((one.metadata["help"] for one in (field, *same) if "help" in one.metadata), "")
+    return " ".join(found.split())
 
 
 def rewrite(paths: Sequence[str], update: Callable[[str], str]) -> None:

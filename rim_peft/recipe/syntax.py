@@ -203,6 +203,33 @@ def describe(hint: Any) -> str:
     return "a mapping" if _container(hint) is dict else "omitted, a recipe cannot set it"
 
 
+_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+
+
+def hint_schema(hint: Any) -> dict[str, Any] | None:
+    """Return the JSON schema of the values that a type hint allows; None if a recipe cannot set it.
+
+    >>> hint_schema(str | None), hint_schema(list[float] | str)
+    ({'type': ['string', 'null']}, {'anyOf': [{'type': 'array', 'items': {'type': 'number'}}, {'type': 'string'}]})
+    """
+    if hint is Any:
+        return {}
+    if hint in _JSON_TYPES:
+        return {"type": _JSON_TYPES[hint]}
+    if _is_union(hint):
+        arms = [found for arm in get_args(hint) if (found := hint_schema(arm)) is not None]
+        is_plain = all([*arm] == ["type"] for arm in arms)
+        return {"type": [arm["type"] for arm in arms]} if is_plain else {"anyOf": arms}
+    if get_origin(hint) is Literal:
+        return {"enum": list(get_args(hint))}
+    if _is_enum(hint):
+        return {"enum": [member.value for member in hint]}
+    if _container(hint) in (list, tuple):
+        items = [found for item in get_args(hint)[:1] if (found := hint_schema(item)) is not None]
+        return {"type": "array", **({"items": items[0]} if items else {})}
+    return {"type": "object"} if _container(hint) is dict else None
+
+
 def _convert(value: Any, hint: Any) -> Any:
     if hint is Any:
         return value

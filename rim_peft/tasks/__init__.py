@@ -13,7 +13,7 @@ from typing import Any
 from rim_peft.tasks.task import Task
 from rim_peft.values import shown
 
-__all__ = ["TASKS", "Task", "get_task"]
+__all__ = ["TASKS", "Task", "get_task", "task_class"]
 
 TASKS = {
     "aqua-rat": "rim_peft.tasks.choices:AQuARAT",
@@ -58,7 +58,7 @@ def get_task(name: str, /, **options: Any) -> Task:
     Raises:
         ValueError: there is no such task or option, or a value is not allowed.
     """
-    task = _task_class(name)
+    task = task_class(name)
     known = [field.name for field in fields(task)]  # type: ignore[arg-type]
     for option in options:
         if option not in known:
@@ -67,11 +67,16 @@ def get_task(name: str, /, **options: Any) -> Task:
     return task(**{option: tuple(value) if isinstance(value, list) else value for option, value in options.items()})
 
 
-def _task_class(name: str) -> type[Task]:
-    if name.startswith(REASONING_GYM):
-        from rim_peft.tasks.reasoning_gym import task_class
+def task_class(name: str) -> type[Task]:
+    """Return the class of a task by its name, as for :func:`get_task`.
 
-        return task_class(name.removeprefix(REASONING_GYM))
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name.startswith(REASONING_GYM):
+        from rim_peft.tasks import reasoning_gym
+
+        return reasoning_gym.task_class(name.removeprefix(REASONING_GYM))
     module_name, colon, class_name = TASKS.get(name, name).partition(":")
     if not colon or not re.fullmatch(r"[\w.]+:\w+", f"{module_name}:{class_name}"):
         raise ValueError(

@@ -106,6 +106,13 @@ def test_values_alone_are_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert "RECIPE: at least one file must be given" in capsys.readouterr().err
 
 
+def test_the_schema_for_editors(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["check", "--schema"])
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["definitions"]["recipe"]["properties"]["adapter"]["properties"]["r"]["type"] == ["integer", "null"]
+
+
 def test_a_comparison(capsys: pytest.CaptureFixture[str], base: str, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, rows=None, data={"path": "owner/rows"}, refinement=None)
     methods: dict[str, Any] = {
