@@ -14,8 +14,7 @@ from rim_peft.comparison.plan import PlannedRun
 from rim_peft.comparison.rows import JudgedRows, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
-from rim_peft.evaluation.accuracy import AccuracyReport, judge_answers, judge_texts, score_by_rule
-from rim_peft.evaluation.answers import AnswerReader, with_writable_answers
+from rim_peft.evaluation.accuracy import AccuracyReport, judge_answers, score_by_rule
 from rim_peft.evaluation.controls import ChainCounterfactual, ChainTask, run_controls
 from rim_peft.evaluation.latency import budget_curve
 from rim_peft.evaluation.probe import auroc_by_block, fit_probe
@@ -63,18 +62,14 @@ def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
     has_blocks = active_config(run.model).num_blocks > 0
     looks_into = has_blocks and planned.name in comparison.looked_into
     readouts = judge.read(rows.test) if has_blocks and (comparison.measures.blocks or looks_into) else None
-    if readouts is not None:
-        verdicts, num_cut = judge.verdicts(readouts), readouts.num_cut
-    else:
-        report = judge.answer(rows.test)
-        verdicts, num_cut = report.verdicts, report.num_cut
-    right = [verdict[rows.task.answer_rule] for verdict in verdicts]
+    judged = judge.answer(rows.test) if readouts is None else readouts
+    right = [verdict[rows.task.answer_rule] for verdict in judged.verdicts]
     final = score_overall_and_by_length(right, [_length(example) for example in rows.test])
     return {
         "recipe_sha256": recipe_hash(judge.recipe),
         "training": _training(run),
-        "accuracy": {rule: found.to_dict() for rule, found in score_by_rule(verdicts).items()},
-        "num_cut": num_cut,
+        "accuracy": {rule: found.to_dict() for rule, found in score_by_rule(judged.verdicts).items()},
+        "num_cut": judged.num_cut,
         "by_length": _by_length(final),
         **_measure_blocks(judge, readouts if comparison.measures.blocks else None),
         **_look_into(judge, readouts if looks_into else None),
@@ -137,13 +132,6 @@ class _Judge:
         texts = [template.format(step=step) for example in self.rows.test for step in example.steps or ()]
         longest = max(len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"])
         return max(longest + 1, self.recipe.evaluation.max_new_tokens)
-
-    def verdicts(self, readouts: BlockReadouts) -> list[dict[str, bool]]:
-        """Judge the last blocks' readouts of the test rows under every rule."""
-        tokenizer, task = self.tokenizer, self.rows.task
-        alone = AnswerReader(tokenizer, self.run.templates, self.run.separator)
-        examples = with_writable_answers(self.rows.test, tokenizer, task, self.run.templates)
-        return judge_texts(alone.each([row[-1] for row in readouts.texts], examples), examples, task)
 
 
 def _measure_blocks(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.tokenization import Encoder
-from rim_peft.evaluation.accuracy import are_right, lengths_of
+from rim_peft.evaluation.accuracy import are_right, judge_texts, lengths_of
 from rim_peft.evaluation.answers import AnswerReader, with_writable_answers
 from rim_peft.evaluation.scores import Score, score, score_overall_and_by_length
 from rim_peft.inference import read_blocks
@@ -38,6 +38,7 @@ class BlockReadouts:
         states: (N, K, H) float32, the last layer's state at the block's end, which the head reads.
         lengths: N numbers of reasoning steps, None where an example has none.
         num_cut: questions whose last readout did not end within ``max_new_tokens``.
+        verdicts: every rule's verdict on each last readout.
     """
 
     texts: list[list[str]]
@@ -47,6 +48,7 @@ class BlockReadouts:
     states: Tensor
     lengths: list[int | None]
     num_cut: int = 0
+    verdicts: list[dict[str, bool]] = field(default_factory=list)
 
     @property
     def num_blocks(self) -> int:
@@ -105,7 +107,10 @@ def collect_readouts(
     examples = with_writable_answers(examples, tokenizer, task, templates)
     alone = AnswerReader(tokenizer, templates)
     answers = [[alone(text) for text in row] for row in texts]
-    right = [are_right(block, examples, task) for block in zip(*answers, strict=True)]
+    *earlier, last = zip(*answers, strict=True)
+    verdicts = judge_texts(last, examples, task)
+    right = [are_right(block, examples, task) for block in earlier]
+    right.append([verdict[task.answer_rule] for verdict in verdicts])
     return BlockReadouts(
         texts=texts,
         answers=[[task.read_answer(text) for text in row] for row in answers],
@@ -114,6 +119,7 @@ def collect_readouts(
         states=torch.stack([torch.stack([readout.hidden_state for readout in row]) for row in rows]),
         lengths=lengths_of(examples),
         num_cut=sum(tokenizer.eos_token_id not in row[-1].token_ids for row in rows),
+        verdicts=verdicts,
     )
 
 

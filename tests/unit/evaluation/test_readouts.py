@@ -66,6 +66,7 @@ def test_the_words_of_the_answer_template_are_not_judged(
     rows, templates = [Example("a", answer="C")], Templates(answer="It is {answer}")
     readouts = collect_readouts(build_rim(), tokenizer, rows, get_task("logiqa"), templates=templates)
     assert readouts.right.tolist() == [[False, True]]
+    assert readouts.verdicts == [get_task("logiqa").judge("(C)", "C")]
     assert readouts.answers == [["B", "C"]]
     assert readouts.texts == [["It is (B)", "It is (C)"]]
 
