@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         type=path,
         default="outputs/demo",
-        help="where the adapter goes; a finished one is shown again, a stopped one goes on (default: %(default)s)",
+        help="where the adapter goes; a finished one is shown again, a stopped one is resumed (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",

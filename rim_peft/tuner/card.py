@@ -19,8 +19,6 @@ from rim_peft.values import check_yaml, cut
 
 CARD_FILE = "README.md"
 TAGS = ("peft", "rim", "latent-reasoning")
-PAPER = "arXiv 2605.30343"
-
 _CARD = """---
 {front_matter}
 ---
