@@ -136,6 +136,7 @@ def test_the_package_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "rim_peft", "--version"]
     found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert found.stdout.startswith("rim-peft ")
+    assert found.stderr == ""
 
 
 def test_launchers_start_training_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
