@@ -22,7 +22,7 @@ from rim_peft.inference import read_blocks
 from rim_peft.recipe import Recipe, load_recipe
 from rim_peft.run import Run, train_or_load
 from rim_peft.run.rows import load_rows
-from rim_peft.tasks.potions import Potions, is_correct
+from rim_peft.tasks.potions import Potions
 
 
 def train_answer_only(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, base: str, folder: Path) -> PeftModel:
@@ -75,7 +75,7 @@ def count_right(
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return sum(map(is_correct, texts, gold))
+    return sum(map(Potions().is_correct, texts, gold))
 
 
 LENGTHS = Potions().lengths
