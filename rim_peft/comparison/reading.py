@@ -107,7 +107,7 @@ def _read_section(name: str, section: type, values: dict[str, Any], problems: Pr
 def file_schema() -> dict[str, Any]:
     """Return the JSON schema of what :func:`check_recipe` takes: comparisons, which name a recipe, and recipes."""
     recipe = recipe_schema()
-    changes = {"changes": {"type": "object", "properties": key_references(recipe, "#/definitions/recipe")}}
+    changes = {"changes": {"type": "object", "properties": key_references(recipe)}}
     methods = {"type": "object", "additionalProperties": fields_schema(MethodOptions, fields(MethodOptions), changes)}
     sections = {name: fields_schema(section, fields(section)) for name, section in SECTIONS.items()}
     comparison = fields_schema(Comparison, Comparison.options(), {**sections, **changes, "methods": methods})

@@ -272,9 +272,9 @@ def render(
     return "\n".join([*lines, note])
 
 
-def render_questions(run: Run, *, length: int = max(LENGTHS) - 1, num_questions: int = 3, seed: int = 3) -> str:
-    """Return a few questions of the test split with the readout after each block."""
-    rows = list(Potions(lengths=(length,), num_held_out=num_questions, seed=seed).rows("test"))
+def render_questions(run: Run, *, length: int = max(LENGTHS) - 1, seed: int = 3) -> str:
+    """Return three questions of the test split with the readout after each block."""
+    rows = list(Potions(lengths=(length,), num_held_out=3, seed=seed).rows("test"))
     questions = [row["question"] for row in rows]
     readouts = read_blocks(run.model, run.tokenizer, questions, templates=run.templates, max_new_tokens=2)
     lines = []

@@ -118,21 +118,15 @@ class ShownRow:
     answer: str
 
 
-def show_rows(
-    rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase, *, limit: int = 3
-) -> list[ShownRow]:
-    """Return the first tokenised rows as a stage trains them.
-
-    Args:
-        rows: tokenised rows.
-    """
+def show_rows(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> list[ShownRow]:
+    """Return the first three tokenised rows as a stage trains them."""
 
     def text(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     return [
         ShownRow(text(row["prompt_ids"]), [text(ids) for ids in objective.readouts(row)], text(row["answer_ids"]))
-        for row in rows.select(range(min(limit, len(rows))))
+        for row in rows.select(range(min(3, len(rows))))
     ]
 
 
