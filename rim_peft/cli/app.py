@@ -33,11 +33,11 @@ def run(args: argparse.Namespace) -> int:
 
     import_gradio()  # before a base is loaded
     from rim_peft.app.playground import Playground
-    from rim_peft.cli.console import load_adapter, say
+    from rim_peft.cli.console import load_run_of, say
     from rim_peft.inspection import Options
 
     options = Options(chain_tokens=args.chain_tokens, chain_template=args.chain_template)
-    playground = Playground(load_adapter(args), name=args.adapter, max_new_tokens=args.max_new_tokens, options=options)
+    playground = Playground(load_run_of(args), name=args.adapter, max_new_tokens=args.max_new_tokens, options=options)
     page = serve(playground, host=args.host, port=args.port)
     say(f"{page.local_url} shows {args.adapter}. Ctrl-C ends it.")
     try:

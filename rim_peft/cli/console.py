@@ -150,7 +150,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_adapter(args: argparse.Namespace) -> Run:
+def load_run_of(args: argparse.Namespace) -> Run:
     """Load the adapter that a command's arguments name, without progress bars."""
     from rim_peft.run import load_run
 

@@ -62,14 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, and print the result."""
-    from rim_peft.cli.console import load_adapter, results_only, say
+    from rim_peft.cli.console import load_run_of, results_only, say
     from rim_peft.escaping import json_text
     from rim_peft.recipe.syntax import read_override
 
     _check_together(args)
     args.task_options = dict(map(read_override, args.task_options))
     with results_only():
-        run = load_adapter(args)
+        run = load_run_of(args)
         result = _measure_text(run, args) if args.text is not None else _judge(run, args)
     table = _text_table if args.text is not None else _table
     say(json_text(result, indent=2) if args.json else table(result))

@@ -14,7 +14,7 @@ from rim_peft.cli.console import (
     add_answer_arguments,
     add_source_arguments,
     complain,
-    load_adapter,
+    load_run_of,
     positive,
 )
 from rim_peft.escaping import json_text, visible
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("give a question, or questions on stdin")
     from rim_peft.data.questions import read_asked
 
-    answerer = load_adapter(args).answerer(num_blocks=args.num_blocks, max_new_tokens=args.max_new_tokens)
+    answerer = load_run_of(args).answerer(num_blocks=args.num_blocks, max_new_tokens=args.max_new_tokens)
 
     def answer(questions: Sequence[Any]) -> list[str]:
         return list(answerer.answer(questions, batch_size=args.batch_size))

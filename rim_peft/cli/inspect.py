@@ -13,7 +13,7 @@ from rim_peft.cli.console import (
     add_chain_arguments,
     add_source_arguments,
     complain,
-    load_adapter,
+    load_run_of,
     not_negative,
     path,
     positive,
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 f"--out: {file} must show one question, got {len(args.questions)}. Ask one, or write a page."
             )
     inspection = inspect_questions(
-        load_adapter(args),
+        load_run_of(args),
         [_read_question(question) for question in args.questions],
         name=args.adapter,
         donors=[_read_question(question) for question in args.donor],
