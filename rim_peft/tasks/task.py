@@ -123,9 +123,7 @@ class Task:
         """Return all rows of a split as :meth:`load` does with ``whole``; without it, if an override lacks it.
 
         Raises:
-            FileNotFoundError: as for :meth:`load`.
-            ValueError: likewise.
-            ConnectionError: likewise.
+            FileNotFoundError, ValueError, ConnectionError: as for :meth:`load`.
         """
         parameters = signature(self.load).parameters.values()
         if any(one.name == "whole" or one.kind is Parameter.VAR_KEYWORD for one in parameters):
