@@ -77,6 +77,19 @@ def results_only() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def resumable(how: str | None) -> Iterator[None]:
+    """Say how to resume what was stopped while entered; None says nothing. :func:`main` knows the exit codes."""
+    from rim_peft.training.interruption import Interrupted
+
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt, SystemExit):
+        if how is not None:
+            complain(f"rim-peft: stopped; {how}")
+        raise
+
+
 OLD_OPTIONS = {
     "--blocks": "--num-blocks",
     "--data": "--data-path",
