@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,25 +80,69 @@ def test_llama_cpp(adapter: Adapter, tmp_path: Path, record_property: Any, monke
     assert num_equal >= len(QUESTIONS) - 1  # its own kernels: one near tie may fall the other way
 
 
-@pytest.mark.real
-def test_llama_cpp_writes_chats_by_the_template_in_its_file(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class ShippedFile:
+    """The adapter that ships as a GGUF file, with what it answers itself to questions as texts and as chats."""
+
+    file: Path
+    prompts: list[str]
+    texts: list[str]
+    chats: list[list[dict[str, str]]]
+    replies: list[str]
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> ShippedFile:
     engine = Engine("llama.cpp", "float32")
     if engine not in find_engines():
         pytest.skip("needs llama_cpp, and LLAMA_CPP, the folder with llama.cpp's convert_hf_to_gguf.py")
+    run = load_run(SHIPPED)
+    questions = [row["question"] for row in run.task().load("test")][:LEAST_PROMPTS]
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    texts, replies = (list(run.answerer(max_new_tokens=4).answer(asked)) for asked in (questions, chats))
+    folder = tmp_path_factory.mktemp("shipped") / "export"
+    options = ExportOptions(append_to="chat")
+    export(str(SHIPPED), folder, options=options, questions=chats, max_new_tokens=4)
+    engine.run(folder)
+    blocks = json.loads((folder / "rim_export.json").read_text(encoding="utf-8"))["block_text"]
+    prompts = [run.templates.prompt.format(question=question) + blocks for question in questions]
+    return ShippedFile(engine.out(folder), prompts, texts, chats, replies)
+
+
+@pytest.mark.real
+def test_llama_cpp_writes_chats_by_the_template_in_its_file(shipped: ShippedFile) -> None:
     import llama_cpp
 
-    run = load_run(SHIPPED)
-    rows = list(run.task().load("test"))[:LEAST_PROMPTS]
-    chats = [[{"role": "user", "content": row["question"]}] for row in rows]
-    expected = list(run.answerer(max_new_tokens=4).answer(chats))
-    options = ExportOptions(append_to="chat")
-    export(str(SHIPPED), tmp_path / "export", options=options, questions=chats, max_new_tokens=4)
-    engine.run(tmp_path / "export")
-    file = str(engine.out(tmp_path / "export"))
-    model = llama_cpp.Llama(file, n_ctx=512, n_threads=1, type_k=0, type_v=0, verbose=False)
+    model = llama_cpp.Llama(str(shipped.file), n_ctx=512, n_threads=1, type_k=0, type_v=0, verbose=False)
     settings = {"temperature": 0.0, "repeat_penalty": 1.0, "max_tokens": 4}
-    answers = [model.create_chat_completion(chat, **settings)["choices"][0]["message"]["content"] for chat in chats]
-    assert [answer.strip() for answer in answers] == expected
+    for chat, reply in zip(shipped.chats, shipped.replies, strict=True):
+        answer = model.create_chat_completion(chat, **settings)["choices"][0]["message"]["content"]
+        assert answer.strip() == reply
+
+
+@pytest.mark.real
+def test_llamas_server_answers_chats_and_texts(shipped: ShippedFile) -> None:
+    """llama.cpp's own HTTP server: chats by the template in the file, texts with the blocks written behind them."""
+    server_of_llama = pytest.importorskip("xllamacpp", reason="needs xllamacpp, which holds llama.cpp's server")
+    options = server_of_llama.CommonParams()
+    options.model.path, options.n_ctx, options.port = str(shipped.file), 1024, 0
+    options.cpuparams.n_threads, options.use_jinja, options.warmup = 1, True, False
+    server = server_of_llama.Server(options)
+
+    def ask(path: str, **body: Any) -> Any:
+        data = json.dumps({**body, "temperature": 0}).encode()
+        request = urllib.request.Request(  # noqa: S310 - on the loopback interface
+            f"{server.listening_address}{path}", data, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+            return json.load(answer)
+
+    for chat, reply in zip(shipped.chats, shipped.replies, strict=True):
+        answer = ask("/v1/chat/completions", messages=chat, max_tokens=4)["choices"][0]["message"]["content"]
+        assert answer.strip() == reply
+    for prompt, text in zip(shipped.prompts, shipped.texts, strict=True):
+        assert ask("/completion", prompt=prompt, n_predict=4)["content"].strip() == text
+        assert ask("/v1/completions", prompt=prompt, max_tokens=4)["choices"][0]["text"].strip() == text
 
 
 def test_each_engine_is_timed(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
