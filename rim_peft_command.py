@@ -50,8 +50,7 @@ def main() -> int:
         answer_without_command(arguments, command_list())
     if arguments and arguments[0] in LIGHT_COMMANDS:
         _skip_package()
-    # It says on import which kernels it lacks, before a command can quiet the libraries.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     try:
         from rim_peft.cli.main import main as run
 
@@ -59,6 +58,11 @@ def main() -> int:
     except KeyboardInterrupt:  # during the import, which takes seconds
         print("rim-peft: interrupted", file=sys.stderr)
         return 130
+
+
+def quiet_bitsandbytes() -> None:
+    """Let bitsandbytes, which PEFT imports, not begin with the kernels that it lacks on some processors."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def is_command(arguments: Sequence[str]) -> bool:

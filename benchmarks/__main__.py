@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.options import add_arguments, read_serving
+from rim_peft_command import quiet_bitsandbytes
 
 if TYPE_CHECKING:
     from benchmarks.registry import Benchmark, Settings
@@ -127,6 +128,7 @@ def _check_device(device: str) -> None:
 def _quiet() -> None:
     """Silence the libraries' notices, which are about models to keep."""
     warnings.simplefilter("ignore")
+    quiet_bitsandbytes()
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from benchmarks.measure import Way, ratio
+from benchmarks.measure import Way
 from benchmarks.models import attach_rim, build_base, lora_rank, random_prompts
 from benchmarks.registry import Settings, benchmark
-from benchmarks.report import Measured, Row, above, at_most
+from benchmarks.report import Row, above, at_most
 from rim_peft.tuner.bases import CACHE
 
 NUM_BLOCKS = 8
@@ -41,8 +41,24 @@ def run_first_token(settings: Settings) -> Iterator[Row]:
                     }
                 )
                 case = {"base": name, "batch": batch, "n": prompt}
-                yield _against_direct(case, samples)
-                yield _against_cot(case, samples)
+                yield Row.of_times(
+                    "first_token",
+                    case,
+                    samples,
+                    ("RiM", "direct"),
+                    is_cost=True,
+                    bound=(prompt + MEMORY_TOKENS) / prompt,
+                    bound_text="prompt and memory tokens / prompt tokens, (n + K·B) / n with K·B = 32",
+                    target=at_most(1.1),
+                )
+                yield Row.of_times(
+                    "first_token",
+                    case,
+                    samples,
+                    ("RiM", "CoT"),
+                    bound=STEP_TOKENS + 1,
+                    bound_text=f"forward passes, {STEP_TOKENS + 1} / 1; CoT's are shorter, of one token each",
+                )
 
 
 @benchmark("full_answer", "time of a whole answer: RiM against CoT and against as many pause tokens")
@@ -68,13 +84,11 @@ def run_full_answer(settings: Settings) -> Iterator[Row]:
             case = {"base": name, "batch": batch, "n": prompt, "answer": ANSWER_TOKENS}
             prompt_pass, trunk_pass, token_pass = (median(samples[name]) for name in ("prompt", "trunk", "token"))
             later = ANSWER_TOKENS - 1  # the pass over the prompt or trunk gives the first token
-            yield _row(
+            yield Row.of_times(
                 "full_answer",
                 case,
                 samples,
                 ("RiM", "CoT"),
-                figure=ratio(samples["CoT"], samples["RiM"]),
-                figure_name="CoT / RiM",
                 bound=(prompt_pass + (STEP_TOKENS + later) * token_pass) / (trunk_pass + later * token_pass),
                 bound_text="bare forward passes in the same rounds: the prompt's and 28 of one token, against the "
                 "trunk's and one of one token",
@@ -82,13 +96,12 @@ def run_full_answer(settings: Settings) -> Iterator[Row]:
                 target=above(8.0, "at least 8 times faster") if batch == 1 else None,
                 note=f"a pass over the trunk takes as long as {trunk_pass / token_pass:.1f} of one token",
             )
-            yield _row(
+            yield Row.of_times(
                 "full_answer",
                 case,
                 samples,
                 ("RiM", "pause"),
-                figure=ratio(samples["RiM"], samples["pause"]),
-                figure_name="RiM / pause",
+                is_cost=True,
                 bound=1.0,
                 bound_text="the same number of tokens in the same number of passes",
                 target=at_most(1.1),
@@ -120,44 +133,4 @@ def generate(model: Any, prompts: torch.Tensor, num_blocks: int, *, tokens: int)
         num_blocks=num_blocks,
         max_new_tokens=tokens,
         do_sample=False,
-    )
-
-
-def _against_direct(case: dict[str, Any], samples: dict[str, list[float]]) -> Row:
-    return _row(
-        "first_token",
-        case,
-        samples,
-        ("RiM", "direct"),
-        figure=ratio(samples["RiM"], samples["direct"]),
-        figure_name="RiM / direct",
-        bound=(case["n"] + MEMORY_TOKENS) / case["n"],
-        bound_text="prompt and memory tokens / prompt tokens, (n + K·B) / n with K·B = 32",
-        target=at_most(1.1),
-    )
-
-
-def _against_cot(case: dict[str, Any], samples: dict[str, list[float]]) -> Row:
-    return _row(
-        "first_token",
-        case,
-        samples,
-        ("RiM", "CoT"),
-        figure=ratio(samples["CoT"], samples["RiM"]),
-        figure_name="CoT / RiM",
-        bound=STEP_TOKENS + 1,
-        bound_text=f"forward passes, {STEP_TOKENS + 1} / 1; CoT's are shorter, of one token each",
-    )
-
-
-def _row(
-    benchmark: str, case: dict[str, Any], samples: dict[str, list[float]], names: tuple[str, str], **fields: Any
-) -> Row:
-    ours, theirs = names
-    return Row(
-        benchmark=benchmark,
-        case=case,
-        ways=(Measured.milliseconds(ours, samples[ours]), Measured.milliseconds(theirs, samples[theirs])),
-        num_rounds=len(samples[ours]),
-        **fields,
     )

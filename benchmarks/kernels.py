@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.lengths import real_lengths
-from benchmarks.measure import ratio
 from benchmarks.models import attach_rim, build_base, lora_rank
 from benchmarks.registry import Settings, benchmark
-from benchmarks.report import Measured, Row, above
+from benchmarks.report import Row, above
 from benchmarks.steps import rows_of_lengths, steps_on_batches
 
 NUM_BLOCKS = 8
@@ -39,14 +38,12 @@ def run(settings: Settings) -> Iterator[Row]:
         (steps[way],) = steps_on_batches(model, "stage 2", rows, batch=32, pack_length=pack_length, **more)
     samples = settings.time({way: step.forward_and_backward for way, step in steps.items()})
     for way in list(WAYS)[1:]:
-        yield Row(
-            benchmark="kernels",
-            case={"base": name, "batch": 32, "pack_length": pack_length, "way": way},
-            ways=(Measured.milliseconds(way, samples[way]), Measured.milliseconds("sdpa", samples["sdpa"])),
-            figure=ratio(samples["sdpa"], samples[way]),
-            figure_name=f"sdpa / {way}",
+        yield Row.of_times(
+            "kernels",
+            {"base": name, "batch": 32, "pack_length": pack_length, "way": way},
+            samples,
+            (way, "sdpa"),
             bound=1.0,
             bound_text="as fast as sdpa with a dense mask",
             target=above(1.0, "faster than sdpa"),
-            num_rounds=len(samples[way]),
         )

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.measure import ratio
 from benchmarks.models import attach_rim, build_base, lora_rank
 from benchmarks.registry import Settings, benchmark
-from benchmarks.report import Measured, Row, at_least
+from benchmarks.report import Row, at_least
 from benchmarks.steps import RowSizes, TrainingStep, random_rows, readout_step
 from rim_peft.sequence import IGNORE_INDEX
 from rim_peft.training.head import head_at
@@ -44,19 +43,14 @@ def run(settings: Settings) -> Iterator[Row]:
         separate = _Separate(step, sizes)
         _check_equal(step.loss(), separate.loss(), is_exact=settings.device == "cpu")
         samples = settings.time({"one pass": partial(_backward, step), "separate": partial(_backward, separate)})
-        yield Row(
-            benchmark="one_pass",
-            case={"base": base, "n": prompt, "K": num_blocks, "answer": readout, "batch": batch},
-            ways=(
-                Measured.milliseconds("one pass", samples["one pass"]),
-                Measured.milliseconds("separate", samples["separate"]),
-            ),
-            figure=ratio(samples["separate"], samples["one pass"]),
-            figure_name="separate / one pass",
+        yield Row.of_times(
+            "one_pass",
+            {"base": base, "n": prompt, "K": num_blocks, "answer": readout, "batch": batch},
+            samples,
+            ("one pass", "separate"),
             bound=separate.tokens / step.tokens,
             bound_text=BOUND,
             target=at_least(0.9),
-            num_rounds=len(samples["one pass"]),
         )
 
 

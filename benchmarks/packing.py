@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.lengths import real_lengths
-from benchmarks.measure import Spread, ratio
+from benchmarks.measure import Spread
 from benchmarks.models import attach_rim, build_base, lora_rank
 from benchmarks.registry import Settings, benchmark
 from benchmarks.report import Measured, Row, above, at_least, below
@@ -62,16 +62,14 @@ def _packing_rows(settings: Settings, case: dict[str, Any], ways: dict[str, list
         note=f"{sum(step.tokens for step in ways['packed'])} tokens; grouped: {padding['grouped']:.3f}",
     )
     for other in ("padded", "grouped"):
-        yield Row(
-            benchmark="packing",
-            case=case,
-            ways=(Measured.milliseconds("packed", samples["packed"]), Measured.milliseconds(other, samples[other])),
-            figure=ratio(samples[other], samples["packed"]),
-            figure_name=f"{other} / packed",
+        yield Row.of_times(
+            "packing",
+            case,
+            samples,
+            ("packed", other),
             bound=(1 - padding["packed"]) / (1 - padding[other]),
             bound_text="tokens of the rows with padding, the other way / packed",
             target=above(1.3, "at least 1.3 times the throughput") if other == "padded" else None,
-            num_rounds=len(samples["packed"]),
         )
 
 
@@ -95,19 +93,14 @@ def run_annealed(settings: Settings) -> Iterator[Row]:
         left_out, computed = (_row_tokens_of(ways[name]) for name in ("left out", "computed"))
         _check_same_gradients(ways["left out"], ways["computed"])
         samples = settings.time({name: step.forward_and_backward for name, step in ways.items()})
-        yield Row(
-            benchmark="annealed",
-            case={"base": base, "K": NUM_BLOCKS, "readout": 12, "n": 64, "batch": batch, "progress": progress},
-            ways=(
-                Measured.milliseconds("left out", samples["left out"]),
-                Measured.milliseconds("computed", samples["computed"]),
-            ),
-            figure=ratio(samples["computed"], samples["left out"]),
-            figure_name="computed / left out",
+        yield Row.of_times(
+            "annealed",
+            {"base": base, "K": NUM_BLOCKS, "readout": 12, "n": 64, "batch": batch, "progress": progress},
+            samples,
+            ("left out", "computed"),
             bound=computed / left_out,
             bound_text="tokens with all readouts / tokens that are left",
             target=at_least(0.9),
-            num_rounds=len(samples["computed"]),
         )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.answering import generate
-from benchmarks.measure import Way, ratio
+from benchmarks.measure import Way
 from benchmarks.models import attach_rim, build_base, lora_rank, random_prompts
 from benchmarks.registry import Settings, benchmark
-from benchmarks.report import Measured, Row, above, below
+from benchmarks.report import Row, above, below
 from rim_peft.inference import BlockDecoder
 
 NUM_BLOCKS, BLOCK_LENGTH, ANSWER_TOKENS = 8, 4, 4
@@ -41,7 +41,7 @@ def run_all_readouts(settings: Settings) -> Iterator[Row]:
         side_by_side, alone = trunk + NUM_BLOCKS * later, trunk + later
         each = sum(prompt + block * BLOCK_LENGTH + later for block in range(1, NUM_BLOCKS + 1))
         most = 1.3 if settings.device == "cuda" else 2.0
-        yield _row(
+        yield Row.of_times(
             "all_readouts",
             case,
             samples,
@@ -51,7 +51,7 @@ def run_all_readouts(settings: Settings) -> Iterator[Row]:
             bound_text="tokens of all passes, of which there are as many; a pass of 8 tokens costs more than of one",
             target=below(most, f"at most {most:g} times the last block's"),
         )
-        yield _row(
+        yield Row.of_times(
             "all_readouts",
             case,
             samples,
@@ -81,7 +81,7 @@ def run_compiled(settings: Settings) -> Iterator[Row]:
         samples = settings.time(ways)
         case = {"base": base, "batch": 1, "n": 100, "K": NUM_BLOCKS, "LoRA": "merged"}
         is_goal = base == "llama-3.2-1b"
-        yield _row(
+        yield Row.of_times(
             "compiled",
             case,
             samples,
@@ -90,7 +90,7 @@ def run_compiled(settings: Settings) -> Iterator[Row]:
             bound_text="the same operations; what is saved is Python, and reads and writes between operations",
             note="goal on an H200 at a prompt of 100 tokens: 4 ms or less" if is_goal else "",
         )
-        yield _row(
+        yield Row.of_times(
             "compiled",
             case,
             samples,
@@ -110,25 +110,3 @@ def _decoder(model: Any, prompts: Tensor, *, tokens: int = ANSWER_TOKENS, **opti
 def _each(ways: list[Way]) -> None:
     for way in ways:
         way()
-
-
-def _row(
-    benchmark: str,
-    case: dict[str, Any],
-    samples: dict[str, list[float]],
-    names: tuple[str, str],
-    *,
-    is_cost: bool = False,
-    **fields: Any,
-) -> Row:
-    ours, theirs = names
-    above_line, below_line = (ours, theirs) if is_cost else (theirs, ours)
-    return Row(
-        benchmark=benchmark,
-        case=case,
-        ways=(Measured.milliseconds(ours, samples[ours]), Measured.milliseconds(theirs, samples[theirs])),
-        figure=ratio(samples[above_line], samples[below_line]),
-        figure_name=f"{above_line} / {below_line}",
-        num_rounds=len(samples[ours]),
-        **fields,
-    )

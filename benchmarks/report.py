@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from benchmarks.measure import Spread, spread
+from benchmarks.measure import Spread, ratio, spread
 from rim_peft.run.record import describe_hardware, describe_versions
 
 _WIDTH = 118
@@ -63,6 +63,30 @@ class Row:
     target: Target | None = None
     num_rounds: int = 1
     note: str = ""
+
+    @classmethod
+    def of_times(
+        cls,
+        benchmark: str,
+        case: dict[str, Any],
+        samples: Mapping[str, Sequence[float]],
+        names: tuple[str, str],
+        *,
+        is_cost: bool = False,
+        **fields: Any,
+    ) -> Row:
+        """Compare the seconds of two ways, ours first: theirs as a multiple of ours; with ``is_cost`` the reverse."""
+        ours, theirs = names
+        above_line, below_line = (ours, theirs) if is_cost else (theirs, ours)
+        return cls(
+            benchmark=benchmark,
+            case=case,
+            ways=(Measured.milliseconds(ours, samples[ours]), Measured.milliseconds(theirs, samples[theirs])),
+            figure=ratio(samples[above_line], samples[below_line]),
+            figure_name=f"{above_line} / {below_line}",
+            num_rounds=len(samples[ours]),
+            **fields,
+        )
 
     @property
     def share_of_bound(self) -> float | None:

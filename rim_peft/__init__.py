@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if sys.argv[:1] == ["-m"]:  # `python -m rim_peft ...` imports this before the module that it runs
-    # On some processors bitsandbytes, which PEFT imports, begins with the kernels that it lacks.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from rim_peft_command import quiet_bitsandbytes
+
+    quiet_bitsandbytes()
 
 from rim_peft.old_names import install
 from rim_peft.tuner import RiMConfig, RiMModel

@@ -14,18 +14,15 @@ _UNSEEN = re.compile(
 )
 
 
-def visible(text: str, *, keep: str = "\n\t") -> str:
+def visible(text: str) -> str:
     r"""Escape control characters, changes of direction and lone surrogates.
 
-    The result can be encoded and has no effect on a terminal or browser.
+    The result can be encoded and has no effect on a terminal or browser. Line breaks and tabs stay.
 
     >>> print(visible("a\x1b[31mb \u202ec \ud83d"))
     a\x1b[31mb \u202ec \ud83d
-
-    Args:
-        keep: control characters that stay.
     """
-    return _UNSEEN.sub(lambda found: found[0] if found[0] in keep else _written_out(found[0]), text)
+    return _UNSEEN.sub(lambda found: found[0] if found[0] in "\n\t" else _written_out(found[0]), text)
 
 
 def one_line(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
@@ -108,6 +108,15 @@ def shown(value: object) -> str:
     "{'question': None}"
     """
     return cut(repr(value), most=200)
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """Return the first of some names as text, and how many more there are.
+
+    >>> some_of(["a", "b", "c"], 2), some_of(["a"], 2), some_of([], 2)
+    ('a, b and 1 more', 'a', '')
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def expand_user(path: str) -> str:
@@ -242,7 +251,8 @@ def are_shares(value: object) -> bool:
     )
 
 
-def _are_depths(value: object, count: int) -> bool:
+def are_depths(value: object, count: int) -> bool:
+    """Tell whether a value is a list of ``count`` shares above 0, none below the one before and the last one 1."""
     return (
         isinstance(value, list | tuple)
         and len(value) == count

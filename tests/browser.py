@@ -64,6 +64,19 @@ class Page:
         assert faults(self.page) == []
 
 
+def assert_policy_holds(browser: Any, file: Path, title: str) -> None:
+    """A page's policy stops a script, a style and a handler, as if escaping had failed."""
+    evil = "<script>document.title = 'run'</script><p id='p' style='color: red' onclick='document.title = 1'>x</p>"
+    broken = file.with_name("broken.html")
+    broken.write_text(file.read_text(encoding="utf-8").replace("</main>", f"{evil}</main>"), encoding="utf-8")
+    shown = Page(browser, broken, WIDE)
+    shown.page.locator("#p").click()
+    assert shown.page.title() == title
+    assert shown.page.locator("#p").evaluate("element => getComputedStyle(element).color") != "rgb(255, 0, 0)"
+    assert any("Content Security Policy" in line for line in shown.noise)
+    shown.page.close()
+
+
 def faults(page: Any, *, left_out: str | None = None) -> list[str]:
     """What axe-core finds wrong with a page, one line a rule.
 

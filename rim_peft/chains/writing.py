@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,15 +20,13 @@ from rim_peft.chains.prompts import Prompts
 from rim_peft.chains.report import make_report, render_card
 from rim_peft.chains.teachers import Request, Teacher
 from rim_peft.data.chats import Chat
-from rim_peft.data.examples import SHOWN_ROWS, BadRowsError, Example, RowError, read_example
+from rim_peft.data.examples import BadRowsError, Example, RowError, log_dropped, read_example
 from rim_peft.escaping import json_text
 from rim_peft.recipe import DataOptions
 from rim_peft.run.rows import fingerprint
 from rim_peft.tasks.task import Task
 from rim_peft.training.files import explain_write_errors, hold, replace_file, write_text
 from rim_peft.training.interruption import Interrupted, SignalWatch
-
-logger = logging.getLogger(__name__)
 
 ROWS_FILE, REPORT_FILE, CARD_FILE = "train.jsonl", "report.json", "README.md"
 
@@ -73,10 +70,7 @@ def read_source(task: Task, data: DataOptions) -> SourceRows:
             bad.append((index, f"answer: cannot be read by answer_rule {task.answer_rule!r}: {error}"))
     if bad and (data.on_bad_rows == "error" or not examples):
         raise BadRowsError(bad)
-    for index, reason in bad[:SHOWN_ROWS]:
-        logger.warning("dropped row %d: %s", index, reason)
-    if bad:
-        logger.warning("dropped %d of %d rows.", len(bad), len(bad) + len(examples))
+    log_dropped(bad, len(bad) + len(examples))
     return SourceRows(examples, bad, fingerprint(rows)["sha256"])
 
 

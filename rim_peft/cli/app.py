@@ -8,14 +8,12 @@ import os
 import signal
 from threading import Event
 
-from rim_peft.cli.console import add_source_arguments, path, positive
+from rim_peft.cli.console import add_adapter_argument, add_chain_arguments, add_source_arguments, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's folder or Hub id"
-    )
+    add_adapter_argument(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -25,12 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: the recipe's)"
     )
-    parser.add_argument(
-        "--chain-tokens", type=positive, metavar="N", help="maximum tokens of a chain (default: 256, or as many as fit)"
-    )
-    parser.add_argument(
-        "--chain-template", metavar="TEXT", help="how the base is asked for it, with {question} (default: step by step)"
-    )
+    add_chain_arguments(parser)
     add_source_arguments(parser)
 
 
@@ -40,14 +33,11 @@ def run(args: argparse.Namespace) -> int:
 
     import_gradio()  # before a base is loaded
     from rim_peft.app.playground import Playground
-    from rim_peft.cli.console import quiet_model_loading, say
+    from rim_peft.cli.console import load_run_of, say
     from rim_peft.inspection import Options
-    from rim_peft.run import load_run
 
     options = Options(chain_tokens=args.chain_tokens, chain_template=args.chain_template)
-    quiet_model_loading()
-    loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
-    playground = Playground(loaded, name=args.adapter, max_new_tokens=args.max_new_tokens, options=options)
+    playground = Playground(load_run_of(args), name=args.adapter, max_new_tokens=args.max_new_tokens, options=options)
     page = serve(playground, host=args.host, port=args.port)
     say(f"{page.local_url} shows {args.adapter}. Ctrl-C ends it.")
     try:

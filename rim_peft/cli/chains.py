@@ -119,10 +119,9 @@ def run(args: argparse.Namespace) -> int:
     from rim_peft.chains.report import report_text
     from rim_peft.chains.server import Endpoint
     from rim_peft.chains.writing import read_source, write_chains
-    from rim_peft.cli.console import complain, quiet_model_loading, results_only, say
+    from rim_peft.cli.console import complain, quiet_model_loading, results_only, resumable, say
     from rim_peft.escaping import json_text
     from rim_peft.tasks import get_task
-    from rim_peft.training.interruption import Interrupted
 
     options = ChainOptions(**{name: getattr(args, name) for name in ChainOptions.__dataclass_fields__})
     data, model = _read_overrides(args)
@@ -133,24 +132,18 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output_dir)
     task = get_task(data.task, **data.options)
     quiet_model_loading()
-    try:
-        with results_only():
-            model = _pinned(model, folder, args.url)
-            report = write_chains(
-                folder,
-                read_source(task, data),
-                task,
-                prompts,
-                options,
-                lambda: _teacher(model, endpoint, prompts, options, stops),
-                described=_described(args, data, model, stops),
-                progress=True,
-            )
-    except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
-        complain(f"rim-peft: stopped; the same command resumes in {folder}")
-        if isinstance(stop, Interrupted):
-            return 128 + stop.signal_number
-        raise
+    with resumable(f"the same command resumes in {folder}"), results_only():
+        model = _pinned(model, folder, args.url)
+        report = write_chains(
+            folder,
+            read_source(task, data),
+            task,
+            prompts,
+            options,
+            lambda: _teacher(model, endpoint, prompts, options, stops),
+            described=_described(args, data, model, stops),
+            progress=True,
+        )
     say(json_text(report, indent=2) if args.json else f"rows: {folder}\n{report_text(report)}")
     if report["questions"] and not report["with_chain"]:
         complain(_no_chain(folder, report))

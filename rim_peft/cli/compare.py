@@ -54,11 +54,10 @@ def run(args: argparse.Namespace) -> int:
 
 def run_kind(args: argparse.Namespace, *, kind: str) -> int:
     """Run ``compare`` or ``ablate``."""
-    from rim_peft.cli.console import complain, quiet_model_loading, results_only, say
+    from rim_peft.cli.console import quiet_model_loading, results_only, resumable, say
     from rim_peft.comparison.reading import load_comparison
     from rim_peft.comparison.report import render_markdown, rewrite_report
     from rim_peft.comparison.runner import list_runs, run_comparison
-    from rim_peft.training.curriculum import Interrupted
 
     if args.report:
         if args.overrides or args.plan or args.parallel:
@@ -75,13 +74,7 @@ def run_kind(args: argparse.Namespace, *, kind: str) -> int:
         return 0
     command = ["rim-peft", kind, args.recipe, *args.overrides, *(["--parallel"] if args.parallel else [])]
     quiet_model_loading()
-    try:
-        with results_only():
-            results = run_comparison(comparison, command=command, parallel=args.parallel)
-    except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
-        complain(f"rim-peft: stopped; rerun the command to resume: {shlex.join(command)}")
-        if isinstance(stop, Interrupted):
-            return 128 + stop.signal_number
-        raise
+    with resumable(f"rerun the command to resume: {shlex.join(command)}"), results_only():
+        results = run_comparison(comparison, command=command, parallel=args.parallel)
     say(render_markdown(results))
     return 0

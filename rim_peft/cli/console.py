@@ -12,10 +12,13 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rim_peft.escaping import visible
 from rim_peft.values import cut, expand_user, shown
+
+if TYPE_CHECKING:
+    from rim_peft.run import Run
 
 _MOST = (1 << 32) - 1
 _LONGEST_NAME = 255
@@ -74,6 +77,19 @@ def results_only() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def resumable(how: str | None) -> Iterator[None]:
+    """Say how to resume what was stopped while entered; None says nothing. :func:`main` knows the exit codes."""
+    from rim_peft.training.interruption import Interrupted
+
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt, SystemExit):
+        if how is not None:
+            complain(f"rim-peft: stopped; {how}")
+        raise
+
+
 OLD_OPTIONS = {
     "--blocks": "--num-blocks",
     "--data": "--data-path",
@@ -107,13 +123,31 @@ class ArgumentParser(argparse.ArgumentParser):
         super().error(cut(message))
 
 
-def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the argument of commands that ask a training's adapter or an export."""
+def add_adapter_argument(parser: argparse.ArgumentParser, *, or_export: bool = False) -> None:
+    """Add the argument of commands that take a training's adapter, or also an export."""
+    made_by = "a training or an export" if or_export else "a training"
     parser.add_argument(
-        "adapter",
-        metavar="ADAPTER",
-        type=path,
-        help="output folder of a training or an export, or an adapter's folder or Hub id",
+        "adapter", metavar="ADAPTER", type=path, help=f"output folder of {made_by}, or an adapter's folder or Hub id"
+    )
+
+
+def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how an adapter answers."""
+    parser.add_argument(
+        "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: the recipe's)"
+    )
+
+
+def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how the base writes its reasoning out."""
+    parser.add_argument(
+        "--chain-tokens", type=positive, metavar="N", help="maximum tokens of a chain (default: 256, or as many as fit)"
+    )
+    parser.add_argument(
+        "--chain-template", metavar="TEXT", help="how the base is asked for it, with {question} (default: step by step)"
     )
 
 
@@ -127,6 +161,14 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run code that comes with the base or the tokenizer; files cannot switch this on",
     )
+
+
+def load_run_of(args: argparse.Namespace) -> Run:
+    """Load the adapter that a command's arguments name, without progress bars."""
+    from rim_peft.run import load_run
+
+    quiet_model_loading()
+    return load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
 
 
 def path(text: str) -> str:

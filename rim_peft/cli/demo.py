@@ -73,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     try:
         return _show(args, folder)
-    except Interrupted as stop:
+    except Interrupted:
         print("rim-peft: stopped; rerun the command to resume", file=sys.stderr)
-        return 128 + stop.signal_number
+        raise
 
 
 def _show_shipped(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from rim_peft.cli.console import add_adapter_argument, add_source_arguments, path, positive
+from rim_peft.cli.console import add_adapter_argument, add_answer_arguments, add_source_arguments, path, positive
 
 if TYPE_CHECKING:
     from rim_peft.run import Run
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_adapter_argument(parser)
+    add_adapter_argument(parser, or_export=True)
     parser.add_argument(
         "--task",
         help="a task of docs/tasks.md, or package.module:ClassName, whose module is imported (default: the training's, "
@@ -35,13 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file, folder or Hub id of the rows (default: as in the training)",
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="judge the first N rows")
-    parser.add_argument(
-        "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
-    )
+    add_answer_arguments(parser)
     parser.add_argument("--by-block", action="store_true", help="judge the readout of every block too")
-    parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: the recipe's)"
-    )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="questions per batch (default: the recipe's)")
     parser.add_argument(
         "--on-bad-rows",
@@ -67,16 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, and print the result."""
-    from rim_peft.cli.console import quiet_model_loading, results_only, say
+    from rim_peft.cli.console import load_run_of, results_only, say
     from rim_peft.escaping import json_text
     from rim_peft.recipe.syntax import read_override
-    from rim_peft.run import load_run
 
     _check_together(args)
     args.task_options = dict(map(read_override, args.task_options))
-    quiet_model_loading()
     with results_only():
-        run = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
+        run = load_run_of(args)
         result = _measure_text(run, args) if args.text is not None else _judge(run, args)
     table = _text_table if args.text is not None else _table
     say(json_text(result, indent=2) if args.json else table(result))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rim_peft.cli.console import add_source_arguments, not_negative, path, positive
+from rim_peft.cli.console import add_adapter_argument, add_source_arguments, not_negative, path, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's folder or Hub id"
-    )
+    add_adapter_argument(parser)
     parser.add_argument(
         "--output-dir", metavar="DIR", type=path, required=True, help="folder to write to, new or empty"
     )

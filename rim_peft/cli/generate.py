@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from rim_peft.cli.console import add_adapter_argument, add_source_arguments, complain, positive
+from rim_peft.cli.console import (
+    add_adapter_argument,
+    add_answer_arguments,
+    add_source_arguments,
+    complain,
+    load_run_of,
+    positive,
+)
 from rim_peft.escaping import json_text, visible
 
 if TYPE_CHECKING:
@@ -18,19 +25,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_adapter_argument(parser)
+    add_adapter_argument(parser, or_export=True)
     parser.add_argument(
         "question",
         nargs="?",
         help="the question; without it, questions are read from stdin, one per line or as JSON lines with a field "
         "question or messages, and the answers are JSON lines",
     )
-    parser.add_argument(
-        "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: the recipe's)"
-    )
+    add_answer_arguments(parser)
     parser.add_argument("--batch-size", type=positive, metavar="N", default=8, help="questions per batch (%(default)s)")
     add_source_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON lines with question and answer")
@@ -41,13 +43,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the answers in the order of the questions."""
     if args.question is None and sys.stdin.isatty():
         args.usage_error("give a question, or questions on stdin")
-    from rim_peft.cli.console import quiet_model_loading
     from rim_peft.data.questions import read_asked
-    from rim_peft.run import load_run
 
-    quiet_model_loading()
-    loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
-    answerer = loaded.answerer(num_blocks=args.num_blocks, max_new_tokens=args.max_new_tokens)
+    answerer = load_run_of(args).answerer(num_blocks=args.num_blocks, max_new_tokens=args.max_new_tokens)
 
     def answer(questions: Sequence[Any]) -> list[str]:
         return list(answerer.answer(questions, batch_size=args.batch_size))

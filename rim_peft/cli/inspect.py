@@ -7,7 +7,18 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rim_peft.cli.console import add_source_arguments, complain, not_negative, path, positive, say
+from rim_peft.cli.console import (
+    add_adapter_argument,
+    add_answer_arguments,
+    add_chain_arguments,
+    add_source_arguments,
+    complain,
+    load_run_of,
+    not_negative,
+    path,
+    positive,
+    say,
+)
 from rim_peft.cli.generate import _as_utf8
 from rim_peft.escaping import json_text
 
@@ -19,7 +30,7 @@ _ENDINGS = (".html", ".svg", ".json")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's")
+    add_adapter_argument(parser)
     parser.add_argument(
         "questions",
         metavar="QUESTION",
@@ -42,41 +53,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a question whose blocks may be swapped in; its prompt must have as many tokens (default: the others)",
     )
-    parser.add_argument(
-        "--num-blocks", type=positive, metavar="K", help="blocks after a prompt (default: the adapter's)"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: the recipe's)"
-    )
+    add_answer_arguments(parser)
     parser.add_argument("--num-best", type=positive, metavar="N", default=3, help="next best tokens (%(default)s)")
     parser.add_argument(
         "--seed", type=not_negative, metavar="N", default=0, help="of the shuffled blocks (%(default)s)"
     )
     parser.add_argument("--no-chain", action="store_true", help="do not let the base write its reasoning out")
-    parser.add_argument(
-        "--chain-tokens", type=positive, metavar="N", help="maximum tokens of that (default: 256, or as many as fit)"
-    )
-    parser.add_argument(
-        "--chain-template", metavar="TEXT", help="how the base is asked for it, with {question} (default: step by step)"
-    )
+    add_chain_arguments(parser)
     add_source_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the inspection, and write its files."""
-    from rim_peft.cli.console import quiet_model_loading
     from rim_peft.inspection import Options, inspect_questions, render_text
-    from rim_peft.run import load_run
 
     for file in args.out:
         if file.endswith(".svg") and len(args.questions) > 1:
             raise ValueError(
                 f"--out: {file} must show one question, got {len(args.questions)}. Ask one, or write a page."
             )
-    quiet_model_loading()
-    loaded = load_run(args.adapter, base=args.base, revision=args.revision, trust_remote_code=args.trust_remote_code)
     inspection = inspect_questions(
-        loaded,
+        load_run_of(args),
         [_read_question(question) for question in args.questions],
         name=args.adapter,
         donors=[_read_question(question) for question in args.donor],

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rim_peft.cli.console import add_source_arguments, not_negative, path, positive
+from rim_peft.cli.console import add_adapter_argument, add_source_arguments, not_negative, path, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; those with an underscore are the harness's own, with their meaning there."""
     parser.usage = f"{parser.prog} ADAPTER --tasks TASK [TASK ...] [OPTION ...]"  # only an option ends a list
-    parser.add_argument(
-        "adapter", metavar="ADAPTER", type=path, help="output folder of a training, or an adapter's folder or Hub id"
-    )
+    add_adapter_argument(parser)
     parser.add_argument(
         "--tasks", required=True, nargs="+", metavar="TASK", help="tasks, groups or tags by name, or files of tasks"
     )

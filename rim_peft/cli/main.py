@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from rim_peft.cli.console import ArgumentParser, complain, process_number, quiet_libraries, use_utf8
 from rim_peft.values import cut
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if _is(error, "rim_peft.training.interruption", "Interrupted"):  # the command has said how to resume
+            return 128 + error.signal_number
         if args.traceback:
             raise
         if process_number() == 0 or not _is_of_recipe(error):  # recipe errors are the same in all processes
@@ -78,9 +80,12 @@ def _describe(error: Exception) -> str:
 
 
 def _is_of_recipe(error: Exception) -> bool:
-    """Tell whether an error is a ``RecipeError``, without importing its module for commands that read no recipe."""
-    module = sys.modules.get("rim_peft.recipe")
-    return module is not None and isinstance(error, module.RecipeError)
+    return _is(error, "rim_peft.recipe", "RecipeError")
+
+
+def _is(error: Exception, module: str, name: str) -> TypeGuard[Any]:
+    """Tell whether an error is of a class, without importing its module for commands that do not."""
+    return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
 
 
 class _Help(argparse.Action):

@@ -30,28 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print the adapter's folder and accuracy."""
-    from rim_peft.cli.console import complain, quiet_model_loading, results_only, say
+    from rim_peft.cli.console import quiet_model_loading, results_only, resumable, say
     from rim_peft.recipe import load_recipe
     from rim_peft.run import train
-    from rim_peft.training.curriculum import Interrupted
     from rim_peft.training.distributed import MainProcessFailed, is_main, num_processes
 
     recipe = load_recipe(args.recipe, args.overrides)
     command = ["rim-peft", "train", args.recipe, *args.overrides]
     quiet_model_loading()
+    again = shlex.join([*(part for part in command if part != "resume=true"), "resume=true"])
+    how = "with" if num_processes() == 1 else "through the launcher with"
     try:
-        with results_only():
+        with resumable(f"resume {how}: {again}" if is_main() else None), results_only():
             trained = train(recipe, command=command)
     except MainProcessFailed:  # it prints its own error
         return 1
-    except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
-        again = shlex.join([*(part for part in command if part != "resume=true"), "resume=true"])
-        if is_main():
-            how = "with" if num_processes() == 1 else "through the launcher with"
-            complain(f"rim-peft: stopped; resume {how}: {again}")
-        if isinstance(stop, Interrupted):
-            return 128 + stop.signal_number
-        raise
     if not is_main():
         return 0
     say(f"adapter: {recipe.output_dir}")

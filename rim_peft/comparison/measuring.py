@@ -203,8 +203,8 @@ def _look_into(judge: _Judge, readouts: BlockReadouts | None) -> dict[str, Any]:
     return found
 
 
-def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str, Any] | None:
-    """Project the blocks' states in the checkpoints that a run kept."""
+def _components_over_training(judge: _Judge) -> dict[str, Any] | None:
+    """Project the states of 64 rows' blocks in the checkpoints that a run kept."""
     checkpoints = []
     for stage in judge.recipe.stages:
         folders = (judge.folder / stage).glob("checkpoint-*")
@@ -215,7 +215,7 @@ def _components_over_training(judge: _Judge, *, num_rows: int = 64) -> dict[str,
     states = []
     for stage, step, weights in checkpoints:
         with _weights(judge.run, read_tensors(weights)):
-            states.append((stage, step, judge.read(judge.rows.selection[:num_rows]).states))
+            states.append((stage, step, judge.read(judge.rows.selection[:64]).states))
     return training_components(states) if states else None
 
 

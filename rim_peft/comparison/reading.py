@@ -15,10 +15,10 @@ from rim_peft.comparison.sections import Comparison, MeasureOptions, MethodOptio
 from rim_peft.methods import METHODS
 from rim_peft.recipe import Recipe, RecipeError, load_recipe
 from rim_peft.recipe.checks import check_task_options
-from rim_peft.recipe.problems import COMMAND_LINE, Problems, join, on_command_line
-from rim_peft.recipe.reading import check_leaves, read_mapping, resolve
+from rim_peft.recipe.problems import Problems, join, on_command_line
+from rim_peft.recipe.reading import check_leaves, read_mapping, read_overrides, resolve
 from rim_peft.recipe.schema import fields_schema, key_references, recipe_schema
-from rim_peft.recipe.syntax import hints_of, read_override
+from rim_peft.recipe.syntax import hints_of
 from rim_peft.run.findings import RunFindings
 from rim_peft.run.output_folder import check_folder
 from rim_peft.run.preflight import Preflight
@@ -40,13 +40,9 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
     """
     values = read_mapping(path, example="recipe: recipes/gsm8k/tiny.yaml")
     problems = Problems(str(path), _all_keys)
-    for text in overrides:
-        try:
-            key, value = read_override(text)
-        except ValueError as error:
-            problems.lines.append(f"{COMMAND_LINE}: {error}")
-            continue
-        problems.overridden = {**problems.overridden, **on_command_line([key])}
+    given = read_overrides(overrides, problems)
+    problems.overridden = on_command_line(key for key, _ in given)
+    for key, value in given:
         _set(values, key.split("."), value)
     check_leaves(values, problems)
     comparison = _read(values, problems)
@@ -111,7 +107,7 @@ def _read_section(name: str, section: type, values: dict[str, Any], problems: Pr
 def file_schema() -> dict[str, Any]:
     """Return the JSON schema of what :func:`check_recipe` takes: comparisons, which name a recipe, and recipes."""
     recipe = recipe_schema()
-    changes = {"changes": {"type": "object", "properties": key_references(recipe, "#/definitions/recipe")}}
+    changes = {"changes": {"type": "object", "properties": key_references(recipe)}}
     methods = {"type": "object", "additionalProperties": fields_schema(MethodOptions, fields(MethodOptions), changes)}
     sections = {name: fields_schema(section, fields(section)) for name, section in SECTIONS.items()}
     comparison = fields_schema(Comparison, Comparison.options(), {**sections, **changes, "methods": methods})

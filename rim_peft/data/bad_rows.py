@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
 
 _UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")
 _BLANK = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0"} | {
@@ -58,6 +61,14 @@ def list_rows(rows: Sequence[tuple[int, str]]) -> list[str]:
     """Return a line for each of the first ``SHOWN_ROWS`` rows, and one that counts the rest."""
     lines = [f"  row {index}: {reason}" for index, reason in rows[:SHOWN_ROWS]]
     return [*lines, f"  and {len(rows) - SHOWN_ROWS} more"] if len(rows) > SHOWN_ROWS else lines
+
+
+def log_dropped(rows: Sequence[tuple[int, str]], num_read: int) -> None:
+    """Log the first ``SHOWN_ROWS`` of the rows that were dropped, and how many of those read they are."""
+    for index, reason in rows[:SHOWN_ROWS]:
+        logger.warning("dropped row %d: %s", index, reason)
+    if rows:
+        logger.warning("dropped %d of %d rows.", len(rows), num_read)
 
 
 def check_text(name: str, text: object) -> None:

@@ -16,6 +16,7 @@ from rim_peft.data.bad_rows import (
     check_text,
     has_content,
     list_rows,
+    log_dropped,
     show,
 )
 from rim_peft.data.chats import CHAT_COLUMNS, ROLES, Chat, Question, begun_of, check_messages, read_template_variables
@@ -33,6 +34,7 @@ __all__ = [
     "check_question",
     "has_content",
     "list_rows",
+    "log_dropped",
     "read_example",
     "require_field",
 ]

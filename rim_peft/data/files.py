@@ -17,6 +17,7 @@ from datasets.packaged_modules.arrow.arrow import Arrow
 from rim_peft.data.hashes import source_hash
 from rim_peft.data.lines import COMPRESSIONS
 from rim_peft.data.lines import Rows as Lines
+from rim_peft.values import some_of
 
 Rows: TypeAlias = Dataset | IterableDataset
 
@@ -121,9 +122,9 @@ def absent(path: Path) -> str:
     )
 
 
-def _listing(folder: Path, most: int = 12) -> str:
+def _listing(folder: Path) -> str:
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
+    return some_of(names, 12) or "nothing"
 
 
 def _saved_parts(folder: Path) -> list[Path]:

@@ -19,7 +19,6 @@ from rim_peft.data.examples import (
     ROW_ERROR,
     SHOWN_ROWS,
     BadRowsError,
-    Question,
     RowError,
     Templates,
     list_rows,
@@ -31,8 +30,6 @@ from rim_peft.data.tokenization import (
     TokenizedExample,
     all_ids,
     check_vocabulary,
-    tokenize_example,
-    tokenize_prompts,
 )
 
 _WHOSE = " (max_position_embeddings; with longrope original_max_position_embeddings)"
@@ -93,16 +90,6 @@ def _excerpt(row: Mapping[str, Any]) -> str:
         return ""
     return f" (question: {question[:40]!r}{'...' if len(question) > 40 else ''})"
 
-
-__all__ = [
-    "COLUMNS",
-    "SHOWN_ROWS",
-    "BadRowsError",
-    "Question",
-    "prepare_dataset",
-    "tokenize_example",
-    "tokenize_prompts",
-]
 
 logger = logging.getLogger(__name__)
 

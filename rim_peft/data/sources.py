@@ -115,11 +115,6 @@ def question_hash(question: Question, *, salt: str) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def is_held_out(question: Question, share: float, *, salt: str) -> bool:
-    """Tell whether a question is among the ``share`` that ``salt`` holds out."""
-    return question_hash(question, salt=salt) < share
-
-
 def shared_questions(first: Dataset, second: Dataset) -> list[Question]:
     """Return the questions of ``first`` that are also in ``second``, to check that two splits are disjoint.
 

@@ -42,14 +42,13 @@ def measure_accuracy(
     ending: str,
     *,
     options: Pretraining[Any],
-    split: str = "validation",
     num_rows: int = 500,
 ) -> dict[int, float]:
-    """Return accuracy per chain length, decoded greedily after `ending`."""
-    rng = random.Random(f"{options.task} {split}")
+    """Return accuracy per chain length on validation questions, decoded greedily after `ending`."""
+    rng = random.Random(f"{options.task} validation")
     accuracy = {}
     for length in options.lengths:
-        stories = [options.draw_from(rng, length, split) for _ in range(num_rows)]
+        stories = [options.draw_from(rng, length, "validation") for _ in range(num_rows)]
         texts = [f"{story.question} {ending}" for story in stories]
         prompts = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
         gold = [story.answer for story in stories]

@@ -22,7 +22,7 @@ from rim_peft.inference import read_blocks
 from rim_peft.recipe import Recipe, load_recipe
 from rim_peft.run import Run, train_or_load
 from rim_peft.run.rows import load_rows
-from rim_peft.tasks.potions import Potions, is_correct
+from rim_peft.tasks.potions import Potions
 
 
 def train_answer_only(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, base: str, folder: Path) -> PeftModel:
@@ -75,7 +75,7 @@ def count_right(
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return sum(map(is_correct, texts, gold))
+    return sum(map(Potions().is_correct, texts, gold))
 
 
 LENGTHS = Potions().lengths
@@ -272,9 +272,9 @@ def render(
     return "\n".join([*lines, note])
 
 
-def render_questions(run: Run, *, length: int = max(LENGTHS) - 1, num_questions: int = 3, seed: int = 3) -> str:
-    """Return a few questions of the test split with the readout after each block."""
-    rows = list(Potions(lengths=(length,), num_held_out=num_questions, seed=seed).rows("test"))
+def render_questions(run: Run, *, length: int = max(LENGTHS) - 1, seed: int = 3) -> str:
+    """Return three questions of the test split with the readout after each block."""
+    rows = list(Potions(lengths=(length,), num_held_out=3, seed=seed).rows("test"))
     questions = [row["question"] for row in rows]
     readouts = read_blocks(run.model, run.tokenizer, questions, templates=run.templates, max_new_tokens=2)
     lines = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rim_peft.data.examples import Example, Templates
+from rim_peft.data.examples import Example, Question, Templates
 from rim_peft.evaluation.answers import AnswerReader, with_writable_answers
 from rim_peft.evaluation.scores import Score, score, score_by_length, score_overall_and_by_length
 from rim_peft.inference import Answerer, BlockAnswerer
@@ -210,17 +210,15 @@ def judge_answers(
         )
     lengths = lengths_of(examples)
     alone = AnswerReader(answerer.tokenizer, answerer.templates, separator)
-    *earlier, last = [alone.each(texts, examples) for texts in zip(*readouts, strict=True)]
-    verdicts = judge_texts(last, examples, task)
-    right = [verdict[task.answer_rule] for verdict in verdicts]
-    by_readout = [are_right(texts, examples, task) for texts in earlier]
+    answers = [alone.each(texts, examples) for texts in zip(*readouts, strict=True)]
+    verdicts, right = judge_readouts(answers, examples, task)
     return AccuracyReport(
         answer_rule=task.answer_rule,
         num_blocks=answerer.num_blocks,
-        final=score(right),
+        final=score(right[-1]),
         by_rule=score_by_rule(verdicts),
-        by_length=score_by_length(right, lengths),
-        by_block=[score_overall_and_by_length(each, lengths) for each in (*by_readout, right)] if by_block else [],
+        by_length=score_by_length(right[-1], lengths),
+        by_block=[score_overall_and_by_length(each, lengths) for each in right] if by_block else [],
         predictions=[row[-1] for row in readouts],
         verdicts=verdicts,
         num_cut=len(cut),
@@ -233,18 +231,45 @@ def _read(
     """Return the texts of each example's readouts, the final one last, and the final ones that did not end."""
     readouts: list[list[str]] = []
     cut: list[str] = []
-    with tqdm(total=len(examples), desc="Evaluating", unit="row", disable=not progress) as bar:
+    for questions in question_batches(examples, batch_size, doing="Evaluating", progress=progress):
+        if by_block and isinstance(answerer, BlockAnswerer):
+            rows = answerer.read_blocks(questions)
+            cut += [row[-1].text for row in rows if answerer.eos_id not in row[-1].token_ids]
+            readouts += [[readout.text for readout in row] for row in rows]
+        else:
+            texts = answerer.answer(questions, batch_size=len(questions), on_cut=cut.append)
+            readouts += [[text] for text in texts]
+    return readouts, cut
+
+
+def question_batches(
+    examples: Sequence[Example], batch_size: int, *, doing: str, progress: bool
+) -> Iterator[list[Question]]:
+    """Yield the examples' questions in batches; a progress bar counts those that are done."""
+    with tqdm(total=len(examples), desc=doing, unit="row", disable=not progress) as bar:
         for start in range(0, len(examples), batch_size):
             questions = [example.question for example in examples[start : start + batch_size]]
-            if by_block and isinstance(answerer, BlockAnswerer):
-                rows = answerer.read_blocks(questions)
-                cut += [row[-1].text for row in rows if answerer.eos_id not in row[-1].token_ids]
-                readouts += [[readout.text for readout in row] for row in rows]
-            else:
-                texts = answerer.answer(questions, batch_size=len(questions), on_cut=cut.append)
-                readouts += [[text] for text in texts]
+            yield questions
             bar.update(len(questions))
-    return readouts, cut
+
+
+def judge_readouts(
+    answers: Sequence[Sequence[str]], examples: Sequence[Example], task: Task
+) -> tuple[list[dict[str, bool]], list[list[bool]]]:
+    """Judge several answers to each example.
+
+    Args:
+        answers: the examples' answers, once for each readout.
+
+    Returns:
+        Every rule's verdict on each of the last answers; for each readout, which answers the task's rule finds right.
+    """
+    *earlier, last = answers
+    verdicts = [
+        task.about(example.question).judge(text, example.answer) for text, example in zip(last, examples, strict=True)
+    ]
+    right = [are_right(texts, examples, task) for texts in earlier]
+    return verdicts, [*right, [verdict[task.answer_rule] for verdict in verdicts]]
 
 
 def are_right(texts: Sequence[str], examples: Sequence[Example], task: Task) -> list[bool]:
@@ -256,13 +281,6 @@ def are_right(texts: Sequence[str], examples: Sequence[Example], task: Task) -> 
 def lengths_of(examples: Sequence[Example]) -> list[int | None]:
     """Return each example's number of reasoning steps; None where it has none."""
     return [len(example.steps) if example.steps else None for example in examples]
-
-
-def judge_texts(texts: Sequence[str], examples: Sequence[Example], task: Task) -> list[dict[str, bool]]:
-    """Return the verdict on each answer under every rule that the task reports."""
-    return [
-        task.about(example.question).judge(text, example.answer) for text, example in zip(texts, examples, strict=True)
-    ]
 
 
 def score_by_rule(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, Score]:

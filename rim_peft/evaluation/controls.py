@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
-from rim_peft.data.preparation import tokenize_prompts
+from rim_peft.data.tokenization import tokenize_prompts
 from rim_peft.evaluation.accuracy import are_right, lengths_of
 from rim_peft.evaluation.answers import AnswerReader, with_writable_answers
 from rim_peft.evaluation.pairs import Counterfactual, Pair, plan_swaps

@@ -356,7 +356,10 @@ def budget_curve(
         ValueError: there are no examples or counts, a count is negative or repeated, a number is out of range, or a
             question leaves no room for its answer in the base's positions.
     """
-    _check_counts(counts)
+    if not counts or len(set(counts)) < len(counts):
+        raise ValueError(f"counts: must be at least one number of blocks, each once, got {list(counts)}.")
+    for count in counts:
+        check_integer("counts", count, least=0)
     check_integer("num_timed", num_timed, least=1)
     answerers = [
         BlockAnswerer(model, tokenizer, templates=templates, num_blocks=count, max_new_tokens=max_new_tokens)
@@ -377,10 +380,3 @@ def budget_curve(
         found = latency.to_dict()
         point.update(first_token_ms=found["first_token_ms"], answer_ms=found["answer_ms"])
     return curve
-
-
-def _check_counts(counts: Sequence[int]) -> None:
-    if not counts or len(set(counts)) < len(counts):
-        raise ValueError(f"counts: must be at least one number of blocks, each once, got {list(counts)}.")
-    for count in counts:
-        check_integer("counts", count, least=0)

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.examples import Example, Templates
 from rim_peft.data.tokenization import Encoder
-from rim_peft.evaluation.accuracy import are_right, judge_texts, lengths_of
+from rim_peft.evaluation.accuracy import judge_readouts, lengths_of, question_batches
 from rim_peft.evaluation.answers import AnswerReader, with_writable_answers
 from rim_peft.evaluation.scores import Score, score, score_overall_and_by_length
 from rim_peft.inference import read_blocks
@@ -97,20 +96,13 @@ def collect_readouts(
     if not examples:
         raise ValueError("examples: there are none to read blocks for. Check the split and the limit.")
     options: dict[str, Any] = {"templates": templates, "num_blocks": num_blocks, "max_new_tokens": max_new_tokens}
-    rows = []
-    with tqdm(total=len(examples), desc="Reading blocks", unit="row", disable=not progress) as bar:
-        for start in range(0, len(examples), batch_size):
-            questions = [example.question for example in examples[start : start + batch_size]]
-            rows.extend(read_blocks(model, tokenizer, questions, **options))
-            bar.update(len(questions))
+    batches = question_batches(examples, batch_size, doing="Reading blocks", progress=progress)
+    rows = [row for questions in batches for row in read_blocks(model, tokenizer, questions, **options)]
     texts = [[readout.text for readout in row] for row in rows]
     examples = with_writable_answers(examples, tokenizer, task, templates)
     alone = AnswerReader(tokenizer, templates)
     answers = [[alone(text) for text in row] for row in texts]
-    *earlier, last = zip(*answers, strict=True)
-    verdicts = judge_texts(last, examples, task)
-    right = [are_right(block, examples, task) for block in earlier]
-    right.append([verdict[task.answer_rule] for verdict in verdicts])
+    verdicts, right = judge_readouts(list(zip(*answers, strict=True)), examples, task)
     return BlockReadouts(
         texts=texts,
         answers=[[task.read_answer(text) for text in row] for row in answers],

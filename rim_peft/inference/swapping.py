@@ -11,8 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from rim_peft.data.examples import Templates
-from rim_peft.data.preparation import Question
+from rim_peft.data.examples import Question, Templates
 from rim_peft.inference.block_answerer import BlockAnswerer
 from rim_peft.inference.decoding import BlockDecoder, Decoded, can_decode
 from rim_peft.inference.passes import AnswerRows, Passes, Prediction, holds_memory, predict

@@ -4,6 +4,6 @@ from rim_peft.inspection.document import Inspection
 from rim_peft.inspection.inspecting import Options, inspect_questions
 from rim_peft.inspection.page import render_page
 from rim_peft.inspection.picture import render_picture
-from rim_peft.inspection.terminal import render_text
+from rim_peft.inspection.signals import render_text
 
 __all__ = ["Inspection", "Options", "inspect_questions", "render_page", "render_picture", "render_text"]

@@ -1,4 +1,4 @@
-"""Signs for and against an answer, in words, from an inspection's document."""
+"""Signs for and against an answer, in words, from an inspection's document; and all of it in short, for a terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rim_peft.inspection.document import Alternative, QuestionInspection
+from rim_peft.escaping import one_line
+from rim_peft.inspection.document import Alternative, Inspection, QuestionInspection
 from rim_peft.values import cut
 
 SURE, UNSURE = 0.9, 0.5
 """From this probability on a sign supports the answer; below the other one it speaks against it."""
 
 _LONGEST = 60
+
+_MARKS = {True: "+", False: "-", None: "."}
+_WIDTH = 40
 
 
 @dataclass(frozen=True)
@@ -136,3 +140,31 @@ def _of_chain(question: QuestionInspection) -> Iterator[Signal]:
     if chain is not None:
         told = "ends in the same answer" if chain.agrees else f"ends in {quoted(chain.answer)}"
         yield Signal(True if chain.agrees else None, f"The base, writing {chain.num_tokens} tokens, {told}.")
+
+
+def render_text(inspection: Inspection) -> str:
+    """Return each question, the readout after each block, and the signs for (+) and against (-) the answer."""
+    return "\n\n".join("\n".join(_text_lines(question)) for question in inspection.questions)
+
+
+def _text_lines(question: QuestionInspection) -> Iterator[str]:
+    yield one_line(cut(question.prompt, most=300))
+    yield ""
+    for readout in question.readouts:
+        text = one_line(cut(readout.text, most=_WIDTH)) or "(nothing)"
+        note = arrival(question, readout.block)
+        arrow = f"  <- {note}" if note else ""
+        yield f"  block {readout.block:<3} {text:{_WIDTH}} {percent(readout.probability):>6}{arrow}"
+    yield ""
+    signals = read_signals(question)
+    yield one_line(f"answer {quoted(question.final.answer)}. {headline(question)} {tally(signals)}")
+    for signal in signals:
+        yield one_line(f"  {_MARKS[signal.supports]} {signal.text}")
+    for name, reason in question.missing.items():
+        yield one_line(f"  not shown: {name} ({reason})")
+    if question.chain is not None:
+        chain = question.chain
+        yield (
+            f"time: {chain.adapter_ms:.0f} ms for {chain.adapter_tokens} tokens after the blocks, "
+            f"{chain.ms:.0f} ms for {chain.num_tokens} tokens written by the base"
+        )

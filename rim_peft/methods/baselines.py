@@ -15,6 +15,7 @@ class _Baseline(Method):
     """A method with one stage and one readout per sample."""
 
     stages = ("baseline",)
+    writes_steps = False
 
     def trainer(self, stage: str) -> type[ReadoutTrainer]:
         """Return the trainer."""
@@ -30,7 +31,11 @@ class _Baseline(Method):
 
     def stage_options(self, separator: str) -> dict[str, Any]:
         """Return the stage's options for written steps."""
-        return {"written_steps": False, "step_separator": separator}
+        return {"written_steps": self.writes_steps, "step_separator": separator}
+
+    def separator(self, separator: str) -> str | None:
+        """Return the text after each step; None if it writes no steps."""
+        return separator if self.writes_steps else None
 
 
 class Answer(_Baseline):
@@ -45,14 +50,7 @@ class WrittenSteps(_Baseline):
 
     name = "cot"
     description = "A LoRA adapter that writes its reasoning before the answer, without blocks, for comparison."
-
-    def stage_options(self, separator: str) -> dict[str, Any]:
-        """Return the stage's options for written steps."""
-        return {"written_steps": True, "step_separator": separator}
-
-    def separator(self, separator: str) -> str | None:
-        """Return the text after each step."""
-        return separator
+    writes_steps = True
 
 
 class Pause(_Baseline):

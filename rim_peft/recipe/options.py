@@ -52,17 +52,17 @@ def describe_fields(owner: type, inside: Sequence[Field[Any]], *, prefix: str) -
     ]
 
 
-def options_text(width: int = 100) -> str:
+def options_text() -> str:
     """Format all options of a recipe for a terminal."""
-    return as_text([option for section in SECTIONS for option in list_options(section)], width)
+    return as_text([option for section in SECTIONS for option in list_options(section)])
 
 
-def as_text(options: Sequence[Option], width: int = 100) -> str:
+def as_text(options: Sequence[Option]) -> str:
     """Format options for a terminal."""
     lines = []
     for option in options:
         lines.append(f"  {option.key} ({option.default})")
-        lines.extend(textwrap.wrap(option.help, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+        lines.extend(textwrap.wrap(option.help, 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines)
 
 

@@ -114,7 +114,7 @@ def load_recipe(
     """
     values = read_mapping(path, example="output_dir: outputs/run")
     problems = Problems(str(path), all_keys)
-    given = _read_overrides(overrides, problems)
+    given = dict(read_overrides(overrides, problems))
     problems.overridden = {**on_command_line(given), **{str(key): place for key, place in (places or {}).items()}}
     for key, value in given.items():
         _override(values, key, value, problems)
@@ -205,15 +205,14 @@ def _read_path(text: str, key: str, problems: Problems) -> str:
         return text
 
 
-def _read_overrides(overrides: Sequence[str], problems: Problems) -> dict[str, Any]:
-    given = {}
+def read_overrides(overrides: Sequence[str], problems: Problems) -> list[tuple[str, Any]]:
+    """Read ``key=value`` texts, and add problems for those that are none."""
+    given = []
     for text in overrides:
         try:
-            key, value = read_override(text)
+            given.append(read_override(text))
         except ValueError as error:
             problems.lines.append(f"{COMMAND_LINE}: {error}")
-        else:
-            given[key] = value
     return given
 
 

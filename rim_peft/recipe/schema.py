@@ -21,14 +21,13 @@ def recipe_schema() -> dict[str, Any]:
     return {**fields_schema(Recipe, fields(Recipe), sections), "required": ["output_dir", "model"]}
 
 
-def key_references(recipe: Mapping[str, Any], where: str) -> dict[str, Any]:
+def key_references(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return references to the schemas of all keys of a recipe by their full names (``adapter.num_blocks``).
 
     Args:
-        recipe: the recipe's schema.
-        where: its place in the document.
+        recipe: the recipe's schema, at ``#/definitions/recipe`` of the document.
     """
-    places = {name: f"{where}/properties/{name}" for name in recipe["properties"]}
+    places = {name: f"#/definitions/recipe/properties/{name}" for name in recipe["properties"]}
     for name in SECTIONS[1:]:
         inside = f"{places[name]}/properties"
         places |= {f"{name}.{key}": f"{inside}/{key}" for key in recipe["properties"][name]["properties"]}

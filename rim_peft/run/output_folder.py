@@ -21,6 +21,7 @@ from rim_peft.run_folders import FAILURE_FILE
 from rim_peft.training.files import HOLDER, LOCK, check_free
 from rim_peft.tuner.card import CARD_FILE
 from rim_peft.tuner.files import RECORD_FILE, check_files, check_folder_path
+from rim_peft.values import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ def check_folder(folder: Path, recipe: Recipe) -> bool:
     kept = read_started(started)
     if differing := differing_keys(kept, resolve(recipe)):
         raise RecipeError(
-            f"resume: the run in {folder} was started with other values of {some_of(differing)}. Give the same ones "
+            f"resume: the run in {folder} was started with other values of {some_of(differing, 8)}. Give the same ones "
             f"({started} has them), or another output_dir."
         )
     if "allow_special_tokens" not in (kept.get("data") or {}) and not recipe.data.allow_special_tokens:
@@ -238,11 +239,6 @@ def check_folder(folder: Path, recipe: Recipe) -> bool:
             folder,
         )
     return True
-
-
-def some_of(keys: Sequence[str], most: int = 8) -> str:
-    """Return the first of some keys as text, and how many more there are."""
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def read_started(path: Path) -> dict[str, Any]:

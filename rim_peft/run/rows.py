@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,11 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from rim_peft.data.chats import CHAT_COLUMNS
-from rim_peft.data.examples import Example, Question, RowError, read_example
+from rim_peft.data.examples import BadRowsError, Example, Question, RowError, log_dropped, read_example
 from rim_peft.data.objective import Objective
-from rim_peft.data.preparation import SHOWN_ROWS, BadRowsError
 from rim_peft.data.sources import hold_out
 from rim_peft.recipe import DataOptions
 from rim_peft.tasks.task import Task
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,10 +79,7 @@ def read_examples(rows: Iterable[Mapping[str, Any]], *, on_bad_rows: str, limit:
             bad.append((index, str(error)))
     if bad and on_bad_rows == "error":
         raise BadRowsError(bad)
-    for index, reason in bad[:SHOWN_ROWS]:
-        logger.warning("dropped row %d: %s", index, reason)
-    if bad:
-        logger.warning("dropped %d of %d rows.", len(bad), len(bad) + len(examples))
+    log_dropped(bad, len(bad) + len(examples))
     return examples
 
 
@@ -125,21 +118,15 @@ class ShownRow:
     answer: str
 
 
-def show_rows(
-    rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase, *, limit: int = 3
-) -> list[ShownRow]:
-    """Return the first tokenised rows as a stage trains them.
-
-    Args:
-        rows: tokenised rows.
-    """
+def show_rows(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> list[ShownRow]:
+    """Return the first three tokenised rows as a stage trains them."""
 
     def text(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     return [
         ShownRow(text(row["prompt_ids"]), [text(ids) for ids in objective.readouts(row)], text(row["answer_ids"]))
-        for row in rows.select(range(min(limit, len(rows))))
+        for row in rows.select(range(min(3, len(rows))))
     ]
 
 

@@ -36,7 +36,6 @@ from rim_peft.run.output_folder import (
     listed_files,
     read_started,
     shared_files,
-    some_of,
     write_files,
 )
 from rim_peft.run.record import describe_hardware, describe_versions, render_run_card
@@ -50,7 +49,7 @@ from rim_peft.training.files import explain_write_errors, find_damage, hold, wri
 from rim_peft.tuner.card import CARD_FILE
 from rim_peft.tuner.files import RECORD_FILE, file_digests
 from rim_peft.tuner.sharing import attach_papers
-from rim_peft.values import cut
+from rim_peft.values import cut, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +164,7 @@ def train_or_load(recipe: Recipe, *, command: Sequence[str] = ()) -> Run:
     kept = read_started(started) if started.exists() else {}
     if differing := differing_keys(kept, resolve(recipe)):
         raise RecipeError(
-            f"output_dir: {folder} holds a finished run with other values of {some_of(differing)} "
+            f"output_dir: {folder} holds a finished run with other values of {some_of(differing, 8)} "
             f"({started} has them). Give another folder."
         )
     trusted = recipe.model.trust_remote_code

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rim_peft.data.examples import has_content
+from rim_peft.values import some_of
 
 Columns: TypeAlias = Mapping[str, tuple[str, ...]]
 """The columns of each role; several are joined, none are ``()``."""
@@ -105,20 +106,16 @@ def _check_there(role: str, columns: Iterable[str], rows: Sequence[Mapping[str, 
     for name in columns:
         if all(look_up(row, name) is ABSENT for row in rows):
             raise ValueError(
-                f"{KEY}.{role}: must be a column of the rows, got {name!r}. They have: {_listed(names)}; a dotted path "
-                "names a part of one."
+                f"{KEY}.{role}: must be a column of the rows, got {name!r}. They have: "
+                f"{some_of(names, 30) or 'none'}; a dotted path names a part of one."
             )
 
 
 def _none(role: str, names: Sequence[str]) -> str:
     return (
         f"{KEY}.{role}: must be given, since no column has a usual name ({', '.join(USUAL[role])}). The rows have: "
-        f"{_listed(names)}. Choose one: {KEY}.{role}=COLUMN."
+        f"{some_of(names, 30) or 'none'}. Choose one: {KEY}.{role}=COLUMN."
     )
-
-
-def _listed(names: Sequence[str], most: int = 30) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
 
 
 def _is_filled(value: Any) -> bool:

@@ -205,6 +205,9 @@ class _Growth:
             self.sources.append(kind)
 
 
+_world = cache(World)
+
+
 @dataclass(frozen=True)
 class Ontology(StoryTask):
     """The task's options; `lengths` are numbers of statements on the path."""
@@ -237,8 +240,3 @@ class Ontology(StoryTask):
         """Draw a question whose right kind is `length` statements away, regardless of split."""
         story = self.world.draw_story(rng, length)
         return {"question": story.question, "steps": story.steps, "answer": story.answer}
-
-
-@cache
-def _world(num_kinds: int, num_statements: int, num_people: int) -> World:
-    return World(num_kinds, num_statements, num_people)

@@ -22,7 +22,7 @@ from functools import cache, cached_property
 from itertools import product
 from typing import Any, ClassVar, Literal
 
-from rim_peft.tasks.stories import SPLITS, Split, StoryTask, split_of
+from rim_peft.tasks.stories import StoryTask
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23)
 """Possible numbers of colours; with a prime, every factor permutes the ring."""
@@ -210,49 +210,7 @@ class World:
         return tuple(reversed(verbs))
 
 
-__all__ = [
-    "COLOURS",
-    "NAMES",
-    "SPLITS",
-    "VERBS",
-    "Chain",
-    "Potions",
-    "Split",
-    "World",
-    "apply_verb",
-    "draw_chain",
-    "is_correct",
-    "read_answer",
-    "split_of",
-]
-
-_DEMO = World()
-
-COLOURS = _DEMO.colours
-"""The demo's ring: the colour at index `c` is the number `c` modulo five."""
-
-VERBS = _DEMO.verbs
-"""The demo's verbs, each with `(factor, shift)`: colour `c` becomes `(factor * c + shift) % 5`."""
-
-apply_verb, draw_chain = _DEMO.apply_verb, _DEMO.draw_chain
-
-
-def read_answer(text: str) -> str | None:
-    """Return the last of the demo's colours in a generated text; None if there is none.
-
-    >>> read_answer("Kim red, Tom gold"), read_answer("Tom")
-    ('gold', None)
-    """
-    return _last_colour(text, COLOURS)
-
-
-def is_correct(text: str, gold: str) -> bool:
-    """Tell whether a generated text answers with the colour `gold`.
-
-    >>> is_correct(" Gold", "gold"), is_correct("blue", "gold")
-    (True, False)
-    """
-    return read_answer(text) == gold.strip().lower()
+_world = cache(World)
 
 
 @dataclass(frozen=True)
@@ -296,7 +254,8 @@ class Potions(StoryTask):
 
     def read_answer(self, text: str) -> str | None:
         """Return the last of the world's colours in a generated text; None if there is none."""
-        return _last_colour(text, self.world.colours)
+        words = _colour_word(self.world.colours).findall(text)
+        return words[-1].lower() if words else None
 
     def is_correct(self, text: str, gold: str) -> bool:
         """Tell whether a generated text answers with the colour `gold`."""
@@ -331,15 +290,5 @@ class Potions(StoryTask):
 
 
 @cache
-def _world(num_colours: int, num_names: int, distractors: int) -> World:
-    return World(num_colours, num_names, distractors)
-
-
-@cache
 def _colour_word(colours: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(colours)})\b", re.IGNORECASE)
-
-
-def _last_colour(text: str, colours: tuple[str, ...]) -> str | None:
-    words = _colour_word(colours).findall(text)
-    return words[-1].lower() if words else None

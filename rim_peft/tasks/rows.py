@@ -139,17 +139,6 @@ class OwnRows(Task):
         # reported.
         return parts if parts and is_left_out(messages[-1]) else [*parts, row]
 
-    def read_text(self, text: str) -> tuple[str, Sequence[str] | None]:
-        r"""Return the answer and the steps of a text with both, by ``answer_from`` and ``split_steps``.
-
-        >>> OwnRows(split_steps="lines", answer_from="after:####").read_text("2*3=6\n6+1=7\n#### 7")
-        ('7', ['2*3=6', '6+1=7'])
-
-        Raises:
-            RowError: there is no answer, or a regular expression matches nothing.
-        """
-        return self._read_text(text, {})
-
     def _read(self, rows: Rows) -> Rows:
         task = self._at(rows)
         read = super(OwnRows, task)._read(rows)
@@ -200,13 +189,13 @@ class OwnRows(Task):
         steps = _read_steps(row, columns)
         if not columns["answer"]:
             if isinstance(steps, str):
-                return self._read_text(steps, {})
+                return self.read_text(steps)
             return self._read_last(steps)
         text, reasoning = _read_answer(row, columns)
         if not isinstance(text, str):
             return text, self._cut(steps)
         named = {" + ".join(columns["steps"]): steps, f"the reasoning of {columns['answer'][0]}": reasoning}
-        return self._read_text(text, {name: chain for name, chain in named.items() if chain})
+        return self.read_text(text, {name: chain for name, chain in named.items() if chain})
 
     def _as_answered(self, question: Any) -> Any:
         """Return a question in which each earlier turn of the assistant is its answer alone.
@@ -239,15 +228,22 @@ class OwnRows(Task):
         answer, rest = find_answer(steps[-1], self.answer_from)
         return answer, [*steps[:-1], *([rest] if rest else [])]
 
-    def _read_text(self, text: str, chains: dict[str, Any]) -> tuple[str, Sequence[str] | None]:
-        """Return answer and steps of a text with the answer.
+    def read_text(self, text: str, chains: Mapping[str, Any] | None = None) -> tuple[str, Sequence[str] | None]:
+        r"""Return the answer and the steps of a text with both, by ``answer_from`` and ``split_steps``.
+
+        >>> OwnRows(split_steps="lines", answer_from="after:####").read_text("2*3=6\n6+1=7\n#### 7")
+        ('7', ['2*3=6', '6+1=7'])
 
         Args:
             chains: chains of thought that were found elsewhere, by their place.
+
+        Raises:
+            RowError: there is no answer, or a regular expression matches nothing.
         """
+        chains = dict(chains or {})
         thought, answer = take_thought(text)
         if thought is not None:
-            chains = {**chains, "<think>": thought}
+            chains["<think>"] = thought
         if len(chains) > 1 and "steps" not in self.columns:
             listed = " and in ".join(chains)
             raise RowError(f"steps: must be in one place, but are in {listed}; choose with data.options.columns.steps")

@@ -21,7 +21,7 @@ from rim_peft.data.examples import ROW_ERROR, Example, Question, RowError, has_c
 from rim_peft.data.files import Rows, split_name
 from rim_peft.data.hashes import source_hash
 from rim_peft.data.lines import JSON_COLUMN, ROW_PLACE, parse_object
-from rim_peft.data.sources import CONVERSATION, find_splits, is_held_out
+from rim_peft.data.sources import CONVERSATION, find_splits, question_hash
 from rim_peft.tasks import answers, latex, steps, turns
 from rim_peft.tasks.steps import split_sentences
 
@@ -116,16 +116,14 @@ class Task:
             return self._read(splits[split]())
         logger.info("%s has no validation split: 1 in 15 training questions is used, chosen by hash.", path)
         return self._read(splits["train"]()).filter(
-            _is_in_split, fn_kwargs={"split": split, "source": source_hash(__name__, is_held_out.__module__)}
+            _is_in_split, fn_kwargs={"split": split, "source": source_hash(__name__, question_hash.__module__)}
         )
 
     def load_whole(self, split: str, *, path: str | None = None) -> Rows:
         """Return all rows of a split as :meth:`load` does with ``whole``; without it, if an override lacks it.
 
         Raises:
-            FileNotFoundError: as for :meth:`load`.
-            ValueError: likewise.
-            ConnectionError: likewise.
+            FileNotFoundError, ValueError, ConnectionError: as for :meth:`load`.
         """
         parameters = signature(self.load).parameters.values()
         if any(one.name == "whole" or one.kind is Parameter.VAR_KEYWORD for one in parameters):
@@ -253,7 +251,7 @@ class GeneratedTask(Task, ABC):
 
 def _is_in_split(row: Mapping[str, Any], split: str, source: str) -> bool:
     question = row["question"] if row.get(CONVERSATION) is None else row[CONVERSATION]
-    is_validation = question is not None and is_held_out(question, VALIDATION_SHARE, salt="validation")
+    is_validation = question is not None and question_hash(question, salt="validation") < VALIDATION_SHARE
     return is_validation == (split == "validation")
 
 
@@ -409,9 +407,9 @@ def _one_line(text: str, most: int = 400) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def has_chats(rows: Rows, task: Task, *, look_at: int = 100) -> bool:
-    """Tell whether the questions are chat messages, by the first readable row."""
-    for row in islice(rows, look_at):
+def has_chats(rows: Rows, task: Task) -> bool:
+    """Tell whether the questions are chat messages, by the first readable of a hundred rows."""
+    for row in islice(rows, 100):
         try:
             return not isinstance(read_example_of(row, task).question, str)
         except RowError:

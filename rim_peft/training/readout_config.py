@@ -13,7 +13,7 @@ from trl import SFTConfig
 from rim_peft.data.examples import Templates
 from rim_peft.training.metrics import current_name
 from rim_peft.tuner.config import MOST_BLOCKS, RiMConfig
-from rim_peft.values import Range, _are_depths, are_shares, check_integer, check_ranges, check_share, is_number, shown
+from rim_peft.values import Range, are_depths, are_shares, check_integer, check_ranges, check_share, is_number, shown
 
 # TRL's own ways of filling rows and choosing labels, which conflict with the interleaved layout.
 _REFUSED: dict[str, Any] = {
@@ -73,8 +73,8 @@ def check_unchanged(args: SFTConfig, values: Mapping[str, Any], reason: str, *, 
             raise ValueError(f"{name}: must stay {needed!r}{where}, got {value!r}: {reason}. Remove it.")
 
 
-def check_range(name: str, value: Any) -> None:
-    """Check an option that is the minimum and maximum of a count.
+def check_block_range(value: Any) -> None:
+    """Check a minimum and maximum number of blocks.
 
     Raises:
         ValueError: it is not a pair of integers, at least 1 and in order.
@@ -82,7 +82,8 @@ def check_range(name: str, value: Any) -> None:
     is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(type(number) is int for number in value)
     if not is_pair or not 1 <= value[0] <= value[1] <= MOST_BLOCKS:
         raise ValueError(
-            f"{name}: must be two integers, the least (from 1 on) and the most (to {MOST_BLOCKS}), got {shown(value)}."
+            f"block_range: must be two integers, the least (from 1 on) and the most (to {MOST_BLOCKS}), got "
+            f"{shown(value)}."
         )
 
 
@@ -230,7 +231,7 @@ class ReadoutConfig(SFTConfig):
         if self.loraplus_lr_ratio is not None and not is_number(self.loraplus_lr_ratio):
             raise ValueError(f"loraplus_lr_ratio: must be a number, got {shown(self.loraplus_lr_ratio)}.")
         if self.block_range is not None:
-            check_range("block_range", self.block_range)
+            check_block_range(self.block_range)
         self._check_curriculum()
         if self.dropout is not None:
             check_share("dropout", self.dropout)
@@ -269,7 +270,7 @@ class ReadoutConfig(SFTConfig):
                 "length_shares: must be a list of shares, none negative, that sum to 1, the last one not 0, got "
                 f"{shown(self.length_shares)}."
             )
-        if self.layer_shares is not None and not _are_depths(self.layer_shares, len(self.length_shares)):
+        if self.layer_shares is not None and not are_depths(self.layer_shares, len(self.length_shares)):
             raise ValueError(
                 f"layer_shares: must be a list of {len(self.length_shares)} numbers in (0, 1], one for each phase of "
                 f"length_shares, none below the one before, the last one 1, got {shown(self.layer_shares)}."

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from rim_peft.data.batching import load_by_tokens
-from rim_peft.data.cache import check_table
+from rim_peft.data.cache import COLUMNS, check_table
 from rim_peft.data.objective import Objective
-from rim_peft.data.preparation import COLUMNS, prepare_dataset
+from rim_peft.data.preparation import prepare_dataset
 from rim_peft.data.tokenization import padding_id
 from rim_peft.sequence import Layout, keep_readouts, pack_rows
 from rim_peft.training.attachment import (

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 from rim_peft.cli.main import main
 from tests.conftest import build_base
-
-ROWS = [{"question": f"{n} + 1?", "steps": [f"{n}+1"], "answer": str(n + 1)} for n in range(8)]
+from tests.unit.run.test_preflight import ROWS, write_values
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +39,7 @@ def write_recipe(folder: Path, base: Path, **sections: Any) -> str:
         "grounding": {"per_device_train_batch_size": 4, "max_steps": 1, "save_steps": 1},
         "refinement": None,
     }
-    for name, changes in sections.items():
-        given = values.get(name)
-        values[name] = {**given, **changes} if isinstance(given, dict) and isinstance(changes, dict) else changes
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps(values))
-    return str(path)
+    return write_values(folder, values, sections)
 
 
 def both(capsys: pytest.CaptureFixture[str], path: str, key: str, words: str) -> None:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast, TrainerCallback
 
-from rim_peft.data.preparation import tokenize_prompts
+from rim_peft.data.tokenization import tokenize_prompts
 from rim_peft.inference import answer_with_thoughts, decode_with_thoughts
 from rim_peft.training.coconut import CoconutCollator, CoconutConfig, CoconutTrainer, chain_parts, cut_texts
 from rim_peft.tuner.config import active_config

@@ -20,7 +20,7 @@ from rim_peft.demo.base import make_base, measure_accuracy
 from rim_peft.demo.pretraining import ANSWER, THINK, Pretraining, build_tokenizer
 from rim_peft.demo.task_bases import OntologyBase, PotionsBase
 from rim_peft.recipe import load_recipe
-from rim_peft.tasks.potions import is_correct
+from rim_peft.tasks.potions import Potions
 from tests.integration.test_curriculum import SignalAtStep
 
 SHORT = [
@@ -144,7 +144,7 @@ def test_the_last_block_is_the_answer_of_generate(tmp_path: Path) -> None:
         inputs = run.tokenizer(f"{example.question} {ANSWER}", return_tensors="pt")
         output = run.model.generate(**inputs, max_new_tokens=2, do_sample=False)
         text = run.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += is_correct(text, example.answer)
+        right += Potions().is_correct(text, example.answer)
     assert sum(score["num_correct"] for score in judged["rim"].values()) == right
 
 

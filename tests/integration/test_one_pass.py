@@ -83,12 +83,14 @@ def _base(name: str, attention: str) -> PreTrainedModel:
     return model.eval()
 
 
+def _logits(model: PreTrainedModel, layout: Layout) -> Tensor:
+    masks = attention_masks(model.config, layout, dtype=torch.float32)
+    logits: Tensor = model(input_ids=layout.input_ids, attention_mask=masks, position_ids=layout.position_ids).logits
+    return logits
+
+
 def _one_pass_loss(model: PreTrainedModel, layout: Layout, weights: Tensor) -> Tensor:
-    logits = model(
-        input_ids=layout.input_ids,
-        attention_mask=attention_masks(model.config, layout, dtype=torch.float32),
-        position_ids=layout.position_ids,
-    ).logits
+    logits = _logits(model, layout)
     labels = layout.labels()
     log_probs = logits.flatten(0, 1)[labels.places].log_softmax(-1)
     log_probs = log_probs.gather(1, labels.token_ids[:, None])[:, 0]
@@ -159,9 +161,7 @@ def test_a_readout_cannot_change_the_trunk_or_another_readout(name: str, attenti
     logits = []
     for samples in (SAMPLES[:1], changed):
         layout = build_layout(samples, BLOCKS, pad_id=0)
-        mask = attention_masks(model.config, layout, dtype=torch.float32)
-        output = model(input_ids=layout.input_ids, attention_mask=mask, position_ids=layout.position_ids)
-        logits.append(output.logits[layout.segment_ids != 1])
+        logits.append(_logits(model, layout)[layout.segment_ids != 1])
     torch.testing.assert_close(logits[0], logits[1], atol=0, rtol=0)
 
 
@@ -183,11 +183,4 @@ def test_the_proof_can_fail() -> None:
     model = _base("llama", "eager")
     layout = build_layout(SAMPLES, BLOCKS, pad_id=0)
     leaking = Layout(**{**layout.to_dict(), "segment_ids": torch.zeros_like(layout.segment_ids)})
-    mask = attention_masks(model.config, leaking, dtype=torch.float32)
-    logits = model(input_ids=layout.input_ids, attention_mask=mask, position_ids=layout.position_ids).logits
-    expected = model(
-        input_ids=layout.input_ids,
-        attention_mask=attention_masks(model.config, layout, dtype=torch.float32),
-        position_ids=layout.position_ids,
-    ).logits
-    assert (logits - expected).abs().max() > 0.1
+    assert (_logits(model, leaking) - _logits(model, layout)).abs().max() > 0.1

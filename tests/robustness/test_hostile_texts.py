@@ -263,7 +263,7 @@ def test_labels_of_plots(text: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert_calm(plain(text))
     with plot_style():
-        figure = new_figure(1.0, width=2.0)
+        figure = new_figure(1.0)
         figure.suptitle(plain(text))
         save(figure, tmp_path, "plot")
     assert_calm((tmp_path / "plot.svg").read_text(encoding="utf-8"))

@@ -61,7 +61,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's palette without yellow, which is too pale for lines on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
-WIDTH = 8.0
+_WIDTH = 8.0
 """Width of every plot in inches."""
 _DPI = 150
 _STYLE: dict[Any, Any] = {
@@ -129,11 +129,11 @@ def plot_style() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, *, width: float = WIDTH) -> Figure:
-    """Return an empty figure, sizes in inches, outside matplotlib's global state."""
+def new_figure(height: float) -> Figure:
+    """Return an empty figure of a height in inches, outside matplotlib's global state."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    return Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

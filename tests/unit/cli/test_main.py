@@ -131,11 +131,14 @@ def test_what_is_said_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pipe.getvalue() == f"http://127.0.0.1:7860{os.linesep}".encode()
 
 
-def test_the_package_runs_as_a_module() -> None:
-    """Launchers start modules: ``accelerate launch -m rim_peft train``."""
-    command = [sys.executable, "-m", "rim_peft", "--version"]
+@pytest.mark.parametrize(
+    ("arguments", "begins"), [(["rim_peft", "--version"], "rim-peft "), (["benchmarks", "--list"], "one_pass ")]
+)
+def test_modules_run_as_commands(arguments: list[str], begins: str) -> None:
+    """Launchers start modules: ``accelerate launch -m rim_peft train``. Nothing of libraries is printed."""
+    command = [sys.executable, "-m", *arguments]
     found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert found.stdout.startswith("rim-peft ")
+    assert found.stdout.startswith(begins)
     assert found.stderr == ""
 
 

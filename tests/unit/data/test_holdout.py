@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset
 
-from rim_peft.data.sources import hold_out, is_held_out, question_hash, shared_questions
+from rim_peft.data.sources import hold_out, question_hash, shared_questions
 
 QUESTIONS = [f"What is {number} + 1?" for number in range(300)]
 DATASET = Dataset.from_dict({"question": QUESTIONS, "answer": [str(n) for n in range(300)]})
@@ -56,8 +56,8 @@ def test_refuses_a_stream() -> None:
 
 
 def test_two_salts_choose_independently() -> None:
-    first = {question for question in QUESTIONS if is_held_out(question, 0.5, salt="a")}
-    second = {question for question in QUESTIONS if is_held_out(question, 0.5, salt="b")}
+    first = {question for question in QUESTIONS if question_hash(question, salt="a") < 0.5}
+    second = {question for question in QUESTIONS if question_hash(question, salt="b") < 0.5}
     assert 50 < len(first & second) < 100  # 75 expected
 
 

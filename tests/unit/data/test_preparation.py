@@ -5,8 +5,8 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
+from rim_peft.data.cache import COLUMNS
 from rim_peft.data.examples import BadRowsError, Example, Templates
-from rim_peft.data.preparation import COLUMNS
 from rim_peft.data.tokenization import tokenize_example
 from tests.conftest import VOCAB_SIZE, build_tokenizer
 from tests.objectives import prepare_rows

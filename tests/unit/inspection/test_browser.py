@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rim_peft.inspection import render_page, render_picture
-from tests.browser import PHONE, WIDE, Page, faults, needs_browser
+from tests.browser import PHONE, WIDE, Page, assert_policy_holds, faults, needs_browser
 from tests.unit.inspection.inspection_document import evil_inspection, inspection, question
 
 pytestmark = needs_browser
@@ -88,19 +88,7 @@ def test_the_keyboard_reaches_everything_in_order(browser: Any, files: dict[str,
 
 
 def test_the_policy_stops_a_script(browser: Any, files: dict[str, Path]) -> None:
-    """As if escaping had failed."""
-    broken = files["good"].with_name("broken.html")
-    text = files["good"].read_text(encoding="utf-8")
-    evil = (
-        "<script>document.title = 'run'</script><p id='p' style='color: red' onclick='document.title = 1'>x</p></main>"
-    )
-    broken.write_text(text.replace("</main>", evil), encoding="utf-8")
-    shown = Page(browser, broken, WIDE)
-    shown.page.locator("#p").click()
-    assert shown.page.title() == "How outputs/demo thinks"
-    assert shown.page.locator("#p").evaluate("element => getComputedStyle(element).color") != "rgb(255, 0, 0)"
-    assert any("Content Security Policy" in line for line in shown.noise)
-    shown.page.close()
+    assert_policy_holds(browser, files["good"], "How outputs/demo thinks")
 
 
 @pytest.mark.parametrize("name", ["good", "evil"])

@@ -67,6 +67,11 @@ def write_recipe(folder: Path, *, rows: list[Any] | None = ROWS, **sections: Any
         "grounding": stage,
         "refinement": stage,
     }
+    return write_values(folder, values, sections)
+
+
+def write_values(folder: Path, values: dict[str, Any], sections: dict[str, Any]) -> str:
+    """Write a recipe of these values, with the changes of its sections."""
     for name, changes in sections.items():
         given = values.get(name)
         values[name] = {**given, **changes} if isinstance(given, dict) and isinstance(changes, dict) else changes

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rim_peft.data.preparation import BadRowsError
+from rim_peft.data.examples import BadRowsError
 from rim_peft.recipe import DataOptions
 from rim_peft.run.rows import fingerprint, load_rows, read_examples
 from rim_peft.tasks import get_task

@@ -1,12 +1,16 @@
-"""What one process does before the others; that several of them agree is tested in integration/test_processes.py."""
+"""What one process does before the others, and how they agree on a signal; more in integration/test_processes.py."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from rim_peft.training.distributed import check_resumed, is_main, main_first, num_processes, on_main, shards_weights
+from rim_peft.training.interruption import SignalWatch
 
 
 def _fail() -> None:
@@ -53,3 +57,21 @@ def test_as_many_processes_must_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(ValueError, match="2, got 1"):
         check_resumed(tmp_path)
+
+
+def test_a_signal_that_comes_while_processes_ask_each_other_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = SignalWatch()
+    answers: list[list[int | None]] = []
+
+    def all_gather_object(received: list[int | None], own: int | None) -> None:
+        received[:] = [None, own]
+        answers.append(received)
+        signals.received = signal.SIGTERM
+
+    distributed: Any = torch.distributed
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather_object", all_gather_object)
+    assert signals.agree() is None  # as the other process, which stops at the same step
+    assert signals.agree() == signal.SIGTERM
+    assert answers == [[None, None], [None, signal.SIGTERM]]
