@@ -270,9 +270,12 @@ def test_samples_are_counted_as_they_are_drawn(more: dict[str, Any], make_traine
         trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=3, lora_dropout=0.2), **options, **more)
         batches.clear()
         loss = trainer.compute_loss
-        trainer.compute_loss = lambda model, inputs, **given: (  # type: ignore[method-assign]
-            batches.append(len(inputs["input_ids"])) or loss(model, inputs, **given)
-        )
+
+        def count(model: Any, inputs: Any, **given: Any) -> Any:
+            batches.append(len(inputs["input_ids"]))
+            return loss(model, inputs, **given)
+
+        trainer.compute_loss = count
         return trainer
 
     trainer = start()
