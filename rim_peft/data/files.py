@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -142,7 +143,8 @@ def _open_saved(folder: Path, streaming: bool) -> Rows:
 
 def _open(files: Sequence[Path], streaming: bool, lines_per_row: int) -> Rows:
     """Open files of one kind as one split, with the readers behind ``load_dataset``, which would contact the Hub."""
-    paths = [str(file.absolute()) for file in files]
+    # The readers take a path as a pattern: that of `rows[1].jsonl` would find `rows1.jsonl`.
+    paths = [glob.escape(str(file.absolute())) for file in files]
     names = ", ".join(str(file) for file in files)
     suffix = str(kind_of(files[0]))
     if not any(file.stat().st_size for file in files):

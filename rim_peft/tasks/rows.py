@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from datasets import Dataset
 from rim_peft.data.chats import CHAT_COLUMNS
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows
+from rim_peft.data.lines import parse_json
 from rim_peft.tasks.columns import ABSENT, INSTRUCTION, OWN, Columns, check_columns, choose_columns, look_up
 from rim_peft.tasks.latex import check_math_verify
 from rim_peft.tasks.steps import (
@@ -37,6 +39,9 @@ LOOKED_AT = 1000
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Parts of a chat message that hold the reasoning before its content."""
+
+_LISTED = re.compile(r"""\s*\[\s*["'].*["']\s*\]\s*""", re.DOTALL)
+"""A list of texts as a table's cell has it: as JSON, or as Python prints it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ class OwnRows(Task):
         columns = self._found if self._found is not None else self._choose([row])
         if columns == OWN and self.split_steps is self.answer_from is None:
             # Rows in this package's own form are taken as they are, tags in their texts included.
-            example = read_example({**row, "answer": _read_answer(row, OWN)[0]})
+            steps = self._cut(_read_steps(row, OWN))
+            example = read_example({**row, "steps": steps, "answer": _read_answer(row, OWN)[0]})
         else:
             answer, steps = self._read_answer_and_steps(row, columns)
             beside = {name: row[name] for name in CHAT_COLUMNS if name in row}
@@ -195,7 +201,7 @@ class OwnRows(Task):
         if not isinstance(text, str):
             return text, self._cut(steps)
         named = {" + ".join(columns["steps"]): steps, f"the reasoning of {columns['answer'][0]}": reasoning}
-        return self.read_text(text, {name: chain for name, chain in named.items() if chain})
+        return self.read_text(text, {name: chain for name, chain in named.items() if _is_chain(chain)})
 
     def _as_answered(self, question: Any) -> Any:
         """Return a question in which each earlier turn of the assistant is its answer alone.
@@ -242,7 +248,7 @@ class OwnRows(Task):
         """
         chains = dict(chains or {})
         thought, answer = take_thought(text)
-        if thought is not None:
+        if thought:
             chains["<think>"] = thought
         if len(chains) > 1 and "steps" not in self.columns:
             listed = " and in ".join(chains)
@@ -263,10 +269,19 @@ class OwnRows(Task):
         """Return a chain's steps; what is no text is left to the check of steps."""
         if not isinstance(chain, str):
             return chain
+        if _LISTED.fullmatch(chain):
+            return _read_list(chain)
         if self.split_steps is None:
             raise RowError("steps: are one text; cut it with data.options.split_steps (lines, sentences, ...)")
         thought, outside = take_thought(chain)
-        return cut_steps(outside if thought is None else thought, self.split_steps)
+        return cut_steps(thought or outside, self.split_steps)
+
+
+def _read_list(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except RowError:
+        raise RowError(f"steps: a list that is written as a text must be JSON, got {text[:60]!r}") from None
 
 
 def _readable(rows: Any) -> Iterator[Mapping[str, Any]]:
@@ -321,7 +336,11 @@ def _read_steps(row: Mapping[str, Any], columns: Columns) -> Any:
     steps = look_up(row, *columns["steps"])
     if columns["steps"] == ("completions",) and row.get("labels") is not None:
         _check_labels(row["labels"], steps)
-    return None if steps is ABSENT or (isinstance(steps, str) and not has_content(steps)) else steps
+    return steps if steps is not ABSENT and _is_chain(steps) else None
+
+
+def _is_chain(steps: Any) -> bool:
+    return has_content(steps) if isinstance(steps, str) else steps is not None and steps != []
 
 
 def _check_labels(labels: Any, steps: Any) -> None:
@@ -339,7 +358,7 @@ def _read_answer(row: Mapping[str, Any], columns: Columns) -> tuple[Any, str | N
     if isinstance(answer, list) and answer and all(isinstance(message, Mapping) for message in answer):
         check_answer(answer, is_conversation=columns["answer"] == columns["question"])
         last = answer[-1]
-        reasoning = next((last[part] for part in _REASONING if last.get(part)), None)
+        reasoning = next((last[part] for part in _REASONING if _is_chain(last.get(part))), None)
         return last.get("content"), reasoning
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         return require_number({"answer": answer}, "answer"), None

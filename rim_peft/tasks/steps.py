@@ -36,7 +36,8 @@ _NUMBER = re.compile(r"^[ \t]*(?:\*\*)?(?:[Ss]tep[ \t]+)?\(?\d+[.):](?:\*\*)?(?:
 def take_thought(text: str) -> tuple[str | None, str]:
     r"""Return what is inside a text's ``<think>`` tags, None without tags, and what is outside.
 
-    The first tag may be missing, as in texts whose prompt ends with it.
+    The first tag may be missing, as in texts whose prompt ends with it. Empty tags, which models write that may also
+    think, hold ``""``.
 
     >>> take_thought("<think>\n1+1=2\n</think>\n\n2"), take_thought("1+1=2</think>2"), take_thought("2")
     (('1+1=2', '2'), ('1+1=2', '2'), (None, '2'))
@@ -55,7 +56,7 @@ def take_thought(text: str) -> tuple[str | None, str]:
         inside.append(thought.strip())
         between, opened, rest = rest.partition("<think>")
         outside += between
-    return ("\n".join(inside), outside.strip()) if inside else (None, text)
+    return ("\n".join(filter(None, inside)), outside.strip()) if inside else (None, text)
 
 
 def check_cut(how: str) -> None:

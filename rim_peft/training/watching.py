@@ -46,6 +46,7 @@ class WatchedTrainer(PluggedTrainer):
         self._sums = {"train": self.metrics_class(), "eval": self.metrics_class()}
         self._clock = TrainingClock()
         self._new_tokens = 0  # of this process, since the last log line
+        self._num_samples: int | Tensor = 0  # of all processes, on the device after a step
         self._losses = LossWatch()
         super().__init__(*args, **kwargs)
         self.add_callback(self._clock)
@@ -73,6 +74,12 @@ class WatchedTrainer(PluggedTrainer):
             return super().train(*args, **kwargs)
         finally:
             self._progress.close()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor]:
+        """Return the micro-batches of an optimiser step, and their number of samples in all processes."""
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        self._num_samples = self._num_samples + count
+        return batches, count
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward."""
@@ -106,7 +113,7 @@ class WatchedTrainer(PluggedTrainer):
             logs["num_tokens"] = self._count_tokens()
             logs["train_seconds"] = round(self._clock.seconds, 3)
             if isinstance(self.train_dataset, Dataset):
-                logs["num_samples"] = round((self.state.epoch or 0.0) * len(self.train_dataset))
+                logs["num_samples"] = int(self._num_samples)
             logs.update({f"{prefix}{name}": value for name, value in figures.items()})
         super().log(logs, start_time)
 
@@ -150,11 +157,15 @@ class WatchedTrainer(PluggedTrainer):
 
     def running(self) -> dict[str, Any]:
         """Return the sums for the next log line, for each process, and those of the whole training."""
-        return {**self.loss_so_far(), "figures": self._sums["train"].running(self.accelerator)}
+        figures = self._sums["train"].running(self.accelerator)
+        return {**self.loss_so_far(), "figures": figures, "num_samples": int(self._num_samples)}
 
     def go_on(self, running: dict[str, Any] | None) -> None:
         """Begin a training or, with the result of :meth:`running`, continue one."""
         self._losses = LossWatch()
+        num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else 0
+        # A checkpoint of an earlier version does not say it; an epoch's batches have about equal numbers.
+        self._num_samples = (running or {}).get("num_samples", round((self.state.epoch or 0.0) * num_rows))
         if running is None:  # from the start, or from a checkpoint of an earlier version
             return
         self.continue_loss(running)

@@ -248,3 +248,41 @@ def test_a_curriculum_by_length_needs_rows_of_each_length(make_trainer: MakeTrai
     )
     with pytest.raises(ValueError, match="length_shares: needs the rows' lengths"):
         streamed.train()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"gradient_accumulation_steps": 2},
+        {"dataloader_drop_last": True},
+        {"max_tokens_per_batch": 100},
+        {"length_shares": [0.5, 0.5]},
+    ],
+    ids=lambda more: next(iter(more), ""),
+)
+def test_samples_are_counted_as_they_are_drawn(more: dict[str, Any], make_trainer: MakeTrainer) -> None:
+    rows = longer(ROWS * 3)[:7]
+    options = {"rows": rows, "max_steps": 5, "per_device_train_batch_size": 2, "logging_steps": 1, "save_steps": 2}
+    batches: list[int] = []
+
+    def start() -> ReadoutTrainer:
+        trainer = make_trainer(GroundingTrainer, build_rim(num_blocks=3, lora_dropout=0.2), **options, **more)
+        batches.clear()
+        loss = trainer.compute_loss
+
+        def count(model: Any, inputs: Any, **given: Any) -> Any:
+            batches.append(len(inputs["input_ids"]))
+            return loss(model, inputs, **given)
+
+        trainer.compute_loss = count
+        return trainer
+
+    trainer = start()
+    trainer.train()
+    counts = [line["num_samples"] for line in trainer.state.log_history if "loss" in line]
+    assert counts[-1] == sum(batches)
+    assert set(counts) <= {sum(batches[:end]) for end in range(len(batches) + 1)}
+    resumed = start()
+    resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-2")
+    assert [line["num_samples"] for line in resumed.state.log_history if "loss" in line] == counts

@@ -215,3 +215,22 @@ def test_a_local_path_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
     with pytest.raises(FileNotFoundError, match="path: no file or folder"):
         open_splits(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows[1]", "[ab]", "a*b", "a?b"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_path_is_no_pattern(tmp_path: Path, name: str, suffix: str, streaming: bool) -> None:
+    def write(path: Path, question: str) -> None:
+        path.parent.mkdir(exist_ok=True)
+        rows = Dataset.from_list([{"question": question}])
+        rows.to_parquet(path) if suffix == ".parquet" else rows.to_json(path)
+
+    for other in ("rows1", "a", "b", "axb"):
+        write(tmp_path / f"{other}{suffix}", "another file")
+        write(tmp_path / other / f"train{suffix}", "another folder")
+    write(tmp_path / f"{name}{suffix}", "this one")
+    write(tmp_path / name / f"train{suffix}", "this one")
+    for path in (tmp_path / f"{name}{suffix}", tmp_path / name):
+        (row,) = open_splits(str(path), streaming=streaming)["train"]
+        assert "this one" in str(row)

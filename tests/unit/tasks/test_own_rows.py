@@ -78,14 +78,13 @@ def test_rows_with_all_three_names_are_read_as_before(write_rows: WriteRows, str
         {**OWN, "question": " ", "prompt": "other"},
         {**OWN, "answer": None, "label": "other"},
         {**OWN, "answer": "<think>a</think> b"},
-        {**OWN, "steps": "one text"},
         {"question": OWN["question"], "answer": "a", "steps": [" b ", ""]},
         {"question": [USER], "steps": [], "answer": "a"},
     ]
     path = str(write_rows("test.jsonl", rows))
     ours, before = (list(task.load("test", path=path, streaming=streaming)) for task in (get_task("rows"), Plain()))
     assert ours == before
-    assert [row["row_error"] is None for row in ours] == [True, True, False, False, True, False, False, False]
+    assert [row["row_error"] is None for row in ours] == [True, True, False, False, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -407,3 +406,32 @@ def test_unreadable_rows_say_why(write_rows: WriteRows) -> None:
     errors = [row["row_error"] for row in get_task("rows").load("test", path=str(path))]
     assert errors[0].startswith("test.jsonl line 1: not valid JSON")
     assert errors[1].startswith("test.jsonl line 2: must be a JSON object")
+
+
+@pytest.mark.parametrize("tags", ["<think>\n\n</think>\n\n", "</think>", "<think></think> <think> </think>"])
+def test_empty_tags_are_no_chain(tags: str) -> None:
+    assert example_of({"question": "q", "output": f"{tags}7"}) == Example("q", answer="7")
+    row = {"question": "q", "output": f"{tags}2*3=6\n6+1=7\n#### 7"}
+    options: dict[str, Any] = {"split_steps": "lines", "answer_from": "after:####"}
+    assert example_of(row, **options) == Example("q", answer="7", steps=("2*3=6", "6+1=7"))
+    assert example_of({"question": "q", "rationale": ["a"], "output": f"{tags}7"}) == Example("q", "7", ("a",))
+    message = {"role": "assistant", "content": f"{tags}7", "reasoning_content": "\n"}
+    assert example_of({"messages": [USER, message]}).answer == "7"
+
+
+def test_a_list_in_a_cell_is_read_as_json_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("""question,rationale,answer\nq,"[""a, b"", ""c""]",1\nq,"['a', 'b']",2\nq,"['a'\n 'b']",3\n""")
+    for options in ({}, {"split_steps": "lines"}):
+        first, *others = get_task("rows", **options).load("train", path=str(path), whole=True)
+        assert first["steps"] == ["a, b", "c"]
+        for row in others:
+            assert "steps: a list that is written as a text must be JSON" in row["row_error"]
+    row = {"question": "q", "rationale": '["a"] and ["b"] are lists.', "answer": "1"}
+    assert example_of(row, split_steps="lines").steps == ('["a"] and ["b"] are lists.',)
+
+
+def test_steps_in_one_text_name_the_option_whatever_the_columns_are_called() -> None:
+    with pytest.raises(RowError, match=r"steps: are one text; cut it with data.options.split_steps"):
+        example_of({"question": "q", "steps": "a\nb", "answer": "1"})
+    assert example_of({"question": "q", "steps": "", "answer": "1"}) == Example("q", answer="1")
