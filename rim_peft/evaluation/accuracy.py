@@ -265,9 +265,7 @@ def judge_readouts(
         Every rule's verdict on each of the last answers; for each readout, which answers the task's rule finds right.
     """
     *earlier, last = answers
-    verdicts = [
-        task.about(example.question).judge(text, example.answer) for text, example in zip(last, examples, strict=True)
-    ]
+    verdicts = judge_texts(last, examples, task)
     right = [are_right(texts, examples, task) for texts in earlier]
     return verdicts, [*right, [verdict[task.answer_rule] for verdict in verdicts]]
 
@@ -281,6 +279,13 @@ def are_right(texts: Sequence[str], examples: Sequence[Example], task: Task) -> 
 def lengths_of(examples: Sequence[Example]) -> list[int | None]:
     """Return each example's number of reasoning steps; None where it has none."""
     return [len(example.steps) if example.steps else None for example in examples]
+
+
+def judge_texts(texts: Sequence[str], examples: Sequence[Example], task: Task) -> list[dict[str, bool]]:
+    """Return the verdict on each answer under every rule that the task reports."""
+    return [
+        task.about(example.question).judge(text, example.answer) for text, example in zip(texts, examples, strict=True)
+    ]
 
 
 def score_by_rule(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, Score]:
