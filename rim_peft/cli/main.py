@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command_list(ArgumentParser).error(
             f"{arguments[0]} runs in one process, got {num_processes}: start it without a launcher"
         )
-    args = argparse.Namespace(traceback=True)
+    args = argparse.Namespace(traceback=True)  # an error before there are arguments is one of this package
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         # Intermixed, since a question or overrides may come after an option.

@@ -49,8 +49,10 @@ def fields_schema(
         choices = field.metadata.get("choices")
         found = hint_schema(Literal[tuple(choices)] if choices else hints[field.name])
         found = (sections or {}).get(field.name, found)
+        has_default = field.default is not MISSING or field.default_factory is not MISSING
         if found is not None:
-            properties[field.name] = {**_or_null(found), **_notes(field)}
+            is_optional = has_default or field.name in (sections or {})
+            properties[field.name] = {**(_or_null(found) if is_optional else found), **_notes(field)}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

@@ -218,6 +218,8 @@ def hint_schema(hint: Any) -> dict[str, Any] | None:
         return {"type": _JSON_TYPES[hint]}
     if _is_union(hint):
         arms = [found for arm in get_args(hint) if (found := hint_schema(arm)) is not None]
+        if not arms:
+            return None
         is_plain = all([*arm] == ["type"] for arm in arms)
         return {"type": [arm["type"] for arm in arms]} if is_plain else {"anyOf": arms}
     if get_origin(hint) is Literal:

@@ -67,7 +67,7 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], given: Mapping[str, Any], 
             question or the answer.
     """
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
-    filled = [name for name in names if any(_is_filled(row.get(name)) for row in rows)]
+    filled = [name for name in names if any(is_filled(row.get(name)) for row in rows)]
     chosen: dict[str, tuple[str, ...]] = {}
     for role in USUAL:
         if role in given:
@@ -118,7 +118,8 @@ def _none(role: str, names: Sequence[str]) -> str:
     )
 
 
-def _is_filled(value: Any) -> bool:
+def is_filled(value: Any) -> bool:
+    """Tell whether a column, or a part of one, has a value: no empty text and no empty list."""
     return has_content(value) if isinstance(value, str) else value is not None and value != []
 
 

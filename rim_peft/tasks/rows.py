@@ -18,7 +18,7 @@ from rim_peft.data.chats import CHAT_COLUMNS
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows
 from rim_peft.data.lines import parse_json
-from rim_peft.tasks.columns import ABSENT, INSTRUCTION, OWN, Columns, check_columns, choose_columns, look_up
+from rim_peft.tasks.columns import ABSENT, INSTRUCTION, OWN, Columns, check_columns, choose_columns, is_filled, look_up
 from rim_peft.tasks.latex import check_math_verify
 from rim_peft.tasks.steps import (
     NO_MATCH,
@@ -201,7 +201,7 @@ class OwnRows(Task):
         if not isinstance(text, str):
             return text, self._cut(steps)
         named = {" + ".join(columns["steps"]): steps, f"the reasoning of {columns['answer'][0]}": reasoning}
-        return self.read_text(text, {name: chain for name, chain in named.items() if _is_chain(chain)})
+        return self.read_text(text, {name: chain for name, chain in named.items() if is_filled(chain)})
 
     def _as_answered(self, question: Any) -> Any:
         """Return a question in which each earlier turn of the assistant is its answer alone.
@@ -336,11 +336,7 @@ def _read_steps(row: Mapping[str, Any], columns: Columns) -> Any:
     steps = look_up(row, *columns["steps"])
     if columns["steps"] == ("completions",) and row.get("labels") is not None:
         _check_labels(row["labels"], steps)
-    return steps if steps is not ABSENT and _is_chain(steps) else None
-
-
-def _is_chain(steps: Any) -> bool:
-    return has_content(steps) if isinstance(steps, str) else steps is not None and steps != []
+    return steps if steps is not ABSENT and is_filled(steps) else None
 
 
 def _check_labels(labels: Any, steps: Any) -> None:
@@ -358,7 +354,7 @@ def _read_answer(row: Mapping[str, Any], columns: Columns) -> tuple[Any, str | N
     if isinstance(answer, list) and answer and all(isinstance(message, Mapping) for message in answer):
         check_answer(answer, is_conversation=columns["answer"] == columns["question"])
         last = answer[-1]
-        reasoning = next((last[part] for part in _REASONING if _is_chain(last.get(part))), None)
+        reasoning = next((last[part] for part in _REASONING if is_filled(last.get(part))), None)
         return last.get("content"), reasoning
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         return require_number({"answer": answer}, "answer"), None

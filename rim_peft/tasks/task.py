@@ -22,7 +22,7 @@ from rim_peft.data.files import Rows, split_name
 from rim_peft.data.hashes import source_hash
 from rim_peft.data.lines import JSON_COLUMN, ROW_PLACE, parse_object
 from rim_peft.data.sources import CONVERSATION, find_splits, question_hash
-from rim_peft.tasks import answers, latex, steps, turns
+from rim_peft.tasks import answers, columns, latex, steps, turns
 from rim_peft.tasks.steps import split_sentences
 
 logger = logging.getLogger(__name__)
@@ -210,6 +210,7 @@ class Task:
             RowError.__module__,
             __name__,
             answers.__name__,
+            columns.__name__,
             latex.__name__,
             steps.__name__,
             turns.__name__,

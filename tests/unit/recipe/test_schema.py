@@ -41,7 +41,7 @@ BASE = {"output_dir": "x", "model": {"name_or_path": "gpt2"}, "data": {"task": "
     ("changes", "complaint"),
     [
         ({"output_dri": "x"}, "'output_dri' was unexpected"),
-        ({"model": None, "output_dir": 3}, "3 is not of type 'string', 'null'"),
+        ({"output_dir": None}, "None is not of type 'string'"),
         ({"adapter": {"num_blcks": 4}}, "'num_blcks' was unexpected"),
         ({"adapter": {"peft_type": "RIM"}}, "'peft_type' was unexpected"),
         ({"grounding": {"learning_rate": "fast"}}, "'fast' is not of type 'number'"),

@@ -1,4 +1,7 @@
+import ast
+import inspect
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,3 +299,19 @@ def test_every_task_that_comes_along_reports_its_deciding_rule_first_and_selects
             continue
         assert tuple(verdicts) == task.answer_rules
         assert task.is_correct(text, gold) is verdicts[task.answer_rule]
+
+
+@pytest.mark.parametrize("name", ["rows", "gsm8k", "math", "prosqa", "logiqa"])
+def test_rows_on_disk_are_those_of_all_the_code_that_reads_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: set[str] = set()
+    monkeypatch.setattr("rim_peft.tasks.task.source_hash", lambda *modules: hashed.update(modules) or "hash")
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n')
+    task = get_task(name)
+    task.load("train", path=str(path))
+    own = {type(task).__module__, "rim_peft.tasks.task"}
+    trees = [ast.parse(inspect.getsource(sys.modules[module])) for module in own]
+    imported = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert own | {module for module in imported if module and module.startswith("rim_peft.tasks.")} <= hashed
