@@ -34,7 +34,7 @@ from rim_peft.training.interruption import Interrupted, SignalWatch, StopOnSigna
 from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.training.rim import GroundingConfig, GroundingTrainer, RefinementConfig, RefinementTrainer
-from rim_peft.training.samples import ReadSamples
+from rim_peft.training.samples import ReadSamples, own_wandb_run
 from rim_peft.training.watching import Validate
 from rim_peft.tuner.config import active_config
 
@@ -156,7 +156,8 @@ def run_stages(
                 read_samples=read_samples,
                 callbacks=[StopOnSignal(signals), *([_KeepBest(best, stage)] if validate is not None else [])],
             )
-            _train_stage(trainer, best, history, signals, validate, before=before, left=left, resume=resume)
+            with own_wandb_run():
+                _train_stage(trainer, best, history, signals, validate, before=before, left=left, resume=resume)
     tuner.set_dropout(own_dropout)
     if validate is not None and best.path.exists():
         on_main(partial(best.check, offered(history), at=(names[-1], math.inf)))

@@ -171,17 +171,21 @@ def format_log(logs: Mapping[str, Any], *, step: int, max_steps: int) -> str:
     'step 20/300  loss 3.123  token accuracy by block 1.00 0.53'
     >>> format_log({"eval_loss": 2.0, "eval_accuracy": 0.25, "eval_runtime": 1.5}, step=20, max_steps=300)
     'step 20/300  eval_loss 2  eval_accuracy 0.25'
+    >>> format_log({"eval_hard_loss": 2.0, "eval_hard_token_accuracy_by_block/1": 0.5}, step=20, max_steps=300)
+    'step 20/300  eval_hard_loss 2  token accuracy by block 0.50'
     >>> format_log({"loss": 2.5, "token_accuracy": 0.75, "stage": 1.0}, step=20, max_steps=300)
     'step 20/300  stage 1  loss 2.5  token_accuracy 0.75'
     >>> format_log({"train_runtime": 61.0, "train_loss": 1.5}, step=300, max_steps=300)
     'step 300/300  train_loss 1.5  train_runtime 61'
     """
+    losses = (name for name in logs if name.startswith("eval_") and name.endswith("_loss"))
+    evaluation = next(losses, "eval_loss").removesuffix("loss")  # several sets of rows have names of their own
     shown = (
-        *("stage", "longest_chain", "loss", "eval_loss", "token_accuracy", "eval_accuracy"),
+        *("stage", "longest_chain", "loss", f"{evaluation}loss", "token_accuracy", f"{evaluation}accuracy"),
         *("grad_norm", "learning_rate", "train_loss", "train_runtime"),
     )
     parts = [f"step {step}/{max_steps}", *(f"{name} {logs[name]:.4g}" for name in shown if name in logs)]
-    accuracies = by_block(logs, "token_accuracy") or by_block(logs, "token_accuracy", prefix="eval_")
+    accuracies = by_block(logs, "token_accuracy") or by_block(logs, "token_accuracy", prefix=evaluation)
     if accuracies:
         parts.append("token accuracy by block " + " ".join(f"{value:.2f}" for value in accuracies.values()))
     return "  ".join(parts)

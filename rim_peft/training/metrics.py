@@ -48,9 +48,9 @@ def by_block(logs: Mapping[str, Any], metric: str, *, prefix: str = "") -> dict[
 
     Args:
         metric: ``"loss"``, ``"token_accuracy"`` or ``"weight"``.
-        prefix: ``"eval_"`` for what an evaluation logged.
+        prefix: ``"eval_"`` for what an evaluation logged, ``"eval_<name>_"`` with several sets of rows.
     """
-    pattern = re.compile(rf"{prefix}(?:{metric}_by_block/(\d+)|block_(\d+)/{metric})")
+    pattern = re.compile(rf"{re.escape(prefix)}(?:{metric}_by_block/(\d+)|block_(\d+)/{metric})")
     found = {int(match[1] or match[2]): value for name, value in logs.items() if (match := pattern.fullmatch(name))}
     return dict(sorted(found.items()))
 

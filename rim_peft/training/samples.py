@@ -1,8 +1,10 @@
-"""Sample readouts: what every block reads out on a few validation rows, as a table in trackers."""
+"""Trackers: sample readouts of a few validation rows as a table in them, and a run for each stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,3 +124,21 @@ _SENDERS: dict[str, Callable[[Sequence[Sample], int, Sequence[Any]], None]] = {
     "trackio": _send_to_trackio,
     "tensorboard": _send_to_tensorboard,
 }
+
+
+@contextmanager
+def own_wandb_run() -> Iterator[None]:
+    """End a wandb run that begins inside, so that each stage has its own, as other trackers give it; not a user's run.
+
+    After an error or a signal it stays open: wandb marks it as failed when the process ends.
+    """
+    if _wandb_run() is not None:
+        yield
+        return
+    yield
+    if _wandb_run() is not None:
+        sys.modules["wandb"].finish()
+
+
+def _wandb_run() -> Any:
+    return getattr(sys.modules.get("wandb"), "run", None)

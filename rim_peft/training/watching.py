@@ -104,11 +104,13 @@ class WatchedTrainer(PluggedTrainer):
             DivergedError: a loss, the gradient norm or a weight is not finite.
         """
         # Lines with a loss are the Trainer's own, logged by every process; others may come from only one process.
-        if any(name == "loss" or name.endswith("_loss") for name in logs):
+        loss = next((name for name in logs if name == "loss" or name.endswith("_loss")), None)
+        if loss is not None:
             self.check_finite()
             may_skip = self.accelerator.scaler is not None or self.is_deepspeed_enabled
             check_logged(logs, stage=self.stage_name, step=self.state.global_step, may_skip=may_skip)
-            mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+            # Each of several sets of evaluation rows has names of its own, such as eval_hard_loss.
+            mode, prefix = ("train", "") if self.model.training else ("eval", loss.removesuffix("loss"))
             figures = self.figures(mode)
             logs["num_tokens"] = self._count_tokens()
             logs["train_seconds"] = round(self._clock.seconds, 3)

@@ -340,3 +340,48 @@ def test_samples_are_read_where_a_tracker_shows_them(tmp_path: Path, monkeypatch
     trainer.train()
     assert [line["train/global_step"] for line in logged] == [2, 4]  # once for both sets of rows
     assert logged[0]["eval/readouts"] == [["1?", "2", "2", "right"]]
+
+
+def test_several_sets_of_evaluation_rows_keep_their_figures_apart(tmp_path: Path) -> None:
+    args = GroundingConfig(str(tmp_path), **OPTIONS)
+    sets = {"easy": Dataset.from_list(ROWS[:2]), "hard": Dataset.from_list(ROWS[2:])}
+    given: dict[str, Any] = {"train_dataset": sets["easy"], "processing_class": build_tokenizer()}
+    model = build_rim(num_blocks=3, fresh=True)
+    together = GroundingTrainer(model, args, eval_dataset=sets, **given)
+    together.evaluate()
+    logged = {name: value for line in together.state.log_history for name, value in line.items()}
+    for name, rows in sets.items():
+        alone = GroundingTrainer(model, args, eval_dataset=rows, **given)
+        alone.evaluate()
+        expected = by_block(alone.state.log_history[-1], "loss", prefix="eval_")
+        assert expected
+        assert by_block(logged, "loss", prefix=f"eval_{name}_") == expected
+    assert by_block(logged, "loss", prefix="eval_") == {}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_each_stage_is_a_run_in_wandb_unless_the_user_began_one(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    init, runs = wandb.init, []
+
+    def begin(**given: Any) -> Any:
+        runs.append(init(**given, dir=str(tmp_path), mode="offline"))
+        return runs[-1]
+
+    monkeypatch.setattr(wandb, "init", begin)
+    given = wandb.init(project="test") if begun else None
+    options: dict[str, Any] = {**OPTIONS, "report_to": "wandb", "max_steps": 2}
+    stages: dict[str, Any] = {
+        "grounding": GroundingConfig(str(tmp_path / "grounding"), **options),
+        "refinement": RefinementConfig(str(tmp_path / "refinement"), **options),
+    }
+    try:
+        train(tmp_path, **stages)
+        assert wandb.run is given
+    finally:
+        if wandb.run is not None:
+            wandb.finish()
+    assert len(runs) == len(list(tmp_path.glob("wandb/offline-run-*"))) == (1 if begun else 2)

@@ -74,9 +74,8 @@ def test_what_each_tracker_is_called_with(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_wandb_itself_keeps_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run = wandb.init(project="test", dir=str(tmp_path))
+    run = wandb.init(project="test", dir=str(tmp_path), mode="offline")
     try:
         send_samples(SAMPLES, ["wandb"], step=7, callbacks=[])
     finally:
