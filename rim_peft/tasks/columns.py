@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+from datasets import ClassLabel, Value
+
+from rim_peft.data.chats import CHAT_COLUMNS
 from rim_peft.data.examples import has_content
 from rim_peft.values import some_of
 
@@ -86,6 +90,21 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], given: Mapping[str, Any], 
     return chosen
 
 
+def unread(rows: Sequence[Mapping[str, Any]], columns: Columns) -> str:
+    """Return the columns with values that have no role, as a text; "" if there are none.
+
+    >>> rows = [{"context": "1 + 1 = 2", "question": "1 + 1?", "answer": "2", "hint": ""}]
+    >>> unread(rows, choose_columns(rows, {}, may_lack_answer=False))
+    'context'
+    """
+    paths = [path for names in columns.values() for path in names]
+    read = {*paths, *(path.split(".")[0] for path in paths), *CHAT_COLUMNS}
+    if "completions" in columns["steps"]:
+        read.add("labels")
+    names = dict.fromkeys(str(name) for row in rows for name in row if is_filled(row[name]))
+    return some_of([name for name in names if name not in read], 12)
+
+
 def _guess(role: str, names: Sequence[str], filled: Sequence[str]) -> tuple[str, ...]:
     usual = [name for name in USUAL[role] if name in names and (name != "completions" or "labels" in names)]
     candidates = [name for name in usual if name in filled]
@@ -153,3 +172,34 @@ def _part_of(value: Any, part: str) -> Any:
     parts = [_part_of(item, part) for item in value]
     # An item without the part keeps its place, so that it is reported.
     return ABSENT if parts and all(item is ABSENT for item in parts) else [None if p is ABSENT else p for p in parts]
+
+
+def odd_cells(features: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the columns whose cells read otherwise than they were written: classes, and floats of few bits."""
+    kinds = (features or {}).items()
+    return {name: kind for name, kind in kinds if isinstance(kind, ClassLabel) or _is_short_float(kind)}
+
+
+def write_cells(row: Mapping[str, Any], odd: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row with the name of a class for its number, None for no class, and a short float's own digits.
+
+    >>> kinds = odd_cells({"label": ClassLabel(names=["no", "yes"]), "score": Value("float32"), "n": Value("int64")})
+    >>> write_cells({"label": 1, "score": 0.10000000149011612, "n": 3}, kinds)
+    {'label': 'yes', 'score': 0.1, 'n': 3}
+
+    Args:
+        odd: the result of :func:`odd_cells`.
+    """
+    return {**row, **{name: _write(row[name], kind) for name, kind in odd.items() if name in row}} if odd else row
+
+
+def _is_short_float(kind: Any) -> bool:
+    return isinstance(kind, Value) and kind.dtype in ("float16", "float32")
+
+
+def _write(value: Any, kind: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(kind, ClassLabel):
+        return None if value == -1 else kind.int2str(value)  # -1: rows without labels, as in some test splits
+    return float(str(np.dtype(kind.dtype).type(value)))

@@ -18,7 +18,19 @@ from rim_peft.data.chats import CHAT_COLUMNS
 from rim_peft.data.examples import ROW_ERROR, Example, RowError, has_content, read_example, require_field
 from rim_peft.data.files import Rows
 from rim_peft.data.lines import parse_json
-from rim_peft.tasks.columns import ABSENT, INSTRUCTION, OWN, Columns, check_columns, choose_columns, is_filled, look_up
+from rim_peft.tasks.columns import (
+    ABSENT,
+    INSTRUCTION,
+    OWN,
+    Columns,
+    check_columns,
+    choose_columns,
+    is_filled,
+    look_up,
+    odd_cells,
+    unread,
+    write_cells,
+)
 from rim_peft.tasks.latex import check_math_verify
 from rim_peft.tasks.steps import (
     NO_MATCH,
@@ -84,6 +96,7 @@ class OwnRows(Task):
     as a row whose question is the conversation so far."""
 
     _found: ClassVar[Columns | None] = None
+    _odd: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "answer_rules", (self.answer_rule,))
@@ -103,6 +116,7 @@ class OwnRows(Task):
         Raises:
             RowError: a column is missing or has another form than the options say, or a step is labelled as wrong.
         """
+        row = write_cells(row, self._odd)
         columns = self._found if self._found is not None else self._choose([row])
         if columns == OWN and self.split_steps is self.answer_from is None:
             # Rows in this package's own form are taken as they are, tags in their texts included.
@@ -154,12 +168,15 @@ class OwnRows(Task):
 
     def _at(self, rows: Rows) -> OwnRows:
         """Return the task with the columns of these rows."""
-        readable = list(_readable(islice(rows, LOOKED_AT)))
+        odd = odd_cells(rows.features)
+        readable = [write_cells(row, odd) for row in _readable(islice(rows, LOOKED_AT))]
         if not readable:  # the bad rows will say why
             return self
         found = self._choose(readable)
         if any(columns not in ((), (role,)) and role not in self.columns for role, columns in found.items()):
             logger.info("columns by their usual names: %s. Others: data.options.columns.", self._describe(found))
+        if others := unread(readable, found):
+            logger.info("columns that are not read: %s. A question may have several: data.options.columns.", others)
         num_longer = sum(len(assistant_turns(_conversation(row, found))) > 1 for row in readable)
         if num_longer and self.turns == "last":
             logger.info(
@@ -170,6 +187,7 @@ class OwnRows(Task):
             )
         task = copy.copy(self)
         object.__setattr__(task, "_found", found)
+        object.__setattr__(task, "_odd", odd)
         num_continuing = 0 if self.has_turns else count_continuing(_chats(readable, found))
         if num_continuing:
             logger.warning(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from rim_peft.data.examples import BadRowsError, Example, RowError
 from rim_peft.tasks import get_task
@@ -68,6 +68,34 @@ def test_what_was_found_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     read(OWN, folder=tmp_path)
     read({"a": "q", "b": "a"}, folder=tmp_path, columns={"question": "a", "answer": "b"})
     assert "usual names" not in caplog.text
+
+
+def test_columns_that_are_not_read_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    chat = {"messages": [USER, BLUE], "tools": [], "chat_template_kwargs": {"x": 1}}
+    stepwise = {"prompt": "p", "completions": ["r", "a"], "labels": [True, True]}
+    nested = {"problem": "p", "output": {"text": "a", "score": 1}}
+    read(chat, folder=tmp_path)
+    read(stepwise, folder=tmp_path)
+    read(nested, folder=tmp_path, columns={"answer": "output.text"})
+    read({**OWN, "hint": ""}, folder=tmp_path)
+    assert "not read" not in caplog.text
+    read({**OWN, "hint": "", "context": "c", "id": 3}, folder=tmp_path)
+    assert "columns that are not read: context, id. A question may have several" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_cells_are_read_as_they_were_written(streaming: bool, tmp_path: Path) -> None:
+    kinds = {"prompt": Value("string"), "label": ClassLabel(names=["no", "yes"]), "x": Value("float32")}
+    columns = {"prompt": ["a", "b", "c", "d"], "label": [0, 1, -1, None], "x": [0.1, 16777216.0, -2.5e-6, 3.0]}
+    Dataset.from_dict(columns, features=Features(kinds)).to_parquet(tmp_path / "test.parquet")
+
+    def answers(name: str) -> list[Any]:
+        task = get_task("rows", columns={"answer": name})
+        return [row["answer"] for row in task.load("test", path=str(tmp_path / "test.parquet"), streaming=streaming)]
+
+    assert answers("label") == ["no", "yes", None, None]
+    assert answers("x") == ["0.1", "16777216", "-0.0000025", "3"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
