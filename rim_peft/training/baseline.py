@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +20,8 @@ from rim_peft.training.readout_config import ReadoutConfig
 from rim_peft.training.readout_trainer import ReadoutTrainer
 from rim_peft.tuner.config import RiMConfig
 from rim_peft.values import Range, check_ranges
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -149,6 +154,24 @@ class BaselineTrainer(ReadoutTrainer):
     config_class = BaselineConfig
     least_blocks = 0
     args: BaselineConfig
+
+    def prepare_rows(self, rows: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> Dataset | IterableDataset:
+        """Tokenise rows; says how many steps are longer than a block.
+
+        Raises:
+            ValueError: as in :class:`ReadoutTrainer`.
+        """
+        prepared = super().prepare_rows(rows, tokenizer, name)
+        if self.args.steps_in_place and isinstance(prepared, Dataset):
+            lengths = list_lengths(pc.list_flatten(prepared.with_format("arrow")["step_ids"]))
+            size = self._rim_config.block_size
+            if num_longer := int((lengths > size).sum()):
+                logger.warning(
+                    "%d of %d steps in the %s dataset have more than %d tokens (EOS included) and are cut there: "
+                    "adapter.block_size.",
+                    *(num_longer, len(lengths), name, size),
+                )
+        return prepared
 
     @classmethod
     def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:

@@ -98,8 +98,9 @@ def test_steps_in_place_are_those_of_separate_sequences(
     torch.testing.assert_close(found, gradients(model), atol=1e-5, rtol=1e-4)
 
 
-def test_figures_of_steps_in_place_are_by_block(make_trainer: MakeTrainer) -> None:
+def test_figures_of_steps_in_place_are_by_block(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
     trainer = make_trainer(BaselineTrainer, build_rim(num_blocks=4), steps_in_place=True, logging_steps=1)
+    assert "5 of 9 steps in the train dataset have more than 2 tokens (EOS included) and are cut there" in caplog.text
     trainer.train()
     blocks = by_block(trainer.state.log_history[0], "token_accuracy")
     longest = max(len(row["steps"]) for row in ROWS)
