@@ -137,7 +137,7 @@ def _full_head_alone(base: Any, tokens: int) -> None:
     hidden = _hidden(base, tokens)
     logits = base.get_output_embeddings()(hidden)[0]
     places = torch.arange(tokens, device=base.device)
-    labels = Labels(places, torch.zeros_like(places), torch.zeros_like(places), torch.ones_like(places))
+    labels = Labels(places, torch.zeros_like(places), torch.zeros_like(places), torch.ones_like(places), places < 0)
     _log_probs(logits, labels).sum().backward()
 
 

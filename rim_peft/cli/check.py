@@ -159,11 +159,13 @@ def _run_lines(name: str, found: RunFindings) -> Iterator[str]:
 def _row_lines(number: int, row: ShownRow, *, by_block: bool) -> Iterator[str]:
     """Yield the lines of a row; blocks in a row with the same readout share one."""
     texts = [(f"row {number}", "prompt", row.prompt)]
+    texts += [("", f"in block {block}", text) for block, text in enumerate(row.in_place, start=1)]
     first = 1
     for text, group in groupby(row.readouts):
         last = first + len(list(group)) - 1
         which = f"{first}" if first == last else f"{first}-{last}"
-        texts.append(("", f"{'block' if by_block else 'text'} {which}", text))
+        if text or not row.in_place:
+            texts.append(("", f"{'block' if by_block or row.in_place else 'text'} {which}", text))
         first = last + 1
     for start, label, text in [*texts, ("", "answer", row.answer)]:
         yield f"  {start:<10}  {label:<10}  {json_text(_shortened(text))}"

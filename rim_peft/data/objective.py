@@ -37,6 +37,11 @@ class Objective(ABC):
     """Whether rows must have steps."""
 
     @property
+    def in_place_weight(self) -> float:
+        """Loss weight of the labels in place."""
+        return 1.0
+
+    @property
     def trains_memory(self) -> bool:
         """Whether the loss reaches the memory rows."""
         return True
@@ -48,6 +53,10 @@ class Objective(ABC):
         Args:
             num_blocks: how many blocks; the objective's own number if None.
         """
+
+    def in_place(self, row: TokenizedRow) -> Sequence[Sequence[int]]:
+        """Return the tokens that the memory tokens of each block predict in place: none, unless a subclass says so."""
+        return ()
 
     def weights(
         self, num_steps: Tensor, num_blocks: Tensor, *, progress: float | None, longest: int | None = None
@@ -145,7 +154,11 @@ class ReadoutCollator:
     def __call__(self, rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
         """Collate ``rows`` into tensors."""
         num_blocks = None if self.block_range is None else self._draw(rows, *self.block_range)
-        samples = [Sample(row["prompt_ids"], self.objective.readouts(row, num_blocks=num_blocks)) for row in rows]
+        objective = self.objective
+        samples = [
+            Sample(row["prompt_ids"], objective.readouts(row, num_blocks=num_blocks), objective.in_place(row))
+            for row in rows
+        ]
         layout = build_layout(samples, self.objective.blocks, pad_id=self.pad_id)
         return {**layout.to_dict(), "num_steps": torch.tensor([len(row["step_ids"]) for row in rows])}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rim_peft.methods.baselines import Answer, Pause, WrittenSteps
+from rim_peft.methods.baselines import Answer, Parallel, Pause, WrittenSteps
 from rim_peft.methods.coconut import Coconut
 from rim_peft.methods.method import Method
 from rim_peft.methods.rim import RiM
@@ -10,7 +10,9 @@ from rim_peft.values import shown
 
 __all__ = ["METHODS", "STAGES", "Method", "get_method"]
 
-METHODS: dict[str, Method] = {method.name: method for method in (RiM(), Answer(), WrittenSteps(), Pause(), Coconut())}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (RiM(), Answer(), WrittenSteps(), Pause(), Parallel(), Coconut())
+}
 """All methods by their names in recipes."""
 
 STAGES = tuple(dict.fromkeys(stage for method in METHODS.values() for stage in method.stages))

@@ -1,4 +1,4 @@
-"""Baselines with the same base, rows and LoRA as RiM: immediate answers, written steps, pause tokens."""
+"""Baselines with the same base, rows and LoRA as RiM: answers, chains, pause tokens, parallel steps."""
 
 from __future__ import annotations
 
@@ -59,3 +59,17 @@ class Pause(_Baseline):
     name = "pause"
     description = "{blocks} The blocks were trained only by the answer after the last one (pause tokens)."
     has_blocks = True
+
+
+class Parallel(_Baseline):
+    """Parallel step supervision: a block's memory tokens predict its step, all at once. Source: arXiv 2606.31779."""
+
+    name = "parallel"
+    description = (
+        "{blocks} Their memory tokens were trained to predict the reasoning steps (parallel step supervision)."
+    )
+    has_blocks = True
+
+    def stage_options(self, separator: str) -> dict[str, Any]:
+        """Return the stage's options for steps in place."""
+        return {**super().stage_options(separator), "steps_in_place": True}

@@ -223,7 +223,8 @@ class Recipe:
             "choices": list(METHODS),
             "help": "rim: memory blocks, trained in the stages grounding and refinement. For comparison, in the stage "
             "baseline: answer (LoRA that answers directly), cot (LoRA that writes out its steps), pause (blocks "
-            "trained only by the answer after the last one); and coconut (continuous thoughts), in its own stage.",
+            "trained only by the answer after the last one), parallel (their memory tokens also predict the "
+            "steps); and coconut (continuous thoughts), in its own stage.",
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of new weights, the order of rows, and dropout."})

@@ -111,11 +111,13 @@ class ShownRow:
         prompt: the text before the blocks.
         readouts: the text after each block; of methods without readouts by block, the parts of what is written.
         answer: the readout of the answer.
+        in_place: what the memory tokens of each block predict, of methods whose memory tokens predict something.
     """
 
     prompt: str
     readouts: list[str]
     answer: str
+    in_place: list[str]
 
 
 def show_rows(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> list[ShownRow]:
@@ -125,7 +127,12 @@ def show_rows(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenize
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     return [
-        ShownRow(text(row["prompt_ids"]), [text(ids) for ids in objective.readouts(row)], text(row["answer_ids"]))
+        ShownRow(
+            text(row["prompt_ids"]),
+            [text(ids) for ids in objective.readouts(row)],
+            text(row["answer_ids"]),
+            [text(list(ids)) for ids in objective.in_place(row)],
+        )
         for row in rows.select(range(min(3, len(rows))))
     ]
 

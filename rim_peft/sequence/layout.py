@@ -56,11 +56,13 @@ class Sample:
     """One prompt and the readouts after its blocks.
 
     ``readouts[k - 1]`` directly follows block ``k``; if it is empty, the block has no readout. A sample has as many
-    blocks as readouts, so ``[[]] * K`` is a trunk without readouts.
+    blocks as readouts, so ``[[]] * K`` is a trunk without readouts. Memory token ``j`` of block ``k`` predicts
+    ``in_place[k - 1][j]``, if there is one: a label without tokens of its own in the row.
     """
 
     prompt: Sequence[int]
     readouts: Sequence[Sequence[int]]
+    in_place: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Layout:
         segment_ids: (R, S) 0 for the trunk and for padding, ``k`` for the tokens of readout ``k``.
         document_ids: (R, S) number of the token's sample, from 0; -1 for padding.
         shift_labels: (R, S) the token that this position must predict, ``IGNORE_INDEX`` for none. A block's end
-            predicts its readout's first token; the last token of a readout predicts nothing.
+            predicts its readout's first token; the last token of a readout predicts nothing. A memory token's label is
+            predicted in place: no such token follows.
         block_ends: (D, K) index of each block's last token among the R·S tokens, row by row; -1 where a sample has
             fewer blocks.
     """
@@ -91,12 +94,18 @@ class Layout:
     def labels(self) -> Labels:
         """Return the positions that predict something, row by row."""
         places = (self.shift_labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
+        documents = self.document_ids.flatten()[places]
         # A position predicts the next token, so that token's segment is the readout's number.
+        readouts = self.segment_ids.flatten()[places + 1]
+        ends = self.block_ends[documents]
+        blocks = 1 + ((ends >= 0) & (ends < places[:, None])).sum(dim=1)
+        in_place = readouts == 0
         return Labels(
             places,
             self.shift_labels.flatten()[places],
-            self.document_ids.flatten()[places],
-            self.segment_ids.flatten()[places + 1],
+            documents,
+            torch.where(in_place, blocks, readouts),
+            in_place,
         )
 
     def to(self, device: torch.device | str) -> Layout:
@@ -116,13 +125,15 @@ class Labels:
         places: (N,) index of the predicting position among the R·S tokens, row by row.
         token_ids: (N,) the token to predict.
         documents: (N,) the label's sample, from 0.
-        blocks: (N,) number ``k`` of the label's readout, from 1.
+        blocks: (N,) number ``k`` of the label's readout, or of its memory token's block, from 1.
+        in_place: (N,) bool, whether a memory token predicts it.
     """
 
     places: Tensor
     token_ids: Tensor
     documents: Tensor
     blocks: Tensor
+    in_place: Tensor
 
     def to(self, device: torch.device | str) -> Labels:
         """Copy to a device."""
@@ -161,6 +172,11 @@ def build_layout(
     [[4, 9]]
     >>> layout.labels().places.tolist()
     [4, 5, 9]
+
+    With a label in place, which the memory token predicts:
+
+    >>> build_layout([Sample([5, 6], [[9]], in_place=[[7]])], blocks, pad_id=0).shift_labels.tolist()
+    [[-100, -100, -100, 7, 9, -100]]
 
     Args:
         samples: at least one; their prompts, readouts and numbers of blocks may differ.
@@ -237,6 +253,10 @@ def _lay_out(sample: Sample, blocks: BlockTokens) -> _Row:
         row.segments.extend([0] * blocks.length)
         row.labels.extend([IGNORE_INDEX] * blocks.length)
         row.block_ends.append(len(row.tokens) - 1)
+        if number <= len(sample.in_place):
+            held = list(sample.in_place[number - 1][: blocks.block_size])
+            first = len(row.tokens) - blocks.length + 1
+            row.labels[first : first + len(held)] = held
         trunk_length += blocks.length
         if len(readout):
             row.tokens.extend(readout)

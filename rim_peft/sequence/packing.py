@@ -116,17 +116,22 @@ def _move(layout: Layout, is_moved: Tensor, target: Tensor, *, num_rows: int, le
 
     new_place = source.new_full((is_moved.numel(),), -1)
     new_place[source] = target
-    # A block's end predicts nothing once its readout is removed, since another token follows it then.
+    # A block's end predicts nothing once its readout is removed, since another token follows it then. A label in place
+    # stays, which no token of a readout follows.
     labels = place(layout.shift_labels, IGNORE_INDEX)
     segments = place(layout.segment_ids, 0)
-    following = torch.zeros_like(segments)
-    following[:, :-1] = segments[:, 1:]
+    is_wanted = (_following(segments) > 0) | place((_following(layout.segment_ids) == 0).long(), 0).bool()
     return Layout(
         input_ids=place(layout.input_ids, 0),
         attention_mask=place(layout.attention_mask, 0),
         position_ids=place(layout.position_ids, 0),
         segment_ids=segments,
         document_ids=place(layout.document_ids, -1),
-        shift_labels=labels.masked_fill(following == 0, IGNORE_INDEX),
+        shift_labels=labels.masked_fill(~is_wanted, IGNORE_INDEX),
         block_ends=torch.where(layout.block_ends < 0, -1, new_place[layout.block_ends]),
     )
+
+
+def _following(segments: Tensor) -> Tensor:
+    """Return the segment of the token after each one; 0 after a row's last."""
+    return torch.nn.functional.pad(segments[:, 1:], (0, 1))

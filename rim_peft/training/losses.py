@@ -93,17 +93,19 @@ def phase_at(progress: float, shares: Sequence[float]) -> int:
     return sum(end <= progress + 1e-9 for end in ends)  # a sum of shares may exceed its step by a rounding error
 
 
-def label_weights(block_weights: Tensor, labels: Labels) -> Tensor:
+def label_weights(block_weights: Tensor, labels: Labels, *, in_place: float = 1.0) -> Tensor:
     """Return the weight of every label, which is its readout's weight.
 
     Args:
         block_weights: (D, K) weight of each sample's readouts.
         labels: the batch's N labels.
+        in_place: weight of the labels that memory tokens predict.
 
     Returns:
         (N,) in the weights' dtype.
     """
-    return block_weights[labels.documents, labels.blocks - 1]
+    weights = block_weights[labels.documents, labels.blocks - 1]
+    return weights.masked_fill(labels.in_place, in_place)
 
 
 def readout_loss(log_probs: Tensor, weights: Tensor, *, num_samples: int | Tensor) -> Tensor:

@@ -320,7 +320,8 @@ class ReadoutTrainer(ShortFirstTrainer):
             layout, labels, weights = layout.to(device), labels.to(device), weights.to(device)
         outputs = score_labels(model, base, layout, labels, head=self._head)
         log_probs, is_top1 = outputs.log_probs[0], outputs.is_top1[0]
-        loss = readout_loss(log_probs, label_weights(weights, labels), num_samples=1)
+        weight_of_each = label_weights(weights, labels, in_place=self.objective.in_place_weight)
+        loss = readout_loss(log_probs, weight_of_each, num_samples=1)
         metrics: Any = self._sums["train" if is_training else "eval"]
         metrics.add(log_probs, is_top1, labels, weights, has_block.to(device))
         return loss, outputs

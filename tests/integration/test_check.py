@@ -104,3 +104,11 @@ def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     # As README.md has it: 0.75M parameters in the base.
     assert 750_000 < run["num_frozen"] < 755_000
     assert [stage["num_steps"] for stage in run["stages"]] == [300, 80]
+
+
+def test_what_memory_tokens_predict_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("data.options.num_rows=16", "data.options.weights=[0, 0, 1, 0]", "data.validation_rows=null")
+    assert main(["check", "rim_peft/demo/recipe.yaml", "method=parallel", *few]) == 0
+    shown = capsys.readouterr().out.split("  row 1 ")[1].split("  row 2 ")[0]
+    labels = [line[14:24].strip() for line in shown.splitlines()[1:]]
+    assert labels == ["in block 1", "in block 2", "in block 3", "block 4", "answer"]

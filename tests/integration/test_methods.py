@@ -30,6 +30,7 @@ from rim_peft.training import BaselineConfig, BaselineTrainer, CoconutTrainer
 from rim_peft.training.baseline import FinalAnswer
 from rim_peft.training.curriculum import check_stages
 from rim_peft.training.files import write_manifest
+from rim_peft.training.metrics import by_block
 from rim_peft.training.rim import Refinement
 from tests.conftest import EOS_ID, MakeTrainer, build_rim
 from tests.integration.test_curriculum import train as train_both
@@ -61,6 +62,49 @@ def test_the_loss_is_that_of_separate_sequences(
         logits = model(input_ids=torch.tensor([[*trunk, *target]])).logits[0, len(trunk) - 1 : -1]
         theirs = theirs - logits.log_softmax(-1)[range(len(target)), target].sum() / len(ROWS)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pack_length", [None, 512])
+def test_steps_in_place_are_those_of_separate_sequences(
+    pack_length: int | None, make_trainer: MakeTrainer, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = build_rim(num_blocks=2, block_size=3)
+    options = {"steps_in_place": True, "step_weight": 0.5, "pack_length": pack_length}
+    trainer = make_trainer(BaselineTrainer, model, **options)
+    train_mode(model)
+    ours = trainer.compute_loss(trainer.model, batch_of(trainer))
+    ours.backward()
+    found = gradients(model)
+    model.zero_grad()
+    theirs, num_cut, num_blocks = torch.zeros(()), 0, set()
+    for row in ROWS:
+        prompt = tokenizer(f"{row['question']}\n").input_ids
+        answer = [*tokenizer(row["answer"]).input_ids, EOS_ID]
+        num_blocks.add(most := max(2, len(row["steps"])))
+        trunk = [*prompt, *model.peft_config["default"].block_tokens.ids(most)]
+        log_probs = model(input_ids=torch.tensor([[*trunk, *answer]])).logits[0].log_softmax(-1)
+        theirs = theirs - log_probs[range(len(trunk) - 1, len(trunk) + len(answer) - 1), answer].sum() / len(ROWS)
+        for block, step in enumerate(row["steps"]):
+            tokens = [*tokenizer(step).input_ids, EOS_ID]
+            num_cut += len(tokens) > 3
+            first = len(prompt) + block * 5 + 1  # <b>, three memory tokens, </b>
+            held = tokens[:3]
+            theirs = theirs - 0.5 * log_probs[range(first, first + len(held)), held].sum() / len(ROWS)
+    theirs.backward()
+    assert num_cut
+    assert len(num_blocks) > 1  # a row has a block for each of its steps
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert any(gradient.abs().max() > 1e-3 for gradient in found.values())
+    torch.testing.assert_close(found, gradients(model), atol=1e-5, rtol=1e-4)
+
+
+def test_figures_of_steps_in_place_are_by_block(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(BaselineTrainer, build_rim(num_blocks=4), steps_in_place=True, logging_steps=1)
+    assert "5 of 9 steps in the train dataset have more than 2 tokens (EOS included) and are cut there" in caplog.text
+    trainer.train()
+    blocks = by_block(trainer.state.log_history[0], "token_accuracy")
+    longest = max(len(row["steps"]) for row in ROWS)
+    assert set(blocks) == {*range(1, longest + 1), 4}
 
 
 def test_answering_at_once_takes_the_gradients_of_trl(
@@ -98,6 +142,10 @@ def test_memory_rows_are_trained_where_there_are_blocks_alone(make_trainer: Make
 def test_a_separator_must_have_tokens(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="step_separator: must not be empty"):
         BaselineConfig(output_dir=str(tmp_path), step_separator="")
+    with pytest.raises(ValueError, match="steps_in_place: must be False with written_steps"):
+        BaselineConfig(output_dir=str(tmp_path), steps_in_place=True, written_steps=True)
+    with pytest.raises(ValueError, match="step_weight: must be from 0 to 1000000, got -1"):
+        BaselineConfig(output_dir=str(tmp_path), step_weight=-1)
     with pytest.raises(ValueError, match="block_range: must be null"):
         BaselineConfig(output_dir=str(tmp_path), block_range=[1, 2])
 
@@ -214,7 +262,7 @@ def write_recipe(folder: Path, base: Path, method: str, **more: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["answer", "cot", "pause", "coconut"])
+@pytest.mark.parametrize("method", ["answer", "cot", "pause", "parallel", "coconut"])
 def test_a_recipe_trains_answers_and_counts(method: str, base: Path, tmp_path: Path) -> None:
     trained = train(load_recipe(write_recipe(tmp_path, base, method)))
     folder = tmp_path / "out"
@@ -225,10 +273,10 @@ def test_a_recipe_trains_answers_and_counts(method: str, base: Path, tmp_path: P
     assert (folder / ("coconut" if method == "coconut" else "baseline") / "final.safetensors").exists()
     assert not (folder / "grounding").exists()
     loaded = load_run(folder)
-    assert loaded.model.peft_config["default"].num_blocks == {"pause": 2}.get(method, 0)
+    assert loaded.model.peft_config["default"].num_blocks == {"pause": 2, "parallel": 2}.get(method, 0)
     assert (loaded.separator == "; ") == (method == "cot")
     assert isinstance(loaded.answerer(), ThoughtAnswerer) == (method == "coconut")
-    assert ("memory blocks" in (folder / "README.md").read_text()) == (method == "pause")
+    assert ("memory blocks" in (folder / "README.md").read_text()) == (method in ("pause", "parallel"))
     first, second = evaluate(trained, split="test"), evaluate(loaded, split="test")
     assert first == second
     assert first["num_rows"] == 8
@@ -361,5 +409,5 @@ def test_recipes_say_what_a_method_cannot_have(base: Path, tmp_path: Path) -> No
     assert load_recipe(path, ["method=coconut", "adapter.insertion_layer=1"]).rim_config().insertion_layer == 0
     with pytest.raises(RecipeError, match="block_range: must stay None for Coconut"):
         load_recipe(path, ["method=coconut", "coconut.block_range=[1, 2]"])
-    with pytest.raises(RecipeError, match="method: must be 'rim', 'answer', 'cot', 'pause' or 'coconut'"):
+    with pytest.raises(RecipeError, match="method: must be 'rim', 'answer', 'cot', 'pause', 'parallel' or 'coconut'"):
         load_recipe(path, ["method=icot"])

@@ -7,7 +7,13 @@ from rim_peft.sequence import Labels
 from rim_peft.training.losses import block_sums, grounding_weights, label_weights, readout_loss, refinement_weights
 
 BLOCKS = torch.tensor([1, 1, 2, 1])
-LABELS = Labels(torch.arange(4), torch.arange(4), documents=torch.tensor([0, 0, 0, 1]), blocks=BLOCKS)
+LABELS = Labels(
+    torch.arange(4),
+    torch.arange(4),
+    documents=torch.tensor([0, 0, 0, 1]),
+    blocks=BLOCKS,
+    in_place=torch.zeros(4, dtype=torch.bool),
+)
 WEIGHTS = torch.tensor([[0.5, 0.25], [1.0, 0.0]])
 LOG_PROBS = torch.tensor([-1.0, -2.0, -4.0, -8.0])
 

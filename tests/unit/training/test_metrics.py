@@ -15,7 +15,7 @@ from rim_peft.training.metrics import BlockMetrics, TextMetrics
 
 def _add(metrics: BlockMetrics, log_probs: list[float], blocks: list[int], weights: list[list[float]]) -> None:
     places = torch.arange(len(blocks))
-    labels = Labels(places, places, documents=torch.zeros_like(places), blocks=torch.tensor(blocks))
+    labels = Labels(places, places, torch.zeros_like(places), torch.tensor(blocks), in_place=places < 0)
     is_top1 = torch.tensor([value > -1.5 for value in log_probs])
     table = torch.tensor(weights)
     metrics.add(torch.tensor(log_probs), is_top1, labels, table, table > -1)
@@ -41,7 +41,7 @@ def test_sums_run_over_all_batches_since_the_last_line() -> None:
 def test_a_block_that_a_sample_lacks_does_not_count() -> None:
     metrics = BlockMetrics()
     places = torch.arange(1)
-    labels = Labels(places, places, documents=places, blocks=torch.tensor([2]))
+    labels = Labels(places, places, documents=places, blocks=torch.tensor([2]), in_place=places < 0)
     weights = torch.tensor([[1.0, 0.5], [1.0, 0.0]])
     metrics.add(
         torch.tensor([-1.0]), torch.tensor([True]), labels, weights, torch.tensor([[True, True], [True, False]])
