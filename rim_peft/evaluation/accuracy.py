@@ -234,7 +234,7 @@ def _read(
     for questions in question_batches(examples, batch_size, doing="Evaluating", progress=progress):
         if by_block and isinstance(answerer, BlockAnswerer):
             rows = answerer.read_blocks(questions)
-            cut += [row[-1].text for row in rows if answerer.eos_id not in row[-1].token_ids]
+            cut += [row[-1].text for row in rows if not answerer.has_ended(row[-1].token_ids)]
             readouts += [[readout.text for readout in row] for row in rows]
         else:
             texts = answerer.answer(questions, batch_size=len(questions), on_cut=cut.append)
