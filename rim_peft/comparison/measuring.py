@@ -230,8 +230,13 @@ def last_weights(planned: PlannedRun, run: Run) -> Iterator[Recipe]:
     if not planned.method.train:
         yield run.recipe
         return
-    with _weights(run, read_tensors(planned.folder / run.recipe.stages[-1] / "final.safetensors")):
+    with _weights(run, read_tensors(last_file(planned, run.recipe))):
         yield run.recipe
+
+
+def last_file(planned: PlannedRun, recipe: Recipe) -> Path:
+    """Return the file with the weights from the end of a trained run's last stage."""
+    return planned.folder / recipe.stages[-1] / "final.safetensors"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -280,15 +281,23 @@ def test_an_adapter_of_other_rows_is_not_measured_as_one_of_these(tmp_path: Path
         test={},
         selection={},
         methods={"rim": {}},
-        measures={**measures, "latency_batch_sizes": []},
+        measures={**measures, "latency_batch_sizes": [1], "latency_questions": 1},
     )
     run_comparison(load_comparison(path))
+    timed = (tmp_path / "out" / "latency.json").read_text()
     save("train", 1)
     with pytest.raises(RecipeError, match=r"measured with other values of data\. Delete it to train it again"):
         run_comparison(load_comparison(path))
     (tmp_path / "out" / "runs" / "rim" / "seed-0" / "measured.json").unlink()
     with pytest.raises(RecipeError, match=r"seed-0 was trained on 8 rows that are not those of data\.path now"):
         run_comparison(load_comparison(path))
+    shutil.rmtree(tmp_path / "out" / "runs" / "rim" / "seed-0")
+    again = run_comparison(load_comparison(path))
+    kept = (tmp_path / "out" / "latency.json").read_text()
+    assert kept != timed  # other answers take another time
+    assert json.loads(kept)["latency"] == again["latency"]
+    run_comparison(load_comparison(path))
+    assert (tmp_path / "out" / "latency.json").read_text() == kept
 
 
 @pytest.mark.slow

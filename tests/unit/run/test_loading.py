@@ -145,7 +145,8 @@ def test_an_untrained_base_ends_its_answers_as_its_settings_say(
     recipe = load_recipe(tmp_path / "recipe.yaml")
 
     def answer() -> tuple[list[int], list[str]]:
-        answerer, cut = load_untrained(recipe).answerer(), []
+        answerer = load_untrained(recipe).answerer()
+        cut: list[str] = []
         prompts = answerer.encode(["a?"])
         list(answerer.answer_prompts(prompts, batch_size=1, on_cut=cut.append))
         return answerer.decode(prompts)[0], cut
