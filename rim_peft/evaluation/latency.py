@@ -373,7 +373,8 @@ def budget_curve(
         report = judge_answers(answerer, examples, task, batch_size=batch_size, progress=progress)
         by_length = {str(length): score.to_dict() for length, score in report.by_length.items()}
         curve.append({"num_blocks": count, "accuracy": report.final.to_dict(), "by_length": by_length})
-    timed = prompts[:: max(1, len(prompts) // num_timed)][:num_timed]
+    num_timed = min(num_timed, len(prompts))
+    timed = [prompts[number * len(prompts) // num_timed] for number in range(num_timed)]
     ways = [by_answerer(str(count), timed, answerer) for count, answerer in zip(counts, answerers, strict=True)]
     latencies = measure_latency(ways, num_questions=len(timed))
     for point, latency in zip(curve, latencies, strict=True):
