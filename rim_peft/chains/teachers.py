@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from rim_peft.chains.options import ChainOptions
 from rim_peft.data.examples import Question, QuestionError, Templates
 from rim_peft.data.tokenization import padding_id, tokenize_prompts
-from rim_peft.inference.greedy import can_share, generate_greedily
+from rim_peft.inference.greedy import can_share, generate_greedily, own_ends
 from rim_peft.tuner.bases import input_device, num_positions
 
 logger = logging.getLogger(__name__)
@@ -82,9 +82,7 @@ class LocalTeacher:
     ) -> None:
         self._model, self._tokenizer, self._templates = model, tokenizer, templates
         self._options, self._stops = options, tuple(stops)
-        own = getattr(model.generation_config, "eos_token_id", None)
-        ids = own if isinstance(own, list) else [own]
-        self._eos_ids = {token for token in (*ids, tokenizer.eos_token_id) if token is not None}
+        self._eos_ids = own_ends(model, tokenizer)
 
     def write(self, requests: Sequence[Request], is_stopped: Callable[[], bool]) -> Iterator[tuple[int, Draft]]:
         """Write a batch of drafts at once."""

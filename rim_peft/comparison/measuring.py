@@ -76,7 +76,7 @@ def _measure(judge: _Judge, planned: PlannedRun) -> dict[str, Any]:
         "final": final["all"].to_dict(),
         "right": "".join("1" if is_right else "0" for is_right in right),
         "train_data": run.record["data"]["train"] if planned.method.train else None,
-        "base_parameters": _count_base(run),
+        "base_parameters": count_base(run.model),
     }
 
 
@@ -230,8 +230,13 @@ def last_weights(planned: PlannedRun, run: Run) -> Iterator[Recipe]:
     if not planned.method.train:
         yield run.recipe
         return
-    with _weights(run, read_tensors(planned.folder / run.recipe.stages[-1] / "final.safetensors")):
+    with _weights(run, read_tensors(last_file(planned, run.recipe))):
         yield run.recipe
+
+
+def last_file(planned: PlannedRun, recipe: Recipe) -> Path:
+    """Return the file with the weights from the end of a trained run's last stage."""
+    return planned.folder / recipe.stages[-1] / "final.safetensors"
 
 
 @contextmanager
@@ -253,9 +258,10 @@ def _training(run: Run) -> dict[str, Any] | None:
     return {**run.record["training"], "trainable_parameters": run.record["parameters"]["trainable"]}
 
 
-def _count_base(run: Run) -> int:
-    """Count the parameters of the adapter's base."""
-    return sum(p.numel() for name, p in run.model.named_parameters() if "lora_" not in name)
+def count_base(model: Any) -> int:
+    """Count the parameters of an adapter's base, also where several share a stored number."""
+    _, in_all = model.get_nb_trainable_parameters()  # of a 4-bit weight it counts what was packed
+    return int(in_all) - sum(part.numel() for name, part in model.named_parameters() if "lora_" in name)
 
 
 def _by_length(scores: Mapping[int | str, Score]) -> dict[str, dict[str, float]]:

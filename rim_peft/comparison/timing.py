@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rim_peft.comparison.measuring import last_file, last_weights
 from rim_peft.comparison.plan import PlannedRun, run_recipe
-from rim_peft.comparison.rows import JudgedRows, recipe_hash
+from rim_peft.comparison.rows import JudgedRows, base_hash, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
-from rim_peft.evaluation.latency import Way, measure_latency
+from rim_peft.evaluation.answers import AnswerReader
+from rim_peft.evaluation.latency import Way, count_behind, measure_latency
 from rim_peft.methods import get_method
 from rim_peft.recipe import Recipe
 from rim_peft.run import load_run
-from rim_peft.run.record import describe_hardware
+from rim_peft.run.record import describe_hardware, describe_versions
 from rim_peft.training.files import write_text
-from rim_peft.tuner.files import read_object
+from rim_peft.tuner.files import file_hash, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -48,20 +51,20 @@ def time_methods(comparison: Comparison, plan: Sequence[PlannedRun], rows: Judge
         "batch_sizes": sizes,
         "num_questions": number,
         "data": rows.hashes["test"]["sha256"],
-        "runs": {run.name: recipe_hash(run_recipe(comparison, run)) for run, _ in chosen},
+        "runs": {run.name: _identity(run, run_recipe(comparison, run)) for run, _ in chosen},
         "hardware": describe_hardware(),
+        "versions": describe_versions(),
     }
     if path.exists():
         kept = read_object(path, keys=("spec", "latency"), remedy="Delete it: times are then taken again.")
         if kept["spec"] == spec:
             return list(kept["latency"])
     logger.info("timing answers side by side")
-    ways = [_way(run, run_recipe(comparison, run), rows.test[:number]) for run, _ in chosen]
     reference = next((run.name for run, method in chosen if method == "answer"), None)
-    found = [
-        latency.to_dict()
-        for latency in measure_latency(ways, batch_sizes=sizes, num_questions=number, reference=reference)
-    ]
+    with ExitStack() as judged:
+        ways = [_way(run, run_recipe(comparison, run), rows.test[:number], judged) for run, _ in chosen]
+        latencies = measure_latency(ways, batch_sizes=sizes, num_questions=number, reference=reference)
+    found = [latency.to_dict() for latency in latencies]
     write_text(path, json.dumps({"spec": spec, "latency": found}, indent=1) + "\n")
     return found
 
@@ -78,10 +81,24 @@ def _one_of_each(comparison: Comparison, plan: Sequence[PlannedRun]) -> list[tup
     return [(run, kind) for kind, run in kinds.items()]
 
 
-def _way(planned: PlannedRun, recipe: Recipe, examples: Sequence[Example]) -> Way:
+def _identity(planned: PlannedRun, recipe: Recipe) -> dict[str, Any]:
+    """Return what determines a run's answers, and so their lengths: a training may be made again with other rows."""
+    return {"recipe": recipe_hash(recipe), "base": base_hash(recipe), "weights": file_hash(last_file(planned, recipe))}
+
+
+def _way(planned: PlannedRun, recipe: Recipe, examples: Sequence[Example], judged: ExitStack) -> Way:
+    """Return how to time a run's answers, with the weights whose answers are judged until the stack ends."""
     run = replace(load_run(planned.folder, trust_remote_code=recipe.model.trust_remote_code), recipe=recipe)
+    judged.enter_context(last_weights(planned, run))
     if recipe.model.quantization is None:
         run.model.merge_adapter()
     answerer = run.answerer()
     prompts = answerer.tokenize([example.question for example in examples])
-    return get_method(recipe.method).way(planned.name, prompts, answerer, separator=run.separator)
+    way = get_method(recipe.method).way(planned.name, prompts, answerer, separator=run.separator)
+    if run.separator is None:
+        return way
+    # Where the answer begins, as it is judged: an answer may hold separators itself.
+    alone = AnswerReader(run.tokenizer, run.templates, run.separator)
+    inside = [alone.num_inside(example.answer) for example in examples]
+    counts = [count_behind(run.tokenizer, run.separator, num_inside=number) for number in inside]
+    return replace(way, answer_tokens=counts)

@@ -81,7 +81,8 @@ def pooled_difference(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) ->
         pairs: the verdicts of the first method and of the second, on the same rows, for each seed.
 
     Returns:
-        Counts over all seeds; the p-value is from a normal distribution.
+        Counts over all seeds; the p-value is from a normal distribution, which for few rows is no smaller than that of
+        a sign-flip test can be: ``2 / 2**n`` with ``n`` rows that differ.
 
     Raises:
         ValueError: there are no rows, or the numbers of rows differ.
@@ -94,7 +95,8 @@ def pooled_difference(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) ->
     means = [sum(row) / len(pairs) for row in rows]
     difference = sum(means) / len(means)
     error = math.sqrt(sum((mean - difference) ** 2 for mean in means)) / len(means)
-    p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
+    normal = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
+    p_value = max(normal, min(1.0, 2.0 ** (1 - sum(mean != 0 for mean in means))))
     return PairedDifference(
         difference, error, sum(one.only_a for one in each), sum(one.only_b for one in each), p_value
     )
@@ -234,7 +236,7 @@ def _read(
     for questions in question_batches(examples, batch_size, doing="Evaluating", progress=progress):
         if by_block and isinstance(answerer, BlockAnswerer):
             rows = answerer.read_blocks(questions)
-            cut += [row[-1].text for row in rows if answerer.eos_id not in row[-1].token_ids]
+            cut += [row[-1].text for row in rows if not answerer.has_ended(row[-1].token_ids)]
             readouts += [[readout.text for readout in row] for row in rows]
         else:
             texts = answerer.answer(questions, batch_size=len(questions), on_cut=cut.append)

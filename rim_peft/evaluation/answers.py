@@ -61,9 +61,12 @@ class AnswerReader:
 
     def __call__(self, text: str, gold: str = "") -> str:
         """Return the answer in a text; ``gold`` tells how many separators a right answer itself holds."""
+        return self.encoder.answer_alone(answer_of(text, self.separator, num_inside=self.num_inside(gold)))
+
+    def num_inside(self, gold: str) -> int:
+        """Return how many separators a right answer itself holds."""
         written = self.encoder.templates.answer.format(answer=gold).strip()
-        num_inside = written.count(self.separator) if self.separator else 0
-        return self.encoder.answer_alone(answer_of(text, self.separator, num_inside=num_inside))
+        return written.count(self.separator) if self.separator else 0
 
     def each(self, texts: Sequence[str], examples: Sequence[Example]) -> list[str]:
         """Return the answers in texts that were generated for these examples."""

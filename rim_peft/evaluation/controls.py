@@ -172,8 +172,13 @@ class _Asked:
             texts,
             [pair.example for pair in pairs],
             self.task,
-            follows=score([self.task.is_correct(text, pair.implied) for text, pair in zip(texts, pairs, strict=True)]),
+            follows=score([self._follows(text, pair, count) for text, pair in zip(texts, pairs, strict=True)]),
         )
+
+    def _follows(self, text: str, pair: Pair, count: int | None) -> bool:
+        # With all blocks swapped the implied answer is the donor's own, whose question a rule may depend on.
+        task = self.task.about(pair.donor.question) if count is None else self.task
+        return task.is_correct(text, pair.implied)
 
     def _counted(self, texts: Iterable[str]) -> list[str]:
         found = []

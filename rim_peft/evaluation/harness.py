@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from rim_peft.data.examples import Templates
 from rim_peft.data.special_tokens import is_guarded
 from rim_peft.data.tokenization import Encoder, check_vocabulary
+from rim_peft.inference.greedy import own_ends
 from rim_peft.tuner.config import active_config
 from rim_peft.values import check_integer
 
@@ -246,16 +247,10 @@ class BlockLM(HFLM):
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         """Generate after context and blocks; EOS ends an answer even if the base's settings name none."""
-        generation_kwargs.setdefault("eos_token_id", self._eos_ids())
+        generation_kwargs.setdefault("eos_token_id", own_ends(self.model.get_base_model(), self.tokenizer))
         if any(self._num_begun):
             generation_kwargs["num_begun"] = self._num_begun
         output: Tensor = super()._model_generate(
             context, max_length, stop, num_blocks=self.num_blocks, **generation_kwargs
         )
         return output
-
-    def _eos_ids(self) -> list[int]:
-        """Ids that end an answer: the base's and the tokenizer's, so that a row stops before longer ones do."""
-        own = self.model.get_base_model().generation_config.eos_token_id
-        ids = own if isinstance(own, list) else [own]
-        return sorted({token for token in (*ids, self.tokenizer.eos_token_id) if token is not None})

@@ -45,14 +45,14 @@ class Way:
         prompts: token ids of each question's prompt.
         answer: answers a batch of prompts.
         answer_tokens: how many of the last tokens written are the answer, EOS included: a number, or a function of the
-            tokens written (:func:`count_behind`); None for all of them.
+            tokens written (:func:`count_behind`); None for all of them. A list has one of these for each question.
         device: where it computes.
     """
 
     name: str
     prompts: Prompts
     answer: Answer
-    answer_tokens: AnswerTokens = None
+    answer_tokens: AnswerTokens | Sequence[AnswerTokens] = None
     device: torch.device | str = "cpu"
 
 
@@ -120,19 +120,22 @@ def by_thoughts(name: str, prompts: Prompts, model: PeftModel, **options: Any) -
     return Way(name, prompts, answer, device=model.device)
 
 
-def count_behind(tokenizer: PreTrainedTokenizerBase, separator: str) -> Callable[[Sequence[int]], int]:
+def count_behind(
+    tokenizer: PreTrainedTokenizerBase, separator: str, *, num_inside: int = 0
+) -> Callable[[Sequence[int]], int]:
     """Return a function that counts the tokens from the first answer token on, EOS included.
 
     Args:
         separator: what ends each step. The answer begins with the token that adds the first non-space character after
             the last separator, or with the first token if there is no separator.
+        num_inside: how many of the last separators belong to the answer.
     """
 
     def decode(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
     def count(tokens: Sequence[int]) -> int:
-        behind = answer_start(decode(tokens), separator)
+        behind = answer_start(decode(tokens), separator, num_inside=num_inside)
         begins = (index for index in range(len(tokens)) if decode(tokens[: index + 1])[behind:].strip())
         return len(tokens) - next(begins, len(tokens))
 
@@ -272,13 +275,13 @@ def _ask(way: Way, questions: Sequence[int]) -> _Sample:
             f"ways: {way.name!r} must give an answer for each prompt and call on_token for each token, got {len(rows)} "
             f"answers for {len(prompts)} prompts, and {len(ticks)} calls for {longest} tokens."
         )
-    begins = max(len(row) - _count_answer(way, row) for row in rows)
+    begins = max(len(row) - _count_answer(way, index, row) for index, row in zip(questions, rows, strict=True))
     return _Sample(ticks[begins] - started, ticks[longest - 1] - started, sum(len(row) for row in rows), num_bytes)
 
 
-def _count_answer(way: Way, row: Sequence[int]) -> int:
-    """Return how many tokens at the end of a row are its answer, at least one."""
-    count = way.answer_tokens
+def _count_answer(way: Way, index: int, row: Sequence[int]) -> int:
+    """Return how many tokens at the end of a question's row are its answer, at least one."""
+    count = way.answer_tokens[index] if isinstance(way.answer_tokens, Sequence) else way.answer_tokens
     if count is None:
         return len(row)
     return min(len(row), max(1, count(row) if callable(count) else count))
@@ -373,7 +376,8 @@ def budget_curve(
         report = judge_answers(answerer, examples, task, batch_size=batch_size, progress=progress)
         by_length = {str(length): score.to_dict() for length, score in report.by_length.items()}
         curve.append({"num_blocks": count, "accuracy": report.final.to_dict(), "by_length": by_length})
-    timed = prompts[:: max(1, len(prompts) // num_timed)][:num_timed]
+    num_timed = min(num_timed, len(prompts))
+    timed = [prompts[number * len(prompts) // num_timed] for number in range(num_timed)]
     ways = [by_answerer(str(count), timed, answerer) for count, answerer in zip(counts, answerers, strict=True)]
     latencies = measure_latency(ways, num_questions=len(timed))
     for point, latency in zip(curve, latencies, strict=True):

@@ -80,14 +80,15 @@ def plan_swaps(
     """
 
     def imply(example: Example, donor: Example, *, count: int | None) -> str | None:
+        own = task.about(example.question)
         if count is None or counterfactual is None:
-            return None if task.is_correct(donor.answer, example.answer) else donor.answer
+            return None if own.is_correct(donor.answer, example.answer) else donor.answer
         step = held(count)
-        if (example.steps or ())[step] == (donor.steps or ())[step] or task.is_correct(donor.answer, example.answer):
+        if (example.steps or ())[step] == (donor.steps or ())[step] or own.is_correct(donor.answer, example.answer):
             return None
         implied = counterfactual(example, donor, step)
         # An answer that is correct anyway cannot show whether the model follows the blocks.
-        return None if implied is None or task.is_correct(implied, example.answer) else implied
+        return None if implied is None or own.is_correct(implied, example.answer) else implied
 
     def held(count: int) -> int:
         """Return which step the last of ``count`` blocks holds."""

@@ -58,6 +58,10 @@ class Answerer(ABC):
         eos: int | None = self.tokenizer.eos_token_id
         return eos
 
+    def has_ended(self, token_ids: Sequence[int]) -> bool:
+        """Tell whether an answer ended by itself, and was not cut."""
+        return self.eos_id in token_ids
+
     @property
     def pad_id(self) -> int:
         """An id for padding."""
@@ -164,7 +168,7 @@ class Answerer(ABC):
         for start in range(0, len(prompts), batch_size):
             for token_ids in self.decode(prompts[start : start + batch_size]):
                 text = self.read(token_ids)
-                if on_cut is not None and self.eos_id not in token_ids:
+                if on_cut is not None and not self.has_ended(token_ids):
                     on_cut(text)
                 yield text
 

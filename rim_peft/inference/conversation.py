@@ -81,7 +81,7 @@ class Conversation:
         answer = self._answerer.read(token_ids)
         if answer:
             self._chat = asked.with_messages([*asked, {"role": "assistant", "content": answer}])
-        if on_cut is not None and self._answerer.eos_id not in token_ids:
+        if on_cut is not None and not self._answerer.has_ended(token_ids):
             on_cut(answer)
 
     def _pieces(self, prompt: Sequence[int], token_ids: list[int]) -> Iterator[str]:

@@ -1,15 +1,16 @@
-"""Greedy answers by a model's own ``generate``."""
+"""Greedy answers by a model's own ``generate``, and those of a base that was not trained to end them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 
+from rim_peft.inference.answerer import Answerer
 from rim_peft.inference.decoding import missing_inputs
 from rim_peft.sequence.layout import pad_left
 from rim_peft.tuner.bases import CACHE, check_cache_name, evaluation_mode, has_full_attention, input_device
@@ -19,7 +20,7 @@ def generate_greedily(
     model: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    eos_id: int | None,
+    eos_id: int | Collection[int] | None,
     pad_id: int,
     max_new_tokens: int,
     num_shared: int = 0,
@@ -31,6 +32,7 @@ def generate_greedily(
     Args:
         model: a causal language model, with or without a RiM adapter.
         prompts: token ids of each prompt, without blocks; they are padded on the left.
+        eos_id: what ends an answer: one token, any of several, or None for none.
         max_new_tokens: most tokens of an answer, EOS included.
         num_shared: tokens with which all prompts begin, fewer than the shortest has; they are computed once. Only for a
             model without blocks that :func:`can_share` accepts.
@@ -57,7 +59,7 @@ def generate_greedily(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
-            eos_token_id=eos_id,
+            eos_token_id=sorted(_ends(eos_id)) or None,
             pad_token_id=pad_id,
             **options,
         )
@@ -95,9 +97,54 @@ class _Streamer:
         """Do nothing."""
 
 
-def cut_behind_eos(answer: list[int], eos_id: int | None) -> list[int]:
+def cut_behind_eos(answer: list[int], eos_id: int | Collection[int] | None) -> list[int]:
     """Return an answer's tokens up to its first EOS, or all of them if there is none."""
-    return answer[: answer.index(eos_id) + 1] if eos_id is not None and eos_id in answer else answer
+    ends = _ends(eos_id)
+    return answer[: next((place for place, token in enumerate(answer, start=1) if token in ends), len(answer))]
+
+
+def _ends(eos_id: int | Collection[int] | None) -> set[int]:
+    return set() if eos_id is None else {eos_id} if isinstance(eos_id, int) else set(eos_id)
+
+
+def own_ends(base: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end what a base writes by itself: those of its generation settings, and EOS.
+
+    A chat model may end its turns with another token than the tokenizer's EOS, such as Gemma with ``<end_of_turn>``.
+    """
+    return sorted(_ends(getattr(base.generation_config, "eos_token_id", None)) | _ends(tokenizer.eos_token_id))
+
+
+class BaseAnswerer(Answerer):
+    """Answers as an untrained base does: right after the prompt, up to one of its own ends."""
+
+    between: ClassVar[str | None] = None
+
+    @property
+    def num_between(self) -> int:
+        """0: nothing is between a prompt and its answer."""
+        return 0
+
+    def has_ended(self, token_ids: Sequence[int]) -> bool:
+        """Tell whether an answer ended by itself."""
+        return not set(token_ids).isdisjoint(self._own_ends)
+
+    def decode(
+        self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
+    ) -> list[list[int]]:
+        """Decode a batch by the base's own ``generate``."""
+        return generate_greedily(
+            self.model,
+            prompts,
+            eos_id=self._own_ends,
+            pad_id=self.pad_id,
+            max_new_tokens=self.max_new_tokens,
+            on_token=on_token,
+        )
+
+    @property
+    def _own_ends(self) -> list[int]:
+        return own_ends(self.model.get_base_model(), self.tokenizer)
 
 
 @contextmanager

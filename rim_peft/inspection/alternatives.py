@@ -14,7 +14,7 @@ from rim_peft.data.examples import Example, Question, RowError
 from rim_peft.evaluation.controls import shuffle_ids
 from rim_peft.evaluation.latency import Way, by_answerer, measure_latency
 from rim_peft.inference import Answerer, BlockAnswerer, BlockDecoder, Decoded
-from rim_peft.inference.greedy import generate_greedily
+from rim_peft.inference.greedy import generate_greedily, own_ends
 from rim_peft.inference.swapping import SwappingDecoder, check_swaps
 from rim_peft.inspection.document import Alternative, Chain
 from rim_peft.tasks.rows import OwnRows
@@ -141,7 +141,7 @@ def _alternative(
         text=text,
         answer=answer,
         probability=math.exp(sum(decoded.log_probs[0][0])),
-        is_complete=answerer.eos_id in ids,
+        is_complete=answerer.has_ended(ids),
         agrees=asked.agrees(answer),
     )
 
@@ -167,11 +167,12 @@ def write_chain(
     (ids,) = own.encode([prompts.ask(Example(asked.question, "?"))], name="chain")
     most = max_new_tokens or _fitting_tokens(answerer.model.config, ids)
     written: dict[str, list[int]] = {}
+    ends = set(own_ends(answerer.model.get_base_model(), tokenizer))
     stops = _stop_strings(prompts.stops, tokenizer)
 
     def write(batch: Any, on_token: Callable[[], None]) -> list[list[int]]:
         with answerer.model.disable_adapter():
-            options = {"eos_id": own.eos_id, "pad_id": own.pad_id, "max_new_tokens": most, **stops}
+            options = {"eos_id": ends, "pad_id": own.pad_id, "max_new_tokens": most, **stops}
             (written["chain"],) = rows = generate_greedily(answerer.model, batch, on_token=on_token, **options)
         return rows
 
@@ -189,7 +190,7 @@ def write_chain(
         text=text,
         answer=answer,
         num_tokens=len(written["chain"]),
-        is_complete=len(written["chain"]) < most or own.eos_id in written["chain"],
+        is_complete=len(written["chain"]) < most or not ends.isdisjoint(written["chain"]),
         agrees=asked.agrees(answer),
         ms=chain.answer_ms,
         adapter_ms=adapter.answer_ms,

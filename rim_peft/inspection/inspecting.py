@@ -239,7 +239,7 @@ class _Inspector:
                 text=readout.text,
                 answer=answer,
                 probability=math.prod(candidates[0].probability for candidates in parts),
-                is_complete=self.answerer.eos_id in readout.token_ids,
+                is_complete=self.answerer.has_ended(readout.token_ids),
                 agrees=answer is not None and answer == answers[-1],
                 tokens=parts,
             )

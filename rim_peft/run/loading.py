@@ -16,6 +16,7 @@ from rim_peft.data.sources import asking_hub
 from rim_peft.export.reading import ExportAnswerer, is_export, load_export
 from rim_peft.export.record import EXPORT_FILE, ExportRecord
 from rim_peft.inference import Answerer, BlockAnswerer
+from rim_peft.inference.greedy import BaseAnswerer
 from rim_peft.methods import STAGES, get_method
 from rim_peft.recipe import EvaluationOptions, ModelOptions, Recipe
 from rim_peft.recipe.reading import load_found_recipe
@@ -46,6 +47,7 @@ class Run:
         recipe: how it was trained; None for an adapter that was saved by hand.
         record: contents of ``run.json``; empty for an adapter that was saved by hand.
         exported: record of an export, whose ``model`` is a plain one; None for an adapter.
+        is_untrained: whether the adapter changes nothing, so that it is the base that answers.
     """
 
     model: PeftModel
@@ -53,6 +55,7 @@ class Run:
     recipe: Recipe | None = None
     record: dict[str, Any] = field(default_factory=dict)
     exported: ExportRecord | None = None
+    is_untrained: bool = False
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -89,6 +92,10 @@ class Run:
         model = self.model if model is None else model
         if self.exported is not None:
             return ExportAnswerer(model, self.tokenizer, record=self.exported, **settings)
+        if self.is_untrained:
+            return BaseAnswerer(
+                model, self.tokenizer, templates=self.templates, max_new_tokens=settings["max_new_tokens"]
+            )
         if self.recipe is None:
             return BlockAnswerer(model, self.tokenizer, **settings)
         method = get_method(self.recipe.method)
@@ -134,7 +141,7 @@ def load_untrained(recipe: Recipe) -> Run:
     config.init_lora_weights = True
     model = get_peft_model(load_base(source, recipe.model), config)
     tokenizer = load_tokenizer(recipe.model.tokenizer or source, recipe.model)
-    return Run(to_device(model, recipe.model).eval(), tokenizer, recipe)
+    return Run(to_device(model, recipe.model).eval(), tokenizer, recipe, is_untrained=True)
 
 
 def load_run(

@@ -6,22 +6,27 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from filelock import FileLock
+from transformers import AutoTokenizer
 
 from rim_peft.cli.main import main
+from rim_peft.comparison import timing
 from rim_peft.comparison.plan import plan_runs, shared_recipe
 from rim_peft.comparison.reading import check_runs, load_comparison
 from rim_peft.comparison.rows import load_judged_rows
 from rim_peft.comparison.runner import BusyError, list_runs, run_comparison
 from rim_peft.comparison.sections import name_of
 from rim_peft.demo import BASE, RECIPE
+from rim_peft.evaluation.latency import Way
 from rim_peft.recipe import RecipeError
 from rim_peft.tasks.potions import Potions
 
@@ -144,6 +149,24 @@ def test_what_is_finished_is_not_made_again(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert main(["compare", str(folder / "compare.yaml"), "--plan"]) == 0
     assert capsys.readouterr().out.count("finished") == len(METHODS)
+
+
+def test_the_answer_of_a_chain_is_timed_from_where_it_is_judged(
+    done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = load_comparison(done[0] / "compare.yaml", ["measures.latency_questions=2"])
+    plan = plan_runs(comparison)
+    rows = load_judged_rows(comparison, shared_recipe(comparison), check_runs(comparison, plan))
+    answers = ("blue", "red, blue")
+    changed = [replace(row, answer=answer) for row, answer in zip(rows.test, answers, strict=False)]
+    ways: list[Way] = []
+    monkeypatch.setattr(timing, "measure_latency", lambda asked, **_: ways.extend(asked) or [])
+    monkeypatch.setattr(timing, "write_text", lambda *_: None)
+    timing.time_methods(comparison, plan, replace(rows, test=changed))
+    (counts,) = (way.answer_tokens for way in ways if way.name == "cot")
+    tokens = AutoTokenizer.from_pretrained(BASE)("plum, red, blue", add_special_tokens=False)["input_ids"]
+    assert isinstance(counts, list)
+    assert [count(tokens) for count in counts] == [1, 3]
 
 
 @pytest.mark.slow
@@ -280,15 +303,23 @@ def test_an_adapter_of_other_rows_is_not_measured_as_one_of_these(tmp_path: Path
         test={},
         selection={},
         methods={"rim": {}},
-        measures={**measures, "latency_batch_sizes": []},
+        measures={**measures, "latency_batch_sizes": [1], "latency_questions": 1},
     )
     run_comparison(load_comparison(path))
+    timed = (tmp_path / "out" / "latency.json").read_text()
     save("train", 1)
     with pytest.raises(RecipeError, match=r"measured with other values of data\. Delete it to train it again"):
         run_comparison(load_comparison(path))
     (tmp_path / "out" / "runs" / "rim" / "seed-0" / "measured.json").unlink()
     with pytest.raises(RecipeError, match=r"seed-0 was trained on 8 rows that are not those of data\.path now"):
         run_comparison(load_comparison(path))
+    shutil.rmtree(tmp_path / "out" / "runs" / "rim" / "seed-0")
+    again = run_comparison(load_comparison(path))
+    kept = (tmp_path / "out" / "latency.json").read_text()
+    assert kept != timed  # other answers take another time
+    assert json.loads(kept)["latency"] == again["latency"]
+    run_comparison(load_comparison(path))
+    assert (tmp_path / "out" / "latency.json").read_text() == kept
 
 
 @pytest.mark.slow

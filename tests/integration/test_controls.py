@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from rim_peft.data.examples import Example, Templates
+from rim_peft.data.examples import Example, Question, Templates
 from rim_peft.evaluation import controls
 from rim_peft.evaluation.controls import Control, run_controls, shuffle_ids
 from rim_peft.inference import answer_questions
@@ -40,6 +40,20 @@ class Letters(Task):
 
     def is_correct(self, text: str, gold: str) -> bool:
         return text == gold
+
+
+class Verified(Letters):
+    """About a question, an answer need not have its row's exclamation mark."""
+
+    name = "verified"
+
+    def about(self, question: Question) -> Task:
+        bound = Verified()
+        object.__setattr__(bound, "question", question)
+        return bound
+
+    def is_correct(self, text: str, gold: str) -> bool:
+        return text == gold or (hasattr(self, "question") and text.rstrip("!") == gold.rstrip("!"))
 
 
 @contextmanager
@@ -230,21 +244,22 @@ def _chained_model() -> PeftModel:
     return build_rim(base=base, num_blocks=3, block_size=1)
 
 
-def test_a_model_that_thinks_in_blocks_follows_them(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize(("task", "mark"), [(Letters(), ""), (Verified(), "!")])
+def test_a_model_that_thinks_in_blocks_follows_them(tokenizer: PreTrainedTokenizerFast, task: Task, mark: str) -> None:
     model = _chained_model()
     questions = [f"{first}{second}" for first in "abc" for second in "+-*/"]
     options: dict[str, Any] = {"templates": Templates(prompt="{question}"), "max_new_tokens": 6}
     texts = list(answer_questions(model, tokenizer, questions, **options))
-    examples = [Example(q, text, ("s", f"1 {q}", f"2 {q}")) for q, text in zip(questions, texts, strict=True)]
+    examples = [Example(q, text + mark, ("s", f"1 {q}", f"2 {q}")) for q, text in zip(questions, texts, strict=True)]
     assert len(set(texts)) > 3
     found = run_controls(
         model,
         tokenizer,
         examples,
-        Letters(),
+        task,
         **options,
         batch_size=5,
-        counterfactual=lambda _example, donor, _count: donor.answer,
+        counterfactual=lambda _example, donor, _count: donor.answer.rstrip("!"),
     )
     names = ["removed", "shuffled", "random rows", "swapped", "swapped after 1", "swapped after 2"]
     assert [control.name for control in found] == names

@@ -202,6 +202,20 @@ def test_a_chain_ends_where_the_next_question_would_begin(monkeypatch: pytest.Mo
     assert found.is_complete
 
 
+def test_a_chain_ends_as_the_base_ends_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = build_rim(), build_tokenizer()
+    _stop_at(monkeypatch)
+    whole = _chain(model, tokenizer, max_new_tokens=12)
+    with model.disable_adapter():
+        prompts = [tokenizer(whole.prompt)["input_ids"]]
+        (ids,) = generate_greedily(model, prompts, eos_id=EOS_ID, pad_id=PAD_ID, max_new_tokens=12)
+    end = ids[3]
+    model.get_base_model().generation_config.eos_token_id = [EOS_ID, end]
+    found = _chain(model, tokenizer, max_new_tokens=12)
+    assert found.num_tokens == ids.index(end) + 1 < whole.num_tokens
+    assert found.is_complete
+
+
 def test_a_chain_is_cut_where_transformers_cannot_find_stop_strings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo's tokenizer has a token a word, in which transformers looks for no stop strings."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)

@@ -10,6 +10,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model_state_dict, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from rim_peft.comparison.measuring import count_base
 from rim_peft.export.weights import on_stored_base
 from rim_peft.tuner.bases import keep_unpacked
 from tests.conftest import VOCAB_SIZE, MakeBase, MakeRim
@@ -33,6 +34,12 @@ def base_dir(make_base: MakeBase, tmp_path: Path) -> str:
 
 def load(base_dir: str, how: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(base_dir, quantization_config=QUANTIZATION[how], dtype=torch.float32)
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+def test_a_base_has_as_many_parameters_whatever_its_types(make_rim: MakeRim, base_dir: str, how: str) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(base_dir)
+    assert count_base(make_rim(base=load(base_dir, how), fresh=True)) == plain.num_parameters()
 
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])

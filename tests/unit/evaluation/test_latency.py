@@ -207,6 +207,20 @@ def test_the_answer_is_counted_behind_the_last_separator(
     assert count_behind(tokenizer, separator)(tokens) == len(tokens) - num_steps_characters
 
 
+def test_an_answer_may_hold_separators_itself(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [*tokenizer("1+2, 3, 4", add_special_tokens=False)["input_ids"], EOS_ID]
+    alone, pair = (count_behind(tokenizer, ", ", num_inside=number) for number in (0, 1))
+    assert (alone(tokens), pair(tokens)) == (2, 5)
+    clock = FakeClock(monkeypatch)
+    lengths = {0: 5, 1: 5}
+    ways = [clock.way(name, lambda question: 0.1, lengths, answer_tokens=of) for name, of in (("a", 2), ("b", [2, 4]))]
+    same, each = measure_latency(ways, batch_sizes=[1], num_questions=2, warm_up=0, min_rounds=2)
+    assert same.first_token_ms == pytest.approx(1400)
+    assert each.first_token_ms == pytest.approx(1300)  # the median of 1400 and 1200
+
+
 def test_cuda_is_waited_for_and_its_peak_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock(monkeypatch)
     peaks = iter([5 * 2**20, 9 * 2**20, 7 * 2**20])

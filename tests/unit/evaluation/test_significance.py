@@ -60,3 +60,11 @@ def test_seeds_that_judge_the_same_rows_are_no_rows_of_their_own() -> None:
     assert (opposite.difference, opposite.p_value) == (0.0, 1.0)
     with pytest.raises(ValueError, match="all of the same rows"):
         pooled_difference([(first, second), (first[:3], second[:3])])
+
+
+def test_a_few_rows_of_several_seeds_are_few_rows() -> None:
+    """Without spread, a normal distribution would be certain of three rows; of 8 flips of signs 2 are as uneven."""
+    found = pooled_difference([([True] * 5, [False] * 3 + [True] * 2)] * 3)
+    assert found.p_value == pytest.approx(2 / 2**3)
+    assert pooled_difference([([True] * 3, [False] * 3)] * 2).p_value == pytest.approx(2 / 2**3)
+    assert pooled_difference([([True] * 50, [False] * 50)] * 2).p_value < 1e-9

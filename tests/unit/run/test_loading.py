@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from rim_peft.data.examples import Templates
 from rim_peft.export.reading import ExportAnswerer
 from rim_peft.inference import answer_questions
 from rim_peft.recipe import load_recipe
 from rim_peft.run import Run, evaluate, load_run
+from rim_peft.run.loading import load_untrained
 from tests.conftest import build_base, build_rim, build_tokenizer, save_base
 
 RECIPE = Path(__file__).parents[3] / "rim_peft" / "demo" / "recipe.yaml"
@@ -130,3 +131,30 @@ def test_evaluation_without_a_recipe(saved: tuple[Path, PeftModel]) -> None:
     assert result["by_length"].keys() == {"2"}
     assert len(result["by_block"]) == 1
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_an_untrained_base_ends_its_answers_as_its_settings_say(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Some chat models end a turn with another token than the tokenizer's EOS."""
+    save_base(tmp_path / "base", tokenizer=tokenizer)
+    (tmp_path / "recipe.yaml").write_text(
+        f"output_dir: {tmp_path / 'out'}\nmodel: {{name_or_path: {tmp_path / 'base'}}}\ndata: {{task: gsm8k}}\n"
+        "method: answer\nbaseline: {max_steps: 1}\nevaluation: {max_new_tokens: 6}\n"
+    )
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+
+    def answer() -> tuple[list[int], list[str]]:
+        answerer = load_untrained(recipe).answerer()
+        cut: list[str] = []
+        prompts = answerer.encode(["a?"])
+        list(answerer.answer_prompts(prompts, batch_size=1, on_cut=cut.append))
+        return answerer.decode(prompts)[0], cut
+
+    whole, cut = answer()
+    assert len(whole) == 6
+    assert len(cut) == 1
+    end = whole[2]
+    assert end not in whole[:2]
+    GenerationConfig(eos_token_id=[tokenizer.eos_token_id, end]).save_pretrained(tmp_path / "base")
+    assert answer() == (whole[:3], [])
