@@ -99,7 +99,8 @@ def export_peft_lora(
         "quantized_agreement": plain.agreement,
         "check": result.to_dict(),
     }
-    (adapter / "README.md").write_text(render_adapter_card(name, memory, prompts, result), encoding="utf-8")
+    card = render_adapter_card(name, memory, prompts, result, places=places)
+    (adapter / "README.md").write_text(card, encoding="utf-8")
     write_json(folder / EXPORT_FILE, record)
     clear_unfinished(folder)
     raise_if_differing(result, options, folder, head_is_tied=record["head_is_tied"])
