@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -137,7 +138,7 @@ Plain LoRA for a model that reasons in memory blocks (Reasoning in Memory,
 [arXiv 2605.30343](https://arxiv.org/abs/2605.30343)), exported by rim-peft. {fits}, {names} (ids {ids}).
 
 * **Prompts** are written as in training: {prompt}.
-* **Blocks** follow each prompt. This folder's tokenizer appends them; with the base's own tokenizer,
+* **Blocks** follow each prompt. {appended}
   {otherwise}
 * **Checked** in a fresh process with plain transformers and PEFT, in float32: {checked}.
 """
@@ -157,12 +158,14 @@ def render_adapter_card(
     prompts: Prompts,
     result: CheckResult,
     *,
+    places: Mapping[str, bool],
     base: str | None = None,
     knows_names: bool = True,
 ) -> str:
     """Return the README of a plain LoRA adapter.
 
     Args:
+        places: what the adapter's tokenizer appends blocks to.
         base: the unmodified base that it fits; None if it fits the extended base beside it.
         knows_names: whether the base's own tokenizer reads the memory tokens' names.
     """
@@ -185,6 +188,11 @@ def render_adapter_card(
         ids=", ".join(map(str, memory.ids)),
         prompt=code_span(repr(prompts.templates.prompt)) if is_text else _chats(prompts),
         fits=_EXTENDED if base is None else _UNMODIFIED.format(base=shown_base),
+        appended=(
+            f"This folder's tokenizer appends them to {' and '.join(kinds)}; elsewhere, and with the base's tokenizer,"
+            if (kinds := _kinds(places))
+            else "No tokenizer appends them:"
+        ),
         otherwise=written if knows_names else as_ids,
         checked=describe(result),
     )
@@ -229,7 +237,10 @@ def _blocks(record: ExportRecord) -> str:
 
 
 def _places(record: ExportRecord) -> str:
-    kinds = [name for name, key in (("texts", "prompt"), ("chats", "chat")) if record.places[key]]
-    if not kinds:
+    if not (kinds := _kinds(record.places)):
         return "are not appended by the tokenizer: write them after each prompt."
     return f"come from the tokenizer, for {' and '.join(kinds)}."
+
+
+def _kinds(places: Mapping[str, bool]) -> list[str]:
+    return [name for name, key in (("texts", "prompt"), ("chats", "chat")) if places[key]]

@@ -113,7 +113,9 @@ def export_embedding_lora(
         exported = Exported(place, staging, places, dtype, adapter=staging, settings=settings, revision=revision)
         result = check(plain.expected, tokenizer, memory, exported, max_new_tokens=prompts.max_new_tokens)
         knows_names = entry["base_tokenizer_knows_blocks"]
-        card = render_adapter_card(folder.name, memory, prompts, result, base=base_name, knows_names=knows_names)
+        card = render_adapter_card(
+            folder.name, memory, prompts, result, places=places, base=base_name, knows_names=knows_names
+        )
         _write_papers(staging, card, {**entry, "check": result.to_dict()})
     raise_if_differing(result, options, folder, head_is_tied=False)
     return result

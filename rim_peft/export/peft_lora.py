@@ -26,7 +26,14 @@ from rim_peft.export.card import render_adapter_card
 from rim_peft.export.checking import CheckResult, Exported, check, raise_if_differing
 from rim_peft.export.folder import STAGING, ExportOptions, Prompts, check_new, clear_unfinished
 from rim_peft.export.record import EXPORT_FILE, new_record, read_export, write_json
-from rim_peft.export.tokens import add_memory_tokens, append_blocks, save_model, save_tokenizer, set_variables
+from rim_peft.export.tokens import (
+    add_memory_tokens,
+    append_blocks,
+    save_model,
+    save_tokenizer,
+    set_variables,
+    with_tokens_of,
+)
 from rim_peft.export.weights import add_rows, as_plain, free, is_tied, memory_rows
 from rim_peft.tuner.config import RiMConfig, active_config
 
@@ -52,7 +59,7 @@ def export_peft_lora(
 
     Raises:
         ValueError: the adapter has no LoRA, or has more than memory rows and LoRA; its name is taken; the folder holds
-            another base or something else.
+            another base or tokenizer, or something else.
         ExportCheckError: the export answers differently from the adapter.
     """
     name = Path(source).resolve().name
@@ -63,15 +70,17 @@ def export_peft_lora(
     plain = as_plain(model, tokenizer, prompts, num_blocks=num_blocks)
     base, state = _taken_apart(plain.model)
     base = base.to(dtype := options.dtype_of(plain.dtype))
-    known, keep_tied = tokenizer, options.keep_tied
+    first, keep_tied = tokenizer, options.keep_tied
     if record["adapters"]:
         keep_tied = bool(record["head_is_tied"])  # untying now would make the head prefer the rows that exist
-        base, known = _extended_so_far(folder / BASE, base)
-    extended, memory = add_memory_tokens(known, num_blocks=num_blocks, block_size=config.block_size)
+        base, first = _extended_so_far(folder / BASE, base)
+        tokenizer = with_tokens_of(tokenizer, first)  # its chat template and its tokens before a text are its own
+    blocks = {"num_blocks": num_blocks, "block_size": config.block_size}
+    (extended, memory), (beside, _) = (add_memory_tokens(one, **blocks) for one in (tokenizer, first))
     add_rows(base, memory.ids, rows, keep_tied=keep_tied)
     record["head_is_tied"] = is_tied(base)
     (folder / STAGING).mkdir(parents=True, exist_ok=True)  # marks an unfinished export
-    _replace_base(folder / BASE, base, extended, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
+    _replace_base(folder / BASE, base, beside, eos_id=tokenizer.eos_token_id, max_shard_size=options.max_shard_size)
     free(base)
     adapter = folder / ADAPTERS / name
     set_variables(extended, prompts.templates.chat_template_kwargs)
@@ -90,7 +99,8 @@ def export_peft_lora(
         "quantized_agreement": plain.agreement,
         "check": result.to_dict(),
     }
-    (adapter / "README.md").write_text(render_adapter_card(name, memory, prompts, result), encoding="utf-8")
+    card = render_adapter_card(name, memory, prompts, result, places=places)
+    (adapter / "README.md").write_text(card, encoding="utf-8")
     write_json(folder / EXPORT_FILE, record)
     clear_unfinished(folder)
     raise_if_differing(result, options, folder, head_is_tied=record["head_is_tied"])

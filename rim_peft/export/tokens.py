@@ -164,6 +164,26 @@ def add_memory_tokens(
     return extended, MemoryTokens(names, ids, num_blocks, block_size)
 
 
+def with_tokens_of(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer with the tokens that another one has after these.
+
+    Raises:
+        ValueError: the other one does not begin with the same tokens.
+    """
+    extended = copy.deepcopy(tokenizer)
+    own, there = extended.get_vocab(), other.get_vocab()
+    more = sorted(there.keys() - own.keys(), key=lambda name: there[name])
+    extended.add_tokens([AddedToken(name, special=True, normalized=False) for name in more], special_tokens=True)
+    if extended.get_vocab() == there:
+        return extended
+    name = min((name for name in own if there.get(name) != own[name]), key=lambda name: own[name])
+    raise ValueError(
+        "tokenizer: must have the tokens of the one beside the extended base, to which memory tokens were added, got "
+        f"{name!r} with id {own[name]}, which is {there.get(name, 'missing')} there. Export this adapter into another "
+        "folder."
+    )
+
+
 def set_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> None:
     """Make a chat template use the training's variables where a call gives none, in place."""
     if not variables or not tokenizer.chat_template:

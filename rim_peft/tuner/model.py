@@ -196,6 +196,8 @@ class RiMModel(LoraModel):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:
+        if merge:
+            self._check_biases(adapter_names or self.active_adapters)
         if merge and safe_merge:
             self._check_finite(adapter_names or self.active_adapters)
         if merge:
@@ -214,7 +216,8 @@ class RiMModel(LoraModel):
         """Merge adapters into the base in place; if a safe merge fails, all layers stay as they were.
 
         Raises:
-            ValueError: the active adapter, whose blocks are used, would not be merged, or weights are not finite.
+            ValueError: the active adapter, whose blocks are used, would not be merged, weights are not finite, or a
+                layer has no bias that LoRA's could be added to.
         """
         names = adapter_names or self.active_adapters
         missing = [name for name in self.active_adapters if name not in (*names, *self.memory.merged_adapters)]
@@ -223,9 +226,23 @@ class RiMModel(LoraModel):
                 f"adapter_names: must hold the active adapter, {missing[0]!r}, got {names!r}: its blocks would be used "
                 "with the LoRA of others. Call set_adapter first, or merge it too."
             )
+        self._check_biases(names)
         if safe_merge:
             self._check_finite(names)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _check_biases(self, adapter_names: list[str]) -> None:
+        """Refuse LoRA's biases where the base has none, before the first layer is merged and the rows are gone."""
+        # PEFT finds out halfway, with LoRA's matrices already in the weight, to which they would be added again.
+        for name, module in self.model.named_modules():
+            if not isinstance(module, LoraLayer) or getattr(module.get_base_layer(), "bias", None) is not None:
+                continue
+            if owner := next((own for own in adapter_names if module.lora_bias.get(own)), None):
+                raise ValueError(
+                    f"lora_bias: must be False for LoRA to be merged into layers without a bias, such as {name}, got "
+                    f"True in the adapter {owner!r}. Keep the adapter beside its base, or export it as plain LoRA "
+                    "(--format peft-lora)."
+                )
 
     def _check_finite(self, adapter_names: list[str]) -> None:
         """Refuse what a safe merge refuses, before the first layer is merged and the rows are gone."""

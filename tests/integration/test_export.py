@@ -214,6 +214,23 @@ def test_plain_lora_adapters_on_one_extended_base(make_adapter: MakeAdapter, tmp
 
 
 @pytest.mark.slow
+def test_each_plain_lora_adapter_keeps_its_own_chat_template(tmp_path: Path) -> None:
+    """On one extended base, whose tokenizer is the first adapter's: the second one's chats were written by that."""
+    out = tmp_path / "out"
+    templates = {"first": CHAT_TEMPLATE, "second": CHAT_TEMPLATE.replace("<eos>", "")}
+    asked = Prompts([*TEXTS, *TEXTS[:4]], Templates(), max_new_tokens=2)
+    for name, template in templates.items():
+        own = build_tokenizer(chat_template=template)
+        FORMATS["peft-lora"](build_rim(), own, out, asked, ExportOptions(), source=name)
+    for name, text in {"first": "And 0?<eos><|assistant|>", "second": "And 0?<|assistant|>"}.items():
+        exported = AutoTokenizer.from_pretrained(out / "adapters" / name)
+        number = "" if name == "first" else "_2"
+        said = exported.apply_chat_template(CHATS[0], add_generation_prompt=True, tokenize=False)
+        assert said.startswith(f"<|user|>{text}<|rim_begin{number}|>")
+    assert AutoTokenizer.from_pretrained(out / "base").chat_template == CHAT_TEMPLATE
+
+
+@pytest.mark.slow
 def test_a_base_that_was_left_tied_stays_so(make_adapter: MakeAdapter, tmp_path: Path) -> None:
     """Untied for a second adapter, its head would score the first one's rows as they are."""
     out = tmp_path / "out"

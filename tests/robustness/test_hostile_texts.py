@@ -150,6 +150,7 @@ def run_card(text: str) -> str:
 
 
 CHECKED = CheckResult(num_prompts=2, num_equal=2, num_equal_unguarded=2, num_near_ties=0, num_near_ties_unguarded=0)
+PLACES = {"prompt": False, "chat": False}
 
 
 def memory_tokens(text: str) -> MemoryTokens:
@@ -159,7 +160,7 @@ def memory_tokens(text: str) -> MemoryTokens:
 def export_card(text: str) -> str:
     memory = memory_tokens(text)
     template = Templates(prompt=f"{text.replace('{', '').replace('}', '')}{{question}}")
-    export = ExportRecord(memory, {"prompt": False, "chat": False}, f"folder/{text}", text, text, text, True)
+    export = ExportRecord(memory, PLACES, f"folder/{text}", text, text, text, True)
     return render_export_card(
         Path("out", text.replace("/", "").replace("\0", "")), export, Prompts([text], template, 4), CHECKED
     )
@@ -167,7 +168,7 @@ def export_card(text: str) -> str:
 
 def lora_card(text: str) -> str:
     template = Templates(prompt=f"{text.replace('{', '').replace('}', '')}{{question}}")
-    return render_adapter_card(text, memory_tokens(text), Prompts([text], template, 4), CHECKED)
+    return render_adapter_card(text, memory_tokens(text), Prompts([text], template, 4), CHECKED, places=PLACES)
 
 
 @each_text

@@ -51,6 +51,7 @@ def test_blocks_are_explained_where_there_are_some(num_blocks: int) -> None:
     assert "None" not in card
 
 
+BOTH = {"prompt": True, "chat": True}
 MEMORY = MemoryTokens(["<b>", "<m>", "</b>"], [7, 8, 9], num_blocks=2, block_size=1)
 
 
@@ -67,8 +68,24 @@ def test_ollama_asks_as_in_training() -> None:
 @pytest.mark.parametrize(("knows_names", "told"), [(True, "<b><m></b><b><m></b>"), (False, "`block_ids`")])
 def test_a_card_of_lora_on_the_unmodified_base(knows_names: bool, told: str) -> None:
     prompts = Prompts(["1 + 1?"], Templates(), max_new_tokens=4)
-    card = render_adapter_card("served", MEMORY, prompts, RESULT, base="owner/name", knows_names=knows_names)
+    card = render_adapter_card(
+        "served", MEMORY, prompts, RESULT, places=BOTH, base="owner/name", knows_names=knows_names
+    )
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "owner/name"
     assert "It fits `owner/name` as it is." in card
     assert told in card
-    assert "extended base" in render_adapter_card("served", MEMORY, prompts, RESULT)
+    assert "extended base" in render_adapter_card("served", MEMORY, prompts, RESULT, places=BOTH)
+
+
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        (BOTH, "This folder's tokenizer appends them to texts and chats; elsewhere, and with the base's tokenizer,"),
+        ({"prompt": True, "chat": False}, "appends them to texts; elsewhere, and with the base's tokenizer,"),
+        ({"prompt": False, "chat": False}, "No tokenizer appends them:\n  write after each prompt: `<b><m></b>"),
+    ],
+    ids=str,
+)
+def test_a_card_says_to_what_the_tokenizer_appends_blocks(places: dict[str, bool], told: str) -> None:
+    prompts = Prompts(["1 + 1?"], Templates(), max_new_tokens=4)
+    assert told in render_adapter_card("served", MEMORY, prompts, RESULT, places=places)

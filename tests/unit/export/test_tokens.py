@@ -9,7 +9,14 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from rim_peft.export.tokens import MemoryTokens, add_memory_tokens, append_blocks, save_tokenizer, set_variables
+from rim_peft.export.tokens import (
+    MemoryTokens,
+    add_memory_tokens,
+    append_blocks,
+    save_tokenizer,
+    set_variables,
+    with_tokens_of,
+)
 from tests.conftest import BOS_ID, CHAT_TEMPLATE, EOS_ID, VOCAB_SIZE, build_tokenizer
 
 BLOCKS = [VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 1, VOCAB_SIZE + 2] * 2
@@ -147,3 +154,17 @@ def test_variables_are_for_templates_only() -> None:
     tokenizer = build_tokenizer(chat_template=None)
     set_variables(tokenizer, {"a": 1})
     assert tokenizer.chat_template is None
+
+
+def test_a_tokenizer_gets_the_tokens_of_another_one_and_stays_itself_otherwise() -> None:
+    first, _ = add_memory_tokens(build_tokenizer(), num_blocks=2, block_size=2)
+    own = build_tokenizer(chat_template="{{ messages[0].content }}")
+    both = with_tokens_of(own, first)
+    assert both.get_vocab() == first.get_vocab()
+    assert both.chat_template == own.chat_template
+    assert len(own) == VOCAB_SIZE
+    own.add_tokens(["<think>"], special_tokens=True)
+    with pytest.raises(
+        ValueError, match=rf"tokenizer: must have the tokens .* got '<think>' with id {VOCAB_SIZE}, whi"
+    ):
+        with_tokens_of(own, first)

@@ -143,6 +143,19 @@ def test_merging_folds_lora_and_drops_the_memory(make_rim: MakeRim, architecture
         logits(merged, MEMORY)
 
 
+def test_a_merge_without_room_for_biases_is_refused_before_the_first_layer(make_rim: MakeRim) -> None:
+    """The first layers of Qwen 2 have biases, so PEFT merges them, and is at the fourth when it notices."""
+    model = make_rim("qwen2", lora_bias=True)
+    prompt = MEMORY[:, :2]
+    expected = model.generate(prompt, max_new_tokens=4, num_blocks=1)
+    refused = r"lora_bias: must be False .* such as model\.layers\.0\.self_attn\.o_proj, got True"
+    for merge in (model.merge_and_unload, model.merge_adapter):
+        with pytest.raises(ValueError, match=refused):
+            merge()
+    assert not any(module.merged for module in model.modules() if isinstance(module, LoraLayer))
+    torch.testing.assert_close(model.generate(prompt, max_new_tokens=4, num_blocks=1), expected)
+
+
 @pytest.mark.parametrize("options", [{}, {"insertion_layer": 1}], ids=str)
 def test_a_safe_merge_that_was_refused_leaves_the_blocks(make_rim: MakeRim, options: dict[str, Any]) -> None:
     model = make_rim(target_modules=["q_proj"], layers_to_transform=[0], **options)
