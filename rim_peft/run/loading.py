@@ -128,8 +128,8 @@ def load_untrained(recipe: Recipe) -> Run:
     method = get_method(recipe.method)
     if source is None or method.has_blocks or not method.is_plain:
         raise ValueError(
-            "method: the untrained base can only be asked without blocks (answer, cot), and must be an existing model "
-            f"(model.name_or_path), got method {recipe.method!r} and base {source!r}."
+            "method: an untrained base must be an existing model (model.name_or_path) and be asked without blocks, got "
+            f"method {recipe.method!r} and base {source!r}. Use method answer or cot, and name a base."
         )
     config.init_lora_weights = True
     model = get_peft_model(load_base(source, recipe.model), config)
