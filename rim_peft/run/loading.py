@@ -106,7 +106,9 @@ class Run:
         recipe = self.recipe
         if recipe is None or name not in (None, recipe.data.task):
             if name is None:
-                raise ValueError("task: must be given, since the adapter does not say what it was trained on.")
+                raise ValueError(
+                    "task: must be given, since the adapter does not say what it was trained on. Name it (--task)."
+                )
             return get_task(name)
         return recipe.task(named=name) if isinstance(recipe, FoundRecipe) else recipe.task()
 

@@ -239,7 +239,8 @@ def test_a_stream_needs_steps_and_a_validation_split(write: Write) -> None:
     data = {"task": "gsm8k", "streaming": True, "validation_split": None}
     assert problems(write(with_values(data=data, refinement={"max_steps": 5}))) == [
         "grounding.max_steps: must be given with data.streaming, since a stream has no length.",
-        "data.validation_split: must be given with streaming, since rows of a stream cannot be held out, got null.",
+        "data.validation_split: must be given with streaming, since rows of a stream cannot be held out, got null. "
+        "Name a split, or set validation_rows=0.",
     ]
 
 
