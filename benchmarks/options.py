@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="cpu: sizes for two cores; cuda: real sizes on one GPU (default: %(default)s)",
     )
-    parser.add_argument("--quick", action="store_true", help="smallest sizes, two rounds: does everything run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="smallest sizes, two rounds, to see whether everything runs"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     parser.add_argument("--save", metavar="FILE", help="also write the JSON document to a file")
     parser.add_argument(
@@ -69,9 +71,15 @@ def _add_serving(group: argparse._ArgumentGroup) -> None:
         "does not depend on what was learned)",
     )
     group.add_argument(
-        "--clients", dest="num_clients", type=_numbers, metavar="N,N,...", help="clients (default: 1,8,32,128)"
+        "--clients",
+        dest="num_clients",
+        type=_numbers,
+        metavar="N,N,...",
+        help="numbers of clients (default: 1,8,32,128)",
     )
-    group.add_argument("--num-requests", type=_number, metavar="N", help="requests of each way in a round, at least")
+    group.add_argument(
+        "--num-requests", type=_number, metavar="N", help="least number of requests of each way in a round"
+    )
     group.add_argument("--prompt-tokens", type=_number, metavar="N", help="tokens of a prompt (default: 64)")
     group.add_argument("--answer-tokens", type=_number, metavar="N", help="tokens of every answer (default: 8)")
     group.add_argument(

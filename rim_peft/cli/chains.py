@@ -60,7 +60,7 @@ def _add_prompt_arguments(group: Any) -> None:
         "--examples", metavar="ROWS", type=path, help="rows with question, steps and answer, shown before each question"
     )
     group.add_argument(
-        "--num-examples", metavar="N", type=positive, default=8, help="how many, from the start (%(default)s)"
+        "--num-examples", metavar="N", type=positive, default=8, help="number of them, from the start (%(default)s)"
     )
     group.add_argument(
         "--stop",
@@ -76,16 +76,27 @@ def _add_chain_arguments(group: Any) -> None:
 
     own = ChainOptions
     group.add_argument(
-        "--num-chains", metavar="N", type=positive, default=own.num_chains, help="for each question (%(default)s)"
+        "--num-chains", metavar="N", type=positive, default=own.num_chains, help="chains per question (%(default)s)"
     )
-    group.add_argument("--temperature", type=float, default=own.temperature, help="0: most likely token (%(default)s)")
-    group.add_argument("--top-p", type=float, default=own.top_p, help="share of probability to sample (%(default)s)")
     group.add_argument(
-        "--max-new-tokens", metavar="N", type=positive, default=own.max_new_tokens, help="of a chain (%(default)s)"
+        "--temperature",
+        type=float,
+        default=own.temperature,
+        help="temperature of sampling; 0 takes the most likely token (%(default)s)",
     )
-    group.add_argument("--seed", type=not_negative, default=own.seed, help="(%(default)s)")
     group.add_argument(
-        "--batch-size", metavar="N", type=positive, default=own.batch_size, help="questions at a time (%(default)s)"
+        "--top-p", type=float, default=own.top_p, help="share of probability to sample from (%(default)s)"
+    )
+    group.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=positive,
+        default=own.max_new_tokens,
+        help="maximum tokens of a chain (%(default)s)",
+    )
+    group.add_argument("--seed", type=not_negative, default=own.seed, help="seed of sampling (%(default)s)")
+    group.add_argument(
+        "--batch-size", metavar="N", type=positive, default=own.batch_size, help="questions per batch (%(default)s)"
     )
     group.add_argument(
         "--split-steps",
@@ -99,7 +110,7 @@ def _add_chain_arguments(group: Any) -> None:
         default=own.answer_from,
         help="where a chain has its answer: after:TEXT, boxed or last-number (%(default)s)",
     )
-    group.add_argument("--keep", choices=KEEPS, default=own.keep, help="right chains to keep (%(default)s)")
+    group.add_argument("--keep", choices=KEEPS, default=own.keep, help="which right chains to keep (%(default)s)")
     group.add_argument(
         "--hinted-tries",
         metavar="N",

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         choices=("tiny", "smollm2"),
         default="tiny",
-        help="tiny: train on the base that comes along (default); smollm2: show the trained adapter that comes along "
-        "on SmolLM2-135M, which is fetched",
+        help="tiny: train on the built-in base (default); smollm2: show the built-in adapter for SmolLM2-135M, which "
+        "is fetched",
     )
     parser.add_argument(
         "--output-dir",

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_answer_arguments(parser)
     parser.add_argument("--num-best", type=positive, metavar="N", default=3, help="next best tokens (%(default)s)")
     parser.add_argument(
-        "--seed", type=not_negative, metavar="N", default=0, help="of the shuffled blocks (%(default)s)"
+        "--seed", type=not_negative, metavar="N", default=0, help="seed for shuffling blocks (%(default)s)"
     )
     parser.add_argument("--no-chain", action="store_true", help="do not let the base write its reasoning out")
     add_chain_arguments(parser)

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", metavar="FOLDER", type=path, help="output folder of a training, or an adapter's folder"
     )
     parser.add_argument("repo_id", metavar="REPO_ID", help="target on the Hub, as owner/name; created if missing")
-    parser.add_argument("--private", action="store_true", default=None, help="if it is created, make it private")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to; created if missing (default: main)")
     parser.add_argument("--message", help="title of the commit")
     parser.add_argument("--license", metavar="ID", help="the adapter's licence, by its id on the Hub, such as mit")

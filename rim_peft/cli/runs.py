@@ -27,11 +27,11 @@ def more_help() -> str:
     """Return additional text for ``--help``: what the columns mean."""
     return (
         "The latest run comes first. finished: its adapter is there. running: a process holds its lock. diverged and\n"
-        "failed: an error ended it. stopped: by a signal or a kill; resume=true continues it. damaged: a file cannot\n"
-        "be read. Runs that are not finished show the stage and the step of their last checkpoint, and the best score\n"
-        "so far. score is the accuracy on the validation rows; time that of training, evaluation included; tokens are\n"
-        "those of the rows trained on. --json has names in full, errors and standard errors. Weights are not\n"
-        "read, hidden folders are not searched, and links to folders are not followed."
+        "failed: an error ended it. stopped: a signal or a kill ended it; resume=true continues it. damaged: a file\n"
+        "cannot be read. Runs that are not finished show the stage and the step of their last checkpoint, and the\n"
+        "best score so far. score: accuracy on the validation rows. time: of training, evaluation included. tokens:\n"
+        "of the rows trained on. --json has names in full, errors and standard errors. Weights are not read, hidden\n"
+        "folders are not searched, and links to folders are not followed."
     )
 
 

@@ -115,7 +115,7 @@ def _load(recipe: Recipe, options: RowsOptions) -> list[Example]:
     examples = read_examples(rows, on_bad_rows=data.on_bad_rows, limit=options.rows)
     examples = list({_prompt(example.question): example for example in reversed(examples)}.values())[::-1]
     if not examples:
-        raise ValueError(f"split: must hold rows, got none in {options.split!r}.")
+        raise ValueError(f"split: must hold rows, got none in {options.split!r}. Choose another, or check its path.")
     return examples
 
 

@@ -124,9 +124,9 @@ class MethodOptions:
                 changed.
         """
         if self.same_compute_as is not None and not self.train:
-            raise ValueError("same_compute_as: must be null where train is false, since nothing is trained.")
+            raise ValueError("same_compute_as: must be null where train is false, since nothing is trained. Omit one.")
         if self.search and not self.train:
-            raise ValueError("search: must be empty where train is false, since nothing is trained.")
+            raise ValueError("search: must be empty where train is false, since nothing is trained. Omit one.")
         if self.seeds == []:
             raise ValueError("seeds: must hold at least one, or be null for those of all methods, got [].")
         _check_values("search", self.search)
@@ -207,7 +207,9 @@ class Comparison:
                 raise ValueError(f"measures.of: must hold methods, got {name!r}. {self._there}")
         self._check_only()
         if (self.test.split, self.test.path) == (self.selection.split, self.selection.path):
-            raise ValueError(f"selection.split: must differ from test.split, got {self.test.split!r} twice.")
+            raise ValueError(
+                f"selection.split: must differ from test.split, got {self.test.split!r} twice. Choose another."
+            )
 
     def _check_only(self) -> None:
         """Check that the chosen methods are there, with those that they are compared with or take tokens from."""

@@ -119,8 +119,8 @@ def read_template_variables(value: object) -> dict[str, Any]:
     for name in found:
         if name in RESERVED:
             raise RowError(
-                f"chat_template_kwargs.{name}: must be a variable of the chat template, but is an argument that is set "
-                "here. Omit it"
+                f"chat_template_kwargs.{name}: must be a variable of the chat template, but is an argument that this "
+                "package sets. Omit it"
             )
     try:
         json.dumps(dict(found), allow_nan=False)
@@ -202,7 +202,7 @@ def check_messages(messages: object) -> None:
     if is_begun and messages[-1]["role"] != "assistant":
         raise RowError(
             "question: the last message must be the assistant's with continue_final_message, got one of "
-            f"{messages[-1]['role']}"
+            f"{messages[-1]['role']}. Add the beginning of the answer, or omit continue_final_message"
         )
     asked = messages[:-1] if is_begun else messages
     if not asked or asked[-1]["role"] != "user":

@@ -192,6 +192,9 @@ def _losses(model: Any, context: Tensor, blocks: list[int], predicted: Tensor) -
 
 def _change(name: str, losses: list[float], base: list[float]) -> Change:
     if not all(map(math.isfinite, losses)):
-        raise ValueError(f"model: its loss must be finite, got {shown(losses)} for {name.replace('_', ' ')}.")
+        raise ValueError(
+            f"model: its loss must be finite, got {shown(losses)} for {name.replace('_', ' ')}. Check the adapter's "
+            "training."
+        )
     differences = [mine - its for mine, its in zip(losses, base, strict=True)]
     return Change(fmean(losses), fmean(differences), stdev(differences) / len(differences) ** 0.5)

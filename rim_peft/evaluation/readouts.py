@@ -171,7 +171,7 @@ def judge_steps(
         if found:
             answers[all(found)].append(bool(np.asarray(readouts.right)[row, -1]))
     if not any(example.steps for example in examples):
-        raise ValueError("examples: must have steps to compare readouts with, none has any.")
+        raise ValueError("examples: must have steps to compare readouts with, got none. Give rows with steps.")
 
     def score_of(right: list[bool]) -> dict[str, float] | None:
         return score(right).to_dict() if right else None

@@ -137,7 +137,10 @@ def block_answerer(run: Run, **settings: Any) -> BlockAnswerer:
         ValueError: it is an export, or its adapter does not answer after blocks.
     """
     if run.exported is not None:
-        raise ValueError("adapter: must be an adapter, got an export, whose blocks only the tokenizer knows.")
+        raise ValueError(
+            "adapter: must be an adapter, got an export, whose blocks only the tokenizer knows. Inspect the adapter "
+            "that it was made from."
+        )
     answerer = run.answerer(**settings)
     if not isinstance(answerer, BlockAnswerer) or answerer.num_blocks < 1:
         method = run.recipe.method if run.recipe is not None else "of no recipe"

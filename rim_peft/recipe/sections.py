@@ -72,7 +72,10 @@ class ModelOptions:
             given = "neither" if self.config is None else "both"
             raise ValueError(f"name_or_path: either this or config must be given, got {given}.")
         if self.gguf_file is not None and self.config is not None:
-            raise ValueError(f"gguf_file: must come with name_or_path, got {shown(self.gguf_file)} with config.")
+            raise ValueError(
+                f"gguf_file: must come with name_or_path, got {shown(self.gguf_file)} with config. Give name_or_path "
+                "in place of config."
+            )
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError(f"config: must hold model_type, such as 'llama', got {sorted(map(str, self.config))}.")
 
@@ -156,7 +159,8 @@ class DataOptions:
             )
         if self.streaming and self.validation_rows and self.validation_split is None:
             raise ValueError(
-                "validation_split: must be given with streaming, since rows of a stream cannot be held out, got null."
+                "validation_split: must be given with streaming, since rows of a stream cannot be held out, got null. "
+                "Name a split, or set validation_rows=0."
             )
 
     @property

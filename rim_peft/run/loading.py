@@ -113,7 +113,9 @@ class Run:
         recipe = self.recipe
         if recipe is None or name not in (None, recipe.data.task):
             if name is None:
-                raise ValueError("task: must be given, since the adapter does not say what it was trained on.")
+                raise ValueError(
+                    "task: must be given, since the adapter does not say what it was trained on. Name it (--task)."
+                )
             return get_task(name)
         return recipe.task(named=name) if isinstance(recipe, FoundRecipe) else recipe.task()
 
@@ -135,8 +137,8 @@ def load_untrained(recipe: Recipe) -> Run:
     method = get_method(recipe.method)
     if source is None or method.has_blocks or not method.is_plain:
         raise ValueError(
-            "method: the untrained base can only be asked without blocks (answer, cot), and must be an existing model "
-            f"(model.name_or_path), got method {recipe.method!r} and base {source!r}."
+            "method: an untrained base must be an existing model (model.name_or_path) and be asked without blocks, got "
+            f"method {recipe.method!r} and base {source!r}. Use method answer or cot, and name a base."
         )
     config.init_lora_weights = True
     model = get_peft_model(load_base(source, recipe.model), config)

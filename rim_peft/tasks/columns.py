@@ -126,7 +126,7 @@ def _check_there(role: str, columns: Iterable[str], rows: Sequence[Mapping[str, 
         if all(look_up(row, name) is ABSENT for row in rows):
             raise ValueError(
                 f"{KEY}.{role}: must be a column of the rows, got {name!r}. They have: "
-                f"{some_of(names, 30) or 'none'}; a dotted path names a part of one."
+                f"{some_of(names, 30) or 'none'}. A dotted path names a part of one."
             )
 
 

@@ -124,8 +124,8 @@ def _solution_lines(row: Mapping[str, Any], *, wants_equations: bool) -> list[st
         if wants_equations and "=" in line and not MARKED_EQUATION.search(line):
             # Omitting it would leave a gap in the chain.
             raise RowError(
-                f"steps[{index}]: must be an equation of only numbers or mark it as <<..>>, got {line[:60]!r}; or use "
-                "the option steps='sentences'"
+                f"steps[{index}]: must be an equation of only numbers or mark it as <<..>>, got {line[:60]!r}. Correct "
+                "it, or use the option steps='sentences'"
             )
     return lines
 

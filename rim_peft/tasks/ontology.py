@@ -116,7 +116,7 @@ class World:
         if self.num_statements < self.num_kinds:
             raise ValueError(
                 f"num_statements: must be at least num_kinds, since every kind has one, got {self.num_statements} for "
-                f"{self.num_kinds}."
+                f"{self.num_kinds}. Raise num_statements."
             )
         if not 2 <= self.num_people <= len(NAMES):
             raise ValueError(f"num_people: must be from 2 to {len(NAMES)}, got {self.num_people}.")

@@ -191,8 +191,8 @@ class OwnRows(Task):
         num_continuing = 0 if self.has_turns else count_continuing(_chats(readable, found))
         if num_continuing:
             logger.warning(
-                "%d of the first %d rows continue the conversation of another row, so that splits made here may share "
-                "it. data.options.turns=all keeps a conversation in one split.",
+                "%d of the first %d rows continue the conversation of another row, so one conversation may be in both "
+                "training and validation. To keep it in one split, set data.options.turns=all.",
                 num_continuing,
                 len(readable),
             )

@@ -72,7 +72,7 @@ class StoryTask(DrawnTask):
         if weights is not None and (len(weights) != len(self.lengths) or min(weights) < 0 or sum(weights) <= 0):
             raise ValueError(
                 f"weights: must hold a weight for each of the {len(self.lengths)} lengths, none below 0 and not all 0, "
-                f"got {self.weights!r}."
+                f"got {self.weights!r}. Give one for each, or omit them."
             )
 
     @property

@@ -130,7 +130,7 @@ class Task:
             return self.load(split, path=path, whole=True)
         logger.warning(
             "task %r has its own `load`, which lacks the option `whole`: rows of %s that it keeps for validation are "
-            "omitted.",
+            "omitted. Add the option, as in rim_peft.tasks.task.Task.",
             self.name,
             split,
         )

@@ -53,8 +53,8 @@ def _check_marks(message: Mapping[str, Any]) -> None:
             raise RowError(f"answer.{name}: must be 0 or 1, or false or true, got {value!r}")
         if value == 0:
             raise RowError(
-                f"answer.{name}: is {value!r}, so this turn is not trained on. data.options.turns=all trains on those "
-                "turns of a conversation that are to be"
+                f"answer.{name}: is {value!r}, so this turn is not trained on. To train on the other turns of the "
+                "conversation, set data.options.turns=all"
             )
     for name in _PARTIAL:
         if message.get(name):

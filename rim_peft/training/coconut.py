@@ -151,7 +151,7 @@ class CoconutConfig(ReadoutConfig):
         if shares is not None and not (are_shares(shares) and len(shares) == self.num_stages + 1):
             raise ValueError(
                 f"stage_shares: must be num_stages + 1 = {self.num_stages + 1} shares that sum to 1, the last one not "
-                f"0, got {shares!r}."
+                f"0, got {shares!r}. Give as many, or omit them for equal stages."
             )
 
     @property

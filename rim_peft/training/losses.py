@@ -1,7 +1,7 @@
 """Pure functions for the loss over a batch's readouts, the weight of each readout, and the logged sums.
 
 Source: arXiv 2605.30343; ``hold``, trailing blocks and the curriculum by length are this package's own
-(``docs/concepts.md``). Coconut has stages instead of weights: arXiv 2412.06769.
+(``docs/stages.md``). Coconut has stages instead of weights: arXiv 2412.06769.
 """
 
 from __future__ import annotations

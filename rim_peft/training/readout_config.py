@@ -82,8 +82,8 @@ def check_block_range(value: Any) -> None:
     is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(type(number) is int for number in value)
     if not is_pair or not 1 <= value[0] <= value[1] <= MOST_BLOCKS:
         raise ValueError(
-            f"block_range: must be two integers, the least (from 1 on) and the most (to {MOST_BLOCKS}), got "
-            f"{shown(value)}."
+            f"block_range: must be two integers from 1 to {MOST_BLOCKS}, the smaller first, got {shown(value)}. "
+            "Give one such as [4, 8]."
         )
 
 
@@ -263,7 +263,7 @@ class ReadoutConfig(SFTConfig):
         if self.length_shares is None:
             for name in ("length_accuracy", "layer_shares"):
                 if (value := getattr(self, name)) is not None:
-                    raise ValueError(f"{name}: must come with length_shares, got {shown(value)} alone.")
+                    raise ValueError(f"{name}: must come with length_shares, got {shown(value)} alone. Give both.")
             return
         if not are_shares(self.length_shares):
             raise ValueError(

@@ -71,7 +71,10 @@ class GroundingConfig(ReadoutConfig):
                 "block per step."
             )
         if self.hold and self.schedule != "relative":
-            raise ValueError(f"hold: only 'relative' falls, so hold must be 0 with schedule={self.schedule!r}.")
+            raise ValueError(
+                f"hold: must be 0 with schedule={self.schedule!r}, since only 'relative' falls, got {self.hold}. "
+                "Omit it, or use 'relative'."
+            )
 
 
 @dataclass(frozen=True)

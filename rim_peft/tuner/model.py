@@ -53,7 +53,10 @@ class RiMModel(LoraModel):
         """The layer that holds every adapter's memory rows."""
         layer = self.model.get_input_embeddings()
         if not isinstance(layer, MemoryEmbedding):
-            raise TypeError(f"input embedding: must be RiM's, got {type(layer).__name__}: the adapter was unloaded.")
+            raise TypeError(
+                f"input embedding: must be RiM's, got {type(layer).__name__}: the adapter was unloaded. Attach it "
+                "again."
+            )
         return layer
 
     def generate(self, *args: Any, num_blocks: int | None = None, **kwargs: Any) -> Any:

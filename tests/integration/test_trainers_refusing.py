@@ -128,7 +128,10 @@ def test_options_out_of_range_are_named(trainer_class: Any, options: dict[str, A
         ({"schedule": "cosine"}, "schedule: must be one of relative"),
         ({"readout_step": "last"}, "readout_step: must be one of next, own, got 'last'"),
         ({"hold": 1.0}, r"hold: must be a number in \[0, 1\)"),
-        ({"hold": 0.5, "schedule": "linear"}, "hold: only 'relative' falls"),
+        (
+            {"hold": 0.5, "schedule": "linear"},
+            "hold: must be 0 with schedule='linear', since only 'relative' falls, got 0.5",
+        ),
     ],
 )
 def test_grounding_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:

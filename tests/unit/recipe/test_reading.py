@@ -239,7 +239,8 @@ def test_a_stream_needs_steps_and_a_validation_split(write: Write) -> None:
     data = {"task": "gsm8k", "streaming": True, "validation_split": None}
     assert problems(write(with_values(data=data, refinement={"max_steps": 5}))) == [
         "grounding.max_steps: must be given with data.streaming, since a stream has no length.",
-        "data.validation_split: must be given with streaming, since rows of a stream cannot be held out, got null.",
+        "data.validation_split: must be given with streaming, since rows of a stream cannot be held out, got null. "
+        "Name a split, or set validation_rows=0.",
     ]
 
 
@@ -293,7 +294,7 @@ def test_a_configuration_is_new_each_time(write: Write) -> None:
         ({"grounding": {"per_device_train_batch_size": 0}}, "grounding.per_device_train_batch_size: must be from 1 to"),
         ({"grounding": {"gradient_accumulation_steps": 0}}, "grounding.gradient_accumulation_steps: must be from 1 to"),
         ({"grounding": {"num_train_epochs": 0}}, "grounding.num_train_epochs: must be above 0 and at most 1000000"),
-        ({"grounding": {"block_range": [1, 10**9]}}, "grounding.block_range: must be two integers, the least"),
+        ({"grounding": {"block_range": [1, 10**9]}}, "grounding.block_range: must be two integers from 1 to"),
         ({"grounding": {"dataloader_num_workers": -1}}, "grounding.dataloader_num_workers: must be from 0 to 1024"),
         ({"grounding": {"optim": "adamm"}}, "grounding.optim: adamm is not a valid OptimizerNames"),
         ({"coconut": {"num_stages": 10**9}}, "coconut.num_stages: must be from 1 to 1000, got 1000000000."),
@@ -378,7 +379,7 @@ def test_variables_of_the_chat_template(write: Write) -> None:
     path = write(SMALL)
     for value, rule in (
         ("[1]", "must be a mapping"),
-        ("{tokenize: true}", "must be a variable of the chat template, but is an argument that is set here"),
+        ("{tokenize: true}", "must be a variable of the chat template, but is an argument that this package sets"),
         ("{1: 2}", "must be a mapping of the chat template's variables"),
     ):
         (line,) = problems(path, f"data.chat_template_kwargs={value}")

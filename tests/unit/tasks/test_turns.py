@@ -265,7 +265,7 @@ def test_turns_that_are_not_to_be_trained_on_are_only_history(mark: str, no: Any
     assert f"line 3: answer.{mark}: is {no!r}, so this turn is not trained on" in found[ROW_ERROR][2]
     found = read(*rows, folder=tmp_path)
     assert found["answer"][:] == ["2!", None, None, "2!"]
-    assert "data.options.turns=all trains on those turns" in found[ROW_ERROR][1]
+    assert "set data.options.turns=all" in found[ROW_ERROR][1]
     (found,) = read({"prompt": first[:1], "completion": first[1:]}, folder=tmp_path)
     assert f"answer.{mark}: is {no!r}" in found[ROW_ERROR]
 
