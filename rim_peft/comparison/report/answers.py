@@ -171,7 +171,7 @@ def tabulate_pairs(results: Results) -> Section:
         "p holds the trained weights fixed: it says whether these adapters differ on rows like these. Two seeds of one "
         "method may differ as much; how far seeds lie apart stands under accuracy.",
         "All seeds together: a row's verdicts are averaged over the seeds before the rows' spread is taken; p is that "
-        "of a normal distribution.",
+        "of a normal distribution, and at least that of a sign-flip test.",
     )
     return Section("Paired differences", (Table(f"Methods beside {reference}", columns, rows, notes=notes),))
 
