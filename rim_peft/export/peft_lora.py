@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ from rim_peft.export.tokens import (
     set_variables,
     with_tokens_of,
 )
-from rim_peft.export.weights import add_rows, as_plain, free, is_tied, memory_rows
+from rim_peft.export.weights import adapter_state, add_rows, as_plain, free, is_tied, memory_rows
 from rim_peft.tuner.config import RiMConfig, active_config
 
 BASE, ADAPTERS = "base", "adapters"
@@ -109,8 +109,7 @@ def export_peft_lora(
 
 def _taken_apart(model: PeftModel) -> tuple[Any, dict[str, Tensor]]:
     """Return an adapter's base, and its LoRA weights by their names in an adapter's file."""
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    lora = {key: value.detach().cpu().contiguous() for key, value in state.items() if _MEMORY not in key}
+    lora = {key: value.contiguous() for key, value in adapter_state(model).items() if _MEMORY not in key}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return model.unload(), lora

@@ -105,7 +105,8 @@ def stored_at(base: Any) -> str:
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
     """Return copies of the active adapter's tensors by their names in its file."""
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    name = str(model.active_adapter)
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return {key: value.detach().cpu().clone() for key, value in state.items()}
 
 

@@ -10,10 +10,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from rim_peft import RiMConfig
 from rim_peft.data.examples import Templates
 from rim_peft.export.folder import Prompts
 from rim_peft.export.tokens import add_memory_tokens, append_blocks, save_model, save_tokenizer
-from rim_peft.export.weights import add_rows, as_plain, dequantized, is_tied, memory_rows, merged, quantization_of
+from rim_peft.export.weights import (
+    adapter_state,
+    add_rows,
+    as_plain,
+    dequantized,
+    is_tied,
+    memory_rows,
+    merged,
+    quantization_of,
+)
 from tests.conftest import ARCHITECTURES, EOS_ID, VOCAB_SIZE, MakeBase, MakeRim, build_base, build_rim, build_tokenizer
 
 IDS = [VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 2]
@@ -48,6 +58,16 @@ def test_plain_transformers_gives_the_plugins_tokens(make_rim: MakeRim, tmp_path
     save_tokenizer(tokenizer, tmp_path)  # beside a config.json, by which transformers may choose another class
     assert AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"][-8:] == BLOCK * 2
     assert plain.get_input_embeddings().weight.shape[0] == VOCAB_SIZE + 3
+
+
+def test_the_tensors_are_those_of_the_active_adapter(make_rim: MakeRim) -> None:
+    model = make_rim()
+    model.add_adapter("other", RiMConfig(num_blocks=2, r=2))
+    model.set_adapter("other")
+    state = adapter_state(model)
+    (rows,) = [value for name, value in state.items() if "lora_rim_memory" in name]
+    assert torch.equal(rows, memory_rows(model))
+    assert {len(value) for name, value in state.items() if "lora_A" in name} == {2}
 
 
 @pytest.mark.parametrize("shift", [-5.0, 5.0])
