@@ -24,8 +24,9 @@ def _open(browser: Any, page: str, size: tuple[int, int], scheme: str = "light")
 
 
 def _guides() -> list[str]:
-    (names,) = re.findall(r":caption: Guides\n:hidden:\n\n(.*?)```", INDEX.read_text(encoding="utf-8"), re.DOTALL)
-    return list(names.split())
+    text = INDEX.read_text(encoding="utf-8")
+    lists = re.findall(r":caption: (?:Start|Guides)\n:hidden:\n\n(.*?)```", text, re.DOTALL)
+    return ["index", *" ".join(lists).split()]
 
 
 @pytest.mark.parametrize(("size", "scheme"), LOOKS)
