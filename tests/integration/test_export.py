@@ -225,7 +225,7 @@ def test_each_plain_lora_adapter_keeps_its_own_chat_template(tmp_path: Path) -> 
     for name, text in {"first": "And 0?<eos><|assistant|>", "second": "And 0?<|assistant|>"}.items():
         exported = AutoTokenizer.from_pretrained(out / "adapters" / name)
         number = "" if name == "first" else "_2"
-        said = exported.apply_chat_template(CHATS[0], add_generation_prompt=True, tokenize=False)
+        said: Any = exported.apply_chat_template(CHATS[0], add_generation_prompt=True, tokenize=False)
         assert said.startswith(f"<|user|>{text}<|rim_begin{number}|>")
     assert AutoTokenizer.from_pretrained(out / "base").chat_template == CHAT_TEMPLATE
 
