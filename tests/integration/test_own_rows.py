@@ -199,7 +199,8 @@ def test_the_first_rows_are_shown_as_they_are_trained(
     ]
     assert main(["check", *command, "--json"]) == 0
     (run,) = json.loads(capsys.readouterr().out)["recipes"][0]["runs"]
-    assert run["first_rows"][2] == {"prompt": "2\n?\n", "readouts": ["b<eos>", "c<eos>", "2<eos>"], "answer": "2<eos>"}
+    texts = {"prompt": "2\n?\n", "readouts": ["b<eos>", "c<eos>", "2<eos>"], "answer": "2<eos>", "in_place": []}
+    assert run["first_rows"][2] == texts
 
 
 def test_what_cannot_be_guessed_is_one_error(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
