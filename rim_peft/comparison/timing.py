@@ -15,8 +15,7 @@ from rim_peft.comparison.plan import PlannedRun, run_recipe
 from rim_peft.comparison.rows import JudgedRows, base_hash, recipe_hash
 from rim_peft.comparison.sections import Comparison
 from rim_peft.data.examples import Example
-from rim_peft.evaluation.answers import AnswerReader
-from rim_peft.evaluation.latency import Way, count_behind, measure_latency
+from rim_peft.evaluation.latency import Way, measure_latency
 from rim_peft.methods import get_method
 from rim_peft.recipe import Recipe
 from rim_peft.run import load_run
@@ -94,11 +93,5 @@ def _way(planned: PlannedRun, recipe: Recipe, examples: Sequence[Example], judge
         run.model.merge_adapter()
     answerer = run.answerer()
     prompts = answerer.tokenize([example.question for example in examples])
-    way = get_method(recipe.method).way(planned.name, prompts, answerer, separator=run.separator)
-    if run.separator is None:
-        return way
-    # Where the answer begins, as it is judged: an answer may hold separators itself.
-    alone = AnswerReader(run.tokenizer, run.templates, run.separator)
-    inside = [alone.num_inside(example.answer) for example in examples]
-    counts = [count_behind(run.tokenizer, run.separator, num_inside=number) for number in inside]
-    return replace(way, answer_tokens=counts)
+    answers = [example.answer for example in examples]
+    return get_method(recipe.method).way(planned.name, prompts, answerer, separator=run.separator, answers=answers)

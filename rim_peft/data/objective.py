@@ -159,7 +159,7 @@ class ReadoutCollator:
             Sample(row["prompt_ids"], objective.readouts(row, num_blocks=num_blocks), objective.in_place(row))
             for row in rows
         ]
-        layout = build_layout(samples, self.objective.blocks, pad_id=self.pad_id)
+        layout = build_layout(samples, objective.blocks, pad_id=self.pad_id)
         return {**layout.to_dict(), "num_steps": torch.tensor([len(row["step_ids"]) for row in rows])}
 
     def _draw(self, rows: Sequence[TokenizedRow], least: int, most: int) -> int:

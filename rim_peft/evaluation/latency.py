@@ -64,7 +64,7 @@ def by_generate(
     eos_id: int | None,
     pad_id: int,
     max_new_tokens: int = 64,
-    answer_tokens: AnswerTokens = None,
+    answer_tokens: AnswerTokens | Sequence[AnswerTokens] = None,
     **options: Any,
 ) -> Way:
     """Answer by a model's own greedy ``generate``, with prompts padded on the left.

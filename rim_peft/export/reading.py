@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from rim_peft.data.chat_templates import check_chat_template
 from rim_peft.data.examples import Question, QuestionError, Templates
 from rim_peft.export.record import EXPORT_FILE, ExportRecord, read_record
-from rim_peft.inference import Answerer
-from rim_peft.inference.greedy import generate_greedily
+from rim_peft.inference.greedy import PlainAnswerer
 from rim_peft.tuner.files import brief
 from rim_peft.tuner.tensors import AGAIN
 
@@ -50,10 +49,8 @@ def load_export(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, 
     return model, tokenizer, record
 
 
-class ExportAnswerer(Answerer):
+class ExportAnswerer(PlainAnswerer):
     """Answers as the adapter does, with a plain model and the blocks that its tokenizer appends."""
-
-    between: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -88,14 +85,14 @@ class ExportAnswerer(Answerer):
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
+    def suppressed(self) -> list[int]:
+        """The export's memory tokens."""
+        return list(self.record.memory.ids)
+
+    @property
     def num_blocks(self) -> int:
         """Blocks that the tokenizer appends."""
         return self.record.memory.num_blocks
-
-    @property
-    def num_between(self) -> int:
-        """0: the blocks are part of the prompt."""
-        return 0
 
     def _tokenize_prompts(self, questions: Sequence[Question], name: str) -> list[list[int]]:
         """Return the prompts' ids with their blocks, which the tokenizer or the chat template appends.
@@ -114,17 +111,3 @@ class ExportAnswerer(Answerer):
                 problem = "must not spell the export's memory tokens. Leave allow_special_tokens off"
                 raise QuestionError(index, problem, name)
         return prompts
-
-    def decode(
-        self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
-    ) -> list[list[int]]:
-        """Decode a batch by the model's own ``generate``, with memory tokens suppressed."""
-        return generate_greedily(
-            self.model,
-            prompts,
-            eos_id=self.eos_id,
-            pad_id=self.pad_id,
-            max_new_tokens=self.max_new_tokens,
-            on_token=on_token,
-            suppress_tokens=self.record.memory.ids,
-        )

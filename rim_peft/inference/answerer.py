@@ -58,9 +58,14 @@ class Answerer(ABC):
         eos: int | None = self.tokenizer.eos_token_id
         return eos
 
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer: EOS."""
+        return [] if self.eos_id is None else [self.eos_id]
+
     def has_ended(self, token_ids: Sequence[int]) -> bool:
         """Tell whether an answer ended by itself, and was not cut."""
-        return self.eos_id in token_ids
+        return not set(token_ids).isdisjoint(self.ends)
 
     @property
     def pad_id(self) -> int:

@@ -115,35 +115,42 @@ def own_ends(base: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted(_ends(getattr(base.generation_config, "eos_token_id", None)) | _ends(tokenizer.eos_token_id))
 
 
-class BaseAnswerer(Answerer):
-    """Answers as an untrained base does: right after the prompt, up to one of its own ends."""
+class PlainAnswerer(Answerer):
+    """Answers by a model's own ``generate`` right after the prompt."""
 
     between: ClassVar[str | None] = None
+
+    @property
+    def suppressed(self) -> list[int]:
+        """Tokens that it must not write."""
+        return []
 
     @property
     def num_between(self) -> int:
         """0: nothing is between a prompt and its answer."""
         return 0
 
-    def has_ended(self, token_ids: Sequence[int]) -> bool:
-        """Tell whether an answer ended by itself."""
-        return not set(token_ids).isdisjoint(self._own_ends)
-
     def decode(
         self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[], None] | None = None
     ) -> list[list[int]]:
-        """Decode a batch by the base's own ``generate``."""
+        """Decode a batch."""
         return generate_greedily(
             self.model,
             prompts,
-            eos_id=self._own_ends,
+            eos_id=self.ends,
             pad_id=self.pad_id,
             max_new_tokens=self.max_new_tokens,
             on_token=on_token,
+            suppress_tokens=self.suppressed or None,
         )
 
+
+class BaseAnswerer(PlainAnswerer):
+    """Answers as an untrained base does, up to one of its own ends."""
+
     @property
-    def _own_ends(self) -> list[int]:
+    def ends(self) -> list[int]:
+        """The base's own ends and EOS."""
         return own_ends(self.model.get_base_model(), self.tokenizer)
 
 

@@ -48,7 +48,15 @@ class Coconut(Method):
         settings.pop("num_blocks", None)
         return ThoughtAnswerer(model, tokenizer, num_thoughts=CoconutConfig("unused", **known).num_thoughts, **settings)
 
-    def way(self, name: str, prompts: Sequence[Sequence[int]], answerer: Answerer, *, separator: str | None) -> Way:
+    def way(
+        self,
+        name: str,
+        prompts: Sequence[Sequence[int]],
+        answerer: Answerer,
+        *,
+        separator: str | None,
+        answers: Sequence[str],
+    ) -> Way:
         """Return how to time its answers."""
         from rim_peft.evaluation.latency import by_answerer
 

@@ -92,7 +92,15 @@ class Method(ABC):
         """
         return None
 
-    def way(self, name: str, prompts: Sequence[Sequence[int]], answerer: Answerer, *, separator: str | None) -> Way:
+    def way(
+        self,
+        name: str,
+        prompts: Sequence[Sequence[int]],
+        answerer: Answerer,
+        *,
+        separator: str | None,
+        answers: Sequence[str],
+    ) -> Way:
         """Return how to time its answers.
 
         Args:
@@ -100,8 +108,12 @@ class Method(ABC):
             prompts: token ids of each question's prompt.
             answerer: the result of :meth:`answerer`.
             separator: the result of :meth:`separator`.
+            answers: each question's right answer, which tells where a written one begins: it may hold separators.
         """
+        from rim_peft.evaluation.answers import AnswerReader
         from rim_peft.evaluation.latency import by_generate, count_behind
+
+        alone = AnswerReader(answerer.tokenizer, answerer.templates, separator)
 
         return by_generate(
             name,
@@ -110,5 +122,9 @@ class Method(ABC):
             eos_id=answerer.eos_id,
             pad_id=answerer.pad_id,
             max_new_tokens=answerer.max_new_tokens,
-            answer_tokens=None if separator is None else count_behind(answerer.tokenizer, separator),
+            answer_tokens=None
+            if separator is None
+            else [
+                count_behind(answerer.tokenizer, separator, num_inside=alone.num_inside(answer)) for answer in answers
+            ],
         )

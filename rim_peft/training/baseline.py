@@ -175,8 +175,14 @@ class BaselineTrainer(ReadoutTrainer):
 
     @classmethod
     def objective_of(cls, args: Any, config: RiMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
-        """Return the objective; all blocks of the adapter count as one unless steps are in them."""
+        """Return the objective; all blocks of the adapter count as one unless steps are in them.
+
+        Raises:
+            ValueError: steps are to be in blocks, and there are none.
+        """
         if args.steps_in_place:
+            if config.num_blocks < 1:
+                raise ValueError("num_blocks: must be at least 1 with steps_in_place, got 0. Give the adapter blocks.")
             return StepsInPlace(config.block_tokens, config.num_blocks, args.step_weight)
         blocks = replace(config.block_tokens, per_readout=config.num_blocks)
         if not args.written_steps:

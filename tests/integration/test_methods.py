@@ -98,6 +98,11 @@ def test_steps_in_place_are_those_of_separate_sequences(
     torch.testing.assert_close(found, gradients(model), atol=1e-5, rtol=1e-4)
 
 
+def test_steps_in_place_need_blocks(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match="num_blocks: must be at least 1 with steps_in_place, got 0"):
+        make_trainer(BaselineTrainer, build_rim(num_blocks=0), steps_in_place=True)
+
+
 def test_figures_of_steps_in_place_are_by_block(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
     trainer = make_trainer(BaselineTrainer, build_rim(num_blocks=4), steps_in_place=True, logging_steps=1)
     assert "5 of 9 steps in the train dataset have more than 2 tokens (EOS included) and are cut there" in caplog.text
